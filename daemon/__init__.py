@@ -1,0 +1,1 @@
+"""The daemon beside the PACS: receives series, runs the pipeline, delivers results."""

@@ -1,0 +1,285 @@
+"""The configuration: one frozen class per section, read in one place, every fault reported at once.
+
+Order of precedence: environment (`BRAINGEMMA_SECTION__KEY`), then the TOML file, then the defaults below.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from daemon.errors import ConfigurationError
+
+AE_TITLE = Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")
+"""PS3.5 Table 6.2-1, VR AE: 16 characters at most, no backslash, no control characters."""
+
+ENVIRONMENT_PREFIX = "BRAINGEMMA_"
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+class Tls(Section):
+    """Certificate files of one TLS end."""
+
+    cert: Path
+    """Certificate chain, PEM."""
+    key: Path
+    """Private key, PEM."""
+    ca: Path | None = None
+    """Authorities whose certificates the other side must show, PEM; with it TLS is mutual."""
+
+
+class Peer(Section):
+    """One application entity that may send to the listener."""
+
+    ae_title: str = AE_TITLE
+    """Its calling AE title."""
+    host: str | None = None
+    """Its address; None accepts the title from any address."""
+
+
+class Listener(Section):
+    """`[listener]`: who we are on the DICOM network and who may send."""
+
+    ae_title: str = Field("BRAINGEMMA", min_length=1, max_length=16)
+    """Our AE title; associations that call another are refused."""
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    port: int = Field(11112, ge=0, le=65535)
+    """TCP port; 0 lets the system choose one."""
+    processes: int = Field(1, ge=1, le=16)
+    """Receiver processes on the one listening socket."""
+    allowed_peers: tuple[Peer, ...] = ()
+    """Who may send; empty accepts every calling AE title."""
+    max_associations: int = Field(50, ge=1)
+    """Associations at once, for each process."""
+    idle_seconds: float = Field(60, gt=0)
+    """An association that is silent this long is aborted."""
+    max_pdu: int = Field(131072, ge=0)
+    """Largest PDU that we receive, bytes; 0: unlimited."""
+    tls: Tls | None = None
+    """Present: associations must use TLS."""
+
+
+class Assembly(Section):
+    """`[assembly]`: when a study counts as complete."""
+
+    quiet_seconds: float = Field(10, gt=0)
+    """No instance of the study arrived for this long, and no association that sent one is open."""
+    max_wait_seconds: float = Field(3600, gt=0)
+    """An association that stays open cannot hold a study back for longer than this since its last instance."""
+
+
+class Selection(Section):
+    """`[selection]`: site rules beside the built-in ones."""
+
+    report: Literal["best", "all"] = "best"
+    """Report the best FLAIR of a study, or all of them."""
+    include: tuple[dict[str, str], ...] = ()
+    """Rules {DICOM keyword: regular expression}; a series that matches one counts as named FLAIR."""
+    exclude: tuple[dict[str, str], ...] = ()
+    """Rules {DICOM keyword: regular expression}; a series that matches one is refused."""
+
+
+class Model(Section):
+    """`[model]`: which weights, on which device."""
+
+    weights: str = "demo"
+    """`demo`, a folder, or a hub id."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+    quantization: Literal["auto", "4bit", "none"] = "auto"
+    """How the language model's weights are held in memory."""
+    allow_demo: bool = False
+    """Allow results of weights trained on synthetic images only to leave this machine."""
+    max_new_tokens: int = Field(256, ge=1, le=4096)
+    """Longest report, tokens."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of the model process; 0: all cores."""
+
+
+class Explain(Section):
+    """`[explain]`: the saliency map."""
+
+    enabled: bool = True
+    """Compute it."""
+    samples: int = Field(100, ge=10)
+    """Perturbed volumes."""
+    segments: int = Field(20, ge=2)
+    """Supervoxels asked for."""
+    seed: int = 42
+    """Seed of the perturbations."""
+
+
+class Results(Section):
+    """`[results]`: which objects are made."""
+
+    sr: bool = True
+    """Enhanced SR, TID 2000."""
+    sc: bool = True
+    """Secondary Capture overlay, one for each source slice."""
+    pm: bool = True
+    """Parametric Map of the saliency."""
+    seg: bool = True
+    """Segmentation of the top supporting region."""
+    tid1500: bool = False
+    """Comprehensive 3D SR with a region of interest."""
+    deidentify: bool = False
+    """Replace identities in results (PS3.15 basic profile)."""
+
+
+class Destination(Section):
+    """One `[[destinations]]` entry: an AE for C-STORE."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    """How the job list calls it."""
+    ae_title: str | None = Field(None, min_length=1, max_length=16)
+    """Called AE title, for C-STORE."""
+    host: str | None = None
+    """Its address, for C-STORE."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Its TCP port, for C-STORE."""
+    tls: Tls | None = None
+    """Present: associate by TLS."""
+    max_attempts: int = Field(20, ge=1)
+    """Attempts before the dead letter."""
+
+    @model_validator(mode="after")
+    def _one_way_to_reach_it(self) -> Destination:
+        missing = [k for k in ("ae_title", "host", "port") if getattr(self, k) is None]
+        if missing:
+            raise ValueError(f"destination {self.name!r}: {', '.join(missing)} must be set")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host or "").is_loopback
+        except ValueError:
+            return False
+
+
+class Engine(Section):
+    """`[engine]`: the durable workflows."""
+
+    database_url: str = ""
+    """Empty: SQLite in the data folder; `postgresql://...` for several hosts."""
+
+
+class Storage(Section):
+    """`[storage]`: where everything lies."""
+
+    folder: Path = Path("~/.local/share/braingemma")
+    """Data folder, private to the service's user."""
+    min_free_gb: float = Field(5, ge=0)
+    """Below this the listener answers 0xA700 (out of resources)."""
+    keep_days: float = Field(7, ge=0)
+    """Finished jobs are kept this long."""
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
+class Web(Section):
+    """`[web]`: the page."""
+
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    port: int = Field(8180, ge=0, le=65535)
+    """TCP port."""
+
+
+class Settings(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        validate_default=True,
+    )
+
+    listener: Listener = Listener()
+    assembly: Assembly = Assembly()
+    selection: Selection = Selection()
+    model: Model = Model()
+    explain: Explain = Explain()
+    results: Results = Results()
+    destinations: tuple[Destination, ...] = ()
+    engine: Engine = Engine()
+    storage: Storage = Storage()
+    web: Web = Web()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        names = [d.name for d in self.destinations]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"destinations: each name may stand once, got twice: {', '.join(twice)}")
+        return self
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the configuration.
+
+    Args:
+        path: TOML file; None uses the defaults and the environment.
+
+    Raises:
+        ConfigurationError: every fault that was found, one on a line, each with its source and value.
+    """
+    if path is not None and not path.is_file():
+        raise ConfigurationError(f"configuration: expected a TOML file, found none at {path}")
+
+    class FileSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            del dotenv_settings, file_secret_settings
+            sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+            if path is not None:
+                sources.append(TomlConfigSettingsSource(settings_cls, toml_file=path))
+            return tuple(sources)
+
+    try:
+        return FileSettings()
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_faults(error, path))) from error
+    except ValueError as error:  # TOML that cannot be parsed, or JSON in an environment variable
+        raise ConfigurationError(f"configuration: {path or 'environment'}: {error}") from error
+
+
+def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or "configuration"
+        variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
+        source = f"environment {variable}" if variable in os.environ else str(path or "defaults")
+        value: Any = fault.get("input")
+        yield f"{source}: {where}: {fault['msg']} (got {value!r:.80})"

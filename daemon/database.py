@@ -1,0 +1,46 @@
+"""The one database: DBOS keeps its workflows in it, and the daemon its arrivals, jobs and deliveries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+"""All tables of the daemon register here; `create_tables` makes them."""
+
+
+def database_url(url: str, folder: Path) -> str:
+    """SQLAlchemy URL: `url` as configured, or SQLite in the data folder where it is empty."""
+    if not url:
+        return f"sqlite:///{folder / 'daemon.sqlite'}"
+    return url.replace("postgresql://", "postgresql+psycopg://", 1)
+
+
+def make_engine(url: str) -> sa.Engine:
+    """An engine whose commits are durable.
+
+    SQLite: write-ahead log, synchronous=FULL (a commit survives a power cut), 30 s busy timeout, and transactions
+    that take the write lock at once, so that two writers wait for each other instead of failing half-way.
+    """
+    if not url.startswith("sqlite"):
+        return sa.create_engine(url, pool_pre_ping=True)
+    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+
+    @sa.event.listens_for(engine, "connect")
+    def _set_up(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # begin() below decides, not the driver
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def create_tables(engine: sa.Engine) -> None:
+    """Make the daemon's tables where they are missing."""
+    metadata.create_all(engine)
