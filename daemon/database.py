@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 metadata = sa.MetaData()
 """All tables of the daemon register here; `create_tables` makes them."""
@@ -31,7 +33,7 @@ def make_engine(url: str) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # begin() below decides, not the driver
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000", "foreign_keys=ON"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
@@ -44,3 +46,12 @@ def make_engine(url: str) -> sa.Engine:
 def create_tables(engine: sa.Engine) -> None:
     """Make the daemon's tables where they are missing."""
     metadata.create_all(engine)
+
+
+def upsert(engine: sa.Engine, table: sa.Table, row: Mapping[str, Any], *, update: Iterable[str]) -> sa.Insert:
+    """INSERT `row`; where its primary key exists, set the columns in `update` (none: leave the old row alone)."""
+    insert = (sqlite.insert if engine.dialect.name == "sqlite" else postgresql.insert)(table).values(**row)
+    changed = {name: row[name] for name in update}
+    if not changed:
+        return insert.on_conflict_do_nothing()
+    return insert.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changed)

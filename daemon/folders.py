@@ -1,0 +1,93 @@
+"""The folder of one job: the same names for `braingemma process` and for the daemon."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """Where each step of one job finds its input and puts its output."""
+
+    root: Path
+
+    @property
+    def input(self) -> Path:
+        """The instances as received (daemon only)."""
+        return self.root / "input"
+
+    @property
+    def selection(self) -> Path:
+        """Verdict on each series, and which one was chosen."""
+        return self.root / "selection.json"
+
+    @property
+    def volume(self) -> Path:
+        """The converted volume, RAS."""
+        return self.root / "volume_ras.nii.gz"
+
+    @property
+    def geometry(self) -> Path:
+        """Geometry of the source series (DICOM input only)."""
+        return self.root / "geometry.json"
+
+    @property
+    def report_text(self) -> Path:
+        """The report with the research-use line."""
+        return self.root / "report.txt"
+
+    @property
+    def report_json(self) -> Path:
+        """Report, findings, provenance."""
+        return self.root / "report.json"
+
+    @property
+    def report_html(self) -> Path:
+        """One self-contained page."""
+        return self.root / "report.html"
+
+    @property
+    def explain(self) -> Path:
+        """Saliency volume, pictures, weights."""
+        return self.root / "explain"
+
+    @property
+    def dicom(self) -> Path:
+        """SR, SC, PM, SEG."""
+        return self.root / "dicom"
+
+
+def make_private(folder: Path) -> Path:
+    """Make a folder that only this user can enter; it may exist."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole under its name, or not there: temporary name, fsync, rename, fsync."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON durably; NaN is an error, since other languages cannot read it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_durably(path, text.encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,271 @@
+"""What the daemon knows about its work: jobs, the verdict on each series, and every delivery.
+
+The command line and the web page read these tables, also while the daemon is stopped. DBOS keeps its own record of
+each workflow beside them in the same database; these tables hold what people ask about.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from daemon.database import metadata, upsert
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DELIVERING = "delivering"
+    DONE = "done"
+    SET_ASIDE = "set_aside"
+    """Nothing to report: the reason says why (never tried again by itself)."""
+    FAILED = "failed"
+    """Tried as often as allowed; `braingemma jobs retry` starts it again."""
+    CANCELLED = "cancelled"
+
+
+FINAL_STATES = frozenset({JobState.DONE, JobState.SET_ASIDE, JobState.FAILED, JobState.CANCELLED})
+
+
+class DeliveryState(enum.StrEnum):
+    """Where one object stands on its way to one destination."""
+
+    WAITING = "waiting"
+    SENT = "sent"
+    DEAD = "dead_letter"
+
+
+JOBS = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("supersedes", sa.String(64)),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("step", sa.String(16), nullable=False, default=""),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("created", sa.Float, nullable=False, index=True),
+    sa.Column("updated", sa.Float, nullable=False),
+    sa.Column("runs", sa.Integer, nullable=False, default=1),
+    sa.Column("progress", sa.Text, nullable=False, default=""),
+    sa.Column("timings", sa.Text, nullable=False, default="{}"),
+)
+
+VERDICTS = sa.Table(
+    "series_verdicts",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("series_uid", sa.String(64), primary_key=True, index=True),
+    sa.Column("verdict", sa.String(16), nullable=False),
+    sa.Column("reasons", sa.Text, nullable=False),
+)
+
+DELIVERIES = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("destination", sa.String(64), primary_key=True),
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("file", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("status", sa.String(8), nullable=False, default=""),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("updated", sa.Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the job list.
+
+    Attributes:
+        created: Seconds since the epoch, UTC; so is `updated`.
+        timings: Seconds by step.
+        runs: How often the job was started by a person or by arrival (retries within a run not counted).
+    """
+
+    job_id: str
+    study_uid: str
+    supersedes: str | None
+    folder: str
+    state: JobState
+    step: str
+    reason: str
+    created: float
+    updated: float
+    runs: int
+    progress: str
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `braingemma jobs list --json` prints it."""
+        return {**vars(self), "state": str(self.state), "timings": dict(self.timings)}
+
+
+@dataclass(frozen=True)
+class SeriesVerdict:
+    """What selection said of one series, with each rule's reason."""
+
+    job_id: str
+    series_uid: str
+    verdict: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One object on its way to one destination; `status` is the DIMSE status in hexadecimal."""
+
+    job_id: str
+    destination: str
+    sop_instance_uid: str
+    kind: str
+    file: str
+    state: DeliveryState
+    status: str
+    attempts: int
+    reason: str
+    updated: float
+
+
+def now() -> float:
+    """Seconds since the epoch, UTC."""
+    return datetime.datetime.now(datetime.UTC).timestamp()
+
+
+class JobStore:
+    """Reads and writes the three tables."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self.engine = engine
+
+    def add(self, job_id: str, *, study_uid: str, folder: str, supersedes: str | None) -> None:
+        """Add a queued job; adding one that exists changes nothing."""
+        time = now()
+        row = {
+            "job_id": job_id, "study_uid": study_uid, "folder": folder, "supersedes": supersedes,
+            "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
+            "runs": 1, "progress": "", "timings": "{}",
+        }  # fmt: skip
+        with self.engine.begin() as connection:
+            connection.execute(upsert(self.engine, JOBS, row, update=()))
+
+    def update(self, job_id: str, **values: Any) -> None:
+        """Set columns of a job; `updated` follows by itself."""
+        with self.engine.begin() as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(updated=now(), **values))
+
+    def add_timing(self, job_id: str, step: str, seconds: float) -> None:
+        """Record how long a step took, seconds."""
+        with self.engine.begin() as connection:
+            row = connection.execute(sa.select(JOBS.c.timings).where(JOBS.c.job_id == job_id)).one()
+            timings = {**json.loads(row.timings), step: round(seconds, 3)}
+            connection.execute(
+                sa.update(JOBS).where(JOBS.c.job_id == job_id).values(timings=json.dumps(timings), updated=now())
+            )
+
+    def get(self, job_id: str) -> Job | None:
+        """The job, or None where there is none of that id."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
+        return None if row is None else _job(row)
+
+    def recent(self, *, limit: int = 1000) -> list[Job]:
+        """The newest jobs first."""
+        query = sa.select(JOBS).order_by(JOBS.c.created.desc(), JOBS.c.job_id).limit(limit)
+        with self.engine.connect() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+    def put_verdicts(self, job_id: str, verdicts: Iterable[tuple[str, str, Iterable[str]]]) -> None:
+        """Keep (series UID, verdict, reasons) of each series of a job."""
+        with self.engine.begin() as connection:
+            for series_uid, verdict, reasons in verdicts:
+                row = {
+                    "job_id": job_id,
+                    "series_uid": series_uid,
+                    "verdict": verdict,
+                    "reasons": json.dumps(list(reasons)),
+                }
+                connection.execute(upsert(self.engine, VERDICTS, row, update=("verdict", "reasons")))
+
+    def verdicts(self, *, series_uid: str | None = None, job_id: str | None = None) -> list[SeriesVerdict]:
+        """Verdicts on a series, or of a job; the newest job's first."""
+        query = sa.select(VERDICTS).join(JOBS, JOBS.c.job_id == VERDICTS.c.job_id).order_by(JOBS.c.created.desc())
+        if series_uid is not None:
+            query = query.where(VERDICTS.c.series_uid == series_uid)
+        if job_id is not None:
+            query = query.where(VERDICTS.c.job_id == job_id)
+        with self.engine.connect() as connection:
+            return [
+                SeriesVerdict(row.job_id, row.series_uid, row.verdict, tuple(json.loads(row.reasons)))
+                for row in connection.execute(query)
+            ]
+
+    def put_deliveries(self, job_id: str, destination: str, objects: Iterable[tuple[str, str, str]]) -> None:
+        """Plan the delivery of (SOP instance UID, kind, file); objects already planned keep their state."""
+        with self.engine.begin() as connection:
+            for sop_instance_uid, kind, file in objects:
+                row = {
+                    "job_id": job_id, "destination": destination, "sop_instance_uid": sop_instance_uid, "kind": kind,
+                    "file": file, "state": DeliveryState.WAITING, "status": "", "attempts": 0, "reason": "",
+                    "updated": now(),
+                }  # fmt: skip
+                connection.execute(upsert(self.engine, DELIVERIES, row, update=()))
+
+    def note_delivery(
+        self, job_id: str, destination: str, sop_instance_uid: str, *, state: DeliveryState, status: str, reason: str
+    ) -> None:
+        """Record one attempt to deliver one object."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                sa.update(DELIVERIES)
+                .where(
+                    DELIVERIES.c.job_id == job_id,
+                    DELIVERIES.c.destination == destination,
+                    DELIVERIES.c.sop_instance_uid == sop_instance_uid,
+                )
+                .values(state=state, status=status, reason=reason, attempts=DELIVERIES.c.attempts + 1, updated=now())
+            )
+
+    def give_up_delivery(self, job_id: str, destination: str, reason: str | None = None) -> None:
+        """Move what waits for a destination to the dead letter; without a reason the last attempt's stays."""
+        values: dict[str, Any] = {"state": DeliveryState.DEAD, "updated": now()}
+        if reason is not None:
+            values["reason"] = reason
+        self._move_deliveries(job_id, destination, DeliveryState.WAITING, values)
+
+    def revive_deliveries(self, job_id: str, destination: str) -> None:
+        """Let what is in the dead letter wait again."""
+        self._move_deliveries(
+            job_id, destination, DeliveryState.DEAD, {"state": DeliveryState.WAITING, "updated": now()}
+        )
+
+    def _move_deliveries(self, job_id: str, destination: str, old: DeliveryState, values: dict[str, Any]) -> None:
+        mine = (DELIVERIES.c.job_id == job_id, DELIVERIES.c.destination == destination, DELIVERIES.c.state == old)
+        with self.engine.begin() as connection:
+            connection.execute(sa.update(DELIVERIES).where(*mine).values(**values))
+
+    def deliveries(self, job_id: str, destination: str | None = None) -> list[Delivery]:
+        """Deliveries of a job, by destination and file."""
+        query = sa.select(DELIVERIES).where(DELIVERIES.c.job_id == job_id)
+        if destination is not None:
+            query = query.where(DELIVERIES.c.destination == destination)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query.order_by(DELIVERIES.c.destination, DELIVERIES.c.file)).mappings()
+            return [Delivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
+
+
+def _job(row: sa.Row[Any]) -> Job:
+    values = dict(row._mapping)
+    return Job(**{**values, "state": JobState(values["state"]), "timings": json.loads(values["timings"])})

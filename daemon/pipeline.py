@@ -1,0 +1,231 @@
+"""The durable workflow of one study: the ordered list of steps, and nothing else.
+
+DBOS keeps the result of every finished step; after a crash the workflow goes on with the step that was interrupted.
+Payloads are job ids only: pixel data and identities stay in the job's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS, SetWorkflowID
+
+from daemon.config import Settings
+from daemon.delivery import deliver_to, plan_deliveries
+from daemon.errors import DaemonError, Rejected, Retryable
+from daemon.folders import JobFolder, read_json
+from daemon.jobs import FINAL_STATES, JobState, JobStore
+from daemon.step_process import Cancelled, StepProcess
+
+log = logging.getLogger(__name__)
+
+REPORT_QUEUE = "report"
+"""One study at a time for each model."""
+
+DELIVERY_QUEUE = "delivery"
+"""Deliveries wait for a destination, not for the model."""
+
+STEP_ATTEMPTS = 3
+"""A step that crashes the model process is tried this often, each time in a fresh process."""
+
+RECOVERY_ATTEMPTS = 50
+"""How often a restarted daemon takes the same workflow up again before it is left as failed."""
+
+
+@dataclass
+class Context:
+    """What the steps of this process work with; set once by the service, before DBOS is launched."""
+
+    settings: Settings
+    store: JobStore
+    steps: StepProcess
+
+
+_context: Context | None = None
+
+
+def set_context(context: Context) -> None:
+    """Give the workflows of this process their surroundings."""
+    global _context  # noqa: PLW0603 - DBOS registers plain functions at import, before any service exists
+    _context = context
+
+
+def context() -> Context:
+    """The surroundings given by `set_context`."""
+    if _context is None:
+        raise RuntimeError("set_context() must be called before a workflow runs")
+    return _context
+
+
+def submit(job_id: str) -> None:
+    """Queue the job; queueing it twice starts it once (the workflow's id is the job's)."""
+    with SetWorkflowID(job_id):
+        DBOS.enqueue_workflow(REPORT_QUEUE, report_study, job_id)
+
+
+@DBOS.workflow(name="report_study", max_recovery_attempts=RECOVERY_ATTEMPTS)
+def report_study(job_id: str) -> str:
+    """Select, convert, report, explain, encode; then hand the results to the deliveries."""
+    try:
+        select_step(job_id)
+        convert_step(job_id)
+        report_step(job_id)
+        explain_step(job_id)
+        encode_step(job_id)
+        destinations = plan_step(job_id)
+    except DaemonError as error:
+        return end_step(job_id, type(error).__name__, str(error))
+    state = end_step(job_id, "", "")
+    for destination in destinations:
+        with SetWorkflowID(f"{DBOS.workflow_id}:{destination}"):
+            DBOS.enqueue_workflow(DELIVERY_QUEUE, deliver_results, job_id, destination)
+    return state
+
+
+@DBOS.workflow(name="deliver_results", max_recovery_attempts=RECOVERY_ATTEMPTS)
+def deliver_results(job_id: str, destination: str) -> str:
+    """Send until everything is there, or the attempts are used up."""
+    attempt = 0
+    while True:
+        attempt += 1
+        wait = attempt_step(job_id, destination, attempt)
+        if wait is None:
+            return finish_step(job_id)
+        DBOS.sleep(wait)
+
+
+def _retry(error: BaseException) -> bool:
+    return isinstance(error, Retryable)
+
+
+def _step(name: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+    return DBOS.step(
+        name=name,
+        retries_allowed=True,
+        max_attempts=STEP_ATTEMPTS,
+        interval_seconds=0.5,
+        should_retry=_retry,
+    )
+
+
+@_step("select")
+def select_step(job_id: str) -> None:
+    """Which series is the FLAIR; verdicts on all of them are kept."""
+    try:
+        _run("select", job_id)
+    finally:
+        folder = _folder(job_id)
+        if folder.selection.exists():
+            series = read_json(folder.selection)["series"]
+            context().store.put_verdicts(job_id, [(s["series_uid"], s["verdict"], s["reasons"]) for s in series])
+
+
+@_step("convert")
+def convert_step(job_id: str) -> None:
+    """DICOM to RAS NIfTI."""
+    _run("convert", job_id)
+
+
+@_step("report")
+def report_step(job_id: str) -> None:
+    """The model writes."""
+    _run("report", job_id)
+
+
+@_step("explain")
+def explain_step(job_id: str) -> None:
+    """The saliency map."""
+    if context().settings.explain.enabled:
+        _run("explain", job_id)
+
+
+@_step("encode")
+def encode_step(job_id: str) -> None:
+    """The result pack."""
+    _run("encode", job_id)
+
+
+@DBOS.step(name="plan")
+def plan_step(job_id: str) -> list[str]:
+    """Write down what goes where, before anything is sent."""
+    return plan_deliveries(context().store, job_id, _folder(job_id), context().settings.destinations)
+
+
+@DBOS.step(name="end")
+def end_step(job_id: str, error: str, text: str) -> str:
+    """Write down how the job ended, or that its results are on their way."""
+    store = context().store
+    if error == "":
+        waiting = bool(store.deliveries(job_id))
+        state = JobState.DELIVERING if waiting else JobState.DONE
+    elif error == Rejected.__name__:
+        state = JobState.SET_ASIDE
+    elif error == Cancelled.__name__:
+        state = JobState.CANCELLED
+    else:
+        state = JobState.FAILED
+    store.update(job_id, state=state, reason=text, progress="")
+    log.info("job %s: %s%s", job_id, state, f": {text}" if text else "")
+    return str(state)
+
+
+@DBOS.step(name="attempt")
+def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
+    """One attempt at one destination; returns the wait before the next in seconds, or None when it is over."""
+    there = next((d for d in context().settings.destinations if d.name == destination), None)
+    store = context().store
+    job = store.get(job_id)
+    if job is None or job.state is JobState.CANCELLED:
+        return None
+    if there is None:
+        reason = f"destination {destination!r} is no longer in the configuration"
+        store.give_up_delivery(job_id, destination, reason)
+        return None
+    return deliver_to(store, job_id, _folder(job_id), there, context().settings.listener.ae_title, attempt)
+
+
+@DBOS.step(name="finish")
+def finish_step(job_id: str) -> str:
+    """The job is done when nothing of it waits any more, and failed when something is in the dead letter."""
+    store = context().store
+    job = store.get(job_id)
+    deliveries = store.deliveries(job_id)
+    if job is None or job.state in FINAL_STATES or any(d.state == "waiting" for d in deliveries):
+        return "waiting"
+    dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state == "dead_letter"})
+    state = JobState.FAILED if dead else JobState.DONE
+    store.update(job_id, state=state, reason="; ".join(dead), step="deliver")
+    log.info("job %s: %s", job_id, state)
+    return str(state)
+
+
+def _folder(job_id: str) -> JobFolder:
+    return JobFolder(context().settings.storage.folder / "jobs" / job_id)
+
+
+def _run(step: str, job_id: str) -> dict[str, Any]:
+    """Run one step in the child process, with state, progress and time kept in the job's row."""
+    store = context().store
+
+    def cancelled() -> bool:
+        job = store.get(job_id)
+        return job is None or job.state is JobState.CANCELLED
+
+    if cancelled():
+        raise Cancelled("cancelled by request")
+    store.update(job_id, state=JobState.RUNNING, step=step, progress="")
+    started = time.monotonic()
+    result = context().steps.run(
+        step,
+        Path(_folder(job_id).root),
+        progress=lambda done, total, text: store.update(job_id, progress=f"{text} {done}/{total}"),
+        cancelled=cancelled,
+    )
+    store.add_timing(job_id, step, time.monotonic() - started)
+    log.info("job %s: %s took %.2f s", job_id, step, time.monotonic() - started)
+    return result
