@@ -1,0 +1,389 @@
+"""What every result object shares: the received patient and study, references to the source, and our equipment.
+
+Old archives hold headers that are no longer legal. Results keep identity and text as received (as Unicode), fill
+absent type 2 attributes with empty values, and leave out what no reader could parse (PS3.5 6.2).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from highdicom.base_content import ContributingEquipment
+from pydicom import DataElement, Dataset, dcmread
+from pydicom.config import RAISE
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import MRImageStorage
+from pydicom.valuerep import DSfloat, PersonName, validate_value
+
+from dicom_io import codes
+from dicom_io.content import ReportContent
+from dicom_io.errors import FileError, PackError
+from dicom_io.geometry import SeriesGeometry
+from dicom_io.own_results import MANUFACTURER, MODEL_NAME
+from dicom_io.uids import device_uid, digest_uid
+
+CHARACTER_SET = "ISO_IR 192"
+"""UTF-8; every result is written in it (PS3.3 C.12.1.1.2)."""
+
+SERIES_NUMBERS = {"sr": 9901, "sc": 9902, "pm": 9903, "seg": 9904, "tid1500": 9905, "rejection": 9906}
+
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+"""Patient and General Study attributes that must stand in every instance, empty if need be (PS3.3 C.7.1.1, C.7.2.1)."""
+
+KEPT = (
+    *TYPE_2,
+    # Patient (PS3.3 C.7.1.1)
+    "IssuerOfPatientID",
+    "TypeOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "OtherPatientIDsSequence",
+    "OtherPatientNames",
+    "PatientBirthTime",
+    "EthnicGroup",
+    "PatientComments",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    # General Study, Patient Study (PS3.3 C.7.2.1, C.7.2.2)
+    "StudyDescription",
+    "IssuerOfAccessionNumberSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    # Clinical Trial Subject, Clinical Trial Study (PS3.3 C.7.1.3, C.7.2.3)
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "ClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+    "ClinicalTrialTimePointID",
+    # Frame of Reference, General Image and General Equipment of the source
+    "PositionReferenceIndicator",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "InstitutionName",
+)
+_FREE_TEXT = frozenset({"LO", "SH", "PN", "ST", "LT", "UT", "UC"})
+
+
+@dataclass(frozen=True)
+class InstanceReference:
+    """One received instance, as evidence names it."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_uid: str
+    study_uid: str
+    frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The received series: one normalised header and a reference to each instance.
+
+    Attributes:
+        header: Patient and study attributes of the instance that holds the first slice; ISO_IR 192, type 2
+            attributes present, nothing illegal.
+        instances: Every received instance.
+    """
+
+    header: Dataset
+    instances: tuple[InstanceReference, ...]
+
+    @cached_property
+    def by_uid(self) -> dict[str, InstanceReference]:
+        """The instances by SOP Instance UID."""
+        return {instance.sop_instance_uid: instance for instance in self.instances}
+
+
+@dataclass(frozen=True, eq=False)
+class ResultContext:
+    """What every encoder of one pack works from.
+
+    Attributes:
+        sources: The received series.
+        geometry: Its geometry.
+        content: What to say.
+        identity: Digest of everything that affects the content.
+    """
+
+    sources: Sources
+    geometry: SeriesGeometry
+    content: ReportContent
+    identity: str
+
+    def series_uid(self, kind: str) -> str:
+        """Series Instance UID of one kind of object."""
+        return digest_uid(self.identity, kind, "series")
+
+    def instance_uid(self, kind: str, index: int = 0) -> str:
+        """SOP Instance UID of one object."""
+        return digest_uid(self.identity, kind, index)
+
+    @property
+    def device_uid(self) -> str:
+        """UID of the device that reports: changes with the weights."""
+        return device_uid(self.content.model.weights_sha256)
+
+    @property
+    def software_versions(self) -> tuple[str, ...]:
+        """Our version and the model's, each as one LO value."""
+        model = self.content.model
+        return (software_version(), as_lo(f"{model.name} {model.version}"), model.weights_sha256[:64])
+
+    def identification(self, kind: str, description: str) -> dict[str, Any]:
+        """Arguments that every highdicom object takes."""
+        return {
+            "series_instance_uid": self.series_uid(kind),
+            "series_number": SERIES_NUMBERS[kind],
+            "sop_instance_uid": self.instance_uid(kind),
+            "instance_number": 1,
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": MODEL_NAME,
+            "software_versions": list(self.software_versions),
+            "device_serial_number": self.content.model.weights_sha256[:64],
+            "series_description": self.series_description(description),
+            "specific_character_set": CHARACTER_SET,
+        }
+
+    def series_description(self, description: str) -> str:
+        """Series description with the banner in short, at most 64 characters (LO)."""
+        return as_lo(f"{description}, synthetic-trained demo" if self.content.banner else description)
+
+    def finish(self, dataset: Dataset) -> None:
+        """Give a built object what all of ours carry: equipment, purpose, banner, UTF-8."""
+        dataset.SpecificCharacterSet = CHARACTER_SET
+        equipment = ContributingEquipment(
+            manufacturer=MANUFACTURER,
+            purpose_of_reference=codes.PROCESSING_EQUIPMENT,
+            manufacturer_model_name=MODEL_NAME,
+            software_versions=list(self.software_versions),
+            device_serial_number=self.content.model.weights_sha256[:64],
+            contribution_description="Draft report and explanation by an AI model, research use only",
+        )
+        equipment.DeviceUID = self.device_uid
+        others = list(dataset.get("ContributingEquipmentSequence", []))
+        dataset.ContributingEquipmentSequence = [*others, equipment]
+
+    def planes(self) -> list[Dataset]:
+        """One header for each source slice, in the order of the geometry, as highdicom expects single-frame sources.
+
+        Every plane has a UID of its own: `restore_references` puts back instance and frame once an object is built.
+        """
+        return [self._plane(index) for index in range(len(self.geometry.slices))]
+
+    def _plane(self, index: int) -> Dataset:
+        geometry = self.geometry
+        plane = copy.copy(self.sources.header)
+        plane.SOPClassUID = MRImageStorage
+        plane.SOPInstanceUID = self._plane_uid(index)
+        plane.SeriesInstanceUID = geometry.series_uid
+        plane.Modality = "MR"
+        plane.Rows, plane.Columns = geometry.rows, geometry.columns
+        plane.PixelSpacing = decimals(geometry.pixel_spacing)
+        plane.ImageOrientationPatient = decimals(geometry.orientation)
+        plane.ImagePositionPatient = decimals(geometry.slices[index].position)
+        plane.SliceThickness = decimals([geometry.slice_spacing])[0]
+        plane.SpacingBetweenSlices = plane.SliceThickness
+        if geometry.frame_of_reference_uid:
+            plane.FrameOfReferenceUID = geometry.frame_of_reference_uid
+        return plane
+
+    def _plane_uid(self, index: int) -> str:
+        return digest_uid(self.identity, "plane", index)
+
+    def restore_references(self, dataset: Dataset) -> None:
+        """Replace references to planes by references to the received instances and frames, in place."""
+        indices = {self._plane_uid(index): index for index in range(len(self.geometry.slices))}
+        for item in _items_below(dataset):
+            index = indices.get(item.get("ReferencedSOPInstanceUID", ""))
+            if index is not None:
+                self._refer_to_slice(item, index)
+        for keyword in ("SourceImageSequence", "ReferencedSeriesSequence"):
+            if keyword in dataset:
+                _merge_repeated(dataset, keyword)
+
+    def _refer_to_slice(self, item: Dataset, index: int) -> None:
+        reference = self.slice_reference(index)
+        for keyword in ("ReferencedSOPClassUID", "ReferencedSOPInstanceUID", "ReferencedFrameNumber"):
+            if keyword in reference:
+                item[keyword] = reference[keyword]
+
+    def slice_reference(self, index: int) -> Dataset:
+        """SOP Instance Reference (PS3.3 Table 10-3) of one source slice, with its frame for multi-frame sources."""
+        source = self.geometry.slices[index]
+        item = Dataset()
+        item.ReferencedSOPClassUID = source.sop_class_uid
+        item.ReferencedSOPInstanceUID = source.sop_instance_uid
+        if self.sources.by_uid[source.sop_instance_uid].frames > 1 and source.frame_number is not None:
+            item.ReferencedFrameNumber = source.frame_number
+        return item
+
+
+def software_version() -> str:
+    """Version of this software, as `BrainGemma3D for PACS 0.1.0`."""
+    return f"{MANUFACTURER} {metadata.version('braingemma3d-pacs')}"
+
+
+def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sources:
+    """Read the headers of the received series.
+
+    Raises:
+        FileError: a file cannot be read as DICOM.
+        PackError: the files are not the study that the geometry describes, or a slice's instance is missing.
+    """
+    headers = [_read(path) for path in source_files]
+    instances = {h.SOPInstanceUID: _reference(h) for h in headers}
+    studies = sorted({instance.study_uid for instance in instances.values()})
+    if studies != [geometry.study_uid]:
+        raise PackError(
+            f"sources: expected instances of study {geometry.study_uid}, got {', '.join(studies) or 'none'}"
+        )
+    missing = [s.sop_instance_uid for s in geometry.slices if s.sop_instance_uid not in instances]
+    if missing:
+        raise PackError(f"sources: {len(missing)} of {len(geometry.slices)} slices have no file, first {missing[0]}")
+    first = next(h for h in headers if h.SOPInstanceUID == geometry.slices[0].sop_instance_uid)
+    return Sources(header=normalised_header(first), instances=tuple(instances.values()))
+
+
+def normalised_header(received: Dataset) -> Dataset:
+    """Patient and study attributes of a received instance, legal and in Unicode.
+
+    Args:
+        received: Header of any instance of the study, in any character set.
+    """
+    header = Dataset()
+    for keyword in KEPT:
+        if keyword in received:
+            element = _in_unicode(received[keyword])
+            if _is_legal(element):
+                header.add(element)
+    for keyword in TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    header.StudyInstanceUID = received.StudyInstanceUID
+    header.SpecificCharacterSet = CHARACTER_SET
+    return header
+
+
+def decimals(values: Sequence[float]) -> list[DSfloat]:
+    """Numbers as DS values of at most 16 characters (PS3.5 6.2)."""
+    return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def as_lo(text: str) -> str:
+    """Text cut to what one LO value may hold: 64 characters, no backslash, no control characters."""
+    return "".join(c for c in text if c.isprintable() and c != "\\")[:64].strip()
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        dataset = dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, OSError, EOFError) as error:
+        raise FileError(f"{path}: expected a DICOM instance: {error}") from error
+    missing = [
+        keyword
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+        if not dataset.get(keyword)
+    ]
+    if missing:
+        raise FileError(f"{path}: expected {', '.join(missing)}, found none")
+    return dataset
+
+
+def _reference(header: Dataset) -> InstanceReference:
+    return InstanceReference(
+        sop_class_uid=str(header.SOPClassUID),
+        sop_instance_uid=str(header.SOPInstanceUID),
+        series_uid=str(header.SeriesInstanceUID),
+        study_uid=str(header.StudyInstanceUID),
+        frames=int(header.get("NumberOfFrames") or 1),
+    )
+
+
+def _in_unicode(element: DataElement) -> DataElement:
+    """The element without ties to the character set it was read in."""
+    value = element.value
+    if element.VR == "SQ":
+        items = []
+        for item in value:
+            copied = Dataset()
+            for child in item:
+                if not child.tag.is_private and child.keyword != "SpecificCharacterSet":
+                    copied.add(_in_unicode(child))
+            items.append(copied)
+        value = items
+    elif element.VR == "PN":
+        value = [str(name) for name in value] if element.VM > 1 else str(value)
+        value = [PersonName(name) for name in value] if isinstance(value, list) else PersonName(value)
+    return DataElement(element.tag, element.VR, value)
+
+
+def _is_legal(element: DataElement) -> bool:
+    """Whether readers can parse the value; text is kept as received, however long."""
+    if element.VR == "SQ":
+        return all(_is_legal(child) for item in element.value for child in item)
+    if element.VR in _FREE_TEXT or element.value in (None, ""):
+        return True
+    values = element.value if element.VM > 1 else [element.value]
+    try:
+        for value in values:
+            validate_value(element.VR, str(value), RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _items_below(dataset: Dataset) -> list[Dataset]:
+    """All items of all sequences, at any depth."""
+    found: list[Dataset] = []
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                found += [item, *_items_below(item)]
+    return found
+
+
+def _merge_repeated(dataset: Dataset, keyword: str) -> None:
+    """Join references to frames of one instance into one item."""
+    for item in dataset[keyword].value:
+        if "ReferencedInstanceSequence" in item:
+            _merge_repeated(item, "ReferencedInstanceSequence")
+    if keyword == "ReferencedSeriesSequence":
+        return
+    merged: dict[str, Dataset] = {}
+    for item in dataset[keyword].value:
+        known = merged.setdefault(item.ReferencedSOPInstanceUID, item)
+        if known is not item and "ReferencedFrameNumber" in item:
+            known.ReferencedFrameNumber = [*_numbers(known), *_numbers(item)]
+    dataset[keyword].value = list(merged.values())
+
+
+def _numbers(item: Dataset) -> list[int]:
+    value = item.get("ReferencedFrameNumber", [])
+    return (
+        [int(number) for number in value] if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else [value]
+    )
