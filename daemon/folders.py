@@ -14,11 +14,22 @@ class JobFolder:
     """Where each step of one job finds its input and puts its output."""
 
     root: Path
+    source: Path | None = None
 
     @property
     def input(self) -> Path:
-        """The instances as received (daemon only)."""
-        return self.root / "input"
+        """The folder of DICOM instances: `source` where the caller named one, else what the daemon received."""
+        return self.source or self.root / "input"
+
+    @property
+    def source_facts(self) -> Path:
+        """What the input was, where it was a file that a person named."""
+        return self.root / "source.json"
+
+    @property
+    def conversion(self) -> Path:
+        """What the conversion noticed (DICOM input only)."""
+        return self.root / "conversion.json"
 
     @property
     def selection(self) -> Path:

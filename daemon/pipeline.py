@@ -208,7 +208,7 @@ def _folder(job_id: str) -> JobFolder:
     return JobFolder(context().settings.storage.folder / "jobs" / job_id)
 
 
-def _run(step: str, job_id: str) -> dict[str, Any]:
+def _run(step: str, job_id: str) -> None:
     """Run one step in the child process, with state, progress and time kept in the job's row."""
     store = context().store
 
@@ -220,7 +220,7 @@ def _run(step: str, job_id: str) -> dict[str, Any]:
         raise Cancelled("cancelled by request")
     store.update(job_id, state=JobState.RUNNING, step=step, progress="")
     started = time.monotonic()
-    result = context().steps.run(
+    context().steps.run(
         step,
         Path(_folder(job_id).root),
         progress=lambda done, total, text: store.update(job_id, progress=f"{text} {done}/{total}"),
@@ -228,4 +228,3 @@ def _run(step: str, job_id: str) -> dict[str, Any]:
     )
     store.add_timing(job_id, step, time.monotonic() - started)
     log.info("job %s: %s took %.2f s", job_id, step, time.monotonic() - started)
-    return result

@@ -54,8 +54,8 @@ def check_weights(settings: Settings) -> WeightsInfo:
     if info.synthetic_only and away and not settings.model.allow_demo:
         names = ", ".join(f"{d.name} ({d.host})" for d in away)
         raise ConfigurationError(
-            f"[model] weights = {settings.model.weights!r} were trained on synthetic images only; expected destinations "
-            f"on loopback, got {names}. Use other weights, or set [model] allow_demo = true if these are for tests."
+            f"[model] weights = {settings.model.weights!r} were trained on synthetic images only; expected "
+            f"destinations on loopback, got {names}. Use other weights, or set [model] allow_demo = true if these are for tests."
         )
     return info
 

@@ -1,7 +1,7 @@
 """A child process that runs the steps, so that a segfault or an out-of-memory kill takes only the child with it.
 
 Parent and child speak JSON lines over the child's standard input and a private copy of its standard output:
-`{"step", "folder"}` in; `{"progress": [done, total, text]}` any number of times, then `{"result"}` or
+`{"step", "folder"}` in; `{"progress": [done, total, text]}` any number of times, then `{"done"}` or
 `{"error", "text"}` out. The child keeps the loaded model between jobs.
 """
 
@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from daemon.config import Settings
 from daemon.errors import DaemonError, Permanent, Rejected, Retryable
+from daemon.folders import JobFolder
 
 ERRORS: dict[str, type[DaemonError]] = {"Rejected": Rejected, "Retryable": Retryable, "Permanent": Permanent}
 """The errors that keep their kind on the way from child to parent; every other one arrives as Permanent."""
@@ -61,7 +62,7 @@ class StepProcess:
         *,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
-    ) -> dict[str, Any]:
+    ) -> None:
         """Run one step of one job.
 
         Raises:
@@ -90,7 +91,7 @@ class StepProcess:
             elif "error" in answer:
                 raise ERRORS.get(answer["error"], Permanent)(answer["text"])
             else:
-                return dict(answer["result"])
+                return
 
     def close(self) -> None:
         """End the child for good, at the service's end.
@@ -168,16 +169,16 @@ def main() -> None:
     for line in sys.stdin.buffer:
         request = json.loads(line)
         try:
-            result = steps.run(request["step"], Path(request["folder"]))
+            steps.run(request["step"], JobFolder(Path(request["folder"])))
         except DaemonError as error:
             kind = next((name for name, cls in ERRORS.items() if isinstance(error, cls)), "Permanent")
             answer({"error": kind, "text": str(error)})
-        except Exception as error:  # noqa: BLE001 - the edge of the process: the parent must learn what happened
+        except Exception as error:  # the edge of the process: the parent must learn what happened
             log.exception("step %s", request["step"])
             fault = f"{type(error).__name__}: {error}"
             answer({"error": "Permanent", "text": f"step {request['step']}: unexpected {fault} (see the log)"})
         else:
-            answer({"result": result})
+            answer({"done": request["step"]})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,332 @@
+"""The steps of one study, folder to folder: select, convert, report, explain, encode.
+
+Each step reads what the one before it wrote, and writes its own output whole or not at all, so that it may run again.
+This is the only place where `dicom_io` and `braingemma` meet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import torch
+
+from braingemma.errors import BrainGemmaError, CheckpointError, ExplainError, GenerationError
+from braingemma.explain import run_interpretability
+from braingemma.findings import Finding, findings_from_text
+from braingemma.model import BrainGemma3D
+from braingemma.preprocess import PreparedVolume, prepare_volume
+from braingemma.weights import WeightsInfo, describe_weights
+from daemon.config import Settings
+from daemon.errors import Permanent, Rejected
+from daemon.folders import JobFolder, make_private, read_json, write_json
+from daemon.report_files import INTENDED_USE, read_report, write_report
+from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.errors import DicomIoError, PackError
+from dicom_io.geometry import SeriesGeometry
+from dicom_io.nifti import convert_series
+from dicom_io.pack import PackOptions, encode_pack
+from dicom_io.selection import SelectionRules, rank
+from dicom_io.series import Series, scan_folder
+from dicom_io.validate import check_pack
+
+Progress = Callable[[int, int, str], None]
+
+MANUFACTURER = "BrainGemma3D for PACS (open source)"
+
+
+class Steps:
+    """The steps in one process; the model is loaded once and kept.
+
+    Errors of the two lower rooms become the daemon's: what the input is to blame for is `Rejected`, what the
+    installation is to blame for is `Permanent`.
+    """
+
+    def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
+        self.settings = settings
+        self.progress: Progress = progress or (lambda _done, _total, _text: None)
+        self._model: BrainGemma3D | None = None
+        self._weights: WeightsInfo | None = None
+        if settings.model.threads:
+            torch.set_num_threads(settings.model.threads)
+
+    def run(self, step: str, folder: JobFolder) -> None:
+        """Run one step by name.
+
+        Raises:
+            Rejected: the input is to blame.
+            Permanent: the installation is to blame.
+        """
+        steps: dict[str, Callable[[JobFolder], None]] = {
+            "select": self.select,
+            "convert": self.convert,
+            "import": self.import_nifti,
+            "report": self.report,
+            "explain": self.explain,
+            "encode": self.encode,
+        }
+        try:
+            steps[step](folder)
+        except (CheckpointError, GenerationError, ExplainError, PackError) as error:
+            raise Permanent(f"{step}: {error}") from error
+        except (BrainGemmaError, DicomIoError) as error:
+            raise Rejected(str(error)) from error
+
+    # ------------------------------------------------------------------ DICOM in
+
+    def select(self, folder: JobFolder) -> None:
+        """Judge every series of `input/`, and choose the FLAIR that is reported.
+
+        Raises:
+            Rejected: no series is a brain FLAIR; `selection.json` says why for each.
+        """
+        scan = scan_folder(folder.input)
+        rules = self.settings.selection
+        ranked = rank(scan.series, SelectionRules(include=rules.include, exclude=rules.exclude))
+        accepted = [series for series, verdict in ranked if verdict.accepted]
+        write_json(
+            folder.selection,
+            {
+                "chosen": accepted[0].series_uid if accepted else None,
+                "series": [
+                    {
+                        "series_uid": verdict.series_uid,
+                        "verdict": "accepted" if verdict.accepted else "refused",
+                        "reasons": [str(reason) for reason in verdict.reasons],
+                    }
+                    for _, verdict in ranked
+                ],
+                "problems": [{"file": str(p.path.name), "reason": p.reason} for p in scan.problems],
+            },
+        )
+        if not accepted:
+            raise Rejected(_why_none(ranked, scan.problems, folder.input))
+
+    def convert(self, folder: JobFolder) -> None:
+        """The chosen series to `volume_ras.nii.gz` and `geometry.json`."""
+        conversion = convert_series(self._chosen(folder), folder.volume)
+        conversion.geometry.save(folder.geometry)
+        write_json(folder.conversion, {"warnings": list(conversion.warnings)})
+
+    def import_nifti(self, folder: JobFolder) -> None:
+        """The NIfTI file `source` to `volume_ras.nii.gz`: same voxels, axes in RAS order by the header alone."""
+        path = folder.input
+        prepare_volume(path)  # says what is wrong with the file, in the words that the report step would use
+        temporary = folder.root / ".volume_ras.part.nii.gz"
+        nibabel.save(nibabel.as_closest_canonical(nibabel.load(path)), temporary)
+        temporary.rename(folder.volume)
+        write_json(folder.source_facts, {"file": path.name})
+
+    # ------------------------------------------------------------------ the model
+
+    def report(self, folder: JobFolder) -> None:
+        """The report with its findings, warnings and provenance."""
+        self.progress(0, 1, "loading the model")
+        model = self.model
+        prepared = prepare_volume(folder.volume, model.config)
+        volume = prepared.tensor
+        limit = self.settings.model.max_new_tokens
+        generated = model.generate(
+            volume, max_new_tokens=limit, progress=lambda done: self.progress(done, limit, "writing, token")
+        )
+        findings = _with_confidence(findings_from_text(generated.text), model.finding_probabilities(volume))
+        warnings = [*_conversion_warnings(folder), *prepared.warnings, *_disagreements(findings)]
+        write_report(
+            folder,
+            {
+                "report": generated.text,
+                "findings": [finding.to_json() for finding in findings],
+                "input": self._input_facts(folder, prepared),
+                "model": self._model_facts(),
+                "explain": None,
+                "warnings": warnings,
+                "banner": self.weights.banner,
+                "intended_use": INTENDED_USE,
+            },
+        )
+
+    def explain(self, folder: JobFolder) -> None:
+        """The saliency volume and its pictures, beside the report."""
+        report = read_report(folder)
+        settings = self.settings.explain
+        temporary = make_private(folder.root / ".explain.part")
+        run_interpretability(
+            model=self.model,
+            mri_path=folder.volume,
+            report=report["report"],
+            output_dir=temporary,
+            lime_samples=settings.samples,
+            n_segments=settings.segments,
+            seed=settings.seed,
+            banner=self.weights.banner,
+            progress=lambda done, total: self.progress(done, total, "explaining, volume"),
+        )
+        shutil.rmtree(folder.explain, ignore_errors=True)
+        temporary.rename(folder.explain)
+        weights = read_json(folder.explain / "lime_weights.json")
+        facts = {key: weights[key] for key in ("method", "samples", "segments", "seed", "r2", "faithfulness")}
+        write_report(folder, {**report, "explain": facts})
+
+    @property
+    def model(self) -> BrainGemma3D:
+        """The model, loaded when it is first needed."""
+        if self._model is None:
+            wanted = self.settings.model
+            self._model = BrainGemma3D.from_pretrained(
+                wanted.weights, device=wanted.device, quantization=wanted.quantization
+            )
+            self._model.eval()
+        return self._model
+
+    @property
+    def weights(self) -> WeightsInfo:
+        """Name, digest and limits of the weights."""
+        if self._weights is None:
+            self._weights = describe_weights(self.settings.model.weights)
+        return self._weights
+
+    # ------------------------------------------------------------------ DICOM out
+
+    def encode(self, folder: JobFolder) -> None:
+        """The result pack; a pack that breaks a rule never gets as far as delivery."""
+        report = read_report(folder)
+        results = self.settings.results
+        sources = [Path(file) for file in self._chosen(folder).files]
+        geometry = SeriesGeometry.load(folder.geometry)
+        saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
+        content = _content(report, self.weights)
+        pack = encode_pack(
+            source_files=sources,
+            geometry=geometry,
+            volume_path=folder.volume,
+            saliency_path=saliency if saliency.exists() else None,
+            grounding_path=grounding if grounding.exists() else None,
+            content=content,
+            options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
+            identity=_identity(report, self.settings),
+            out=folder.dicom,
+        )
+        check_pack(pack, source_files=sources, geometry=geometry, content=content)
+
+    # ------------------------------------------------------------------ helpers
+
+    def _chosen(self, folder: JobFolder) -> Series:
+        """The series that `select` chose, read again from its files."""
+        chosen = read_json(folder.selection)["chosen"]
+        for series in scan_folder(folder.input).series:
+            if series.series_uid == chosen:
+                return series
+        raise Permanent(f"{folder.input}: the chosen series {chosen} is no longer there")
+
+    def _input_facts(self, folder: JobFolder, prepared: PreparedVolume) -> dict[str, Any]:
+        image = nibabel.load(folder.volume)
+        chosen = read_json(folder.selection)["chosen"] if folder.selection.exists() else None
+        source = read_json(folder.source_facts) if folder.source_facts.exists() else {}
+        return {
+            "series_uid": chosen,
+            "file": source.get("file"),
+            "shape": [int(n) for n in image.shape],
+            "spacing_mm": [round(float(s), 4) for s in image.header.get_zooms()[:3]],
+            "orientation": "".join(nibabel.aff2axcodes(image.affine)),
+            "sha256": voxel_digest(image),
+            "preprocessing": prepared.facts(),
+        }
+
+    def _model_facts(self) -> dict[str, Any]:
+        model, info = self.model, self.weights
+        return {
+            "name": info.name,
+            "version": info.version,
+            "weights_sha256": info.sha256,
+            "format": info.format,
+            "prompt": model.config.prompt,
+            "generation": {"decoding": "greedy", "max_new_tokens": self.settings.model.max_new_tokens},
+            "device": model.compute_device.type,
+            "quantization": model.quantization,
+        }
+
+
+def voxel_digest(image: nibabel.Nifti1Image) -> str:
+    """sha256 of the voxels and the affine: the same for the same picture, however the file was compressed."""
+    digest = hashlib.sha256(np.ascontiguousarray(image.affine, dtype=np.float64).tobytes())
+    digest.update(np.ascontiguousarray(np.asanyarray(image.dataobj)).tobytes())
+    return digest.hexdigest()
+
+
+def _why_none(ranked: Sequence[tuple[Series, Any]], problems: Sequence[Any], folder: Path) -> str:
+    if not ranked:
+        files = f"; {len(problems)} files could not be read: {problems[0].reason}" if problems else ""
+        return f"expected DICOM instances of at least one image series in {folder}, found none{files}"
+    refusals = []
+    for series, verdict in ranked:
+        failed = "; ".join(str(r) for r in verdict.reasons if not r.passed)
+        refusals.append(f"series {series.series_uid}: {failed}")
+    return f"no brain FLAIR among {len(ranked)} series: " + " | ".join(refusals)
+
+
+def _with_confidence(
+    findings: Sequence[Finding], probabilities: dict[str, Any] | list[dict[str, Any]] | None
+) -> list[Finding]:
+    """Each finding with the findings head's probability that it is as the text says."""
+    if not isinstance(probabilities, dict):
+        return list(findings)
+    result = []
+    for finding in findings:
+        present = float(probabilities[finding.finding]["presence"])
+        confidence = {"present": present, "absent": 1 - present}.get(finding.presence)
+        result.append(finding.with_confidence(None if confidence is None else round(confidence, 4)))
+    return result
+
+
+def _disagreements(findings: Sequence[Finding]) -> list[str]:
+    return [
+        f"The text calls {finding.finding.replace('_', ' ')} {finding.presence}, but the image classifier gives that "
+        f"only {finding.confidence:.0%}: read with care."
+        for finding in findings
+        if finding.confidence is not None and finding.confidence < 0.5
+    ]
+
+
+def _conversion_warnings(folder: JobFolder) -> list[str]:
+    return list(read_json(folder.conversion)["warnings"]) if folder.conversion.exists() else []
+
+
+def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
+    facts = {k: v for k, v in report["model"].items() if k not in ("name", "version", "weights_sha256")}
+    return ReportContent(
+        report_text=report["report"],
+        findings=tuple(
+            FindingRecord(f["finding"], f["presence"], f["laterality"], tuple(f["sites"]), f["confidence"])
+            for f in report["findings"]
+        ),
+        warnings=tuple(report["warnings"]),
+        banner=report["banner"],
+        intended_use=report["intended_use"],
+        model=ModelIdentity(
+            name=weights.name,
+            version=weights.version,
+            weights_sha256=weights.sha256,
+            manufacturer=MANUFACTURER,
+            parameters={k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in facts.items()},
+        ),
+        explain=report["explain"],
+    )
+
+
+def _identity(report: dict[str, Any], settings: Settings) -> str:
+    """sha256 over everything that affects the content of the results: other inputs, other UIDs."""
+    what = {
+        "input": report["input"],
+        "report": report["report"],
+        "findings": report["findings"],
+        "model": report["model"],
+        "explain": [report["explain"], settings.explain.model_dump()],
+        "results": settings.results.model_dump(),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
