@@ -1,0 +1,99 @@
+"""Two independent converters behind one signature: dicom2nifti first, highdicom's `Volume` as the second way.
+
+Both are imported lazily, and with care: importing dicom2nifti rewrites pydicom's table of character sets.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pydicom.charset
+from pydicom.dataset import Dataset
+
+from dicom_io.errors import ConversionError
+from dicom_io.geometry import LPS_TO_RAS
+from dicom_io.pixels import DECODING_ERRORS
+from dicom_io.stack import ORIENTATION_TOLERANCE, SPACING_TOLERANCE, TILT_TOLERANCE
+
+REFUSALS = (*DECODING_ERRORS, AssertionError, ArithmeticError, OSError)
+"""What the converters raise on a series that they cannot take."""
+
+_settings_lock = threading.Lock()
+
+
+def by_dicom2nifti(datasets: list[Dataset]) -> nib.Nifti1Image:
+    """Convert by dicom2nifti.
+
+    Args:
+        datasets: All instances of one series whose geometry has been validated.
+
+    Returns:
+        The image on whatever axes dicom2nifti chose; its voxel values are rescaled.
+
+    Raises:
+        ConversionError: dicom2nifti refused.
+    """
+    with _quiet_dicom2nifti() as package:
+        try:
+            result = package.convert_dicom.dicom_array_to_nifti(datasets, None, reorient_nifti=False)
+        except (*REFUSALS, package.exceptions.ConversionError, package.exceptions.ConversionValidationError) as error:
+            raise ConversionError(f"dicom2nifti: {error}") from error
+    return result["NII"]
+
+
+@contextmanager
+def _quiet_dicom2nifti() -> Iterator[Any]:
+    """dicom2nifti without its log noise, its own validations (ours are stricter) or its change to pydicom."""
+    with _settings_lock:
+        encodings = dict(pydicom.charset.python_encoding)
+        import dicom2nifti
+        import dicom2nifti.convert_dicom
+        import dicom2nifti.exceptions
+        import dicom2nifti.settings
+
+        pydicom.charset.python_encoding.clear()
+        pydicom.charset.python_encoding.update(encodings)
+        logger = logging.getLogger("dicom2nifti")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        dicom2nifti.settings.disable_validate_slicecount()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield dicom2nifti
+        finally:
+            dicom2nifti.settings.enable_validate_slicecount()
+            logger.setLevel(level)
+
+
+def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
+    """Convert by highdicom's `Volume`; same arguments, result and error as `by_dicom2nifti`."""
+    import highdicom as hd
+
+    options: dict[str, Any] = {
+        "dtype": np.float64,
+        "apply_real_world_transform": False,
+        "apply_voi_transform": False,
+        "apply_presentation_lut": False,
+        "rtol": 2 * SPACING_TOLERANCE,
+        "perpendicular_tol": 1 - float(np.sqrt(1 - TILT_TOLERANCE**2)),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if "PerFrameFunctionalGroupsSequence" not in datasets[0]:
+                volume = hd.get_volume_from_series(datasets, orientation_tol=ORIENTATION_TOLERANCE, **options)
+            elif len(datasets) == 1:
+                volume = hd.Image.from_dataset(datasets[0], copy=False).get_volume(**options)
+            else:
+                raise ConversionError(f"highdicom: expected one multi-frame instance, got {len(datasets)}")
+    except REFUSALS as error:
+        raise ConversionError(f"highdicom: {error}") from error
+    return nib.Nifti1Image(np.asarray(volume.array), LPS_TO_RAS @ volume.affine)

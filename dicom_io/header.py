@@ -1,0 +1,132 @@
+"""Reading values out of DICOM headers that may hold anything.
+
+Headers come from many vendors and many de-identification tools: an element may be absent, empty, of the wrong VR or
+hold text that is no number. Each function here answers None (or an empty tuple) for a value that cannot be understood,
+so that rules can say "absent" instead of failing.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterator
+from typing import Any
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.uid import UID
+
+# What pydicom's lazy conversion raises on malformed values (VR unknown, bad length, text that is no number or date,
+# unknown character set).
+MALFORMED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    LookupError,
+    NotImplementedError,
+    EOFError,
+    struct.error,
+)
+
+
+def value(dataset: Dataset, keyword: str) -> Any:
+    """Value of an element as pydicom gives it; None where it is absent, empty or malformed."""
+    try:
+        found = dataset.get(keyword)
+    except MALFORMED:
+        return None
+    return None if found is None or found == "" else found
+
+
+def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """All values of a text element, stripped; empty where absent."""
+    found = value(dataset, keyword)
+    if found is None:
+        return ()
+    many = found if isinstance(found, (MultiValue, list, tuple)) else [found]
+    return tuple(str(v).strip() for v in many if v is not None and str(v).strip())
+
+
+def text(dataset: Dataset, keyword: str) -> str:
+    r"""Text of an element, values joined by a backslash; empty where absent."""
+    return "\\".join(texts(dataset, keyword))
+
+
+def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+    """All values of a numeric element that are finite numbers; empty where one of them is not."""
+    result: list[float] = []
+    for item in texts(dataset, keyword):
+        try:
+            number_ = float(item)
+        except ValueError:
+            return ()
+        if not math.isfinite(number_):
+            return ()
+        result.append(number_)
+    return tuple(result)
+
+
+def number(dataset: Dataset, keyword: str) -> float | None:
+    """First value of a numeric element; None where absent or not a finite number."""
+    found = numbers(dataset, keyword)
+    return found[0] if found else None
+
+
+def whole_number(dataset: Dataset, keyword: str) -> int | None:
+    """First value of an integer element; None where absent or not an integer."""
+    found = number(dataset, keyword)
+    return int(found) if found is not None and found == int(found) else None
+
+
+def uid(dataset: Dataset, keyword: str) -> str:
+    """A UID without padding; empty where absent."""
+    found = value(dataset, keyword)
+    return str(UID(str(found).strip("\0 "))) if found is not None else ""
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Items of a sequence; empty where absent or not a sequence."""
+    found = value(dataset, keyword)
+    try:
+        return [item for item in found if isinstance(item, Dataset)] if found is not None else []
+    except MALFORMED:
+        return []
+
+
+def frame_groups(dataset: Dataset, index: int) -> Iterator[Dataset]:
+    """Functional group items that describe one frame: per-frame first, then shared (PS3.3 C.7.6.16).
+
+    Args:
+        dataset: A multi-frame instance.
+        index: 0-based frame.
+
+    Yields:
+        Datasets that hold functional group sequences.
+    """
+    per_frame = items(dataset, "PerFrameFunctionalGroupsSequence")
+    if index < len(per_frame):
+        yield per_frame[index]
+    yield from items(dataset, "SharedFunctionalGroupsSequence")[:1]
+
+
+def is_multiframe(dataset: Dataset) -> bool:
+    """Whether the instance describes its frames by functional groups."""
+    return bool(items(dataset, "PerFrameFunctionalGroupsSequence") or items(dataset, "SharedFunctionalGroupsSequence"))
+
+
+def functional_group(dataset: Dataset, index: int, sequence: str) -> Dataset | None:
+    """First item of a functional group macro for one frame; None where the frame has none.
+
+    Args:
+        dataset: A multi-frame instance.
+        index: 0-based frame.
+        sequence: Keyword of the macro's sequence, such as `PlanePositionSequence`.
+    """
+    for group in frame_groups(dataset, index):
+        found = items(group, sequence)
+        if found:
+            return found[0]
+    return None

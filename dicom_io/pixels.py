@@ -1,0 +1,109 @@
+"""Source pixels of a series, decoded by pydicom: the truth that every conversion is held against."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_modality_lut
+
+from dicom_io import header
+from dicom_io.errors import ConversionError
+from dicom_io.geometry import SeriesGeometry, SourceSlice
+from dicom_io.series import Series
+
+Array = npt.NDArray[np.generic]
+
+DECODING_ERRORS = (*header.MALFORMED, RuntimeError, MemoryError)
+"""What pydicom and its decoder plugins raise on pixel data that cannot be decoded."""
+
+
+class SourcePixels:
+    """Decoded slices of one series, with the modality transform applied and bright meaning bright.
+
+    Datasets are read once and kept, so that the converters can share the decoded pixels.
+    """
+
+    def __init__(self, series: Series, geometry: SeriesGeometry) -> None:
+        self.geometry = geometry
+        self.datasets: dict[str, Dataset] = {}
+        for path, head in zip(series.files, series.headers, strict=True):
+            _check_grayscale(path, head)
+            self.datasets[header.uid(head, "SOPInstanceUID")] = _read(path)
+        self.inverted = any(header.text(h, "PhotometricInterpretation") == "MONOCHROME1" for h in series.headers)
+
+    def slice(self, index: int) -> Array:
+        """(rows, columns) values of one source slice."""
+        return self.decode(self.geometry.slices[index])
+
+    def decode(self, source: SourceSlice) -> Array:
+        """(rows, columns) values of one frame, after the modality transform; see the class."""
+        dataset = self.datasets[source.sop_instance_uid]
+        try:
+            frame = dataset.pixel_array
+            if source.frame_number is not None and frame.ndim == 3:
+                frame = frame[source.frame_number - 1]
+            values = _rescaled(frame, dataset, source.frame_number)
+        except DECODING_ERRORS as error:
+            syntax = dataset.file_meta.TransferSyntaxUID.name
+            raise ConversionError(f"{source.file}: its {syntax} pixels cannot be decoded: {error}") from error
+        expected = (self.geometry.rows, self.geometry.columns)
+        if values.shape != expected:
+            raise ConversionError(f"{source.file}: expected a picture of {expected}, got {values.shape}")
+        if self.inverted:
+            return self.invert(values, source)
+        return values
+
+    def invert(self, values: Array, source: SourceSlice) -> Array:
+        """MONOCHROME1 shows low values bright (PS3.3 C.7.6.3.1.2): mirror values within the stored range."""
+        dataset = self.datasets[source.sop_instance_uid]
+        low, high = _value_range(dataset, source.frame_number)
+        return np.asarray(low + high - values.astype(np.float64)).astype(np.float32)
+
+
+def _check_grayscale(path: Path, head: Dataset) -> None:
+    samples = header.whole_number(head, "SamplesPerPixel") or 1
+    photometric = header.text(head, "PhotometricInterpretation") or "MONOCHROME2"
+    if samples != 1 or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise ConversionError(f"{path.name}: expected a grayscale image, got {photometric} with {samples} samples")
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd values were judged when the header was scanned
+            return pydicom.dcmread(path)
+    except (OSError, *DECODING_ERRORS) as error:
+        raise ConversionError(f"{path.name}: cannot be read: {error}") from error
+
+
+def rescale(dataset: Dataset, frame_number: int | None) -> tuple[float, float]:
+    """(slope, intercept) of the modality transform of one frame; (1, 0) where there is none."""
+    holder: Dataset | None = dataset
+    if frame_number is not None:
+        holder = header.functional_group(dataset, frame_number - 1, "PixelValueTransformationSequence")
+    slope = header.number(holder, "RescaleSlope") if holder is not None else None
+    intercept = header.number(holder, "RescaleIntercept") if holder is not None else None
+    return (slope if slope is not None else 1.0, intercept if intercept is not None else 0.0)
+
+
+def _rescaled(frame: Array, dataset: Dataset, frame_number: int | None) -> Array:
+    if frame_number is None and header.items(dataset, "ModalityLUTSequence"):
+        return np.asarray(apply_modality_lut(frame, dataset))
+    slope, intercept = rescale(dataset, frame_number)
+    if (slope, intercept) == (1.0, 0.0):
+        return frame
+    return np.asarray(frame.astype(np.float64) * slope + intercept)
+
+
+def _value_range(dataset: Dataset, frame_number: int | None) -> tuple[float, float]:
+    """Smallest and largest value that the stored bits can express, after the modality transform."""
+    bits = header.whole_number(dataset, "BitsStored") or 16
+    signed = header.whole_number(dataset, "PixelRepresentation") == 1
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    slope, intercept = rescale(dataset, frame_number)
+    return (low * slope + intercept, high * slope + intercept)
