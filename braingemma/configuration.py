@@ -1,0 +1,192 @@
+"""Every size and every choice that the weights depend on; saved as `config.json` beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import Gemma3TextConfig, PreTrainedConfig, SiglipVisionConfig
+
+from braingemma.errors import CheckpointError
+
+#: The prompt of the published weights, to the letter (its trailing space and line end included).
+CANONICAL_PROMPT = "Generate a radiology report for this brain MRI FLAIR scan. \n"
+
+FINDINGS = ("lesion", "edema", "necrosis", "ventricular_compression")
+SITES = (
+    "frontal",
+    "parietal",
+    "temporal",
+    "occipital",
+    "insula",
+    "cerebellum",
+    "brainstem",
+    "thalamus",
+    "corpus callosum",
+    "ventricle",
+)
+#: What the findings head says about each finding, in the order of its outputs.
+FINDING_OUTPUTS = ("presence", "left", "right", *SITES)
+
+Normalization = Literal["zscore", "unit"]
+Extraction = Literal["auto", "none"]
+
+
+@dataclass(frozen=True)
+class VolumeSettings:
+    """How a RAS volume becomes the tensor that these weights were trained on.
+
+    Attributes:
+        grid: Voxels of the tensor: (D inferior→superior, H posterior→anterior, W left→right).
+        normalization: "zscore" (the card: p1–p99 clip, then z-score over the brain) or "unit" (the published
+            code: p1–p99 clip, then [0, 1]).
+        percentiles: Lower and upper clip, in percent of the brain's voxels.
+        zscore_clip: z-scores beyond ± this are cut, and ± this is mapped to ± 1 at the vision tower's entrance
+            (SigLIP is trained on [-1, 1]). Voxels outside the brain get the lower end.
+        brain_extraction: "auto": a volume that still has its skull is stripped; "none": taken as it is.
+        crop: Whether the field of view is centred on the brain and cut to it.
+        crop_margin_mm: Free space kept around the brain on each side.
+    """
+
+    grid: tuple[int, int, int] = (64, 128, 128)
+    normalization: Normalization = "zscore"
+    percentiles: tuple[float, float] = (1.0, 99.0)
+    zscore_clip: float = 3.0
+    brain_extraction: Extraction = "auto"
+    crop: bool = True
+    crop_margin_mm: float = 4.0
+
+    def __post_init__(self) -> None:
+        """Check what preprocessing takes for granted; JSON's lists become tuples."""
+        object.__setattr__(self, "grid", tuple(int(n) for n in self.grid))
+        object.__setattr__(self, "percentiles", tuple(float(p) for p in self.percentiles))
+        if len(self.grid) != 3 or min(self.grid) < 1:
+            raise CheckpointError(f"volume.grid must be three positive sizes (D, H, W), got {self.grid}")
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise CheckpointError(f"volume.percentiles must be 0 <= low < high <= 100, got {self.percentiles}")
+        if self.normalization not in ("zscore", "unit") or self.brain_extraction not in ("auto", "none"):
+            raise CheckpointError(
+                f"volume.normalization must be zscore or unit and volume.brain_extraction auto or none, "
+                f"got {self.normalization!r} and {self.brain_extraction!r}"
+            )
+        if self.zscore_clip <= 0:
+            raise CheckpointError(f"volume.zscore_clip must be > 0, got {self.zscore_clip}")
+
+    @property
+    def background(self) -> float:
+        """Value of voxels outside the brain and outside the field of view."""
+        return -self.zscore_clip if self.normalization == "zscore" else 0.0
+
+
+class BrainGemmaConfig(PreTrainedConfig):
+    """Configuration of `BrainGemma3D`; the defaults are the card's.
+
+    Attributes:
+        vision_config: Any `SiglipVisionConfig` (as object or dict).
+        text_config: Any `Gemma3TextConfig` (as object or dict).
+        volume: `VolumeSettings` as a dict.
+        weights_format: "braingemma" (this project's layout and forward) or "published" (the public code's forward).
+        patch_depth: Voxels of one patch along D.
+        inflation: "center" (the 2D kernel in the middle plane) or "mean" (spread evenly over the planes).
+        num_visual_tokens: Tokens that the language model gets.
+        resampler_layers: Perceiver layers.
+        resampler_heads: Attention heads of each.
+        resampler_dim: Their width; None: the vision tower's.
+        resampler_mlp_ratio: Width of their MLP over their own.
+        lora_rank: Rank of the adapters on the language model.
+        lora_alpha: Their scale times their rank.
+        lora_targets: Names of the adapted projections.
+        lora: Whether adapters are attached.
+        grounding_head: Whether a head tells each patch's lesion share.
+        findings_head: Whether a head tells the findings' probabilities.
+        prompt: What the language model is asked.
+        name: Name of the weights.
+        version: Version of the weights.
+        synthetic_only: Whether they were trained on synthetic images only.
+        training_domain: What they were trained on, for a reader.
+        banner: One line that every result must carry; None for none.
+        storage_dtype: Type of the numbers on disk: "float32", "bfloat16" or "float16".
+        pretrained_revision: Revision of the hub repository that the weights come from, where known.
+    """
+
+    model_type = "braingemma3d"
+    sub_configs_defaults = {"vision_config": SiglipVisionConfig, "text_config": Gemma3TextConfig}  # noqa: RUF012
+
+    vision_config: Any = None
+    text_config: Any = None
+    volume: dict | None = None
+    weights_format: str = "braingemma"
+    patch_depth: int = 2
+    inflation: str = "center"
+    num_visual_tokens: int = 32
+    resampler_layers: int = 2
+    resampler_heads: int = 8
+    resampler_dim: int | None = None
+    resampler_mlp_ratio: int = 4
+    lora_rank: int = 4
+    lora_alpha: int = 8
+    lora_targets: tuple | list = ("q_proj", "k_proj", "v_proj", "o_proj")
+    lora: bool = False
+    grounding_head: bool = False
+    findings_head: bool = False
+    prompt: str = CANONICAL_PROMPT
+    name: str = "BrainGemma3D"
+    version: str = "0"
+    synthetic_only: bool = False
+    training_domain: str = ""
+    banner: str | None = None
+    storage_dtype: str = "float32"
+    pretrained_revision: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in the defaults and check that the parts fit each other."""
+        super().__post_init__(**kwargs)
+        self.vision_config = _as_config(self.vision_config, SiglipVisionConfig)
+        self.text_config = _as_config(self.text_config, Gemma3TextConfig)
+        # The pooling head of SigLIP has no part in this model: every patch goes on to the resampler.
+        self.vision_config.vision_use_head = False
+        self.volume = dataclasses.asdict(VolumeSettings(**(self.volume or {})))
+        self.lora_targets = list(self.lora_targets)
+        if self.resampler_dim is None:
+            self.resampler_dim = int(self.vision_config.hidden_size)
+        _require("weights_format", self.weights_format, ("braingemma", "published"))
+        _require("inflation", self.inflation, ("center", "mean"))
+        _require("storage_dtype", self.storage_dtype, ("float32", "bfloat16", "float16"))
+        if self.resampler_dim % self.resampler_heads:
+            raise CheckpointError(
+                f"resampler_dim ({self.resampler_dim}) must be a multiple of resampler_heads ({self.resampler_heads})"
+            )
+
+    @property
+    def volume_settings(self) -> VolumeSettings:
+        """The preprocessing of these weights as a value object."""
+        return VolumeSettings(**(self.volume or {}))
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """(D, H, W): voxels of the tensor that the model takes."""
+        return self.volume_settings.grid
+
+    @property
+    def normalization(self) -> str:
+        """How the voxels of that tensor are scaled: "zscore" or "unit"."""
+        return self.volume_settings.normalization
+
+    @property
+    def published(self) -> bool:
+        """Whether the public code's forward is to be reproduced."""
+        return self.weights_format == "published"
+
+
+def _as_config(value: Any, kind: Any) -> Any:
+    """`kind` from an object of it, a dict, or nothing (the defaults)."""
+    if isinstance(value, kind):
+        return value
+    return kind(**{k: v for k, v in (value or {}).items() if k != "model_type"})
+
+
+def _require(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise CheckpointError(f"config.json: {field} must be one of {', '.join(allowed)}; got {value!r}")

@@ -1,0 +1,264 @@
+"""The language model: a Gemma 3 text stack that reads visual tokens among its text tokens.
+
+Shapes: B batch, N visual tokens, T tokens, E hidden size. A *placeholder* id stands where a visual token goes.
+Source: Gemma 3, arXiv 2503.19786; LoRA, arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from braingemma.configuration import BrainGemmaConfig
+from braingemma.errors import GenerationError
+
+#: Stands in a token sequence where a visual token goes; no tokenizer gives it out, and no embedding is read for it.
+IMAGE_PLACEHOLDER = -1
+#: Labels with this value carry no loss (torch's default `ignore_index`).
+IGNORE = -100
+
+IMAGE_MARKS = ("<start_of_image>", "<image>")
+IMAGE_END_MARK = "<end_of_image>"
+END_OF_TURN = "<end_of_turn>"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How a report is written.
+
+    Attributes:
+        max_new_tokens: Tokens at most.
+        temperature: 0 is greedy and reproducible; above, tokens are drawn.
+        top_p: Nucleus of the drawing (arXiv 1904.09751); no part in greedy writing.
+        repetition_penalty: Above 1 makes tokens that were written less likely (arXiv 1909.05858); 1 is none.
+        no_repeat_ngram_size: No n-gram of this length is written twice; 0 allows all.
+        stop: Writing ends before the first of these strings.
+        seed: Of the drawing; None: torch's own generator.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 0.9
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that have no meaning."""
+        if self.max_new_tokens < 1:
+            raise GenerationError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise GenerationError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise GenerationError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.repetition_penalty <= 0:
+            raise GenerationError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
+        if self.no_repeat_ngram_size < 0:
+            raise GenerationError(f"no_repeat_ngram_size must be 0 (none) or above, got {self.no_repeat_ngram_size}")
+
+    def processors(self) -> LogitsProcessorList:
+        """The changes to the logits (B, V) before a token is chosen, in the order of transformers' `generate`."""
+        chosen: list[Any] = []
+        if self.repetition_penalty != 1.0:
+            chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.no_repeat_ngram_size:
+            chosen.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+        if self.temperature > 0:
+            chosen += [TemperatureLogitsWarper(float(self.temperature)), TopPLogitsWarper(self.top_p)]
+        return LogitsProcessorList(chosen)
+
+
+def lora_config(config: BrainGemmaConfig) -> LoraConfig:
+    """Adapters on the attention of the text stack, and of nothing else."""
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        target_modules=list(config.lora_targets),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def prompt_ids(tokenizer: Any, prompt: str, config: BrainGemmaConfig) -> list[int]:
+    """Token ids before the report, with `num_visual_tokens` placeholders where the picture goes.
+
+    The published code puts the picture before `<bos>`. Otherwise BOS comes first; where the tokenizer's chat template
+    places a picture, the visual tokens stand there, else right after BOS.
+    """
+    image = [IMAGE_PLACEHOLDER] * config.num_visual_tokens
+    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    if config.published:
+        return image + bos + _plain_ids(tokenizer, prompt)
+    templated = _templated_ids(tokenizer, prompt, image)
+    return templated if templated is not None else bos + image + _plain_ids(tokenizer, prompt)
+
+
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _templated_ids(tokenizer: Any, prompt: str, image: list[int]) -> list[int] | None:
+    """Ids through the chat template; None where there is no template or it has no place for a picture."""
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    mark = next((m for m in IMAGE_MARKS if m in text), None)
+    if mark is None:
+        return None
+    before, after = text.split(mark, 1)
+    vocabulary = tokenizer.get_vocab()
+    # Gemma 3's processor frames a picture with a start and an end mark and two empty lines around (processing_gemma3).
+    opening = [vocabulary[mark]] if mark == "<start_of_image>" and mark in vocabulary else []
+    closing = [vocabulary[IMAGE_END_MARK]] if opening and IMAGE_END_MARK in vocabulary else []
+    space = "\n\n" if opening else ""
+    return [
+        *_plain_ids(tokenizer, before + space),
+        *opening,
+        *image,
+        *closing,
+        *_plain_ids(tokenizer, space + after),
+    ]
+
+
+def end_ids(tokenizer: Any, language_config: Any) -> list[int]:
+    """Ids that end a report: the configuration's, the tokenizer's, and Gemma's end of turn where it has one."""
+    configured = language_config.eos_token_id
+    ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
+    ids.append(tokenizer.eos_token_id)
+    ids.append(tokenizer.get_vocab().get(END_OF_TURN))
+    known = [i for i in dict.fromkeys(ids) if i is not None and 0 <= i < language_config.vocab_size]
+    if not known:
+        raise GenerationError("neither the language model's config nor the tokenizer names an end-of-text token")
+    return known
+
+
+def training_end_id(tokenizer: Any, language_config: Any) -> int:
+    """The id that a training report ends with: the end of turn under a chat template, else the end of text."""
+    turn = tokenizer.get_vocab().get(END_OF_TURN)
+    if getattr(tokenizer, "chat_template", None) and turn is not None:
+        return int(turn)
+    return int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else end_ids(tokenizer, language_config)[0])
+
+
+def embed_with_image(language_model: Any, input_ids: Tensor, visual_tokens: Tensor) -> Tensor:
+    """Text embeddings with the visual tokens at the placeholders.
+
+    Args:
+        language_model: A `Gemma3ForCausalLM`.
+        input_ids: (B, T) with exactly N placeholders in each row.
+        visual_tokens: (B, N, E).
+
+    Returns:
+        (B, T, E) in the type of the language model's embeddings.
+    """
+    is_image = input_ids == IMAGE_PLACEHOLDER
+    counts = is_image.sum(dim=1)
+    if not bool((counts == visual_tokens.shape[1]).all()):
+        raise GenerationError(
+            f"each row needs {visual_tokens.shape[1]} placeholders for visual tokens, got {counts.tolist()}"
+        )
+    embeddings = language_model.get_input_embeddings()(input_ids.clamp(min=0))
+    return embeddings.masked_scatter(is_image.unsqueeze(-1), visual_tokens.to(embeddings))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What `decode` wrote: ids and their log-probabilities for each row, without the end token."""
+
+    token_ids: tuple[tuple[int, ...], ...]
+    token_logprobs: tuple[tuple[float, ...], ...]
+
+
+class _Rows:
+    """The rows of a batch while they are written: which are done, and what they hold."""
+
+    def __init__(self, batch: int, ends: Sequence[int], stop: Callable[[list[int]], bool]) -> None:
+        self.ends = frozenset(ends)
+        self.stop = stop
+        self.ids: list[list[int]] = [[] for _ in range(batch)]
+        self.logprobs: list[list[float]] = [[] for _ in range(batch)]
+        self.done = [False] * batch
+
+    def add(self, ids: list[int], logprobs: list[float]) -> bool:
+        """Take one token for each row; true when all rows are done."""
+        for row, (token, logprob) in enumerate(zip(ids, logprobs, strict=True)):
+            if self.done[row]:
+                continue
+            if token in self.ends:
+                self.done[row] = True
+                continue
+            self.ids[row].append(token)
+            self.logprobs[row].append(logprob)
+            self.done[row] = self.stop(self.ids[row])
+        return all(self.done)
+
+
+def _choose(scores: Tensor, settings: GenerationSettings, generator: torch.Generator | None) -> Tensor:
+    """(B, V) processed logits to (B, 1) token ids."""
+    if settings.temperature == 0:
+        return scores.argmax(dim=-1, keepdim=True)
+    return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)
+
+
+@torch.inference_mode()
+def decode(
+    language_model: Any,
+    inputs_embeds: Tensor,
+    settings: GenerationSettings,
+    ends: Sequence[int],
+    stop: Callable[[list[int]], bool] = lambda _: False,
+    progress: Progress | None = None,
+) -> Decoded:
+    """Write token by token after the prefix (B, T, E), which is computed once.
+
+    Args:
+        language_model: A `Gemma3ForCausalLM`.
+        inputs_embeds: (B, T, E), rows of equal length.
+        settings: How tokens are chosen.
+        ends: Ids that end a row.
+        stop: Told a row's ids so far; true ends the row.
+        progress: Called with (tokens written, tokens at most) after each step.
+
+    Returns:
+        Ids and log-probabilities under the unchanged distribution (temperature 1, no penalty).
+    """
+    batch, device = inputs_embeds.shape[0], inputs_embeds.device
+    generator = None if settings.seed is None else torch.Generator(device).manual_seed(settings.seed)
+    processors = settings.processors()
+    cache = DynamicCache(config=language_model.config)
+    rows = _Rows(batch, ends, stop)
+    written = torch.empty((batch, 0), dtype=torch.long, device=device)
+    step: dict[str, Tensor] = {"inputs_embeds": inputs_embeds}
+    for count in range(1, settings.max_new_tokens + 1):
+        out = language_model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        logits = out.logits[:, -1].float()  # (B, V)
+        token = _choose(processors(written, logits.clone()), settings, generator)  # (B, 1)
+        logprob = logits.gather(1, token) - logits.logsumexp(dim=-1, keepdim=True)
+        written = torch.cat((written, token), dim=1)
+        finished = rows.add(token[:, 0].tolist(), logprob[:, 0].tolist())
+        if progress is not None:
+            progress(count, settings.max_new_tokens)
+        if finished:
+            break
+        step = {"input_ids": token}
+    return Decoded(tuple(map(tuple, rows.ids)), tuple(map(tuple, rows.logprobs)))
