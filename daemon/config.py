@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -283,3 +284,20 @@ def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:
         source = f"environment {variable}" if variable in os.environ else str(path or "defaults")
         value: Any = fault.get("input")
         yield f"{source}: {where}: {fault['msg']} (got {value!r:.80})"
+
+
+def origins(settings: Settings, path: Path | None) -> list[tuple[str, Any, str]]:
+    """Each value of the configuration as (dotted name, value, where it came from)."""
+    written = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    rows: list[tuple[str, Any, str]] = []
+    for section, values in settings.model_dump(mode="json").items():
+        if not isinstance(values, dict):
+            rows.append((section, values, str(path) if section in written else "default"))
+            continue
+        for key, value in values.items():
+            variable = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+            in_file = key in written.get(section, {})
+            rows.append(
+                (f"{section}.{key}", value, variable if variable in os.environ else str(path) if in_file else "default")
+            )
+    return rows

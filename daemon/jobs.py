@@ -187,6 +187,12 @@ class JobStore:
         with self.engine.connect() as connection:
             return [_job(row) for row in connection.execute(query)]
 
+    def remove(self, job_id: str) -> None:
+        """Forget a job with its verdicts and deliveries."""
+        with self.engine.begin() as connection:
+            for table in (DELIVERIES, VERDICTS, JOBS):
+                connection.execute(sa.delete(table).where(table.c.job_id == job_id))
+
     def put_verdicts(self, job_id: str, verdicts: Iterable[tuple[str, str, Iterable[str]]]) -> None:
         """Keep (series UID, verdict, reasons) of each series of a job."""
         with self.engine.begin() as connection:

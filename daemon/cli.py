@@ -1,0 +1,462 @@
+"""The command `braingemma`: data to standard output, messages to standard error; exit 0, 1 (failure) or 2 (usage).
+
+Thin: each command reads its arguments, calls one function elsewhere, and prints. What needs torch is imported late, so
+that `--help` and the job list answer at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from braingemma.errors import BrainGemmaError
+from daemon.config import Explain, Model, Settings, load_settings
+from daemon.errors import ConfigurationError, DaemonError
+from dicom_io.errors import DicomIoError
+
+app = typer.Typer(
+    help="Brain MRI FLAIR in by DICOM, a report draft and a saliency overlay back. Research use only, no diagnosis.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+jobs_app = typer.Typer(help="The daemon's work, also while it is stopped.", no_args_is_help=True)
+weights_app = typer.Typer(help="Weights: the bundled `demo`, a local folder, or a hub id.", no_args_is_help=True)
+config_app = typer.Typer(help="The configuration as it will be used.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(weights_app, name="weights")
+app.add_typer(config_app, name="config")
+
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+data = Console(highlight=False, soft_wrap=True, markup=False)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration, TOML.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+WeightsOption = Annotated[str | None, typer.Option(help="`demo`, a folder, or a hub id.", show_default="demo")]
+
+
+def main() -> None:
+    """Entry point: an error that was foreseen becomes one line and an exit code, never a traceback."""
+    try:
+        app()
+    except ConfigurationError as error:
+        messages.print(f"braingemma: {error}", style="red", markup=False)
+        sys.exit(2)
+    except (DaemonError, DicomIoError, BrainGemmaError) as error:
+        messages.print(f"braingemma: {error}", style="red", markup=False)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has enough; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def emit_json(value: Any) -> None:
+    """Print data as JSON."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def working(first: str) -> Iterator[Any]:
+    """A line on standard error that says what is being done: live on a terminal, one line a step elsewhere."""
+    if messages.is_terminal:
+        with messages.status(first) as status:
+            yield status.update
+    else:
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            kind = text.rstrip("0123456789/ ")
+            if said[-1:] != [kind]:
+                said.append(kind)
+                messages.print(text, markup=False)
+
+        say(first)
+        yield say
+
+
+# ---------------------------------------------------------------------- the main job
+
+
+@app.command()
+def demo(
+    pacs: Annotated[Literal["embedded", "orthanc"], typer.Option(help="Which trial PACS.")] = "embedded",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("braingemma-demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the working data too, in OUT/work.")] = False,
+) -> None:
+    """Run the main job end to end on loopback: a study goes in by C-STORE, an SR and an overlay come back."""
+    from daemon.demo import demo as run
+    from daemon.report_files import finding_line
+
+    with working("loading") as say:
+        result = run(out, pacs=pacs, keep=keep, say=say)
+    folder = result.folder
+    data.print(folder.report_text.read_text(encoding="utf-8"))
+    data.print("The phantom was made with:")
+    for finding in result.truth["findings"]:
+        data.print(f"  {finding_line(finding)}")
+    held = ", ".join(f"{n} {modality}" for modality, n in sorted(result.received.items()))
+    data.print(f"\nThe {result.pacs} PACS holds beside the images, in the same study: {held}\n")
+    for label, path in (
+        ("Look at this first", folder.report_html),
+        ("Structured Report", folder.dicom / "sr.dcm"),
+        ("Overlay, one picture a slice", folder.dicom / "sc"),
+        ("Pictures of the explanation", folder.explain),
+        ("All results", folder.root),
+    ):
+        data.print(f"{label}: {path.resolve()}")
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Run the daemon. SIGTERM ends it within 10 s; unfinished work goes on at the next start."""
+    settings = load_settings(config)
+    set_up_logging()
+    from daemon.service import serve as run
+
+    run(settings)
+
+
+def set_up_logging() -> None:
+    """Log lines to standard error, with time; libraries only from warnings on."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    for library in ("pynetdicom", "pydicom", "dicom2nifti", "httpx", "urllib3", "highdicom", "matplotlib"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+@app.command()
+def process(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI file, or a folder of DICOM files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    weights: WeightsOption = None,
+    explain: Annotated[bool, typer.Option("--explain/--no-explain", help="Compute the saliency map.")] = True,
+    seed: Annotated[int | None, typer.Option(help="Seed of the explanation.", show_default="42")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the model runs.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Report one study without a daemon."""
+    settings = load_settings(config)
+    model = {k: v for k, v in (("weights", weights), ("device", device)) if v is not None}
+    explained = {"enabled": explain, **({} if seed is None else {"seed": seed})}
+    settings = settings.model_copy(
+        update={
+            "model": Model.model_validate({**settings.model.model_dump(), **model}),
+            "explain": Explain.model_validate({**settings.explain.model_dump(), **explained}),
+        }
+    )
+    with working("loading") as say:
+        from daemon.process import process as run
+
+        folder = run(
+            source, out, settings,
+            progress=lambda done, total, text: say(f"{text} {done}/{total}"),
+            on_step=say,
+        )  # fmt: skip
+    if as_json:
+        sys.stdout.write(folder.report_json.read_text(encoding="utf-8") + "\n")
+        return
+    data.print(folder.report_text.read_text(encoding="utf-8"))
+    data.print(f"Page to look at: {folder.report_html.resolve()}")
+
+
+@app.command()
+def select(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, any nesting.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say for every series found whether it would be reported, and why."""
+    from dicom_io.selection import SelectionRules, rank
+    from dicom_io.series import scan_folder
+
+    rules = load_settings(config).selection
+    if not folder.is_dir():
+        raise DaemonError(
+            f"{folder}: expected a folder of DICOM files, found {'a file' if folder.exists() else 'nothing'}"
+        )
+    scan = scan_folder(folder)
+    ranked = rank(scan.series, SelectionRules(include=rules.include, exclude=rules.exclude))
+    rows = [
+        {
+            "series_uid": verdict.series_uid,
+            "verdict": "accepted" if verdict.accepted else "refused",
+            "reasons": [str(reason) for reason in verdict.reasons],
+        }
+        for _, verdict in ranked
+    ]
+    problems = [{"file": str(p.path), "reason": p.reason} for p in scan.problems]
+    if as_json:
+        emit_json({"series": rows, "problems": problems})
+    else:
+        for row in rows:
+            data.print(f"{row['verdict']}: series {row['series_uid']}")
+            for reason in row["reasons"]:
+                data.print(f"  {reason}")
+        for problem in problems:
+            messages.print(f"not read: {problem['file']}: {problem['reason']}", markup=False)
+    if not rows:
+        raise DaemonError(f"{folder}: expected DICOM instances, found none ({len(problems)} files could not be read)")
+
+
+# ---------------------------------------------------------------------- jobs
+
+
+def _store(config: Path | None) -> tuple[Settings, Any, Any]:
+    from daemon.jobs import JobStore
+    from daemon.service import open_database
+
+    settings = load_settings(config)
+    engine = open_database(settings)
+    return settings, engine, JobStore(engine)
+
+
+def _when(seconds: float) -> str:
+    import datetime
+
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@jobs_app.command("list")
+def jobs_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs, newest first."""
+    _, _, store = _store(config)
+    jobs = store.recent()
+    if as_json:
+        emit_json([job.to_json() for job in jobs])
+        return
+    table = Table("job", "state", "step", "progress", "created", "reason", box=None)
+    for job in jobs:
+        table.add_row(job.job_id, str(job.state), job.step, job.progress, _when(job.created), job.reason[:100])
+    data.print(table if jobs else "no jobs")
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show one job: state, timings, verdicts on its series, deliveries."""
+    from daemon.control import job_or_error
+
+    _, _, store = _store(config)
+    job = job_or_error(store, job_id)
+    verdicts, deliveries = store.verdicts(job_id=job_id), store.deliveries(job_id)
+    if as_json:
+        emit_json(
+            {
+                **job.to_json(),
+                "series": [dataclasses.asdict(v) for v in verdicts],
+                "deliveries": [dataclasses.asdict(d) for d in deliveries],
+            }
+        )
+        return
+    for name, value in job.to_json().items():
+        data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
+    for verdict in verdicts:
+        data.print(f"series {verdict.series_uid}: {verdict.verdict}")
+    table = Table("destination", "kind", "file", "state", "status", "attempts", "reason", box=None)
+    for d in deliveries:
+        table.add_row(d.destination, d.kind, d.file, str(d.state), d.status, str(d.attempts), d.reason)
+    if deliveries:
+        data.print(table)
+
+
+@jobs_app.command("why")
+def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Say why a series was reported or not, rule by rule."""
+    from daemon.assembler import why_series
+
+    _, engine, store = _store(config)
+    verdicts = store.verdicts(series_uid=series_uid)
+    arrival = why_series(engine, series_uid)
+    if not verdicts and arrival is None:
+        raise DaemonError(f"nothing was ever received of series {series_uid}")
+    if as_json:
+        emit_json({"series_uid": series_uid, "arrival": arrival, "verdicts": [dataclasses.asdict(v) for v in verdicts]})
+        return
+    if arrival:
+        data.print(arrival)
+    for verdict in verdicts:
+        job = store.get(verdict.job_id)
+        data.print(f"{verdict.verdict} in job {verdict.job_id}" + (f" ({job.state}): {job.reason}" if job else ""))
+        for reason in verdict.reasons:
+            data.print(f"  {reason}")
+
+
+@jobs_app.command("retry")
+def jobs_retry(job_id: str, config: ConfigOption = None) -> None:
+    """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again."""
+    from daemon.control import retry
+
+    _, engine, store = _store(config)
+    messages.print(f"queued again: {retry(store, engine, job_id)}", markup=False)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, config: ConfigOption = None) -> None:
+    """Cancel a job that has not ended."""
+    from daemon.control import cancel
+
+    _, _, store = _store(config)
+    cancel(store, job_id)
+
+
+@jobs_app.command("purge")
+def jobs_purge(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove jobs that ended longer ago than `storage.keep_days`; undelivered results stay."""
+    from daemon.control import purge
+
+    settings, _, store = _store(config)
+    removed = purge(store, settings, dry_run=dry_run)
+    if as_json:
+        emit_json([dataclasses.asdict(p) for p in removed])
+        return
+    for purged in removed:
+        data.print(
+            f"{'would remove' if dry_run else 'removed'} {purged.job_id} ({purged.state}, {purged.size / 1e6:.1f} MB)"
+        )
+    messages.print(f"{len(removed)} jobs", markup=False)
+
+
+# ---------------------------------------------------------------------- DICOM client
+
+
+@app.command()
+def send(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, any nesting.")],
+    to: Annotated[str, typer.Option(help="AET@HOST:PORT")],
+    calling_aet: Annotated[str, typer.Option(help="Our AE title.")] = "BRAINGEMMA",
+    as_json: JsonOption = False,
+) -> None:
+    """Send DICOM files by C-STORE."""
+    from daemon import scu
+
+    peer = scu.parse_peer(to)
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else [folder]
+    if not files or not folder.exists():
+        raise DaemonError(f"{folder}: expected DICOM files, found none")
+    outgoing, unread = [], []
+    for file in files:
+        try:
+            outgoing.append(scu.Outgoing.read(file))
+        except DaemonError as error:
+            unread.append(str(error))
+    with working(f"sending to {peer}") as say:
+        outcomes: list[scu.StoreOutcome] = []
+        scu.store(
+            outgoing, peer, calling_aet,
+            on_outcome=lambda o: (outcomes.append(o), say(f"sent {len(outcomes)}/{len(outgoing)}"))[0],
+        )  # fmt: skip
+    failed = [f"{o.outgoing.path}: {o.reason}" for o in outcomes if not o.stored] + unread
+    stored = sum(o.stored for o in outcomes)
+    if as_json:
+        emit_json({"stored": stored, "failed": failed})
+    else:
+        data.print(f"{stored} instances stored at {peer}")
+    for line in failed:
+        messages.print(line, style="red", markup=False)
+    if failed:
+        raise DaemonError(f"{len(failed)} of {len(files)} files were not stored at {peer}")
+
+
+@app.command()
+def echo(peer: Annotated[str, typer.Argument(help="AET@HOST:PORT")], calling_aet: str = "BRAINGEMMA") -> None:
+    """C-ECHO: is the peer there, and does it talk to us."""
+    from daemon import scu
+
+    scu.echo(scu.parse_peer(peer), calling_aet)
+    data.print(f"{peer} answers")
+
+
+# ---------------------------------------------------------------------- weights, configuration, machine
+
+
+@weights_app.command("list")
+def weights_list(as_json: JsonOption = False) -> None:
+    """List the weights on this machine: bundled ones, and those in the hub's cache."""
+    from braingemma.weights import list_weights
+
+    rows = [dataclasses.asdict(info) for info in list_weights()]
+    if as_json:
+        emit_json(rows)
+        return
+    for row in rows:
+        data.print(
+            f"{row['ref']}: {row['name']} {row['version']} ({row['format']}), sha256 {row['sha256'][:16]}, "
+            f"{row['folder']}"
+        )
+
+
+@weights_app.command("fetch")
+def weights_fetch(ref: str, revision: Annotated[str | None, typer.Option(help="Commit or tag.")] = None) -> None:
+    """Download weights from the hub into its cache; goes on where an earlier download stopped."""
+    from braingemma.weights import fetch_weights
+
+    data.print(str(fetch_weights(ref, revision=revision)))
+
+
+@weights_app.command("verify")
+def weights_verify(folder: Path, as_json: JsonOption = False) -> None:
+    """Check that a folder holds whole weights: every file, every key, every shape."""
+    from braingemma.weights import verify_weights
+
+    info = verify_weights(folder)
+    if as_json:
+        emit_json(dataclasses.asdict(info))
+    else:
+        data.print(f"sound: {info.name} {info.version} ({info.format}), sha256 {info.sha256}")
+
+
+@config_app.command("check")
+def config_check(config: ConfigOption = None) -> None:
+    """Check the configuration; every fault is printed."""
+    load_settings(config)
+    messages.print("the configuration is sound", markup=False)
+
+
+@config_app.command("show")
+def config_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Print the configuration as it will be used, with where each value came from."""
+    from daemon.config import origins
+
+    settings = load_settings(config)
+    rows = origins(settings, config)
+    if as_json:
+        emit_json({name: {"value": value, "from": origin} for name, value, origin in rows})
+        return
+    for name, value, origin in rows:
+        data.print(f"{name} = {json.dumps(value, default=str)}  # {origin}")
+
+
+@app.command()
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Is this machine ready: device, 4-bit, codecs, disk, ports, PACS reachable."""
+    from daemon.doctor import examine
+
+    checks = list(examine(load_settings(config)))
+    if as_json:
+        emit_json([dataclasses.asdict(c) for c in checks])
+    else:
+        for check in checks:
+            data.print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
+    if not all(check.ok for check in checks):
+        raise DaemonError(f"{sum(not c.ok for c in checks)} of {len(checks)} checks failed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+from pathlib import Path
+
+import pytest
+
+from daemon.config import Settings, load_settings, origins
+from daemon.errors import ConfigurationError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "braingemma.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_those_of_the_documentation() -> None:
+    settings = load_settings()
+    assert settings.listener.ae_title == "BRAINGEMMA"
+    assert (settings.listener.host, settings.listener.port) == ("127.0.0.1", 11112)
+    assert settings.assembly.quiet_seconds == 10
+    assert settings.model.weights == "demo"
+    assert not settings.model.allow_demo
+    assert (settings.explain.samples, settings.explain.segments, settings.explain.seed) == (100, 20, 42)
+    assert settings.storage.folder.is_absolute()
+
+
+def test_file_is_read_and_environment_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, '[listener]\nport = 104\nae_title = "SITE"\n[explain]\nsamples = 50\n')
+    monkeypatch.setenv("BRAINGEMMA_LISTENER__PORT", "11113")
+    settings = load_settings(path)
+    assert settings.listener.port == 11113
+    assert settings.listener.ae_title == "SITE"
+    assert settings.explain.samples == 50
+    found = {name: origin for name, _, origin in origins(settings, path)}
+    assert found["listener.port"] == "BRAINGEMMA_LISTENER__PORT"
+    assert found["listener.ae_title"] == str(path)
+    assert found["listener.host"] == "default"
+
+
+def test_every_fault_is_reported_at_once_with_its_place_and_value(tmp_path: Path) -> None:
+    path = write(tmp_path, "[listener]\nport = 99999\ntypo = 1\n[explain]\nsamples = -3\n")
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert any("listener.port" in line and "99999" in line for line in lines)
+    assert any("listener.typo" in line for line in lines)
+    assert any("explain.samples" in line and "-3" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[listener\n", "braingemma.toml"),
+        ('[[destinations]]\nname = "a"\n', "ae_title, host, port must be set"),
+        ("[selection]\ninclude = [3]\n", "selection.include"),
+    ],
+)
+def test_wrong_files_are_refused_in_words(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        load_settings(write(tmp_path, text))
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"nowhere\.toml"):
+        load_settings(tmp_path / "nowhere.toml")
+
+
+def test_destination_names_are_unique(tmp_path: Path) -> None:
+    one = '[[destinations]]\nname = "pacs"\nae_title = "A"\nhost = "127.0.0.1"\nport = 104\n'
+    with pytest.raises(ConfigurationError, match="twice: pacs"):
+        load_settings(write(tmp_path, one + one))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("192.0.2.7", False), ("pacs.example", False)],
+)
+def test_loopback_is_recognised(host: str, expected: bool) -> None:
+    settings = Settings.model_validate({"destinations": [{"name": "d", "ae_title": "A", "host": host, "port": 104}]})
+    assert settings.destinations[0].is_loopback is expected

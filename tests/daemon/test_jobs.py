@@ -1,0 +1,91 @@
+from pathlib import Path
+
+import pytest
+
+from daemon.config import Settings
+from daemon.control import cancel, purge
+from daemon.database import create_tables, database_url, make_engine
+from daemon.errors import DaemonError
+from daemon.jobs import DeliveryState, JobState, JobStore
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    engine = make_engine(database_url("", tmp_path))
+    create_tables(engine)
+    return JobStore(engine)
+
+
+def add(store: JobStore, job_id: str = "j1", folder: str = "/nowhere") -> None:
+    store.add(job_id, study_uid="1.2.3", folder=folder, supersedes=None)
+
+
+def test_adding_twice_changes_nothing(store: JobStore) -> None:
+    add(store)
+    store.update("j1", state=JobState.RUNNING, step="report")
+    add(store)
+    job = store.get("j1")
+    assert job is not None
+    assert (job.state, job.step) == (JobState.RUNNING, "report")
+
+
+def test_timings_add_up_by_step(store: JobStore) -> None:
+    add(store)
+    store.add_timing("j1", "convert", 1.25)
+    store.add_timing("j1", "report", 2.5)
+    job = store.get("j1")
+    assert job is not None
+    assert job.timings == {"convert": 1.25, "report": 2.5}
+
+
+def test_verdicts_are_found_by_series_and_by_job(store: JobStore) -> None:
+    add(store)
+    store.put_verdicts("j1", [("1.2.3.1", "accepted", ["named FLAIR"]), ("1.2.3.2", "refused", ["T1"])])
+    assert [v.verdict for v in store.verdicts(series_uid="1.2.3.2")] == ["refused"]
+    assert len(store.verdicts(job_id="j1")) == 2
+    assert store.verdicts(series_uid="9") == []
+
+
+def test_each_object_of_a_delivery_has_its_own_state(store: JobStore) -> None:
+    add(store)
+    store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm"), ("1.2", "seg", "seg.dcm")])
+    store.note_delivery("j1", "pacs", "1.1", state=DeliveryState.SENT, status="0000", reason="")
+    store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm")])  # planned again after a crash
+    by_uid = {d.sop_instance_uid: d for d in store.deliveries("j1")}
+    assert by_uid["1.1"].state is DeliveryState.SENT
+    assert by_uid["1.1"].attempts == 1
+    assert by_uid["1.2"].state is DeliveryState.WAITING
+    store.give_up_delivery("j1", "pacs", "refused")
+    by_uid = {d.sop_instance_uid: d for d in store.deliveries("j1")}
+    assert by_uid["1.1"].state is DeliveryState.SENT
+    assert (by_uid["1.2"].state, by_uid["1.2"].reason) == (DeliveryState.DEAD, "refused")
+    store.revive_deliveries("j1", "pacs")
+    assert [d.state for d in store.deliveries("j1", "pacs")] == [DeliveryState.WAITING, DeliveryState.SENT]
+
+
+def test_cancel_only_what_has_not_ended(store: JobStore) -> None:
+    add(store)
+    cancel(store, "j1")
+    job = store.get("j1")
+    assert job is not None
+    assert job.state is JobState.CANCELLED
+    with pytest.raises(DaemonError, match="has ended"):
+        cancel(store, "j1")
+    with pytest.raises(DaemonError, match="no job 'j2'"):
+        cancel(store, "j2")
+
+
+def test_purge_removes_only_old_ended_jobs(store: JobStore, tmp_path: Path) -> None:
+    settings = Settings.model_validate({"storage": {"folder": tmp_path, "keep_days": 0}})
+    for job_id, state in (("done", JobState.DONE), ("failed", JobState.FAILED), ("running", JobState.RUNNING)):
+        folder = tmp_path / job_id
+        folder.mkdir()
+        (folder / "x").write_bytes(b"12345")
+        add(store, job_id, str(folder))
+        store.update(job_id, state=state)
+    assert [(p.job_id, p.size) for p in purge(store, settings, dry_run=True)] == [("done", 5)]
+    assert (tmp_path / "done").exists()
+    purge(store, settings, dry_run=False)
+    assert not (tmp_path / "done").exists()
+    assert (tmp_path / "failed").exists()
+    assert sorted(job.job_id for job in store.recent()) == ["failed", "running"]
