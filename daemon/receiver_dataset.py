@@ -143,7 +143,7 @@ class _Reader:
         return (group, element), vr, self._short.unpack_from(self._data, at + 6)[0]
 
     def _skip_sequence(self, depth: int, *, explicit: bool) -> None:
-        """Step over items up to the sequence delimitation; inside UN of undefined length VR is implicit (PS3.5 6.2.2)."""
+        """Step over items up to the delimitation; inside UN of undefined length VR is implicit (PS3.5 6.2.2)."""
         if depth > _MAX_DEPTH:
             raise DatasetError(f"sequences nested deeper than {_MAX_DEPTH}")
         while True:

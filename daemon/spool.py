@@ -146,6 +146,7 @@ class SpoolWriter:
     receiver: str = ""
     _lock: threading.Condition = field(default_factory=threading.Condition, init=False)
     _waiting: list[_Ticket] = field(default_factory=list, init=False)
+    _closed: bool = field(default=False, init=False)
     _committing: bool = field(default=False, init=False)
     _segment: int = field(default=-1, init=False)
     _segment_size: int = field(default=0, init=False)
@@ -189,6 +190,7 @@ class SpoolWriter:
         """Close the segment and give the receiver's lock back."""
         with self._lock:
             self._lock.wait_for(lambda: not self._committing)
+            self._closed = True
             self._drop_segment()
             if self._lock_file >= 0:
                 os.close(self._lock_file)
@@ -217,6 +219,8 @@ class SpoolWriter:
 
     def _commit(self, batch: list[_Ticket]) -> None:
         """Write and sync a batch; any failure poisons the segment for good."""
+        if self._closed:
+            raise OSError(errno.ESHUTDOWN, "the receiver is shutting down")
         if self._segment < 0 or self._segment_size >= self.segment_bytes:
             self._drop_segment()
             self._open_segment()
@@ -324,13 +328,14 @@ def read_data(path: Path, offset: int, length: int) -> bytes:
     """The bytes of one data set.
 
     Raises:
-        OSError: the segment cannot be read or is too short.
+        OSError: the segment cannot be read.
+        EOFError: it is too short.
     """
     with path.open("rb") as file:
         file.seek(offset)
         data = file.read(length)
     if len(data) != length:
-        raise OSError(errno.EIO, f"expected {length} bytes at {offset}, got {len(data)}", str(path))
+        raise EOFError(f"{path.name}: expected {length} bytes at {offset}, got {len(data)}")
     return data
 
 

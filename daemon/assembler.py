@@ -1,0 +1,380 @@
+"""When a study is complete: follows the spool's segments, keeps the index, and hands complete studies over.
+
+A study counts as complete when nothing of it arrived for `assembly.quiet_seconds` and no association that sent
+instances of it is open (an association that stays open holds it back for `assembly.max_wait_seconds` at most). Its
+instances are then written as DICOM files into `<folder>/jobs/<job_id>/input`. The job's name is a digest of the
+instances, so that handing over twice after a crash makes the same job; slices that come later make another job with
+the whole set, which names the job that it supersedes.
+
+Order of durability: job folder, then the index, then `submit`, then the note that it was submitted. Each of them may
+be repeated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from pydicom import Dataset
+
+from daemon.config import Settings
+from daemon.database import upsert
+from daemon.errors import Retryable
+from daemon.folders import read_json, write_json
+from daemon.received_files import DamagedInstance, read_instance, sync_files, write_instance
+from daemon.received_follow import SegmentFollower
+from daemon.received_index import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
+from daemon.spool import (
+    make_private_folder,
+    sync_folder,
+)
+from dicom_io.own_results import is_own_result
+
+LOGGER = logging.getLogger(__name__)
+
+ARRIVAL_FILE = "arrival.json"
+POLL_SECONDS = 0.25
+RETRY_SECONDS = 30.0
+RECLAIM_SECONDS = 60.0
+Row = sa.Row[tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A complete study on its way into the pipeline."""
+
+    job_id: str
+    folder: Path
+    """The job's folder; the instances are in `input`, and `arrival.json` says where they came from."""
+    study_uid: str
+    series_uids: tuple[str, ...]
+    instances: int
+    supersedes: str | None
+    """The earlier job of the same study, which had fewer instances."""
+
+
+Submit = Callable[[Arrival], None]
+
+
+@dataclass(eq=False)
+class Assembler:
+    """Follows the spool and submits complete studies.
+
+    Args:
+        settings: The whole configuration.
+        engine: The daemon's database; its tables exist.
+        folder: The daemon's data folder.
+        submit: Gives an arrival to the pipeline; may be called again with the same one. Raises Retryable where it
+            should be called again later.
+        own_result: Whether a data set is one of our own results.
+    """
+
+    settings: Settings
+    engine: sa.Engine
+    folder: Path
+    submit: Submit
+    own_result: Callable[[Dataset], bool] = is_own_result
+    _not_before: float = field(default=0.0, init=False)
+    _paused: dict[str, float] = field(default_factory=dict, init=False)
+    _follower: SegmentFollower = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._follower = SegmentFollower(self.engine, self.spool, self.folder / "damaged", self.own_result)
+
+    @property
+    def spool(self) -> Path:
+        """Where the receivers write."""
+        return self.folder / "spool"
+
+    @property
+    def jobs(self) -> Path:
+        """Where job folders are made."""
+        return self.folder / "jobs"
+
+    def run(self, stop: threading.Event) -> None:
+        """Recover, then step until `stop` is set."""
+        self.recover(time.time())
+        next_reclaim = 0.0
+        while not stop.is_set():
+            self.step(time.time())
+            if time.monotonic() >= next_reclaim:
+                self.reclaim()
+                next_reclaim = time.monotonic() + RECLAIM_SECONDS
+            stop.wait(POLL_SECONDS)
+
+    def recover(self, now: float) -> None:
+        """Bring index and disk together after a stop of any kind.
+
+        Segments that are not fully indexed are read again from their beginning, with checksums. Job folders that the
+        index does not know are taken into it. A study that was being received gets its quiet time anew.
+        """
+        for folder in (self.spool, self.jobs):
+            make_private_folder(folder)
+        for left_over in self.jobs.glob(".draft-*"):
+            shutil.rmtree(left_over)
+        self._not_before = now
+        self._adopt_job_folders()
+        self._follower.reset()
+        self._follower.follow(verify=True)
+
+    def step(self, now: float) -> tuple[Arrival, ...]:
+        """Index what is new, hand over what is complete; the arrivals that were submitted.
+
+        Args:
+            now: POSIX time, s.
+        """
+        self._follower.follow(verify=False)
+        self._keep_conflicts()
+        for study_uid in self._complete_studies(now):
+            try:
+                self._hand_over(study_uid, now)
+            except OSError as error:  # disk full or failing: what was received stays in the spool
+                LOGGER.warning("study %s cannot be handed over, next try in %g s: %s", study_uid, RETRY_SECONDS, error)
+                self._paused[study_uid] = now + RETRY_SECONDS
+        return self._submit_arrivals()
+
+    def _complete_studies(self, now: float) -> tuple[str, ...]:
+        pending = sa.select(INSTANCES.c.study_uid).where(INSTANCES.c.state == InstanceState.PENDING.value).distinct()
+        last = (
+            sa.select(INSTANCES.c.study_uid, sa.func.max(INSTANCES.c.last_received).label("last"))
+            .where(INSTANCES.c.study_uid.in_(pending), INSTANCES.c.state != InstanceState.OWN_RESULT.value)
+            .group_by(INSTANCES.c.study_uid)
+        )
+        with self.engine.connect() as connection:
+            rows = connection.execute(last).all()
+            receiving = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
+        return tuple(
+            row.study_uid
+            for row in rows
+            if self._is_complete(max(row.last, self._not_before), now, receiving=row.study_uid in receiving)
+            and self._paused.get(row.study_uid, 0.0) <= now
+        )
+
+    def _is_complete(self, last: float, now: float, *, receiving: bool) -> bool:
+        rules = self.settings.assembly
+        wait = max(rules.max_wait_seconds, rules.quiet_seconds) if receiving else rules.quiet_seconds
+        return now - last >= wait
+
+    def _hand_over(self, study_uid: str, now: float) -> None:
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid).order_by(INSTANCES.c.received)
+            ).all()
+            previous = (
+                connection.execute(
+                    sa.select(ARRIVALS.c.job_id).where(ARRIVALS.c.study_uid == study_uid).order_by(ARRIVALS.c.created)
+                )
+                .scalars()
+                .all()
+            )
+        draft = self.jobs / f".draft-{uuid.uuid4().hex}"
+        draft.mkdir(mode=0o700)
+        (draft / "input").mkdir(mode=0o700)
+        try:
+            files, damaged = self._write_input(draft / "input", [row for row in rows if row.state in _OF_A_JOB])
+            self._note_damaged(damaged)
+            if not files:
+                return
+            job_id = job_name(files)
+            supersedes = next((name for name in reversed(previous) if name != job_id), None)
+            arrival = _arrival_record(job_id, study_uid, supersedes, now, rows, files)
+            write_json(draft / ARRIVAL_FILE, arrival)
+            sync_files(draft / "input")
+            self._publish(draft, self.jobs / job_id)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        self._note_arrival(arrival, files)
+
+    def _write_input(self, folder: Path, rows: Sequence[Row]) -> tuple[dict[str, Row], list[Row]]:
+        """Write or link every instance; {file name: row} and those whose bytes are lost."""
+        files: dict[str, Row] = {}
+        damaged: list[Row] = []
+        for number, row in enumerate(rows, start=1):
+            name = f"{number:06d}.dcm"
+            if row.state == InstanceState.HANDED_OVER and _link(
+                self.jobs / row.job_id / "input" / row.file, folder / name
+            ):
+                files[name] = row
+                continue
+            try:
+                write_instance(folder / name, row, read_instance(self.spool, row))
+                files[name] = row
+            except DamagedInstance as error:
+                LOGGER.warning("instance %s of study %s is lost: %s", row.sop_uid, row.study_uid, error)
+                damaged.append(row)
+        return files, damaged
+
+    def _note_damaged(self, rows: Iterable[Row]) -> None:
+        with self.engine.begin() as connection:
+            for row in rows:
+                connection.execute(
+                    sa.update(INSTANCES)
+                    .where(INSTANCES.c.sop_uid == row.sop_uid, INSTANCES.c.sha256 == row.sha256)
+                    .values(state=InstanceState.DAMAGED.value, job_id=None, file="")
+                )
+
+    def _keep_conflicts(self) -> None:
+        """Write instances whose UID another instance has already into `<folder>/conflicts`."""
+        aside = self.folder / "conflicts"
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                sa.select(INSTANCES).where(INSTANCES.c.state == InstanceState.CONFLICT.value, INSTANCES.c.file == "")
+            ).all()
+        for row in rows:
+            make_private_folder(aside)
+            path = aside / f"{row.sop_uid}.{row.sha256[:16]}.dcm"
+            try:
+                write_instance(path, row, read_instance(self.spool, row))
+            except OSError as error:
+                LOGGER.warning("conflicting instance %s stays in the spool: %s", row.sop_uid, error)
+                return
+            except DamagedInstance as error:
+                LOGGER.warning("conflicting instance %s is lost: %s", row.sop_uid, error)
+                self._note_damaged([row])
+                continue
+            LOGGER.warning("instance %s came again with other bytes; kept as %s", row.sop_uid, path)
+            sync_files(aside)
+            with self.engine.begin() as connection:
+                connection.execute(
+                    sa.update(INSTANCES)
+                    .where(INSTANCES.c.sop_uid == row.sop_uid, INSTANCES.c.sha256 == row.sha256)
+                    .values(file=path.name)
+                )
+
+    def _publish(self, draft: Path, final: Path) -> None:
+        sync_folder(draft)
+        if not final.exists():  # otherwise a crash came between this and the index: same name, same content
+            draft.rename(final)
+        sync_folder(self.jobs)
+
+    def _note_arrival(self, arrival: dict[str, Any], files: dict[str, Row]) -> None:
+        with self.engine.begin() as connection:
+            self._insert_arrival(connection, arrival)
+            for name, row in files.items():
+                connection.execute(
+                    sa.update(INSTANCES)
+                    .where(INSTANCES.c.sop_uid == row.sop_uid, INSTANCES.c.sha256 == row.sha256)
+                    .values(state=InstanceState.HANDED_OVER.value, job_id=arrival["job_id"], file=name)
+                )
+
+    def _insert_arrival(self, connection: sa.Connection, arrival: dict[str, Any]) -> None:
+        row = {
+            "job_id": arrival["job_id"],
+            "study_uid": arrival["study_uid"],
+            "supersedes": arrival["supersedes"],
+            "created": arrival["completed"],
+            "submitted": False,
+        }
+        connection.execute(upsert(self.engine, ARRIVALS, row, update=()))
+
+    def _submit_arrivals(self) -> tuple[Arrival, ...]:
+        with self.engine.connect() as connection:
+            waiting = connection.execute(
+                sa.select(ARRIVALS).where(ARRIVALS.c.submitted.is_(False)).order_by(ARRIVALS.c.created)
+            ).all()
+        submitted = []
+        for row in waiting:
+            try:
+                arrival = read_arrival(self.jobs / row.job_id)
+            except FileNotFoundError:
+                LOGGER.warning("job %s was deleted before the pipeline took it", row.job_id)
+                self._note_submitted(row.job_id)
+                continue
+            try:
+                self.submit(arrival)
+            except Retryable as error:
+                LOGGER.warning("job %s waits: %s", row.job_id, error)
+                break
+            self._note_submitted(row.job_id)
+            submitted.append(arrival)
+        return tuple(submitted)
+
+    def _note_submitted(self, job_id: str) -> None:
+        with self.engine.begin() as connection:
+            connection.execute(sa.update(ARRIVALS).where(ARRIVALS.c.job_id == job_id).values(submitted=True))
+
+    def _adopt_job_folders(self) -> None:
+        """Take job folders into the index that it does not know: it was lost, or a crash came in between."""
+        with self.engine.begin() as connection:
+            known = set(connection.execute(sa.select(ARRIVALS.c.job_id)).scalars())
+            found = [read_json(path) for path in self.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known]
+            for arrival in sorted(found, key=lambda entry: float(entry["completed"])):
+                self._insert_arrival(connection, arrival)
+                for instance in arrival["instances"]:
+                    row = {**instance, "state": InstanceState.HANDED_OVER.value, "job_id": arrival["job_id"]}
+                    connection.execute(upsert(self.engine, INSTANCES, row, update=("state", "job_id", "file")))
+
+    def reclaim(self) -> int:
+        """Delete segments that nothing needs any more; bytes freed."""
+        return self._follower.reclaim()
+
+
+_OF_A_JOB = (InstanceState.PENDING, InstanceState.HANDED_OVER)
+
+
+def job_name(files: dict[str, Row]) -> str:
+    """Name of the job for a set of instances: a digest of their UIDs and bytes."""
+    identity = sorted((row.sop_uid, row.sha256) for row in files.values())
+    return "j" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+def read_arrival(folder: Path) -> Arrival:
+    """The arrival of a job folder, from its `arrival.json`."""
+    record = read_json(folder / ARRIVAL_FILE)
+    return Arrival(
+        job_id=record["job_id"],
+        folder=folder,
+        study_uid=record["study_uid"],
+        series_uids=tuple(record["series_uids"]),
+        instances=len(record["instances"]),
+        supersedes=record["supersedes"],
+    )
+
+
+def _arrival_record(
+    job_id: str, study_uid: str, supersedes: str | None, now: float, rows: Sequence[Row], files: dict[str, Row]
+) -> dict[str, Any]:
+    columns = [column.name for column in INSTANCES.columns if column.name not in ("state", "job_id", "file")]
+    members = list(files.values())
+    return {
+        "job_id": job_id,
+        "study_uid": study_uid,
+        "series_uids": sorted({row.series_uid for row in members}),
+        "supersedes": supersedes,
+        "completed": now,
+        "first_received": min(row.received for row in members),
+        "last_received": max(row.last_received for row in members),
+        "calling_aets": sorted({row.calling_aet for row in members}),
+        "peers": sorted({row.peer for row in members}),
+        "repeats": sum(row.copies - 1 for row in members),
+        "own_results": sum(row.state == InstanceState.OWN_RESULT for row in rows),
+        "conflicts": [
+            {"sop_uid": row.sop_uid, "sha256": row.sha256, "calling_aet": row.calling_aet, "received": row.received}
+            for row in rows
+            if row.state == InstanceState.CONFLICT
+        ],
+        "damaged": [row.sop_uid for row in rows if row.state == InstanceState.DAMAGED],
+        "instances": [
+            {"file": name, **{column: row._mapping[column] for column in columns}} for name, row in files.items()
+        ],
+    }
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Hard-link a file of an earlier job; False where it is no longer there."""
+    try:
+        os.link(source, target)
+    except FileNotFoundError:
+        return False
+    return True

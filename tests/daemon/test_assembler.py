@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+import copy
+import json
+import random
+import stat
+from pathlib import Path
+
+import pytest
+from ingest_support import Bench, data_set_bytes, encode, make_instance, make_series, meta_of
+from pydicom import dcmread
+from pydicom.uid import BasicTextSRStorage, generate_uid
+
+from daemon.assembler import Assembler, read_arrival
+from daemon.errors import Retryable
+from daemon.received_index import (
+    ARRIVALS,
+    INSTANCES,
+    OPEN_ASSOCIATIONS,
+    SEGMENTS,
+    InstanceState,
+    forget_study,
+    received_studies,
+)
+from daemon.spool import SpoolWriter
+from dicom_io.own_results import MANUFACTURER, MODEL_NAME
+
+
+@pytest.fixture
+def bench(tmp_path):
+    bench = Bench(tmp_path)
+    yield bench
+    bench.close()
+
+
+def job_files(bench: Bench, job_id: str) -> dict[str, bytes]:
+    """{SOP Instance UID: encoded data set} of a job's input."""
+    files = sorted((bench.folder / "jobs" / job_id / "input").iterdir())
+    return {str(dcmread(path).SOPInstanceUID): data_set_bytes(path) for path in files}
+
+
+def states(bench: Bench) -> list[str]:
+    return sorted(row.state for row in bench.rows(INSTANCES))
+
+
+def own_result(study: str) -> object:
+    dataset = make_instance(study, generate_uid(), 1, sop_class=BasicTextSRStorage)
+    dataset.Modality, dataset.Manufacturer, dataset.ManufacturerModelName = "SR", MANUFACTURER, MODEL_NAME
+    del dataset.PixelData
+    return dataset
+
+
+def test_a_quiet_study_becomes_one_job_with_its_bytes(bench):
+    series = make_series(7)
+    bench.receive(series)
+    assert bench.assembler.step(1009.0) == ()
+    [arrival] = bench.assembler.step(1010.0)
+    assert arrival.instances == 7
+    assert arrival.study_uid == series[0].StudyInstanceUID
+    assert arrival.series_uids == (series[0].SeriesInstanceUID,)
+    assert arrival.supersedes is None
+    assert job_files(bench, arrival.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+    assert bench.arrivals == [arrival]
+    assert bench.assembler.step(5000.0) == ()
+    assert bench.arrivals == [arrival]
+
+
+def test_the_job_folder_is_for_the_user_alone(bench):
+    bench.receive(make_series(2))
+    [arrival] = bench.assembler.step(1010.0)
+    for path in [arrival.folder, *arrival.folder.rglob("*")]:
+        expected = 0o700 if path.is_dir() else 0o600
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 or path.name == "arrival.json", path
+        assert path.is_dir() or path.name == "arrival.json" or stat.S_IMODE(path.stat().st_mode) == expected
+
+
+def test_arrival_json_says_where_it_came_from(bench):
+    series = make_series(3)
+    bench.receive(series)
+    [arrival] = bench.assembler.step(1010.0)
+    record = json.loads((arrival.folder / "arrival.json").read_text())
+    assert record["calling_aets"] == ["SENDER"]
+    assert record["peers"] == ["127.0.0.1"]
+    assert record["conflicts"] == []
+    assert record["first_received"] == record["last_received"] == 1000.0
+    assert {entry["sop_uid"] for entry in record["instances"]} == {d.SOPInstanceUID for d in series}
+    assert all(len(entry["sha256"]) == 64 for entry in record["instances"])
+    assert read_arrival(arrival.folder) == arrival
+
+
+def test_an_open_association_holds_the_study_back(bench):
+    series = make_series(3)
+    bench.receive(series, end=False)
+    assert bench.assembler.step(1100.0) == ()
+    bench.writer.end_association("a1")
+    assert len(bench.assembler.step(1101.0)) == 1
+
+
+def test_an_association_that_stays_open_holds_it_back_only_so_long(bench):
+    bench.receive(make_series(3), end=False)
+    assert bench.assembler.step(1000.0 + 3599) == ()
+    assert len(bench.assembler.step(1000.0 + 3600)) == 1
+
+
+def test_an_association_of_another_study_does_not_hold_it_back(bench):
+    first, second = make_series(3), make_series(3)
+    bench.receive(first, association="a1")
+    bench.receive(second, association="a2", end=False)
+    [arrival] = bench.assembler.step(1100.0)
+    assert arrival.study_uid == first[0].StudyInstanceUID
+
+
+def test_a_receiver_that_died_leaves_its_associations_closed(bench):
+    bench.receive(make_series(3), end=False)
+    bench.assembler.step(1001.0)
+    assert bench.assembler.step(1100.0) == ()
+    bench.writer.close()  # the lock goes as it does with a killed process
+    assert len(bench.assembler.step(1100.0)) == 1
+    assert bench.rows(OPEN_ASSOCIATIONS) == []
+
+
+def test_interleaved_studies_and_two_senders_of_one_series(bench):
+    first, second = make_series(6), make_series(6)
+    everything = [*first, *second]
+    random.Random(3).shuffle(everything)
+    bench.receive(everything[0::2], association="a1")
+    bench.receive(everything[1::2], association="a2")
+    arrivals = bench.assembler.step(1010.0)
+    assert len(arrivals) == 2
+    for series in (first, second):
+        [arrival] = [entry for entry in arrivals if entry.study_uid == series[0].StudyInstanceUID]
+        assert job_files(bench, arrival.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+
+
+def test_the_job_name_depends_on_the_instances_not_on_their_order(tmp_path):
+    series = make_series(5)
+    names = []
+    for number, order in enumerate((series, series[::-1])):
+        (tmp_path / str(number)).mkdir()
+        bench = Bench(tmp_path / str(number))
+        bench.receive(order)
+        [arrival] = bench.assembler.step(1010.0)
+        names.append(arrival.job_id)
+        bench.close()
+    assert names[0] == names[1]
+
+
+def test_late_slices_make_a_superseding_job_with_all_slices(bench):
+    series = make_series(6)
+    bench.receive(series[:4])
+    [early] = bench.assembler.step(1010.0)
+    bench.receive(series[4:], at=2000.0, association="a2")
+    [late] = bench.assembler.step(2010.0)
+    assert late.supersedes == early.job_id
+    assert late.job_id != early.job_id
+    assert job_files(bench, late.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+
+
+def test_late_slices_find_the_earlier_ones_when_their_segment_is_gone(bench):
+    series = make_series(6)
+    bench.receive(series[:4])
+    [early] = bench.assembler.step(1010.0)
+    bench.writer.close()
+    bench.assembler.step(1011.0)
+    assert bench.assembler.reclaim() > 0
+    assert list((bench.folder / "spool").iterdir()) == []
+    bench.writer = SpoolWriter(bench.folder / "spool")
+    bench.receive(series[4:], at=2000.0, association="a2")
+    [late] = bench.assembler.step(2010.0)
+    assert late.supersedes == early.job_id
+    assert job_files(bench, late.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+
+
+def test_the_same_bytes_again_start_nothing(bench):
+    series = make_series(4)
+    bench.receive([*series, *series])
+    [arrival] = bench.assembler.step(1010.0)
+    assert arrival.instances == 4
+    bench.receive(series, at=3000.0, association="a2")
+    assert bench.assembler.step(4000.0) == ()
+    [study] = received_studies(bench.engine)
+    assert (study.instances, study.repeats, study.job_ids) == (4, 8, (arrival.job_id,))
+
+
+def test_a_resend_after_the_segment_is_gone_starts_nothing(bench):
+    series = make_series(4)
+    bench.receive(series)
+    bench.assembler.step(1010.0)
+    bench.writer.close()
+    bench.assembler.step(1011.0)
+    bench.assembler.reclaim()
+    bench.writer = SpoolWriter(bench.folder / "spool")
+    bench.receive(series, at=3000.0, association="a2")
+    assert bench.assembler.step(4000.0) == ()
+
+
+def test_a_purged_study_that_is_sent_again_starts_a_new_job(bench):
+    series = make_series(2)
+    bench.receive(series)
+    [arrival] = bench.assembler.step(1010.0)
+    forget_study(bench.engine, arrival.study_uid)
+    bench.receive(series, at=3000.0, association="a2")
+    assert len(bench.assembler.step(3010.0)) == 1
+
+
+def test_same_uid_other_bytes_is_a_conflict_kept_and_reported(bench):
+    series = make_series(3)
+    other = copy.deepcopy(series[1])
+    other.PatientID = "SOMEONE ELSE"
+    bench.receive([*series, other])
+    [arrival] = bench.assembler.step(1010.0)
+    assert job_files(bench, arrival.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+    record = json.loads((arrival.folder / "arrival.json").read_text())
+    assert [entry["sop_uid"] for entry in record["conflicts"]] == [series[1].SOPInstanceUID]
+    [kept] = (bench.folder / "conflicts").iterdir()
+    assert data_set_bytes(kept) == encode(other)
+
+
+def test_a_conflict_after_the_job_is_kept_and_starts_nothing(bench):
+    series = make_series(3)
+    bench.receive(series)
+    bench.assembler.step(1010.0)
+    other = copy.deepcopy(series[1])
+    other.PatientID = "SOMEONE ELSE"
+    bench.receive([other], at=2000.0, association="a2")
+    assert bench.assembler.step(3000.0) == ()
+    [kept] = (bench.folder / "conflicts").iterdir()
+    assert data_set_bytes(kept) == encode(other)
+    [study] = received_studies(bench.engine)
+    assert study.conflicts == 1
+    bench.writer.close()
+    bench.assembler.step(3001.0)
+    assert bench.assembler.reclaim() > 0
+
+
+def test_own_results_never_start_work(bench):
+    series = make_series(3)
+    study = series[0].StudyInstanceUID
+    bench.receive(series)
+    [arrival] = bench.assembler.step(1010.0)
+    bench.receive([*series, own_result(study)], at=2000.0, association="a2")
+    assert bench.assembler.step(3000.0) == ()
+    assert bench.arrivals == [arrival]
+    [summary] = received_studies(bench.engine)
+    assert summary.own_results == 1
+
+
+def test_an_own_result_alone_makes_no_job(bench):
+    bench.receive([own_result(generate_uid())])
+    assert bench.assembler.step(9000.0) == ()
+    assert states(bench) == [InstanceState.OWN_RESULT]
+
+
+def test_a_study_without_images_makes_a_job(bench):
+    dataset = own_result(generate_uid())
+    dataset.Manufacturer = "Another"
+    bench.receive([dataset])
+    [arrival] = bench.assembler.step(1010.0)
+    assert arrival.instances == 1
+
+
+def test_a_retryable_submit_is_called_again(bench):
+    calls = []
+
+    def submit(arrival):
+        calls.append(arrival.job_id)
+        if len(calls) == 1:
+            raise Retryable("the queue is busy")
+
+    assembler = Assembler(bench.settings, bench.engine, bench.folder, submit)
+    assembler.recover(0.0)
+    bench.receive(make_series(2))
+    assert assembler.step(1010.0) == ()
+    assert len(assembler.step(1010.5)) == 1
+    assert len(calls) == 2
+    assert calls[0] == calls[1]
+
+
+class PowerCut(Exception):
+    """Stands for the end of the process at this point."""
+
+
+@pytest.mark.parametrize("place", ["_publish", "_note_arrival", "_note_submitted"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_crash_anywhere_hands_over_exactly_once(bench, monkeypatch, place, before):
+    """Killed before or after each durable step: after the restart there is one job folder and one submitted job."""
+    series = make_series(3)
+    bench.receive(series)
+    real = getattr(Assembler, place)
+
+    def crash(self, *arguments):
+        if not before:
+            real(self, *arguments)
+        raise PowerCut
+
+    monkeypatch.setattr(Assembler, place, crash)
+    with pytest.raises(PowerCut):
+        bench.assembler.step(1010.0)
+    monkeypatch.setattr(Assembler, place, real)
+    restarted = bench.new_assembler()
+    restarted.step(1011.0)
+    restarted.step(5000.0)
+    assert len({arrival.job_id for arrival in bench.arrivals}) == 1
+    assert [path.name for path in (bench.folder / "jobs").iterdir()] == [bench.arrivals[0].job_id]
+    assert job_files(bench, bench.arrivals[0].job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+    assert [row.submitted for row in bench.rows(ARRIVALS)] == [True]
+
+
+def test_the_index_is_rebuilt_from_what_is_on_disk(bench):
+    """The database is lost: the same jobs come out, a resend still starts nothing, late slices still supersede."""
+    series = make_series(4)
+    bench.receive(series)
+    [arrival] = bench.assembler.step(1010.0)
+    waiting = make_series(2)
+    bench.receive(waiting, at=1020.0, association="a2")
+    bench.assembler.step(1020.0)
+    before = sorted((row.sop_uid, row.sha256, row.state, row.job_id or "", row.file) for row in bench.rows(INSTANCES))
+    with bench.engine.begin() as connection:
+        for table in (INSTANCES, ARRIVALS, SEGMENTS, OPEN_ASSOCIATIONS):
+            connection.execute(table.delete())
+    restarted = bench.new_assembler()
+    restarted.step(1021.0)
+    assert bench.arrivals == [arrival, arrival], "submitting again is harmless: the job's name is the same"
+    after = sorted((row.sop_uid, row.sha256, row.state, row.job_id or "", row.file) for row in bench.rows(INSTANCES))
+    assert after == before
+    [second] = restarted.step(1030.0)
+    assert second.study_uid == waiting[0].StudyInstanceUID
+    bench.receive(series, at=2000.0, association="a3")
+    assert restarted.step(3000.0) == ()
+
+
+def test_a_torn_tail_is_set_aside_and_the_rest_is_served(bench):
+    series = make_series(3)
+    bench.receive(series, end=False)
+    bench.writer.close()
+    [segment] = (bench.folder / "spool").glob("*.seg")
+    tail = b"\xb6G3R half a record"
+    with segment.open("ab") as file:
+        file.write(tail)
+    restarted = bench.new_assembler()
+    [arrival] = restarted.step(1010.0)
+    assert job_files(bench, arrival.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+    [aside] = (bench.folder / "damaged").iterdir()
+    assert aside.read_bytes() == tail
+
+
+def test_a_damaged_instance_is_reported_and_its_resend_mends_the_study(bench):
+    series = make_series(3)
+    bench.receive(series)
+    bench.assembler.step(1001.0)
+    victim = next(row for row in bench.rows(INSTANCES) if row.sop_uid == series[1].SOPInstanceUID)
+    path = bench.folder / "spool" / victim.segment
+    with path.open("r+b") as file:
+        file.seek(victim.data_offset + victim.data_length - 1)
+        last = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([last[0] ^ 1]))
+    [first] = bench.assembler.step(1010.0)
+    assert first.instances == 2
+    [summary] = received_studies(bench.engine)
+    assert summary.damaged == 1
+    bench.receive([series[1]], at=2000.0, association="a2")
+    [second] = bench.assembler.step(2010.0)
+    assert second.supersedes == first.job_id
+    assert job_files(bench, second.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+
+
+def test_a_full_disk_keeps_the_study_waiting(bench, monkeypatch):
+    import daemon.assembler as module
+
+    bench.receive(make_series(2))
+    real = module.write_instance
+
+    def full(path: Path, row: object, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "write_instance", full)
+    assert bench.assembler.step(1010.0) == ()
+    assert [path for path in (bench.folder / "jobs").iterdir()] == []
+    monkeypatch.setattr(module, "write_instance", real)
+    assert bench.assembler.step(1011.0) == (), "not at once"
+    assert len(bench.assembler.step(1050.0)) == 1
+
+
+def test_after_a_restart_the_quiet_time_begins_anew(bench):
+    """A sender that was cut off by the restart gets the time to come back."""
+    bench.receive(make_series(2), end=False)
+    bench.writer.close()
+    assembler = Assembler(bench.settings, bench.engine, bench.folder, bench.arrivals.append)
+    assembler.recover(5000.0)
+    assert assembler.step(5009.0) == ()
+    assert len(assembler.step(5010.0)) == 1
+
+
+def test_reclaim_keeps_what_is_still_needed(bench):
+    bench.receive(make_series(2))
+    bench.writer.close()
+    bench.assembler.step(1001.0)
+    assert bench.assembler.reclaim() == 0
+    assert len(list((bench.folder / "spool").glob("*.seg"))) == 1
+    bench.assembler.step(1010.0)
+    assert bench.assembler.reclaim() > 0
+
+
+def test_two_thousand_instances(bench):
+    series = make_series(2000, rows=4)
+    bench.receive(series)
+    [arrival] = bench.assembler.step(1010.0)
+    assert arrival.instances == 2000
+    assert len(job_files(bench, arrival.job_id)) == 2000
+
+
+def test_writer_of_another_process_is_followed_too(bench):
+    """Two receivers write one study."""
+    series = make_series(4)
+    other = SpoolWriter(bench.folder / "spool", receiver="00000000000000000009-1")
+    bench.receive(series[:2])
+    for dataset in series[2:]:
+        other.append(meta_of(dataset, association="b1"), [encode(dataset)])
+    assert bench.assembler.step(1010.0) == ()
+    other.end_association("b1")
+    [arrival] = bench.assembler.step(1010.0)
+    assert arrival.instances == 4
+    other.close()
