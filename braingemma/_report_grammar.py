@@ -142,5 +142,6 @@ def sentences(text: str) -> tuple[Sentence, ...]:
 
 # A verb that links a finding to what is said of it; a colon stands for one ("Edema: none").
 COPULA = phrase(
-    r"\b(?:is|are|was|were|has|have|had|been|appears?|seems?|remains?|can|could|may|might|cannot|does|do|did)\b|:"
+    r"\b(?:is|are|was|were|has|have|had|been|appears?|seems?|remains?|can|could|may|might|cannot|does|do|did)"
+    r"(?=n['’]t|\b)|:"
 )

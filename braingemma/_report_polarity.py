@@ -13,10 +13,10 @@ from braingemma._report_grammar import COPULA, Sentence, Token, phrase
 
 Polarity = Literal["affirmed", "hedged", "negated", "played down", "not assessable"]
 
-_NOT = r"(?:not\b(?!\s+(?:only|just|merely|confined|limited|restricted)\b)|n't)"
+_NOT = r"(?:not\b(?!\s+(?:only|just|merely|confined|limited|restricted)\b)|n['’]t)"
 _CUE_BEFORE = phrase(
     rf"\b(?:no(?!\s+doubt)|without|neither|nor|none of|absence of|lack(?:s|ing)?(?: of)?|free (?:of|from)|"
-    rf"negative for|never|rules? out|excludes?)\b|\b{_NOT}"
+    rf"negative for|never|rules? out|excludes?)\b|(?:\b|(?=n['’])){_NOT}"
 )
 # Words that end the reach of a denial.
 _SCOPE_END = phrase(
@@ -28,6 +28,10 @@ _NEW_STATEMENT = phrase(r"\b(?:a|an|the|mild|moderate|marked|severe|slight|exten
 _CUE_AFTER = phrase(
     rf"\s*(?:be\s+|been\s+|\w+ly\s+){{0,3}}(?P<cue>{_NOT}|no\b(?!\s+doubt)|never\b|none\b|absent\b|nil\b|negative\b|"
     r"undetected\b|ruled out\b|excluded\b|unlikely\b)"
+)
+# Verbs that deny their object and not their subject: "the lesion has no edema", "does not cross the midline".
+_ACTIVE = phrase(
+    r"(?:has|have|had)(?:n['’]t| not| no)(?! been)|(?:does|do|did)(?:n['’]t| not)(?! (?:\w+ly )?(?:appear|exist|occur))"
 )
 _DIRECT_AFTER = phrase(
     r"\s*[-–—,(]*\s*(?P<cue>not\b(?!\s+(?:only|just|merely|confined|limited|restricted)\b)|none\b|absent\b|nil\b|"
@@ -105,9 +109,8 @@ def _denied_after(sentence: Sentence, position: int) -> tuple[int, int] | None:
     if cue is None and verb is not None and _is_verb_of(after[: verb.start()], sentence, position):
         if verb.group().lower() == "cannot":
             return position + verb.start(), position + verb.end()
-        cue = _CUE_AFTER.match(after, verb.end())
-        if cue and cue["cue"].lower() == "no" and verb.group().lower() in {"has", "have", "had"}:
-            return None  # "the lesion has no edema" denies the edema
+        if not _ACTIVE.match(after, verb.start()):
+            cue = _CUE_AFTER.match(after, verb.end())
     return (position + cue.start("cue"), position + cue.end("cue")) if cue else None
 
 

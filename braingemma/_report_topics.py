@@ -86,7 +86,7 @@ def collect(report: str) -> dict[str, Topic]:
         if subjects:
             current = list(subjects)
             for name, mention in subjects.items():
-                own[name].append(_whole(sentence, mention, name))
+                own[name] += [_whole(sentence, mention, name), *_contrasts(sentence, mentions, name, mention)]
         elif _goes_on(sentence, mentions, current):
             for name in current:
                 own[name].append(Statement(sentence, sentence.start, sentence.end, None, None, own=True))
@@ -101,6 +101,22 @@ def collect(report: str) -> dict[str, Topic]:
 
 def _whole(sentence: Sentence, mention: tuple[int, int], name: str) -> Statement:
     return Statement(sentence, sentence.start, sentence.end, mention, _read(sentence, mention, name), own=True)
+
+
+_CONTRAST = phrase(r"[;\s]*(?:but|while|whereas|although|though|however)\b|;")
+
+
+def _contrasts(sentence: Sentence, mentions: Sequence[_Mention], name: str, first: tuple[int, int]) -> list[Statement]:
+    """Clauses that set something against a denial: "the right ventricle is normal, while the left is compressed"."""
+    if _read(sentence, first, name).polarity not in {"negated", "played down"}:
+        return []
+    later = [mention for topic, mention in mentions if topic == name and mention[0] > first[1]]
+    clauses = [(mention, *sentence.clause(mention[0])) for mention in later]
+    return [
+        Statement(sentence, start, end, mention, _read(sentence, mention, name), own=True)
+        for mention, start, end in clauses
+        if _CONTRAST.match(sentence.between(start, end))
+    ]
 
 
 def _aside(sentence: Sentence, mention: tuple[int, int], name: str) -> Statement:
@@ -193,9 +209,10 @@ _THERE = phrase(r"\s*there\b")
 _SHIFT = phrase(
     r"\b(?:shift|displac|deviat|push|mov)\w*(?:\s+\w+){0,3}?\s+(?:to|towards?)\s+(?:the\s+)?$|\btowards?\s+the\s+$"
 )
+_DIRECTION = phrase(r"wards?\b| (?:midline )?(?:shift|displacement|deviation)\b")
 _COMPARED = phrase(
-    r"\b(?:(?:compared|contrasted) (?:to|with)|than|relative to|unlike|rather than|but not)"
-    r"\s+(?:(?:in|that of|the|on)\s+)*$"
+    r"\b(?:(?:(?:compared|contrasted) (?:to|with)|than|relative to|unlike|rather than|not) "
+    r"(?:(?:in|that of|the|on|to) )*|contralateral (?:\w+ ){0,3})$"
 )
 _VENTRICLE_FOLLOWS = phrase(
     r"(?:\s+(?:and|or|left|right|lateral|third|fourth|cerebral|side|of|the|frontal|temporal|occipital|anterior|"
@@ -206,7 +223,7 @@ _CAUSE_BEFORE = phrase(
     r"\s+(?:in|on|within|of|at)\s+(?:the\s+)?$"
 )
 _CAUSE_FOLLOWS = phrase(
-    r"(?:-sided?)?(?:\s+(?:cerebral|hemisphere|hemispheric|frontal|parietal|temporal|occipital|and|lobe|side|brain))*"
+    r"(?:-\s*sided?)?(?:\s+(?:cerebral|hemisphere|hemispheric|frontal|parietal|temporal|occipital|and|lobe|side|brain))*"
     r"\s+(?:lesion|tumou?r|mass)"
 )
 
@@ -224,7 +241,8 @@ def _words_of_place(statement: Statement) -> list[Token]:
 
 def _foreign(sentence: Sentence, token: Token) -> bool:
     before = sentence.between(sentence.start, token.start)
-    if _SHIFT.search(before) or _COMPARED.search(before) or denied_before(sentence, token.start):
+    direction = _SHIFT.search(before) or _DIRECTION.match(sentence.between(token.end, sentence.end))
+    if direction or _COMPARED.search(before) or denied_before(sentence, token.start):
         return True
     phrase = _phrase(sentence, token)
     return _SPARED.search(phrase) is not None and not _DEFORMED.search(phrase)

@@ -17,10 +17,6 @@ from typing import Any, Literal, Self, cast, get_args
 from braingemma._report_grammar import SIDE_WORD, phrase
 from braingemma._report_topics import COMPRESSION, HEDGED_CONFIDENCE, TOPICS, Presence, Topic, collect
 
-Laterality = Literal["left", "right", "bilateral"]
-SpanKind = Literal["side", "site", "finding", "presence"]
-
-FINDINGS = TOPICS
 __all__ = [
     "FINDINGS",
     "HEDGED_CONFIDENCE",
@@ -34,6 +30,11 @@ __all__ = [
     "findings_from_text",
     "mirror_text",
 ]
+
+Laterality = Literal["left", "right", "bilateral"]
+SpanKind = Literal["side", "site", "finding", "presence"]
+
+FINDINGS = TOPICS
 SITES = (
     "frontal",
     "parietal",
