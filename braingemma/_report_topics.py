@@ -32,6 +32,11 @@ class Statement:
     reading: Reading | None
     own: bool
 
+    def naming(self) -> tuple[Token, ...]:
+        """The words of the mention that name the topic, without what stands between them."""
+        words = self.sentence.within(*self.mention) if self.mention else ()
+        return tuple(t for t in words if t.kind not in {"side", "site"})
+
 
 @dataclass(frozen=True)
 class Topic:

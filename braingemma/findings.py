@@ -159,8 +159,7 @@ def finding_spans(report: str) -> tuple[Span, ...]:
         spans |= {Span(t.start, t.end, topic.name, cast(SpanKind, t.kind), t.value) for t in topic.places()}
         presence, _ = topic.presence()
         for statement in topic.statements:
-            if statement.mention:
-                spans.add(Span(*statement.mention, topic.name, "finding", topic.name))
+            spans |= {Span(t.start, t.end, topic.name, "finding", topic.name) for t in statement.naming()}
             if statement.reading and statement.reading.cue and presence:
                 spans.add(Span(*statement.reading.cue, topic.name, "presence", presence))
     return tuple(sorted(spans, key=lambda s: (s.start, s.end, s.finding, s.kind)))
