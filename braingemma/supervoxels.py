@@ -1,4 +1,4 @@
-"""Supervoxels of the brain on the real RAS grid in mm: brain mask, SLIC, and where each one lies.
+"""Supervoxels of the brain on the real RAS grid in mm: SLIC inside the brain, and where each one lies.
 
 Arrays on the volume's grid have shape (X, Y, Z) with axes R, A, S (nibabel's canonical order);
 arrays on the model's grid have shape (D, H, W) = (S, A, R).
@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 from skimage.segmentation import slic
 
+from braingemma.brain import find_brain
 from braingemma.errors import ExplainError
 
 Float = npt.NDArray[np.float64]
@@ -28,10 +28,6 @@ Side = Literal["left", "right", "midline"]
 
 WORKING_MM = 2.0
 """Volumes finer than this are averaged down to about it before segmentation: supervoxels are centimetres wide."""
-OPENING_MM = 5.0
-"""Radius that parts the brain from the scalp through the dark skull; bridges (vessels, nerves) are thinner."""
-CLOSING_MM = 9.0
-"""Radius that closes sulci and cisterns, so that cortex and dark lesions at the rim stay inside."""
 MIDLINE_MM = 5.0
 """A centroid this close to the midsagittal plane is on neither side."""
 COMPACTNESS = 0.1
@@ -122,54 +118,35 @@ def sample_labels(labels: Labels, affine: Float, shape: tuple[int, int, int], gr
     return np.ascontiguousarray(values.transpose(2, 1, 0).astype(np.int16))
 
 
-def segment(volume: npt.NDArray[np.floating], affine: Float, n_segments: int = 20) -> Supervoxels:
+def segment(
+    volume: npt.NDArray[np.floating], affine: Float, n_segments: int = 20, brain: Mask | None = None
+) -> Supervoxels:
     """Partition the brain into supervoxels of similar intensity.
 
     Args:
         volume: (X, Y, Z) intensities, axes R, A, S.
         affine: (4, 4) voxel -> RAS mm.
         n_segments: Supervoxels wanted, at least 2; a few fewer may be found.
+        brain: (X, Y, Z) mask to stay in; None: `find_brain`.
 
     Raises:
-        ExplainError: No brain-like region was found, or the arguments make no sense.
+        ExplainError: The arguments make no sense.
+        VolumeError: No brain was found.
     """
     if volume.ndim != 3:
         raise ExplainError(f"expected a volume (X, Y, Z), got shape {volume.shape}")
     if n_segments < 2:
         raise ExplainError(f"expected at least 2 supervoxels, got {n_segments}")
     factors = _working_factors(voxel_sizes(affine))
-    small = _block_mean(volume, factors)
-    spacing = voxel_sizes(affine) * factors
-    mask = brain_mask(small, spacing)
-    found = _slic(small, mask, spacing, n_segments)
-    labels = _unshrink(found, factors, volume.shape)
+    if brain is None:
+        brain = find_brain(np.asarray(volume, np.float32), voxel_sizes(affine)).mask
+    if not brain.any():
+        raise ExplainError("expected a brain to divide, got an empty mask")
+    small, share = _block_mean(volume, factors), _block_mean(brain, factors)
+    found = _slic(small, share > 0.5, voxel_sizes(affine) * factors, n_segments)
+    labels = np.where(brain, _unshrink(found, factors, volume.shape), 0).astype(np.int16)
     box = _brain_box(labels > 0, affine)
     return Supervoxels(labels, affine, _regions(labels, affine, box), box)
-
-
-def brain_mask(volume: npt.NDArray[np.floating], spacing: npt.ArrayLike) -> Mask:
-    """Brain, ventricles and sulci of a FLAIR volume, with or without skull.
-
-    Otsu's threshold keeps parenchyma and scalp, an opening parts them through the dark skull, the largest part
-    is the brain, a closing takes sulci and ventricles in. Not a substitute for a trained skull stripper.
-
-    Args:
-        volume: (X, Y, Z) intensities.
-        spacing: Voxel size along each axis, mm.
-
-    Raises:
-        ExplainError: Nothing brain-like stands out.
-    """
-    step = np.asarray(spacing, dtype=float)
-    clipped = np.minimum(volume, np.percentile(volume, 99.5))
-    if clipped.max() <= clipped.min():
-        raise ExplainError("expected a brain image, got a volume of one constant value")
-    bright = clipped > threshold_otsu(clipped)
-    core = _largest(_erode(bright, step, OPENING_MM))
-    if core is None:
-        raise ExplainError(f"expected a brain, got no bright region wider than {2 * OPENING_MM:g} mm")
-    brain = bright & _dilate(core, step, OPENING_MM + step.min() / 2)
-    return _close(brain, step, CLOSING_MM)
 
 
 def site_of(position_mm: npt.ArrayLike, box: BrainBox) -> str:
@@ -221,7 +198,7 @@ def _working_factors(spacing: Float) -> npt.NDArray[np.int_]:
     return np.maximum(1, np.rint(WORKING_MM / spacing)).astype(int)
 
 
-def _block_mean(volume: npt.NDArray[np.floating], factors: npt.NDArray[np.int_]) -> Float32:
+def _block_mean(volume: npt.NDArray[np.generic], factors: npt.NDArray[np.int_]) -> Float32:
     """Mean of blocks; the last block of an axis repeats its edge."""
     padding = [(0, int(-n % f)) for n, f in zip(volume.shape, factors, strict=True)]
     padded = np.pad(np.asarray(volume, np.float32), padding, mode="edge")
@@ -286,30 +263,3 @@ def side_of(x_mm: float, box: BrainBox) -> Side:
     if abs(offset) <= MIDLINE_MM:
         return "midline"
     return "left" if offset < 0 else "right"
-
-
-def _erode(mask: Mask, spacing: Float, radius: float) -> Mask:
-    """Erosion by a ball in mm; beyond the volume's border counts as outside."""
-    distance = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing)
-    return np.asarray(distance[1:-1, 1:-1, 1:-1] > radius)
-
-
-def _dilate(mask: Mask, spacing: Float, radius: float) -> Mask:
-    """Dilation by a ball in mm."""
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius)
-
-
-def _close(mask: Mask, spacing: Float, radius: float) -> Mask:
-    """Closing by a ball in mm with holes filled; padded so that the border changes nothing."""
-    margin = [(int(np.ceil(radius / s)) + 1,) * 2 for s in spacing]
-    filled = ndimage.binary_fill_holes(_dilate(np.pad(mask, margin), spacing, radius))
-    closed = _erode(filled, spacing, radius)
-    return closed[tuple(slice(m, -m) for m, _ in margin)]
-
-
-def _largest(mask: Mask) -> Mask | None:
-    """Largest connected part; None where the mask is empty."""
-    parts, count = ndimage.label(mask)
-    if count == 0:
-        return None
-    return np.asarray(parts == np.bincount(parts.ravel())[1:].argmax() + 1)
