@@ -72,6 +72,7 @@ class Receivers:
             self._children.remove(child)
             _close(child)
             self._children.append(_start_child(self._order, self._socket))
+            _await_ready(self._children[-1])
         return len(dead)
 
     def stop(self) -> None:
@@ -120,6 +121,8 @@ def start_receivers(settings: Settings, folder: Path) -> Receivers:
     try:
         for _ in range(listener.processes):
             receivers._children.append(_start_child(order, listening))
+        for child in receivers._children:
+            _await_ready(child)
     except Permanent:
         receivers.stop()
         raise
@@ -128,14 +131,10 @@ def start_receivers(settings: Settings, folder: Path) -> Receivers:
 
 def _bind(listener: Listener) -> socket.socket:
     try:
-        family, kind, _, _, address = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(family, kind)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(BACKLOG)
+        family, _, _, _, address = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigurationError(f"listener: cannot listen on {listener.host}:{listener.port}: {error}") from error
-    return listening
 
 
 def _start_child(order: Order, listening: socket.socket) -> subprocess.Popen[bytes]:
@@ -147,22 +146,21 @@ def _start_child(order: Order, listening: socket.socket) -> subprocess.Popen[byt
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which then stops us in order
     )
-    stdin, stdout = _pipes(child)
-    # Nothing may be read ahead behind the ready line, and a child that hangs must not hang the parent.
-    watchdog = threading.Timer(START_SECONDS, child.kill)
+    stdin, _ = _pipes(child)
+    stdin.write(order.model_dump_json().encode() + b"\n")
+    stdin.flush()
+    return child
+
+
+def _await_ready(child: subprocess.Popen[bytes]) -> None:
+    _, stdout = _pipes(child)
+    watchdog = threading.Timer(START_SECONDS, child.kill)  # a child that hangs must not hang the parent
     watchdog.start()
-    try:
-        stdin.write(order.model_dump_json().encode() + b"\n")
-        stdin.flush()
-        answer = stdout.readline()
-    except OSError:
-        answer = b""
-    finally:
-        watchdog.cancel()
+    answer = stdout.readline()
+    watchdog.cancel()
     if answer != _READY:
         child.kill()
         raise Permanent(f"a receiver process did not start: exit status {child.wait()}; its reason is in the log")
-    return child
 
 
 def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:

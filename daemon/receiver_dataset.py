@@ -24,7 +24,8 @@ _NAMES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUI
 _LAST = (0x0020, 0x000E)
 _UID = re.compile(r"[0-9.]{1,64}")
 _INFLATE_STEP = 1 << 16
-_MAX_HEADER_BYTES = 64 << 20
+_MAX_HEADER_BYTES = 4 << 20
+_MAX_ELEMENTS = 500_000
 _MAX_DEPTH = 32
 
 Tag = tuple[int, int]
@@ -102,6 +103,7 @@ class _Reader:
         self._short = struct.Struct(order + "H")
         self._long = struct.Struct(order + "L")
         self._position = 0
+        self._elements = 0
 
     def uids(self) -> list[str | None]:
         values: list[str | None] = [None] * len(_NAMES)
@@ -128,6 +130,9 @@ class _Reader:
 
     def _element(self, *, explicit: bool | None = None) -> tuple[Tag, bytes, int]:
         """Tag, VR (empty in implicit VR and for item tags) and length; leaves the position at the value."""
+        self._elements += 1
+        if self._elements > _MAX_ELEMENTS:
+            raise DatasetError(f"more than {_MAX_ELEMENTS} elements before SeriesInstanceUID (0020,000E)")
         at = self._position
         group, element = self._tag.unpack_from(self._data, at)
         if not (self._explicit if explicit is None else explicit) or group == 0xFFFE:

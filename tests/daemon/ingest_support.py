@@ -160,6 +160,7 @@ def associate(
     entity = AE(ae_title=calling)
     for context in contexts or (MRImageStorage, Verification):
         entity.add_requested_context(context, [ExplicitVRLittleEndian])
+    entity.dimse_timeout = 5
     association = entity.associate(*address, ae_title=called)
     try:
         yield association
