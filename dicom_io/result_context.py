@@ -6,8 +6,7 @@ absent type 2 attributes with empty values, and leave out what no reader could p
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -22,9 +21,10 @@ from pydicom.uid import MRImageStorage
 from pydicom.valuerep import DSfloat, PersonName, validate_value
 
 from dicom_io import codes
-from dicom_io.content import ReportContent
+from dicom_io.content import RESEARCH_USE_LINE, ReportContent
 from dicom_io.errors import FileError, PackError
 from dicom_io.geometry import SeriesGeometry
+from dicom_io.header import MALFORMED
 from dicom_io.own_results import MANUFACTURER, MODEL_NAME
 from dicom_io.uids import device_uid, digest_uid
 
@@ -46,7 +46,7 @@ TYPE_2 = (
 )
 """Patient and General Study attributes that must stand in every instance, empty if need be (PS3.3 C.7.1.1, C.7.2.1)."""
 
-KEPT = (
+PATIENT_AND_STUDY = (
     *TYPE_2,
     # Patient (PS3.3 C.7.1.1)
     "IssuerOfPatientID",
@@ -75,7 +75,11 @@ KEPT = (
     "ClinicalTrialSubjectID",
     "ClinicalTrialSubjectReadingID",
     "ClinicalTrialTimePointID",
-    # Frame of Reference, General Image and General Equipment of the source
+    "ClinicalTrialTimePointDescription",
+)
+"""What results take over from the source as it is."""
+
+ABOUT_SOURCE = (
     "PositionReferenceIndicator",
     "LossyImageCompression",
     "LossyImageCompressionRatio",
@@ -84,6 +88,8 @@ KEPT = (
     "ManufacturerModelName",
     "InstitutionName",
 )
+"""What encoders need to know of the source: Frame of Reference, General Image, General Equipment."""
+
 _FREE_TEXT = frozenset({"LO", "SH", "PN", "ST", "LT", "UT", "UC"})
 
 
@@ -110,6 +116,12 @@ class Sources:
 
     header: Dataset
     instances: tuple[InstanceReference, ...]
+
+    def patient_and_study(self) -> Dataset:
+        """The part of the header that every result carries."""
+        kept = Dataset()
+        kept.update({element.tag: element for element in self.header if element.keyword in PATIENT_AND_STUDY})
+        return kept
 
     @cached_property
     def by_uid(self) -> dict[str, InstanceReference]:
@@ -171,6 +183,15 @@ class ResultContext:
         """Series description with the banner in short, at most 64 characters (LO)."""
         return as_lo(f"{description}, synthetic-trained demo" if self.content.banner else description)
 
+    def content_description(self, description: str) -> str:
+        """Content description with the banner in short, at most 64 characters (LO)."""
+        return as_lo(f"{description}; trained on synthetic images only" if self.content.banner else description)
+
+    def comment(self, image: Dataset) -> None:
+        """Say on an image what it is worth, and which body part it shows."""
+        image.ImageComments = " ".join(part for part in (RESEARCH_USE_LINE, self.content.banner) if part)
+        image.BodyPartExamined = "BRAIN"
+
     def finish(self, dataset: Dataset) -> None:
         """Give a built object what all of ours carry: equipment, purpose, banner, UTF-8."""
         dataset.SpecificCharacterSet = CHARACTER_SET
@@ -186,6 +207,7 @@ class ResultContext:
         others = list(dataset.get("ContributingEquipmentSequence", []))
         dataset.ContributingEquipmentSequence = [*others, equipment]
 
+    @cached_property
     def planes(self) -> list[Dataset]:
         """One header for each source slice, in the order of the geometry, as highdicom expects single-frame sources.
 
@@ -195,9 +217,10 @@ class ResultContext:
 
     def _plane(self, index: int) -> Dataset:
         geometry = self.geometry
-        plane = copy.copy(self.sources.header)
+        plane = Dataset()
+        plane.update(self.sources.header)
         plane.SOPClassUID = MRImageStorage
-        plane.SOPInstanceUID = self._plane_uid(index)
+        plane.SOPInstanceUID = digest_uid(self.identity, "plane", index)
         plane.SeriesInstanceUID = geometry.series_uid
         plane.Modality = "MR"
         plane.Rows, plane.Columns = geometry.rows, geometry.columns
@@ -210,12 +233,9 @@ class ResultContext:
             plane.FrameOfReferenceUID = geometry.frame_of_reference_uid
         return plane
 
-    def _plane_uid(self, index: int) -> str:
-        return digest_uid(self.identity, "plane", index)
-
     def restore_references(self, dataset: Dataset) -> None:
         """Replace references to planes by references to the received instances and frames, in place."""
-        indices = {self._plane_uid(index): index for index in range(len(self.geometry.slices))}
+        indices = {plane.SOPInstanceUID: index for index, plane in enumerate(self.planes)}
         for item in _items_below(dataset):
             index = indices.get(item.get("ReferencedSOPInstanceUID", ""))
             if index is not None:
@@ -274,11 +294,10 @@ def normalised_header(received: Dataset) -> Dataset:
         received: Header of any instance of the study, in any character set.
     """
     header = Dataset()
-    for keyword in KEPT:
-        if keyword in received:
-            element = _in_unicode(received[keyword])
-            if _is_legal(element):
-                header.add(element)
+    for keyword in (*PATIENT_AND_STUDY, *ABOUT_SOURCE):
+        element = _legal_element(received, keyword)
+        if element is not None:
+            header.add(element)
     for keyword in TYPE_2:
         if keyword not in header:
             setattr(header, keyword, "")
@@ -322,6 +341,17 @@ def _reference(header: Dataset) -> InstanceReference:
         study_uid=str(header.StudyInstanceUID),
         frames=int(header.get("NumberOfFrames") or 1),
     )
+
+
+def _legal_element(received: Dataset, keyword: str) -> DataElement | None:
+    """The element in Unicode; None where it is absent, malformed or illegal."""
+    try:
+        if keyword not in received:
+            return None
+        element = _in_unicode(received[keyword])
+    except MALFORMED:
+        return None
+    return element if _is_legal(element) else None
 
 
 def _in_unicode(element: DataElement) -> DataElement:
@@ -384,6 +414,4 @@ def _merge_repeated(dataset: Dataset, keyword: str) -> None:
 
 def _numbers(item: Dataset) -> list[int]:
     value = item.get("ReferencedFrameNumber", [])
-    return (
-        [int(number) for number in value] if isinstance(value, (list, tuple)) or hasattr(value, "__iter__") else [value]
-    )
+    return [int(number) for number in value] if isinstance(value, Iterable) else [int(value)]
