@@ -23,6 +23,8 @@ from pydantic import BaseModel
 
 from daemon.config import Listener, Settings
 from daemon.errors import ConfigurationError, Permanent
+from daemon.receiver_blocking import BlockingReceiver
+from daemon.receiver_negotiation import Incompatible, self_check
 from daemon.receiver_stock import StockReceiver, server_tls_context
 from daemon.spool import SpoolWriter, make_private_folder
 
@@ -180,7 +182,7 @@ def run_receiver(order: Order) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     writer = SpoolWriter(order.spool, min_free_bytes=order.min_free_bytes)
-    receiver = StockReceiver(order.listener, socket.socket(fileno=order.socket), writer)
+    receiver = _choose_receiver()(order.listener, socket.socket(fileno=order.socket), writer)
     server = threading.Thread(target=receiver.serve, name="accept", daemon=True)
     server.start()
     threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
@@ -190,6 +192,16 @@ def run_receiver(order: Order) -> None:
     receiver.stop_accepting()
     receiver.finish(FINISH_SECONDS)
     writer.close()
+
+
+def _choose_receiver() -> type[BlockingReceiver | StockReceiver]:
+    """The blocking receiver, or the stock one where this release of pynetdicom does not negotiate as expected."""
+    try:
+        self_check()
+    except Incompatible as error:
+        LOGGER.warning("receiving by pynetdicom's own reactor, which is slower: %s", error)
+        return StockReceiver
+    return BlockingReceiver
 
 
 def _leave_with_parent() -> None:

@@ -26,7 +26,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ class SpoolWriter:
         free = free_bytes(self.folder)
         if free < self.min_free_bytes:
             raise SpoolFull(f"{self.folder}: {free} bytes free, expected at least {self.min_free_bytes}")
-        ticket = _Ticket(encode_record(RecordKind.INSTANCE, asdict(meta), data))
+        ticket = _Ticket(encode_record(RecordKind.INSTANCE, dict(vars(meta)), data))
         self._submit(ticket)
         if ticket.error is None:
             return
