@@ -250,14 +250,22 @@ class ResultContext:
             if keyword in reference:
                 item[keyword] = reference[keyword]
 
+    def frame_numbers(self, index: int) -> list[int] | None:
+        """Frame that holds one source slice, as highdicom takes it; None for single-frame sources."""
+        source = self.geometry.slices[index]
+        if self.sources.by_uid[source.sop_instance_uid].frames < 2 or source.frame_number is None:
+            return None
+        return [source.frame_number]
+
     def slice_reference(self, index: int) -> Dataset:
         """SOP Instance Reference (PS3.3 Table 10-3) of one source slice, with its frame for multi-frame sources."""
         source = self.geometry.slices[index]
         item = Dataset()
         item.ReferencedSOPClassUID = source.sop_class_uid
         item.ReferencedSOPInstanceUID = source.sop_instance_uid
-        if self.sources.by_uid[source.sop_instance_uid].frames > 1 and source.frame_number is not None:
-            item.ReferencedFrameNumber = source.frame_number
+        frames = self.frame_numbers(index)
+        if frames is not None:
+            item.ReferencedFrameNumber = frames
         return item
 
 

@@ -1,7 +1,8 @@
 """The overlay as RGB Secondary Capture images: one single-frame instance for each source slice, in one series.
 
 Secondary Capture has no Frame of Reference module; with its geometry an instance is of a Standard Extended SOP Class
-(PS3.2 7.3), which viewers need for orientation letters, reference lines and synchronised scrolling.
+(PS3.2 7.3), which viewers need for orientation letters, reference lines and synchronised scrolling. A source without a
+Frame of Reference gives pictures with spacing and orientation letters only: positions would mean nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def _instance(
     image.file_meta.ImplementationVersionName = shared.file_meta.ImplementationVersionName
     image.SOPInstanceUID = context.instance_uid("sc", index)
     image.InstanceNumber = index + 1
-    image.ImagePositionPatient = decimals(renderer.layout.position(context.geometry, index))
+    if context.geometry.frame_of_reference_uid:
+        image.ImagePositionPatient = decimals(renderer.layout.position(context.geometry, index))
     source = context.slice_reference(index)
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     image.SourceImageSequence = [source]
@@ -86,8 +88,8 @@ def _orient(context: ResultContext, renderer: OverlayRenderer, image: Dataset) -
     along_row, along_column = geometry.orientation[:3], geometry.orientation[3:]
     image.PatientOrientation = [direction_letters(along_row), direction_letters(along_column)]
     image.PixelSpacing = decimals(layout.pixel_spacing(geometry))
-    image.ImageOrientationPatient = decimals(geometry.orientation)
-    image.SliceThickness = decimals([geometry.slice_spacing])[0]
     if geometry.frame_of_reference_uid:
+        image.ImageOrientationPatient = decimals(geometry.orientation)
+        image.SliceThickness = decimals([geometry.slice_spacing])[0]
         image.FrameOfReferenceUID = geometry.frame_of_reference_uid
         image.PositionReferenceIndicator = context.sources.header.get("PositionReferenceIndicator", "")

@@ -150,7 +150,7 @@ def _key_image(context: ResultContext, index: int) -> ImageContentItem:
         name=codes.BEST_ILLUSTRATION,
         referenced_sop_class_uid=reference.ReferencedSOPClassUID,
         referenced_sop_instance_uid=reference.ReferencedSOPInstanceUID,
-        referenced_frame_numbers=reference.get("ReferencedFrameNumber"),
+        referenced_frame_numbers=context.frame_numbers(index),
         relationship_type=INFERRED_FROM,
     )
 

@@ -6,6 +6,7 @@ Viewers show its polygons on the images but not the text of the report, which st
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from highdicom.seg import Segmentation
@@ -113,15 +114,10 @@ def _groups(context: ResultContext, found: tuple[Segment, ...], segmentation: Se
 def _planar(context: ResultContext, number: int, segment: Segment) -> PlanarROIMeasurementsAndQualitativeEvaluations:
     """The region where its area is greatest."""
     index = int(segment.mask.sum(axis=(1, 2)).argmax())
-    reference = context.slice_reference(index)
     region = ImageRegion(
         graphic_type="POLYLINE",  # closed: its first point comes again
         graphic_data=outline(segment.mask[index]),
-        source_image=SourceImageForRegion(
-            referenced_sop_class_uid=reference.ReferencedSOPClassUID,
-            referenced_sop_instance_uid=reference.ReferencedSOPInstanceUID,
-            referenced_frame_numbers=reference.get("ReferencedFrameNumber"),
-        ),
+        source_image=SourceImageForRegion(**_reference(context, index)),
     )
     area = float(segment.mask[index].sum()) * float(np.prod(context.geometry.pixel_spacing))
     measured = Measurement(name=dictionary.SCT.Area, value=round(area, 2), unit=dictionary.UCUM.SquareMillimeter)
@@ -135,15 +131,8 @@ def _volumetric(
 ) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
     voxel_ml = float(np.prod(context.geometry.pixel_spacing)) * context.geometry.slice_spacing / 1000
     volume = round(float(segment.mask.sum()) * voxel_ml, 3)
-    shown = [context.slice_reference(int(index)) for index in np.flatnonzero(segment.mask.any(axis=(1, 2)))]
-    sources = [
-        SourceImageForSegmentation(
-            referenced_sop_class_uid=reference.ReferencedSOPClassUID,
-            referenced_sop_instance_uid=reference.ReferencedSOPInstanceUID,
-            referenced_frame_numbers=reference.get("ReferencedFrameNumber"),
-        )
-        for reference in shown
-    ]
+    shown = np.flatnonzero(segment.mask.any(axis=(1, 2)))
+    sources = [SourceImageForSegmentation(**_reference(context, int(index))) for index in shown]
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         referenced_segment=ReferencedSegment(
             sop_class_uid=segmentation.SOPClassUID,
@@ -154,6 +143,15 @@ def _volumetric(
         measurements=[Measurement(name=codes.VOLUME, value=volume, unit=codes.MILLILITRE, derivation=codes.ESTIMATED)],
         **_common(context, number, segment, "volume"),
     )
+
+
+def _reference(context: ResultContext, index: int) -> dict[str, Any]:
+    source = context.geometry.slices[index]
+    return {
+        "referenced_sop_class_uid": source.sop_class_uid,
+        "referenced_sop_instance_uid": source.sop_instance_uid,
+        "referenced_frame_numbers": context.frame_numbers(index),
+    }
 
 
 def _common(context: ResultContext, number: int, segment: Segment, kind: str) -> dict[str, object]:

@@ -174,6 +174,8 @@ def _picture_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry
     ):
         if dataset.get(keyword) != expected:
             yield f"{keyword}: expected {expected}, found {dataset.get(keyword)}"
+    if geometry.frame_of_reference_uid is None:
+        return
     orientation = np.array(dataset.get("ImageOrientationPatient") or [0] * 6, dtype=np.float64)
     if not np.allclose(orientation, geometry.orientation, atol=1e-4):
         yield f"ImageOrientationPatient: expected {geometry.orientation}, found {orientation.tolist()}"
@@ -208,6 +210,8 @@ def _overlay_faults(overlays: Sequence[Dataset], geometry: SeriesGeometry) -> Fa
         shown = [item.ReferencedSOPInstanceUID for item in overlay.get("SourceImageSequence", [])]
         if shown != [source.sop_instance_uid]:
             yield f"sc {number}: expected its source to be {source.sop_instance_uid}, found {', '.join(shown)}"
+    if geometry.frame_of_reference_uid is None:
+        return
     places = [np.array(overlay.ImagePositionPatient, dtype=np.float64) @ geometry.normal for overlay in overlays]
     if any(later <= earlier for earlier, later in pairwise(places)):
         yield "sc: expected overlays in the order of their places along the normal"
