@@ -119,9 +119,10 @@ class ReportContent:
 
 
 def wrap(text: str) -> str:
-    """Hard-wrap for a DICOM UT value: lines of at most 88 characters, CRLF between them (PS3.5 6.2)."""
+    """Hard-wrap for a DICOM UT value: lines of at most 88 characters, CRLF between them, no controls (PS3.5 6.2)."""
     lines: list[str] = []
-    for line in text.splitlines():
+    for raw in text.splitlines():
+        line = "".join(c if c.isprintable() else " " for c in raw)
         lines += textwrap.wrap(line, LINE_WIDTH, break_on_hyphens=False) or [""]
     return "\r\n".join(lines).strip()
 

@@ -110,7 +110,7 @@ def slice_side(geometry: SeriesGeometry, index: int, centre_x: float) -> tuple[s
     if int(np.abs(geometry.normal).argmax()) != 0:
         return None
     distance = slice_centre(geometry, index)[0] - centre_x
-    if abs(distance) < geometry.slice_spacing / 2:
+    if abs(distance) <= geometry.slice_spacing / 2 + 1e-3:
         return "MID", abs(distance)
     return ("L" if distance > 0 else "R"), abs(distance)
 

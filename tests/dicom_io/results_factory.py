@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
 from dicom_io.geometry import SeriesGeometry, SourceSlice
+from dicom_io.pack import Pack, PackOptions, encode_pack
 from dicom_io.uids import digest_uid
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -50,6 +55,15 @@ class Case:
         return arguments | changes
 
 
+@cache
+def default_pack() -> tuple[Case, Pack]:
+    """The pack of the default case with every kind of object, encoded once for each test process; do not change it."""
+    folder = Path(tempfile.mkdtemp(prefix="pack-"))
+    atexit.register(shutil.rmtree, folder)
+    case = make_case(folder)
+    return case, encode_pack(**case.arguments(options=PackOptions(tid1500=True), out=folder / "dicom"))
+
+
 def content(**changes: object) -> ReportContent:
     fields: dict[str, object] = {
         "report_text": (
@@ -81,7 +95,7 @@ def head(shape: tuple[int, int, int] = (40, 48, 36)) -> np.ndarray:
     ]
     r, a, s = grid
     texture = np.random.default_rng(0).integers(200, 400, shape)
-    volume = np.where(r**2 + a**2 + s**2 < 0.8, texture, 0).astype(np.int16)
+    volume = np.where(r**2 + a**2 + s**2 < 0.6, texture, 0).astype(np.int16)
     volume[left_mark(shape)] = 1000
     return volume
 
@@ -89,7 +103,7 @@ def head(shape: tuple[int, int, int] = (40, 48, 36)) -> np.ndarray:
 def left_mark(shape: tuple[int, int, int] = (40, 48, 36)) -> np.ndarray:
     """Mask of the bright ball: RAS x < 0 is the patient's left."""
     r, a, s = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    return np.asarray((r + 0.4) ** 2 + (a - 0.3) ** 2 + (s - 0.2) ** 2 < 0.04)
+    return np.asarray((r + 0.4) ** 2 + (a - 0.3) ** 2 + (s - 0.2) ** 2 < 0.05)
 
 
 def make_case(
