@@ -90,7 +90,6 @@ class SegmentFollower:
         """Index what is new; with `verify` each data set is read and compared with its checksum."""
         segments = sorted(self.spool.glob("*.seg"))
         alive = {name: is_alive(self.spool, name) for name in {segment_receiver(path.name) for path in segments}}
-        self._end_associations_of_dead(alive)
         latest = {segment_receiver(path.name): path.name for path in segments}  # sorted: the last one stays
         with self.engine.connect() as connection:
             known = {row.segment: row for row in connection.execute(sa.select(SEGMENTS))}
@@ -101,6 +100,7 @@ class SegmentFollower:
                 continue
             final = not alive[receiver] or latest[receiver] != path.name
             self._follow_segment(path, row.consumed if row is not None else 0, verify=verify, final=final)
+        self._end_associations_of_dead(alive)
 
     def _follow_segment(self, path: Path, consumed: int, *, verify: bool, final: bool) -> None:
         for batch in _batches(read_records(path, consumed, verify=verify, final=final), _BATCH):

@@ -1,0 +1,251 @@
+"""Nothing that was answered with Success is lost: by kill, by trace, and by power cut."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from ingest_sender import RawSender
+from ingest_support import Bench, encode, instances_in, make_series
+
+from daemon.received_index import INSTANCES
+
+HERE = Path(__file__).parent
+
+
+class Load:
+    """Four senders that send new instances until they are told to stop, and note what was acknowledged."""
+
+    def __init__(self, port: int, instances: Iterator[tuple[str, bytes]]) -> None:
+        self.port = port
+        self.instances = instances
+        self.acknowledged: dict[str, str] = {}
+        self.stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._send) for _ in range(4)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(30)
+
+    def _send(self) -> None:
+        while not self.stop.is_set():
+            try:
+                with RawSender(("127.0.0.1", self.port), timeout=2) as sender:
+                    if sender.associate() != 2:
+                        continue
+                    while not self.stop.is_set():
+                        with self._lock:
+                            uid, data = next(self.instances)
+                        if sender.store(uid, data) == 0:
+                            self.acknowledged[uid] = hashlib.sha256(data).hexdigest()
+            except (ConnectionError, TimeoutError):
+                continue
+
+
+def endless_instances(*, rows: int = 64) -> Iterator[tuple[str, bytes]]:
+    """Instances that differ in UID and number, from one template so that making them costs nothing."""
+    template = make_series(1, rows=rows)[0]
+    raw, uid = encode(template), str(template.SOPInstanceUID).encode()
+    for number in range(10**9):
+        new = uid[:-9] + b"%09d" % number
+        yield new.decode(), raw.replace(uid, new)
+
+
+def kill_rounds(folder: Path, moments: int, seed: int) -> tuple[int, int]:
+    """Kill two receivers under load at random moments; instances acknowledged, and kills."""
+    import ingest_receiver
+
+    spool = folder / "spool"
+    listening = ingest_receiver.bind()
+    moment = random.Random(seed)
+    receivers: list[int] = []
+    try:
+        receivers = [ingest_receiver.fork_receiver(listening, spool) for _ in range(2)]
+        with Load(listening.getsockname()[1], endless_instances()) as load:
+            for _ in range(moments):
+                time.sleep(moment.uniform(0.05, 0.4))
+                victim = moment.randrange(len(receivers))
+                os.kill(receivers[victim], signal.SIGKILL)
+                os.waitpid(receivers[victim], 0)
+                receivers[victim] = ingest_receiver.fork_receiver(listening, spool)
+        stored = {record.meta["sop_instance_uid"]: data for record, data in instances_in(spool)}
+        for uid, digest in load.acknowledged.items():
+            assert uid in stored, f"{uid} was acknowledged and is lost"
+            assert hashlib.sha256(stored[uid]).hexdigest() == digest
+    finally:
+        for pid in receivers:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        listening.close()
+    return len(load.acknowledged), moments
+
+
+def run_kills(folder: Path, moments: int) -> tuple[int, int]:
+    """In a process of its own: forking beside pytest's threads would not be sound."""
+    code = (
+        f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
+        f"from pathlib import Path\nfrom test_ingest_durability import kill_rounds\n"
+        f"print(*kill_rounds(Path({str(folder)!r}), {moments}, 7))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    acknowledged, kills = map(int, done.stdout.split()[-2:])
+    return acknowledged, kills
+
+
+def test_killed_at_twenty_moments_under_load_nothing_acknowledged_is_lost(tmp_path):
+    acknowledged, kills = run_kills(tmp_path, 20)
+    assert kills == 20
+    assert acknowledged > 100
+    index_holds_all(tmp_path, acknowledged)
+
+
+def index_holds_all(folder: Path, acknowledged: int) -> None:
+    """The assembler indexes every instance, torn tails notwithstanding."""
+    bench = Bench(folder)
+    bench.assembler.recover(0.0)
+    assert len(bench.rows(INSTANCES)) >= acknowledged
+    bench.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_two_hundred_moments(tmp_path):
+    acknowledged, kills = run_kills(tmp_path, 200)
+    assert kills == 200
+    assert acknowledged > 1000
+    index_holds_all(tmp_path, acknowledged)
+
+
+def start_driver(spool: Path, *options: str, prefix: Sequence[object] = ()) -> tuple[subprocess.Popen[str], int]:
+    """A receiver process of its own that ends with its input; and its port."""
+    process = subprocess.Popen(
+        [*map(str, prefix), sys.executable, str(HERE / "ingest_receiver.py"), str(spool), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+    )
+    first = process.stdout.readline()
+    if not first:
+        process.communicate()
+        pytest.skip("strace may not trace here")
+    return process, int(first)
+
+
+# --- trace
+
+
+@dataclass(frozen=True)
+class Call:
+    """One system call of a trace."""
+
+    name: str
+    begin: float
+    end: float
+    data: bytes
+    """The bytes among its arguments, as far as they were recorded."""
+    result: str
+
+
+def trace(folder: Path, batches: list[list[tuple[str, bytes]]], *options: str) -> list[Call]:
+    """System calls of a receiver that takes the batches, each on its own association."""
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace")
+    log = folder / "trace.txt"
+    prefix = ["strace", "-f", "-ttt", "-T", "-s", "600", "-xx", "-e", "trace=writev,write,fdatasync,sendto", "-o", log]
+    process, port = start_driver(folder / "spool", *options, prefix=prefix)
+    threads = [threading.Thread(target=send_batch, args=(port, batch)) for batch in batches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    process.communicate(timeout=60)  # closes its input, at which it ends
+    return parse_trace(log.read_text().splitlines())
+
+
+def send_batch(port: int, batch: list[tuple[str, bytes]]) -> None:
+    with RawSender(("127.0.0.1", port)) as sender:
+        assert sender.associate() == 2
+        for uid, data in batch:
+            assert sender.store(uid, data) == 0
+        sender.release()
+
+
+def parse_trace(lines: list[str]) -> list[Call]:
+    """Join calls that strace shows in two halves, since another thread came in between."""
+    calls, begun = [], {}
+    for line in lines:
+        match = re.match(r"(\d+)\s+(\d+\.\d+) (.*)", line)
+        if not match:
+            continue
+        thread, at, text = match[1], float(match[2]), match[3]
+        if text.endswith("<unfinished ...>"):
+            begun[thread] = (at, text)
+            continue
+        begin = at
+        if text.startswith("<..."):
+            begin, first = begun.pop(thread)
+            text = first + text
+        name = re.match(r"\w+", text)
+        tail = re.search(r"= (\S+).*?(?:<([\d.]+)>)?$", text)
+        if name and tail and tail[2]:
+            strings = re.findall(r'"((?:\\x[0-9a-f]{2})+)"', text)
+            data = b"".join(bytes.fromhex(part.replace("\\x", "")) for part in strings)
+            calls.append(Call(name[0], begin, begin + float(tail[2]), data, tail[1]))
+    return calls
+
+
+def count_successes(calls: list[Call], uids: set[str]) -> tuple[int, int]:
+    """Responses with Success, and those that no fdatasync covers.
+
+    An fdatasync covers an instance when it began after the write that holds the instance's UID had ended, and had
+    itself ended, with result 0, before the response began.
+    """
+    known = {uid.encode() for uid in uids}
+    syncs = [call for call in calls if call.name == "fdatasync" and call.result == "0"]
+    written: dict[bytes, float] = {}
+    for call in calls:
+        if call.name in ("write", "writev"):
+            written |= {uid: call.end for uid in known if uid in call.data}
+    successes = uncovered = 0
+    for call in calls:
+        is_success = call.name == "sendto" and SUCCESS in call.data
+        for uid in (uid for uid in known if is_success and uid in call.data):
+            successes += 1
+            end = written.get(uid, float("inf"))
+            uncovered += not any(end <= sync.begin and sync.end <= call.begin for sync in syncs)
+    return successes, uncovered
+
+
+SUCCESS = bytes.fromhex("0000000902000000 0000")
+"""Status (0000,0900), length 2, 0x0000."""
+
+
+@pytest.mark.parametrize("options", [(), ("--no-sync",)], ids=["as it is", "negative control"])
+def test_every_success_follows_the_sync_that_covers_it(tmp_path, options):
+    instances = endless_instances(rows=16)
+    batches = [[next(instances) for _ in range(10)] for _ in range(4)]
+    calls = trace(tmp_path, batches, *options)
+    successes, uncovered = count_successes(calls, {uid for batch in batches for uid, _ in batch})
+    assert successes == 40
+    assert uncovered == (40 if options else 0)
