@@ -8,7 +8,6 @@ a small model that is taught captions together with the vision tower learns to i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from braingemma import language
 from braingemma.configuration import FINDING_OUTPUTS, FINDINGS, BrainGemmaConfig
 from braingemma.model import BrainGemma3D
 from training.grammar import write_report
+from training.settings import LanguageSettings
 from training.targets import findings_target
 from training.text import draw_findings
 
@@ -35,17 +35,6 @@ class FindingPrefix(nn.Module):
     def forward(self, target: Tensor) -> Tensor:
         """(B, findings, outputs) to (B, N, E)."""
         return self.mlp(target.flatten(1) * 2 - 1).view(-1, *self.shape)
-
-
-@dataclass(frozen=True)
-class LanguageSettings:
-    """Budget of the text-only stage."""
-
-    steps: int = 700
-    batch: int = 32
-    learning_rate: float = 2e-3
-    warmup: int = 50
-    seed: int = 0
 
 
 def pretrain_language(

@@ -1,0 +1,149 @@
+"""Cases as the model takes them: prepared once by the serving path, kept in memory, augmented in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from braingemma.configuration import BrainGemmaConfig
+from braingemma.findings import Finding
+from braingemma.preprocess import PreparedVolume, prepare_image, resample_box
+from training.phantoms import Phantom, make_phantom
+from training.targets import findings_target
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Prepared cases.
+
+    Attributes:
+        volumes: (N, 1, D, H, W) float16, as `prepare_image` gives them.
+        masks: (N, 1, D, H, W) bool: the lesion on the same grid.
+        targets: (N, findings, outputs), see `findings_target`.
+        findings: The truth of each case.
+        reports: Its reference report.
+        synthetic: Whether the grammar may word each report anew.
+    """
+
+    volumes: Tensor
+    masks: Tensor
+    targets: Tensor
+    findings: tuple[tuple[Finding, ...], ...]
+    reports: tuple[str, ...]
+    synthetic: bool = True
+
+    def __len__(self) -> int:
+        return len(self.reports)
+
+    def select(self, index: Sequence[int]) -> Cases:
+        """The cases at these positions."""
+        chosen = list(index)
+        return Cases(
+            self.volumes[chosen],
+            self.masks[chosen],
+            self.targets[chosen],
+            tuple(self.findings[i] for i in chosen),
+            tuple(self.reports[i] for i in chosen),
+            self.synthetic,
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Cases]) -> Cases:
+        """All cases of several sets, in order."""
+        return Cases(
+            torch.cat([p.volumes for p in parts]),
+            torch.cat([p.masks for p in parts]),
+            torch.cat([p.targets for p in parts]),
+            tuple(f for p in parts for f in p.findings),
+            tuple(r for p in parts for r in p.reports),
+            all(p.synthetic for p in parts),
+        )
+
+
+def training_spacing(seed: int) -> tuple[float, float, float]:
+    """Voxel sizes at which phantoms are drawn for training: coarse, often with thicker slices on one axis."""
+    rng = np.random.default_rng([seed, 99])
+    size = np.full(3, rng.uniform(2.2, 3.0))
+    if rng.random() < 0.5:
+        size[rng.choice(3, p=[0.15, 0.1, 0.75])] = rng.uniform(3, 6)
+    return float(size[0]), float(size[1]), float(size[2])
+
+
+def training_phantom(seed: int) -> Phantom:
+    """A coarse phantom for training; three in five come without skull, since serving takes it off anyway."""
+    stripped = bool(np.random.default_rng([seed, 98]).random() < 0.6)
+    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped)
+
+
+def prepare_case(phantom: Phantom, config: BrainGemmaConfig) -> Cases:
+    """One phantom through the path that serving takes, with its mask on the model's grid."""
+    prepared = prepare_image(phantom.volume, config)
+    mask = mask_on_grid(np.asarray(phantom.lesion.dataobj, np.float32), prepared)
+    return Cases(
+        volumes=prepared.tensor.half(),
+        masks=torch.from_numpy(mask)[None, None],
+        targets=findings_target(phantom.findings)[None],
+        findings=(phantom.findings,),
+        reports=(str(phantom.truth["report"]),),
+    )
+
+
+def mask_on_grid(mask: NDArray[np.float32], prepared: PreparedVolume) -> NDArray[np.bool_]:
+    """A mask (X, Y, Z) of the RAS source to the tensor's grid (D, H, W): where it fills half a voxel or more."""
+    to_source = np.linalg.inv(prepared.source_affine) @ prepared.grid_affine
+    step = np.diag(to_source)[:3]
+    lower = to_source[:3, 3] - step / 2
+    sizes = prepared.settings.grid[::-1]
+    share = resample_box(mask, lower, lower + step * np.array(sizes), sizes, 0.0)
+    return np.ascontiguousarray(share.transpose(2, 1, 0) > 0.5)
+
+
+def patch_share(masks: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """(B, 1, D, H, W) masks to the lesion's share of each patch (B, d, h, w)."""
+    return F.avg_pool3d(masks.float(), patch).squeeze(1)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes that leave the truth as it is; sizes are shares of the field of view and of a z-score."""
+
+    shift: float = 0.05
+    scale: float = 0.06
+    gain: float = 0.12
+    noise: float = 0.08
+
+    def apply(self, volumes: Tensor, masks: Tensor, limit: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Move and change (B, 1, D, H, W) volumes with their masks; what comes in from outside is `-limit`."""
+        grid = F.affine_grid(self._affine(volumes.shape[0], rng), list(volumes.shape), align_corners=False)
+        # grid_sample fills with zeros, so values are moved to where zero is background.
+        moved = F.grid_sample(volumes.float() + limit, grid, align_corners=False) - limit
+        return self._values(moved, limit, rng), F.grid_sample(masks.float(), grid, align_corners=False)
+
+    def _affine(self, batch: int, rng: torch.Generator) -> Tensor:
+        theta = torch.zeros(batch, 3, 4)
+        spread = torch.rand(batch, 6, generator=rng) * 2 - 1
+        for axis in range(3):
+            theta[:, axis, axis] = 1 + spread[:, axis] * self.scale
+            theta[:, axis, 3] = spread[:, 3 + axis] * self.shift * 2
+        return theta
+
+    def _values(self, volumes: Tensor, limit: float, rng: torch.Generator) -> Tensor:
+        batch = volumes.shape[0]
+        brain = volumes > -limit + 0.05
+        gain = 1 + self.gain * torch.randn(batch, 1, 1, 1, 1, generator=rng)
+        offset = 0.5 * self.gain * torch.randn(batch, 1, 1, 1, 1, generator=rng)
+        sigma = self.noise * torch.rand(batch, 1, 1, 1, 1, generator=rng)
+        changed = volumes * gain + offset + sigma * torch.randn(volumes.shape, generator=rng)
+        return torch.where(brain, changed.clamp(-limit, limit), volumes)
+
+
+def flip_where(flip: Tensor, tensor: Tensor) -> Tensor:
+    """(B, ..., W) mirrored left-right in the rows where `flip` (B,) is true."""
+    rows = flip.view(-1, *[1] * (tensor.ndim - 1))
+    return torch.where(rows, tensor.flip(-1), tensor)

@@ -1,0 +1,52 @@
+"""What the phases minimise."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.targets import findings_weight
+
+#: One lesion fills few patches: the mean over all patches is small, so it is scaled up beside the other losses.
+GROUNDING_SCALE = 20.0
+
+
+def grounding_loss(logits: Tensor, share: Tensor) -> Tensor:
+    """Cross-entropy of each patch's lesion share; logits and share (B, d, h, w), share in [0, 1]."""
+    return GROUNDING_SCALE * F.binary_cross_entropy_with_logits(logits, share)
+
+
+def findings_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of presence, sides and sites; (B, findings, outputs), NaN targets carry no loss.
+
+    Presence and sides weigh as much together as all sites.
+    """
+    weight = findings_weight(target)
+    weight[..., :3] = weight[..., :3] * 3.0
+    raw = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(target), reduction="none")
+    return (raw * weight).sum() / weight.sum().clamp(min=1.0)
+
+
+def pairwise_sigmoid_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """SigLIP's contrast (arXiv 2303.15343, eq. 1): each pair on its own, so one image against a queue of texts learns.
+
+    Args:
+        images: (B, E).
+        texts: (M, E), M >= B: the batch's own texts first, then any from a queue.
+        same: (B, M) whether image and text say the same: those beside the diagonal are left out, not negatives.
+        scale: Log of the temperature's inverse, ().
+        bias: ().
+    """
+    logits = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * scale.exp() + bias
+    own = torch.zeros_like(same)
+    own.fill_diagonal_(True)
+    sign = torch.where(own, 1.0, -1.0)
+    kept = own | ~same
+    return -(F.logsigmoid(sign * logits) * kept).sum() / images.shape[0]
+
+
+def same_findings(first: Tensor, second: Tensor) -> Tensor:
+    """(B, M): whether two cases have equal findings, from targets (B, F, O) and (M, F, O)."""
+    a, b = (torch.nan_to_num(t, nan=0.5).flatten(1) for t in (first, second))
+    return (a[:, None] == b[None]).all(dim=-1)

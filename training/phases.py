@@ -1,0 +1,135 @@
+"""The phases' losses: what goes through the model, and what is minimised.
+
+Phase 1 grounds the vision (dense lesion share, findings, contrast with the report; language model frozen); phases 2A
+and 2B teach the projector, then also the adapters, to let the frozen language model write the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from braingemma import language
+from braingemma.model import COMPONENTS, BrainGemma3D
+from training.datasets import patch_share
+from training.errors import SettingsError
+from training.losses import findings_loss, grounding_loss, pairwise_sigmoid_loss, same_findings
+from training.settings import PhaseSettings
+
+Batch = dict[str, Tensor]
+
+
+class Phase(nn.Module):
+    """A model with what a phase adds to it; `forward` gives named losses, of which "loss" is minimised."""
+
+    def __init__(self, model: BrainGemma3D, settings: PhaseSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+        if "lora" in settings.trainable and not model.config.lora:
+            model.add_lora()
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters that the phase adds and that are thrown away after it."""
+        return iter(())
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """Freeze everything, free what the settings name, and check that each named part has parameters.
+
+        Raises:
+            SettingsError: a part that is to be trained does not exist in this model.
+        """
+        self.requires_grad_(False)
+        chosen: list[nn.Parameter] = []
+        for name in self.settings.trainable:
+            part = list(self.own_parameters() if name == "contrast" else self.model.component_parameters(name))
+            if not part:
+                raise SettingsError(f"{self.settings.name}: this model has no {name} to train")
+            chosen += part
+        for parameter in chosen:
+            if parameter.dtype != torch.float32:
+                raise SettingsError(f"{self.settings.name}: trained parameters must be float32, got {parameter.dtype}")
+            parameter.requires_grad_(True)
+        return chosen
+
+    def describe(self) -> dict[str, int]:
+        """Trainable numbers in each part."""
+        counts = {
+            name: sum(p.numel() for p in self.model.component_parameters(name) if p.requires_grad)
+            for name in COMPONENTS
+        }
+        counts["contrast"] = sum(p.numel() for p in self.own_parameters() if p.requires_grad)
+        return {name: count for name, count in counts.items() if count}
+
+
+class GroundingPhase(Phase):
+    """Phase 1."""
+
+    def __init__(self, model: BrainGemma3D, settings: PhaseSettings) -> None:
+        super().__init__(model, settings)
+        width = model.config.text_config.hidden_size
+        self.to_text = nn.Linear(width, width)
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+        self.bias = nn.Parameter(torch.tensor(-4.0))
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """The contrast's map, temperature and bias."""
+        yield from (*self.to_text.parameters(), self.log_scale, self.bias)
+
+    def forward(self, batch: Batch) -> Batch:
+        """Losses of a batch with `volumes`, `masks`, `targets`, and the report's `input_ids`, `attention_mask`."""
+        model, settings = self.model, self.settings
+        features = model.patch_features(batch["volumes"])
+        tokens = model.resample(features)
+        losses: Batch = {}
+        logits = model.grounding_logits(features)
+        if logits is not None and settings.grounding:
+            losses["grounding"] = grounding_loss(logits, patch_share(batch["masks"], model.vision.patch))
+        found = model.findings_logits(tokens)
+        if found is not None and settings.findings:
+            losses["findings"] = findings_loss(found, batch["targets"])
+        if settings.contrast:
+            losses["contrast"] = self._contrast(model.projector(tokens), batch)
+        weights = {"grounding": settings.grounding, "findings": settings.findings, "contrast": settings.contrast}
+        losses["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return losses
+
+    def _contrast(self, visual: Tensor, batch: Batch) -> Tensor:
+        """Pictures of this process against the reports of the whole batch; `own` says where its reports start."""
+        images = self.to_text(visual.mean(dim=1))  # (B, E)
+        own = int(batch["own"][0]) if "own" in batch else 0
+        texts = self._text_embeddings(batch).roll(-own, dims=0)
+        targets = batch["all_targets"].roll(-own, dims=0)
+        same = same_findings(batch["targets"], targets)
+        return pairwise_sigmoid_loss(images, texts, same, self.log_scale, self.bias)
+
+    @torch.no_grad()
+    def _text_embeddings(self, batch: Batch) -> Tensor:
+        """(M, E): the frozen language model's mean hidden state over each report."""
+        mask = (batch["labels"] != language.IGNORE) & (batch["input_ids"] >= 0)
+        body = self.model.language_model.model(
+            input_ids=batch["input_ids"].clamp(min=0), attention_mask=batch["attention_mask"]
+        ).last_hidden_state
+        return (body * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+class CaptionPhase(Phase):
+    """Phases 2A and 2B: next-token loss of the report, from volumes or from cached resampler tokens."""
+
+    def forward(self, batch: Batch) -> Batch:
+        """Losses of a batch with `volumes` or `tokens`, and the report's ids, mask and labels."""
+        model = self.model
+        tokens = batch["tokens"] if "tokens" in batch else model.resample(model.patch_features(batch["volumes"]))
+        visual = model.projector(tokens)
+        embeddings = language.embed_with_image(model.language_model, batch["input_ids"], visual)
+        output = model.language_model(
+            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], labels=batch["labels"]
+        )
+        return {"loss": output.loss}
+
+
+def make_phase(model: BrainGemma3D, settings: PhaseSettings) -> Phase:
+    """The phase that the settings name."""
+    return GroundingPhase(model, settings) if settings.name == "phase1" else CaptionPhase(model, settings)

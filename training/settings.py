@@ -1,0 +1,182 @@
+"""Training configurations: TOML files to small frozen classes that check themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+from training.errors import SettingsError
+
+#: What may be trained: names of `BrainGemma3D.component_parameters`, and the contrast's own scale, bias and map.
+TRAINABLE: Final = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings", "contrast")
+
+
+@dataclass(frozen=True)
+class PhaseSettings:
+    """One phase.
+
+    Attributes:
+        name: "phase1", "phase2a" or "phase2b".
+        trainable: Parts that learn; all others are frozen.
+        steps: Optimiser steps; 0: `epochs` counts.
+        epochs: Passes over the training cases when `steps` is 0.
+        batch: Cases for each optimiser step, over all processes and accumulated passes.
+        accumulate: Passes for each optimiser step.
+        learning_rate: Peak; linear warm-up, then cosine to 1 %.
+        warmup: Steps of warm-up.
+        weight_decay: AdamW's.
+        clip: Largest norm of the gradient.
+        validate_every: Steps between validations.
+        patience: Validations without improvement before the phase ends; 0: never.
+        grounding: Weight of the grounding loss.
+        findings: Weight of the findings loss.
+        contrast: Weight of the contrast between picture and report.
+        augment: Whether volumes are moved, mirrored and changed in brightness.
+        seed: Of everything drawn.
+    """
+
+    name: str
+    trainable: tuple[str, ...]
+    steps: int = 0
+    epochs: int = 0
+    batch: int = 16
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    warmup: int = 40
+    weight_decay: float = 0.02
+    clip: float = 1.0
+    validate_every: int = 100
+    patience: int = 0
+    grounding: float = 1.0
+    findings: float = 2.0
+    contrast: float = 0.2
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges; TOML's lists become tuples."""
+        object.__setattr__(self, "trainable", tuple(self.trainable))
+        unknown = [name for name in self.trainable if name not in TRAINABLE]
+        if unknown or not self.trainable:
+            raise SettingsError(f"{self.name}: trainable must name some of {', '.join(TRAINABLE)}; got {unknown}")
+        if (self.steps > 0) == (self.epochs > 0):
+            raise SettingsError(f"{self.name}: give either steps or epochs, got {self.steps} and {self.epochs}")
+        for name in ("batch", "accumulate", "validate_every"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{self.name}: {name} must be at least 1, got {getattr(self, name)}")
+        if self.batch % self.accumulate:
+            raise SettingsError(f"{self.name}: batch ({self.batch}) must be a multiple of accumulate")
+        if self.learning_rate <= 0 or self.clip <= 0:
+            raise SettingsError(f"{self.name}: learning_rate and clip must be above 0")
+
+    def total_steps(self, cases: int) -> int:
+        """Optimiser steps for this many training cases."""
+        return self.steps or max(1, self.epochs * cases // self.batch)
+
+
+@dataclass(frozen=True)
+class LanguageSettings:
+    """The text-only stage of the demo weights; 0 steps leave it out."""
+
+    steps: int = 0
+    batch: int = 20
+    learning_rate: float = 2e-3
+    warmup: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where cases come from.
+
+    Attributes:
+        kind: "phantoms" or "manifest".
+        count: Phantoms for training.
+        seed: First seed of the phantoms; each case has its own.
+        validation: Cases held out for validation: the phantoms after the training ones.
+        manifest: JSONL or CSV with `image`, `report` and optional `mask`, `patient`, `split`.
+        cache: Folder for prepared cases; empty: none.
+    """
+
+    kind: str = "phantoms"
+    count: int = 2000
+    seed: int = 100_000
+    validation: int = 96
+    manifest: str = ""
+    cache: str = ""
+
+    def __post_init__(self) -> None:
+        """Check what the kind needs."""
+        if self.kind not in ("phantoms", "manifest"):
+            raise SettingsError(f"data.kind must be phantoms or manifest, got {self.kind!r}")
+        if self.kind == "manifest" and not self.manifest:
+            raise SettingsError("data.manifest must name a file when data.kind is manifest")
+        if self.kind == "phantoms" and (self.count < 1 or self.validation < 1 or self.seed < 0):
+            raise SettingsError("data.count and data.validation must be at least 1, data.seed not negative")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """A whole run: model sizes, data, and the phases in order."""
+
+    weights: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataSettings = field(default_factory=DataSettings)
+    language: LanguageSettings = field(default_factory=LanguageSettings)
+    phases: tuple[PhaseSettings, ...] = ()
+
+    def phase(self, name: str) -> PhaseSettings:
+        """The phase of this name."""
+        for phase in self.phases:
+            if phase.name == name:
+                return phase
+        raise SettingsError(f"the configuration has no [{name}]; it has {', '.join(p.name for p in self.phases)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, for the run folder."""
+        return dataclasses.asdict(self)
+
+
+PHASES: Final = ("phase1", "phase2a", "phase2b")
+
+
+def load_settings(source: str | Path) -> TrainingSettings:
+    """Read a TOML file, or a bundled configuration by name ("demo", "card").
+
+    Raises:
+        SettingsError: no such file, not TOML, or an unknown or impossible value.
+    """
+    path = Path(source)
+    bundled = files("training").joinpath("configs", f"{source}.toml")
+    try:
+        text = bundled.read_text() if not path.suffix and bundled.is_file() else path.read_text()
+        raw = tomllib.loads(text)
+    except FileNotFoundError as error:
+        raise SettingsError(f"{source}: no such configuration file") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{source}: not TOML: {error}") from error
+    unknown = set(raw) - {"weights", "model", "data", "language", *PHASES}
+    if unknown:
+        raise SettingsError(f"{source}: unknown sections {', '.join(sorted(unknown))}")
+    return TrainingSettings(
+        weights=str(raw.get("weights", "")),
+        model=dict(raw.get("model", {})),
+        data=_section(DataSettings, raw.get("data", {}), "data"),
+        language=_section(LanguageSettings, raw.get("language", {}), "language"),
+        phases=tuple(_section(PhaseSettings, {"name": n, **raw[n]}, n) for n in PHASES if n in raw),
+    )
+
+
+def _section(kind: Any, values: dict[str, Any], name: str) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise SettingsError(f"[{name}] has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise SettingsError(f"[{name}]: {error}") from error
