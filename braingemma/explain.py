@@ -32,7 +32,7 @@ from braingemma.perturbation import (
     ScoringSettings,
     filling_for,
 )
-from braingemma.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
+from braingemma.plots import SMALL_EFFECT, Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
 from braingemma.preprocess import PreparedVolume, prepare_volume
 from braingemma.supervoxels import Supervoxels, segment
 from braingemma.targets import ALL_FINDINGS, ModelScorer, Target, plan_targets, present_spans
@@ -51,8 +51,6 @@ Float32 = npt.NDArray[np.float32]
 
 DEFAULT_METHOD = "lime"
 DEFAULT_REPLACEMENT = "blur"
-SMALL_EFFECT = 0.02
-"""Nats per token: if replacing the whole brain changes the score by less, the report hardly depends on the image."""
 POOR_FIT = 0.3
 """R² below which an additive map says little about the model."""
 
@@ -106,6 +104,7 @@ class Explanation:
         r2: Of the additive model on the method's masks; None where nothing was fitted.
         curves: Deletion and insertion.
         by_target: Weights of all targets, each (F,).
+        grounding: Agreement with the model's own lesion map, see `grounding_agreement`; None without such a map.
         evaluations: Volumes that were scored.
         warnings: What a reader must know.
     """
@@ -120,6 +119,7 @@ class Explanation:
     r2: float | None = None
     curves: Curves | None = None
     by_target: dict[str, Float] = field(default_factory=dict)
+    grounding: dict[str, Any] | None = None
     evaluations: int = 0
     warnings: tuple[str, ...] = ()
 
@@ -140,6 +140,7 @@ class Explanation:
         return {
             "method": asked.pop("method"),
             "samples": asked.pop("samples"),
+            "segments": len(self.weights),
             "evaluations": self.evaluations,
             "seed": asked.pop("seed"),
             "settings": asked,
@@ -150,7 +151,7 @@ class Explanation:
             "score": self.score,
             "base_score": self.base_score,
             "r2": self.r2,
-            "faithfulness": None if self.curves is None else self.curves.to_json(),
+            "faithfulness": None if self.curves is None else {**self.curves.to_json(), "grounding": self.grounding},
             "weights": self.weights.tolist(),
             "supervoxels": [self._supervoxel(n) for n in range(len(self.weights))],
             "warnings": list(self.warnings),
@@ -305,6 +306,9 @@ def run_interpretability(
     image = _ras_image(Path(mri_path))
     scoring = ScoringSettings(batch_size, progress, cancelled)
     found = explain_report(model, image, prepared, report, settings, prompt=prompt, scoring=scoring)
+    grounding = _grounding_on(image, model, prepared)
+    if grounding is not None and found.target is not None:
+        found = replace(found, grounding=grounding_agreement(found, grounding))
     scene = Scene(
         np.asarray(image.dataobj, dtype=np.float32),
         found.saliency,
@@ -316,7 +320,6 @@ def run_interpretability(
         alpha,
         clip_q,
     )
-    grounding = _grounding_on(image, model, prepared)
     _write(Path(output_dir), image, found, scene, grounding)
     return found.weights, scene.saliency
 
@@ -383,12 +386,8 @@ def _grounding_on(image: nib.Nifti1Image, model: Any, prepared: PreparedVolume) 
 
 
 def _ras_image(path: Path) -> nib.Nifti1Image:
-    """The volume in canonical order, a trailing axis of length one dropped."""
-    image = nib.as_closest_canonical(nib.load(path))
-    data = np.asarray(image.dataobj)
-    if data.ndim > 3:
-        image = nib.Nifti1Image(data.reshape(data.shape[:3]), image.affine, image.header)
-    return image
+    """The volume in canonical order; `prepare_volume` has refused what is not one finite 3D volume."""
+    return nib.as_closest_canonical(nib.load(path))
 
 
 def _nothing_to_explain(supervoxels: Supervoxels, settings: ExplainSettings) -> Explanation:
@@ -425,12 +424,10 @@ def _write(folder: Path, image: nib.Nifti1Image, found: Explanation, scene: Scen
     folder.mkdir(parents=True, exist_ok=True)
     record = found.to_json()
     record["settings"] |= {"alpha": scene.alpha, "clip_q": scene.clip_q}
-    record["grounding_agreement"] = None
     _save_map(scene.saliency, image, folder / "saliency.nii.gz", "saliency, nats per token")
     (folder / "grounding.nii.gz").unlink(missing_ok=True)
     if grounding is not None:
         _save_map(grounding, image, folder / "grounding.nii.gz", "lesion share of each patch")
-        record["grounding_agreement"] = grounding_agreement(found, grounding) if found.target else None
     draw_overlay_slices(scene, folder / "overlay_slices.png")
     draw_grid(scene, folder / "lime_2x3_grid.png")
     draw_top_supervoxels(scene, folder / "lime_top_supervoxels_grid.png")

@@ -48,6 +48,8 @@ SHEET_WIDTH = 2000
 """Pixels across that the sheet of all slices aims at."""
 MARGIN_MM = 12.0
 """Shown around the brain."""
+SMALL_EFFECT = 0.02
+"""Nats per token below which an effect is not told from noise."""
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 COLOURS = LinearSegmentedColormap.from_list("against_for", [AGAINST_COLOUR, (0.45, 0.45, 0.45), FOR_COLOUR])
 TEXT = "#f2f2f2"
@@ -91,12 +93,14 @@ class Scene:
 
     @cached_property
     def limit(self) -> float:
-        """Saliency of full colour; 0 where there is nothing to colour."""
+        """Saliency of full colour; 0 where there is nothing to colour.
+
+        Full colour never stands for less than SMALL_EFFECT: noise must not look like a finding.
+        """
         inside = np.abs(self.saliency[self.supervoxels.labels > 0])
         if not self.drawn or not inside.any():
             return 0.0
-        clipped = float(np.quantile(inside, self.clip_q))
-        return clipped if clipped > 0 else float(inside.max())
+        return max(float(np.quantile(inside, self.clip_q)), SMALL_EFFECT)
 
     @cached_property
     def window(self) -> tuple[float, float]:
@@ -250,7 +254,7 @@ def _sheet(
     notes: Sequence[str] = (),
 ) -> None:
     """Tiles with their marks, lines above and below, and the colour bar; written as PNG at one pixel per pixel."""
-    sheet, corners = montage(tiles, columns, gap=30 if notes else 2)
+    sheet, corners = montage(tiles, columns, gap=30 if notes else 8)
     height, width = tiles[0].shape[:2]
     rows, across = sheet.shape[:2]
     size = 11 if width >= 240 else 9 if width >= 160 else 7.5

@@ -17,7 +17,7 @@ from nibabel.affines import apply_affine, voxel_sizes
 from scipy import ndimage
 from skimage.segmentation import slic
 
-from braingemma.brain import find_brain
+from braingemma.brain import background_value, find_brain
 from braingemma.errors import ExplainError
 
 Float = npt.NDArray[np.float64]
@@ -127,11 +127,11 @@ def segment(
         volume: (X, Y, Z) intensities, axes R, A, S.
         affine: (4, 4) voxel -> RAS mm.
         n_segments: Supervoxels wanted, at least 2; a few fewer may be found.
-        brain: (X, Y, Z) mask to stay in; None: `find_brain`.
+        brain: (X, Y, Z) mask to stay in; None: the brain, or, as preprocessing does, everything that differs from
+            the background where no brain can be told.
 
     Raises:
-        ExplainError: The arguments make no sense.
-        VolumeError: No brain was found.
+        ExplainError: The arguments make no sense, or there is nothing to divide.
     """
     if volume.ndim != 3:
         raise ExplainError(f"expected a volume (X, Y, Z), got shape {volume.shape}")
@@ -139,7 +139,7 @@ def segment(
         raise ExplainError(f"expected at least 2 supervoxels, got {n_segments}")
     factors = _working_factors(voxel_sizes(affine))
     if brain is None:
-        brain = find_brain(np.asarray(volume, np.float32), voxel_sizes(affine)).mask
+        brain = _brain(np.asarray(volume, np.float32), affine)
     if not brain.any():
         raise ExplainError("expected a brain to divide, got an empty mask")
     small, share = _block_mean(volume, factors), _block_mean(brain, factors)
@@ -147,6 +147,12 @@ def segment(
     labels = np.where(brain, _unshrink(found, factors, volume.shape), 0).astype(np.int16)
     box = _brain_box(labels > 0, affine)
     return Supervoxels(labels, affine, _regions(labels, affine, box), box)
+
+
+def _brain(volume: Float32, affine: Float) -> Mask:
+    """What preprocessing takes for the brain."""
+    found = find_brain(volume, voxel_sizes(affine))
+    return np.asarray(volume != background_value(volume)) if found is None else found.mask
 
 
 def site_of(position_mm: npt.ArrayLike, box: BrainBox) -> str:
