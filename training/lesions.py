@@ -5,7 +5,8 @@ All positions are MNI millimetres before mass effect, so that a lesion's lobes a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
@@ -31,6 +32,8 @@ _CENTRE_WEIGHTS: Final = {
 }
 #: Beyond this share of a lesion on one side it is called one-sided.
 ONE_SIDED: Final = 0.85
+#: The smallest lesion, ml; what is smaller is not called a lesion area but belongs to the spots of healthy brains.
+LEAST_ML: Final = 4.0
 _INFRATENTORIAL: Final = ("cerebellum", "brainstem")
 
 
@@ -63,11 +66,19 @@ class Lesion:
 
 @dataclass(frozen=True)
 class LesionMasks:
-    """Voxels (X, Y, Z) of each part; `whole` is their union and `edge` (float) its soft border."""
+    """Voxels (X, Y, Z) of each part, which do not overlap."""
 
     edema: Mask
     core: Mask
     necrosis: Mask
+
+    @staticmethod
+    def union(parts: Sequence[LesionMasks]) -> LesionMasks:
+        """All lesions of a case; necrosis lies over core, core over edema."""
+        necrosis = np.logical_or.reduce([m.necrosis for m in parts])
+        core = np.logical_or.reduce([m.core for m in parts]) & ~necrosis
+        edema = np.logical_or.reduce([m.edema for m in parts]) & ~core & ~necrosis
+        return LesionMasks(edema=edema, core=core, necrosis=necrosis)
 
     @property
     def whole(self) -> Mask:
@@ -77,34 +88,45 @@ class LesionMasks:
 
 def draw_lesions(rng: np.random.Generator) -> tuple[Lesion, ...]:
     """One lesion, sometimes a second on the same side, sometimes one on each side."""
-    first = _draw_lesion(rng, side=0)
+    first = draw_lesion(rng, side=0)
     kind = rng.random()
     side = int(np.sign(first.centre[0])) or 1
     if kind < 0.08:
-        return first, _draw_lesion(rng, side=side, like=first)
+        return first, draw_lesion(rng, side=side, like=first)
     if kind < 0.20:
-        return first, _draw_lesion(rng, side=-side, like=first)
+        return first, draw_lesion(rng, side=-side, like=first)
     return (first,)
 
 
-def _draw_lesion(rng: np.random.Generator, side: int, like: Lesion | None = None) -> Lesion:
+def draw_lesion(
+    rng: np.random.Generator, side: int = 0, like: Lesion | None = None, region: str | None = None
+) -> Lesion:
+    """Draw one lesion.
+
+    Args:
+        rng: Draws everything.
+        side: -1 the patient's left, 1 right, 0 either.
+        like: A lesion that this one accompanies: of its kind, often smaller.
+        region: Where its centre lies; None draws it.
+    """
     names = list(_CENTRE_WEIGHTS)
-    region = str(rng.choice(names, p=np.array(list(_CENTRE_WEIGHTS.values()))))
+    drawn = str(rng.choice(names, p=np.array(list(_CENTRE_WEIGHTS.values()))))
+    region = region or drawn
     small = region in ("insula", "thalamus", "corpus callosum", "brainstem")
-    mean = rng.uniform(8.0, 13.0) if small else rng.uniform(9.0, 26.0)
+    mean = rng.uniform(10.0, 14.0) if small else rng.uniform(11.0, 27.0)
     if like is not None:
         mean = min(mean, float(like.radii.mean())) if rng.random() < 0.7 else mean
     radii = mean * np.exp(rng.normal(0.0, 0.2, 3))
     edema = like.edema > 0 if like is not None else bool(rng.random() < 0.72)
-    # A core that could not be seen at the coarsest resolution is not drawn.
-    roomy = radii.min() > 8.0
+    # A necrosis that could not be seen at the coarsest resolution is not drawn.
+    roomy = radii.min() > 9.0
     necrosis = like.necrosis > 0 if like is not None else bool(rng.random() < 0.62)
     return Lesion(
         centre=_draw_centre(rng, region, side),
         radii=radii,
         turn=rotation(rng, 40.0),
         edema=float(rng.uniform(6.0, 16.0) / mean) if edema else 0.0,
-        necrosis=float(rng.uniform(0.5, 0.75)) if necrosis and (roomy or like is not None) else 0.0,
+        necrosis=float(rng.uniform(0.5, 0.7)) if necrosis and (roomy or like is not None) else 0.0,
         push=float(rng.uniform(0.10, 0.35) * mean) if rng.random() < 0.75 else 0.0,
         roughness=float(rng.uniform(0.05, 0.3)),
         infratentorial=region in _INFRATENTORIAL,
@@ -128,6 +150,20 @@ def _draw_centre(rng: np.random.Generator, region: str, side: int) -> NDArray[np
         centres = centres[centres[:, 0] * side > 6.0]
     pick: NDArray[np.float64] = centres[rng.integers(len(centres))] + rng.uniform(-1, 1, 3)
     return pick
+
+
+def paint_visible(
+    lesion: Lesion, rng: np.random.Generator, grid: Grid, standard: Floats, regions: Labels, tissue: Tissue
+) -> LesionMasks:
+    """Paint the lesion; one that the brain's borders leave smaller than `LEAST_ML` is made larger and painted anew."""
+    voxel_ml = float(np.prod(grid.spacing)) / 1000
+    masks = paint(lesion, rng, grid, standard, regions, tissue)
+    for _ in range(4):
+        if masks.whole.sum() * voxel_ml >= LEAST_ML:
+            break
+        lesion = replace(lesion, radii=lesion.radii * 1.25)
+        masks = paint(lesion, rng, grid, standard, regions, tissue)
+    return masks
 
 
 def paint(

@@ -26,7 +26,7 @@ from training.anatomy import REGIONS, Atlas, Labels, Tissue, load_atlas, region_
 from training.contrast import degrade, draw_contrast, paint_brain, paint_head, strip_head
 from training.fields import Floats, Grid, apply_matrix, rotation, smooth_displacement, smooth_field
 from training.grammar import write_report
-from training.lesions import Lesion, LesionMasks, draw_lesions, paint, push_away, side_of
+from training.lesions import Lesion, LesionMasks, draw_lesions, paint_visible, push_away, side_of
 
 LESION_SHARE: Final = 0.62
 STRIPPED_SHARE: Final = 0.35
@@ -205,7 +205,7 @@ def _draw_case(
     image = strip_head(image, tissue, grid, rng) if stripped else paint_head(image, tissue, head, grid, rng)
     picture = degrade(image, grid, rng, stripped=stripped)
     whole = masks.whole if masks is not None else np.zeros(grid.shape, bool)
-    return picture, whole, _truth(regions, standard, masks, compressed)
+    return picture, whole, located_findings(regions, standard, masks, compressed)
 
 
 def _size_ventricles(standard: Floats, rng: np.random.Generator) -> Floats:
@@ -275,11 +275,7 @@ def _paint_all(
 ) -> LesionMasks | None:
     if not lesions:
         return None
-    painted = [paint(lesion, rng, grid, standard, regions, tissue) for lesion in lesions]
-    necrosis = np.logical_or.reduce([m.necrosis for m in painted])
-    core = np.logical_or.reduce([m.core for m in painted]) & ~necrosis
-    edema = np.logical_or.reduce([m.edema for m in painted]) & ~core & ~necrosis
-    return LesionMasks(edema=edema, core=core, necrosis=necrosis)
+    return LesionMasks.union([paint_visible(lesion, rng, grid, standard, regions, tissue) for lesion in lesions])
 
 
 def _white_matter_spots(rng: np.random.Generator, atlas: Atlas, grid: Grid, points: Floats, white: Floats) -> Floats:
@@ -306,7 +302,10 @@ def _ventricle_halo() -> Floats:
 # ---- truth
 
 
-def _truth(regions: Labels, standard: Floats, masks: LesionMasks | None, compressed: set[str]) -> tuple[Finding, ...]:
+def located_findings(
+    regions: Labels, standard: Floats, masks: LesionMasks | None, compressed: set[str]
+) -> tuple[Finding, ...]:
+    """The truth of a case: what is present, on which side, in which lobes; `compressed` names narrowed ventricles."""
     if masks is None or not masks.whole.any():
         return tuple(Finding(name, "absent") for name in FINDINGS)
     side = {frozenset(): None, frozenset({"left"}): "left", frozenset({"right"}): "right"}.get(

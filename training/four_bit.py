@@ -1,0 +1,24 @@
+"""Round a language model's weights to what its 4-bit form will hold, so that the phases train on what is served.
+
+QLoRA (Dettmers et al., arXiv 2305.14314) trains adapters over a 4-bit base. Here the base is small: it is rounded to
+NF4 and back once, stays float32 in memory, and the projector and adapters learn to steer exactly those weights.
+"""
+
+from __future__ import annotations
+
+import bitsandbytes.functional as bnb
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def round_to_nf4(language_model: nn.Module) -> int:
+    """Round every linear layer but the output head, in place; returns how many there were."""
+    rounded = 0
+    for name, module in language_model.named_modules():
+        if isinstance(module, nn.Linear) and not name.endswith("lm_head") and "lora_" not in name:
+            weight = module.weight.data.contiguous()
+            packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+            module.weight.data.copy_(bnb.dequantize_4bit(packed, state).view_as(weight))
+            rounded += 1
+    return rounded
