@@ -22,7 +22,7 @@ def head(
     mark: tuple[float, float, float] | None = None,
     seed: int = 0,
 ) -> nib.Nifti1Image:
-    """A RAS volume: an ellipsoid brain with ventricles and noise, skull and scalp around it, a bright mark of 14 mm.
+    """A RAS volume: an ellipsoid brain with ventricles and noise, skull and scalp around it, a bright mark of 20 mm.
 
     The brain is centred at RAS (0, 0, 0) with half axes 66, 84, 62 mm: about 1440 ml.
     """
@@ -38,7 +38,7 @@ def head(
     if skull:
         volume[(radius > 1.13) & (radius < 1.21)] = 260  # scalp beyond the dark skull
     if mark is not None:
-        volume[((points - mark) ** 2).sum(axis=-1) < 14.0**2] = 520
+        volume[((points - mark) ** 2).sum(axis=-1) < 20.0**2] = 520
     volume += rng.normal(0, 4, volume.shape)
     return nib.Nifti1Image(np.clip(volume, 0, None).astype(np.float32), affine)
 
