@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers import Gemma3TextConfig, PreTrainedConfig, SiglipVisionConfig
 
@@ -31,6 +31,7 @@ FINDING_OUTPUTS = ("presence", "left", "right", *SITES)
 
 Normalization = Literal["zscore", "unit"]
 Extraction = Literal["auto", "none"]
+Crop = Literal["field", "brain", "none"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class VolumeSettings:
         zscore_clip: z-scores beyond ± this are cut, and ± this is mapped to ± 1 at the vision tower's entrance
             (SigLIP is trained on [-1, 1]). Voxels outside the brain get the lower end.
         brain_extraction: "auto": a volume that still has its skull is stripped; "none": taken as it is.
-        crop: Whether the field of view is centred on the brain and cut to it.
-        crop_margin_mm: Free space kept around the brain on each side.
+        crop: "field": the grid spans `field_of_view_mm`, centred on the brain (BraTS volumes come so); "brain": it
+            spans the brain's box and a margin; "none": it spans the volume as it came.
+        field_of_view_mm: (D, H, W) of "field"; grows along an axis where the brain is larger.
+        crop_margin_mm: Free space that "brain" keeps on each side.
     """
 
     grid: tuple[int, int, int] = (64, 128, 128)
@@ -54,25 +57,27 @@ class VolumeSettings:
     percentiles: tuple[float, float] = (1.0, 99.0)
     zscore_clip: float = 3.0
     brain_extraction: Extraction = "auto"
-    crop: bool = True
+    crop: Crop = "field"
+    field_of_view_mm: tuple[float, float, float] = (155.0, 240.0, 240.0)
     crop_margin_mm: float = 4.0
 
     def __post_init__(self) -> None:
         """Check what preprocessing takes for granted; JSON's lists become tuples."""
         object.__setattr__(self, "grid", tuple(int(n) for n in self.grid))
+        object.__setattr__(self, "field_of_view_mm", tuple(float(n) for n in self.field_of_view_mm))
         object.__setattr__(self, "percentiles", tuple(float(p) for p in self.percentiles))
         if len(self.grid) != 3 or min(self.grid) < 1:
             raise CheckpointError(f"volume.grid must be three positive sizes (D, H, W), got {self.grid}")
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise CheckpointError(f"volume.percentiles must be 0 <= low < high <= 100, got {self.percentiles}")
-        if self.normalization not in ("zscore", "unit") or self.brain_extraction not in ("auto", "none"):
-            raise CheckpointError(
-                f"volume.normalization must be zscore or unit and volume.brain_extraction auto or none, "
-                f"got {self.normalization!r} and {self.brain_extraction!r}"
-            )
+        _require("volume.normalization", self.normalization, get_args(Normalization))
+        _require("volume.brain_extraction", self.brain_extraction, get_args(Extraction))
+        _require("volume.crop", self.crop, get_args(Crop))
         if self.zscore_clip <= 0:
             raise CheckpointError(f"volume.zscore_clip must be > 0, got {self.zscore_clip}")
+        if len(self.field_of_view_mm) != 3 or min(self.field_of_view_mm) <= 0:
+            raise CheckpointError(f"volume.field_of_view_mm must be three lengths > 0, got {self.field_of_view_mm}")
 
     @property
     def background(self) -> float:
@@ -163,6 +168,11 @@ class BrainGemmaConfig(PreTrainedConfig):
     def volume_settings(self) -> VolumeSettings:
         """The preprocessing of these weights as a value object."""
         return VolumeSettings(**(self.volume or {}))
+
+    @property
+    def resampler_width(self) -> int:
+        """Width R of the resampler's tokens."""
+        return int(self.resampler_dim or self.vision_config.hidden_size)
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -37,7 +37,7 @@ class FindingsHead(nn.Module):
     def __init__(self, config: BrainGemmaConfig, token_width: int = 32) -> None:
         super().__init__()
         outputs = (len(FINDINGS), len(FINDING_OUTPUTS))
-        self.reduce = nn.Linear(int(config.resampler_dim), token_width)
+        self.reduce = nn.Linear(config.resampler_width, token_width)
         self.classify = nn.Linear(config.num_visual_tokens * token_width, outputs[0] * outputs[1])
         self.register_buffer("scale", torch.ones(outputs))
         self.register_buffer("shift", torch.zeros(outputs))

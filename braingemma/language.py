@@ -34,7 +34,7 @@ IMAGE_MARKS = ("<start_of_image>", "<image>")
 IMAGE_END_MARK = "<end_of_image>"
 END_OF_TURN = "<end_of_turn>"
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def decode(
         settings: How tokens are chosen.
         ends: Ids that end a row.
         stop: Told a row's ids so far; true ends the row.
-        progress: Called with (tokens written, tokens at most) after each step.
+        progress: Called with the number of tokens written so far, after each step.
 
     Returns:
         Ids and log-probabilities under the unchanged distribution (temperature 1, no penalty).
@@ -257,7 +257,7 @@ def decode(
         written = torch.cat((written, token), dim=1)
         finished = rows.add(token[:, 0].tolist(), logprob[:, 0].tolist())
         if progress is not None:
-            progress(count, settings.max_new_tokens)
+            progress(count)
         if finished:
             break
         step = {"input_ids": token}

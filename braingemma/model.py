@@ -88,7 +88,7 @@ class BrainGemma3D(PreTrainedModel):
         self.tokenizer = tokenizer
         self.vision = InflatedVisionTower(config)
         self.resampler = PerceiverResampler(config)
-        self.projector = Projector(int(config.resampler_dim), config.text_config.hidden_size)
+        self.projector = Projector(config.resampler_width, config.text_config.hidden_size)
         self.language_model = Gemma3ForCausalLM(config.text_config) if language_model is None else language_model
         self.grounding_head = GroundingHead(config) if config.grounding_head else None
         self.findings_head = FindingsHead(config) if config.findings_head else None
@@ -256,7 +256,7 @@ class BrainGemma3D(PreTrainedModel):
             for ids, logprobs in zip(decoded.token_ids, decoded.token_logprobs, strict=True)
         ]
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         volume: Tensor,
         prompt: str | None = None,
@@ -269,7 +269,7 @@ class BrainGemma3D(PreTrainedModel):
         Args:
             volume: (1, 1, D, H, W) from `load_nifti_volume` or `prepare_volume`.
             prompt: None: the prompt of these weights.
-            progress: Called with (tokens written, tokens at most).
+            progress: Called with the number of tokens written so far.
             **settings: Fields of `GenerationSettings`.
         """
         if volume.shape[0] != 1:
@@ -330,7 +330,7 @@ class BrainGemma3D(PreTrainedModel):
     # ------------------------------------------------------------------ files
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls, ref: str | Path, *, device: str = "auto", quantization: str = "auto", dtype: Any = None
     ) -> BrainGemma3D:
         """Load weights: "demo", a folder, or a hub id; see `braingemma.checkpoint.load`."""
@@ -338,7 +338,7 @@ class BrainGemma3D(PreTrainedModel):
 
         return load(ref, device=device, quantization=quantization, dtype=dtype)
 
-    def save_pretrained(self, folder: str | Path, **_: Any) -> None:  # type: ignore[override]
+    def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write config, vision delta, resampler, projector, heads, adapters and language model to `folder`."""
         from braingemma.checkpoint import save
 

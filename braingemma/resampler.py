@@ -61,7 +61,7 @@ class PerceiverResampler(nn.Module):
 
     def __init__(self, config: BrainGemmaConfig) -> None:
         super().__init__()
-        dim = int(config.resampler_dim or config.vision_config.hidden_size)
+        dim = config.resampler_width
         self.dim = dim
         self.input_proj = nn.Linear(config.vision_config.hidden_size, dim)
         self.latents = nn.Parameter(torch.randn(config.num_visual_tokens, dim) * dim**-0.5)

@@ -94,7 +94,7 @@ class InflatedVisionTower(nn.Module):
         flat = self.siglip.embeddings
         flat.patch_embedding.requires_grad_(False)  # only read here, never used in `forward`
         self.patch_embedding.weight.copy_(inflate_kernel(flat.patch_embedding.weight, self.patch[0], self.inflation))
-        self.patch_embedding.bias.copy_(flat.patch_embedding.bias)
+        self.patch_embedding.bias.data.copy_(flat.patch_embedding.bias)  # type: ignore[union-attr]
         code = sincos_positions(*self.depth_position.shape)
         size = flat.position_embedding.weight.float().square().mean().sqrt()
         self.depth_position.copy_(code * (size / code.square().mean().sqrt()))
