@@ -13,7 +13,8 @@ from torch import Tensor
 
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.findings import Finding
-from braingemma.preprocess import PreparedVolume, prepare_image, resample_box
+from braingemma.preprocess import PreparedVolume, prepare_image
+from braingemma.resampling import resample_box
 from training.phantoms import Phantom, make_phantom
 from training.targets import findings_target
 

@@ -87,8 +87,8 @@ def make_phantom(
 
     Args:
         seed: Any non-negative integer.
-        spacing: Voxel size in mm, one number or (x, y, z); None draws a clinical one (0.9–2 mm in plane, slices of
-            1–6 mm, axial, sagittal or coronal).
+        spacing: Voxel size in mm, one number or (x, y, z); None draws a clinical one (1.2–1.9 mm in plane, slices of
+            up to 6 mm, axial, sagittal or coronal).
         with_lesion: Whether there is a lesion; None draws it.
         stripped: Whether the skull is stripped; None draws it.
 
@@ -145,9 +145,9 @@ def write_phantom(folder: Path, phantom: Phantom) -> None:
 
 def _spacing(spacing: float | Sequence[float] | None, rng: np.random.Generator) -> tuple[float, float, float]:
     if spacing is None:
-        size = np.array([rng.uniform(0.9, 1.6)] * 3)
+        size = np.array([rng.uniform(1.2, 1.9)] * 3)
         if rng.random() < 0.7:
-            size[rng.choice(3, p=[0.15, 0.1, 0.75])] = rng.uniform(2.0, 6.0)
+            size[rng.choice(3, p=[0.15, 0.1, 0.75])] = rng.uniform(2.5, 6.0)
     else:
         size = np.broadcast_to(np.asarray(spacing, float), (3,)).copy()
     if size.min() < 0.5 or size.max() > 12:

@@ -1,0 +1,174 @@
+"""How well reports agree with the truth, by finding: presence, side, site, each with its chance-corrected agreement.
+
+Everything is counted on structured findings read from text with negation, never on bare keywords: a report that
+denies everything scores as one that denies everything. Where nothing can be counted the measure is None, never 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from braingemma.findings import FINDINGS, Finding
+
+Findings = Sequence[Finding]
+Pair = tuple[Findings, Findings]
+PRESENCE_FINDINGS: Final = ("edema", "necrosis", "ventricular_compression")
+
+
+def finding(findings: Findings, name: str) -> Finding:
+    """The finding of this name; "undetermined" where it is missing."""
+    for entry in findings:
+        if entry.finding == name:
+            return entry
+    return Finding(name, "undetermined")
+
+
+def kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
+    """Cohen's kappa (1960); None without pairs or where chance alone agrees always."""
+    if not pairs:
+        return None
+    labels = {label for pair in pairs for label in pair}
+    observed = float(np.mean([a == b for a, b in pairs]))
+    expected = sum(
+        float(np.mean([a == label for a, _ in pairs]) * np.mean([b == label for _, b in pairs])) for label in labels
+    )
+    return None if expected >= 1 - 1e-12 else (observed - expected) / (1 - expected)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """True positives, false positives, false negatives, true negatives."""
+
+    tp: int = 0
+    fp: int = 0
+    fn: int = 0
+    tn: int = 0
+
+    @property
+    def f1(self) -> float | None:
+        """2 TP / (2 TP + FP + FN); None where there is nothing to find and nothing was found."""
+        total = 2 * self.tp + self.fp + self.fn
+        return 2 * self.tp / total if total else None
+
+    @property
+    def informedness(self) -> float | None:
+        """Sensitivity + specificity - 1 (Youden, 1950); None without cases of either kind."""
+        positive, negative = self.tp + self.fn, self.tn + self.fp
+        return self.tp / positive + self.tn / negative - 1 if positive and negative else None
+
+
+def count(truth: Sequence[bool], stated: Sequence[bool]) -> Counts:
+    """Counts over paired answers."""
+    t, s = np.asarray(truth, bool), np.asarray(stated, bool)
+    return Counts(int((t & s).sum()), int((~t & s).sum()), int((t & ~s).sum()), int((~t & ~s).sum()))
+
+
+def presence_counts(pairs: Sequence[Pair], name: str) -> Counts:
+    """Presence of one finding; what a report leaves open counts as not stated."""
+    stated = [(finding(t, name), finding(p, name)) for t, p in pairs]
+    known = [(t, p) for t, p in stated if t.presence != "undetermined"]
+    return count([t.presence == "present" for t, _ in known], [p.presence == "present" for _, p in known])
+
+
+def site_counts(pairs: Sequence[Pair], name: str) -> Counts:
+    """Sites of one finding over the cases that truly have it, all sites together."""
+    tp = fp = fn = 0
+    for truth, predicted in pairs:
+        t, p = finding(truth, name), finding(predicted, name)
+        if t.presence != "present":
+            continue
+        tp += len(set(t.sites) & set(p.sites))
+        fp += len(set(p.sites) - set(t.sites))
+        fn += len(set(t.sites) - set(p.sites))
+    return Counts(tp, fp, fn)
+
+
+def sides(pairs: Sequence[Pair], name: str) -> list[tuple[str, str]]:
+    """(true side, stated side) of the cases that truly have the finding on a known side; "none" where not stated."""
+    both = [(finding(t, name), finding(p, name)) for t, p in pairs]
+    return [(t.laterality, p.laterality or "none") for t, p in both if t.presence == "present" and t.laterality]
+
+
+def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
+    """All measures of a set of (truth, predicted) findings; values are floats or None."""
+    lesion = presence_counts(pairs, "lesion")
+    healthy, ill = lesion.tn + lesion.fp, lesion.tp + lesion.fn
+    one_sided = [(t, p) for t, p in sides(pairs, "lesion") if t != "bilateral"]
+    result: dict[str, Any] = {
+        "cases": len(pairs),
+        "lesion_presence_accuracy": (lesion.tp + lesion.tn) / len(pairs) if pairs else None,
+        "lesion_sensitivity": lesion.tp / ill if ill else None,
+        "healthy_specificity": lesion.tn / healthy if healthy else None,
+        "side_accuracy": _share([t == p for t, p in sides(pairs, "lesion")]),
+        "side_accuracy_one_sided": _share([t == p for t, p in one_sided]),
+        "wrong_side": _share([{t, p} == {"left", "right"} for t, p in one_sided]),
+        "side_kappa": kappa(sides(pairs, "lesion")),
+        "site_f1": site_counts(pairs, "lesion").f1,
+        "presence_f1": _mean([presence_counts(pairs, name).f1 for name in PRESENCE_FINDINGS]),
+    }
+    for name in FINDINGS:
+        counts = presence_counts(pairs, name)
+        result[f"{name}_presence_f1"] = counts.f1
+        result[f"{name}_informedness"] = counts.informedness
+        result[f"{name}_kappa"] = kappa([(finding(t, name).presence, finding(p, name).presence) for t, p in pairs])
+        result[f"{name}_side_accuracy"] = _share([t == p for t, p in sides(pairs, name)])
+        if name in ("edema", "necrosis"):
+            result[f"{name}_site_f1"] = site_counts(pairs, name).f1
+    return result
+
+
+def _share(answers: Sequence[bool]) -> float | None:
+    return float(np.mean(answers)) if answers else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def bootstrap(
+    pairs: Sequence[Pair], names: Sequence[str], samples: int = 300, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of measures by resampling cases (Efron, 1979)."""
+    rng = np.random.default_rng(seed)
+    values: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(samples):
+        drawn = measure([pairs[i] for i in rng.integers(len(pairs), size=len(pairs))])
+        for name in names:
+            if drawn[name] is not None:
+                values[name].append(drawn[name])
+    return {n: (float(np.percentile(v, 2.5)), float(np.percentile(v, 97.5))) for n, v in values.items() if v}
+
+
+def calibration_error(probability: Sequence[float], truth: Sequence[bool], bins: int = 10) -> float | None:
+    """Expected calibration error (Naeini et al., 2015) over equal-width bins."""
+    p, t = np.asarray(probability, float), np.asarray(truth, float)
+    if not p.size:
+        return None
+    which = np.minimum((p * bins).astype(int), bins - 1)
+    gaps = [(which == b).mean() * abs(p[which == b].mean() - t[which == b].mean()) for b in np.unique(which)]
+    return float(sum(gaps))
+
+
+def constant_baselines(truths: Sequence[Findings], seed: int = 0) -> dict[str, list[Findings]]:
+    """Reports that never look: one fixed report for all cases, and the commonest answer for each finding."""
+    rng = np.random.default_rng(seed)
+    ill = [t for t in truths if finding(t, "lesion").presence == "present"]
+    fixed = ill[int(rng.integers(len(ill)))] if ill else truths[0]
+    majority = tuple(_commonest([finding(t, name) for t in truths]) for name in FINDINGS)
+    order = rng.permutation(len(truths))
+    return {
+        "constant": [fixed] * len(truths),
+        "majority": [majority] * len(truths),
+        "shuffled": [truths[i] for i in order],
+    }
+
+
+def _commonest(findings: Sequence[Finding]) -> Finding:
+    key: Callable[[Finding], str] = lambda f: repr((f.presence, f.laterality, f.sites))  # noqa: E731
+    keys = [key(f) for f in findings]
+    return findings[keys.index(max(sorted(set(keys)), key=keys.count))]
