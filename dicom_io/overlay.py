@@ -149,29 +149,31 @@ class OverlayRenderer:
         layout = self.layout
         size = (self._geometry.columns * layout.scale, self._geometry.rows * layout.scale)
         canvas = self._base.copy()
-        canvas.paste(
-            Image.fromarray(self._blend(index)).resize(size, Image.Resampling.BILINEAR), (layout.left, layout.top)
-        )
-        canvas.paste(self._letters, (layout.left, layout.top), self._letters)
+        enlarged = self._blend(index).resize(size, Image.Resampling.BILINEAR)
+        canvas.paste(enlarged.convert("RGB"), (layout.left, layout.top))
+        for letters, (left, top) in self._letters:
+            canvas.paste(letters, (layout.left + left, layout.top + top), letters)
         draw = ImageDraw.Draw(canvas)
         self._draw_side(draw, index)
         for row, line in enumerate(self._place(index), start=1):
             _draw_fitted(draw, (8, self._below + row * _LINE), line, layout.width - 16, TEXT)
         return np.asarray(canvas)
 
-    def _blend(self, index: int) -> Picture:
-        """Slice with saliency, (rows, columns, 3), at the size of the source."""
-        grey = np.clip((self._volumes.flair[index] - self._low) / (self._high - self._low), 0, 1) * 255
-        picture = np.repeat(grey[..., None], 3, axis=2).astype(np.float32)
+    def _blend(self, index: int) -> Image.Image:
+        """Slice with saliency, at the size of the source; grey where there is none."""
+        grey = np.clip((self._volumes.flair[index] - self._low) * (255 / (self._high - self._low)), 0, 255)
         if self._volumes.support is None or self._volumes.saliency is None:
-            return picture.astype(np.uint8)
+            return Image.fromarray(grey.astype(np.uint8))
         weight = np.clip(self._volumes.saliency[index] / self._limit, -1, 1)
         strength = np.abs(weight)
-        alpha = np.where(strength < FAINT, 0, ALPHA * strength)[..., None]
-        colour = np.where((weight > 0)[..., None], _RED, _BLUE)
-        picture += alpha * (colour - picture)
+        shown = strength >= FAINT
+        if not shown.any():
+            return Image.fromarray(grey.astype(np.uint8))
+        picture = np.repeat(grey[..., None], 3, axis=2)
+        colour = np.where((weight[shown] > 0)[:, None], _RED, _BLUE)
+        picture[shown] += ALPHA * strength[shown][:, None] * (colour - picture[shown])
         picture[_outline(self._volumes.support[index])] = OUTLINE
-        return picture.astype(np.uint8)
+        return Image.fromarray(picture.astype(np.uint8))
 
     @property
     def _below(self) -> int:
@@ -193,22 +195,26 @@ class OverlayRenderer:
             place = (self.layout.left + 10, self.layout.top + 6)
             draw.text(place, side[0], fill=WARNING, font=_font(36), stroke_width=2, stroke_fill=(0, 0, 0))
 
-    def _draw_letters(self) -> Image.Image:
-        """The letters at the edges, transparent elsewhere."""
-        layout = self.layout
-        width, height = self._geometry.columns * layout.scale, self._geometry.rows * layout.scale
-        layer = Image.new("RGBA", (width, height))
-        draw = ImageDraw.Draw(layer)
+    def _draw_letters(self) -> list[tuple[Image.Image, tuple[int, int]]]:
+        """The letters at the edges, each cut out with its place (left, top) in the slice."""
+        width, height = self._geometry.columns * self.layout.scale, self._geometry.rows * self.layout.scale
         places = {
             "right": (width - 8, height / 2, "rm"),
             "left": (8, height / 2, "lm"),
             "top": (width / 2, 6, "ma"),
             "bottom": (width / 2, height - 6, "md"),
         }
+        cut = []
         for edge, letters in edge_letters(self._geometry).items():
+            layer = Image.new("RGBA", (width, height))
             x, y, anchor = places[edge]
-            draw.text((x, y), letters, fill=TEXT, font=_font(28), anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
-        return layer
+            ImageDraw.Draw(layer).text(
+                (x, y), letters, fill=TEXT, font=_font(28), anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0)
+            )
+            box = layer.getbbox()
+            if box is not None:
+                cut.append((layer.crop(box), (box[0], box[1])))
+        return cut
 
     def _draw_base(self, header: list[str]) -> Image.Image:
         layout = self.layout

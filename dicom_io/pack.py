@@ -23,7 +23,7 @@ from dicom_io.sc import encode_sc
 from dicom_io.seg import encode_seg, segments
 from dicom_io.sr import encode_sr
 from dicom_io.tid1500 import encode_tid1500
-from dicom_io.validate import check_pack
+from dicom_io.validate import check_objects
 
 __all__ = ["MANIFEST", "Pack", "PackObject", "PackOptions", "encode_pack", "load_pack"]
 
@@ -96,7 +96,7 @@ def encode_pack(
     with _appearing(out) as folder:
         objects = _write(context, volumes, options, predecessors, folder)
         pack = Pack(objects=objects, identity=identity, study_uid=geometry.study_uid)
-        check_pack(pack, sources, geometry)
+        check_objects(pack, sources, geometry, banner=content.banner)
         _sync(save_manifest(folder, pack))
     return replace(pack, objects=tuple(_moved(item, folder, out) for item in objects))
 

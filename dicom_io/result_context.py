@@ -137,7 +137,7 @@ class ResultContext:
         sources: The received series.
         geometry: Its geometry.
         content: What to say.
-        identity: Digest of everything that affects the content.
+        identity: Digest of everything that affects the content, but for the received instances and our version.
     """
 
     sources: Sources
@@ -147,11 +147,16 @@ class ResultContext:
 
     def series_uid(self, kind: str) -> str:
         """Series Instance UID of one kind of object."""
-        return digest_uid(self.identity, kind, "series")
+        return digest_uid(*self._origin, kind, "series")
 
     def instance_uid(self, kind: str, index: int = 0) -> str:
         """SOP Instance UID of one object."""
-        return digest_uid(self.identity, kind, index)
+        return digest_uid(*self._origin, kind, index)
+
+    @cached_property
+    def _origin(self) -> tuple[str, ...]:
+        """What all UIDs follow from: with late slices or another version of this software they change too."""
+        return (self.identity, software_version(), *sorted(self.sources.by_uid))
 
     @property
     def device_uid(self) -> str:

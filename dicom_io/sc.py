@@ -11,12 +11,13 @@ from collections.abc import Iterator
 
 from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
-from pydicom import Dataset
+from pydicom import DataElement, Dataset
 from pydicom.dataset import FileMetaDataset
+from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_io import codes
-from dicom_io.overlay import OverlayRenderer, Picture, direction_letters
+from dicom_io.overlay import OverlayRenderer, direction_letters
 from dicom_io.regions import SourceVolumes
 from dicom_io.result_context import ResultContext, decimals
 
@@ -28,8 +29,15 @@ def encode_sc(context: ResultContext, volumes: SourceVolumes) -> Iterator[Datase
     """Build the overlay instances, in the order of the geometry's slices."""
     renderer = OverlayRenderer(context.geometry, volumes, context.content)
     shared = _shared(context, renderer)
+    common = {element.tag: element for element in shared if element.keyword not in OWN}
     for index, picture in enumerate(renderer):
-        yield _instance(context, renderer, shared, index, picture)
+        image = _instance(context, renderer, index, common)
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = shared.file_meta.TransferSyntaxUID
+        image.file_meta.ImplementationClassUID = shared.file_meta.ImplementationClassUID
+        image.file_meta.ImplementationVersionName = shared.file_meta.ImplementationVersionName
+        image.PixelData = picture.tobytes()
+        yield image
 
 
 def _shared(context: ResultContext, renderer: OverlayRenderer) -> SCImage:
@@ -52,15 +60,14 @@ def _shared(context: ResultContext, renderer: OverlayRenderer) -> SCImage:
 
 
 def _instance(
-    context: ResultContext, renderer: OverlayRenderer, shared: SCImage, index: int, picture: Picture
+    context: ResultContext, renderer: OverlayRenderer, index: int, common: dict[BaseTag, DataElement]
 ) -> Dataset:
+    """One instance without its pixels.
+
+    Setting an attribute changes a data element that is there already, so only what all share may be in `common`.
+    """
     image = Dataset()
-    # Setting an attribute changes a data element that is there already, so the instance's own must not be shared.
-    image.update({element.tag: element for element in shared if element.keyword not in OWN})
-    image.file_meta = FileMetaDataset()
-    image.file_meta.TransferSyntaxUID = shared.file_meta.TransferSyntaxUID
-    image.file_meta.ImplementationClassUID = shared.file_meta.ImplementationClassUID
-    image.file_meta.ImplementationVersionName = shared.file_meta.ImplementationVersionName
+    image.update(common)
     image.SOPInstanceUID = context.instance_uid("sc", index)
     image.InstanceNumber = index + 1
     if context.geometry.frame_of_reference_uid:
@@ -68,7 +75,6 @@ def _instance(
     source = context.slice_reference(index)
     source.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.SOURCE_IMAGE)]
     image.SourceImageSequence = [source]
-    image.PixelData = picture.tobytes()
     return image
 
 

@@ -6,6 +6,7 @@ item, each finding is a container of its own, and text is hard-wrapped.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from highdicom.sr import (
@@ -121,8 +122,12 @@ def _procedure(content: ReportContent) -> Iterator[ContentItem]:
         yield _text(codes.PROCEDURE_DESCRIPTION, f"Warning: {warning}")
     yield from _algorithm(content.model)
     if content.explain:
-        said = "; ".join(f"{key}: {value}" for key, value in content.explain.items())
+        said = "; ".join(f"{key}: {_plain(value)}" for key, value in content.explain.items())
         yield _text(codes.PROCEDURE_DESCRIPTION, f"Explanation (saliency of the draft's findings): {said}")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _algorithm(model: ModelIdentity) -> Iterator[ContentItem]:

@@ -53,6 +53,12 @@ def regions_faults(document: Dataset, received: Sequence[InstanceReference]) -> 
         yield "regions: expected spatial coordinates, found none"
 
 
+def plain_text(document: Dataset) -> str:
+    """All text of a document in one line."""
+    texts = (str(item.get("TextValue") or "") for _, item in _walk(document))
+    return " ".join(" ".join(texts).split())
+
+
 def _flag_faults(document: Dataset) -> Faults:
     for keyword, expected in (
         ("CompletionFlag", "COMPLETE"),

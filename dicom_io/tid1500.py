@@ -33,6 +33,7 @@ from pydicom.sr.codedict import codes as dictionary
 from skimage.measure import find_contours
 
 from dicom_io import codes
+from dicom_io.content import RESEARCH_USE_LINE
 from dicom_io.own_results import MANUFACTURER, MODEL_NAME
 from dicom_io.regions import BoolArray, SourceVolumes
 from dicom_io.result_context import ResultContext
@@ -154,6 +155,14 @@ def _reference(context: ResultContext, index: int) -> dict[str, Any]:
     }
 
 
+def _parameters(context: ResultContext) -> Iterator[str]:
+    """What decides the algorithm's output, and what it may not be used for: this template has no other place."""
+    yield f"intended use: {RESEARCH_USE_LINE}"
+    if context.content.banner:
+        yield f"training: {context.content.banner}"
+    yield f"weights SHA-256: {context.content.model.weights_sha256}"
+
+
 def _common(context: ResultContext, number: int, segment: Segment, kind: str) -> dict[str, object]:
     model = context.content.model
     return {
@@ -163,6 +172,6 @@ def _common(context: ResultContext, number: int, segment: Segment, kind: str) ->
         "finding_type": segment.property_type,
         "finding_sites": [FindingSite(anatomic_location=codes.BRAIN)],
         "algorithm_id": AlgorithmIdentification(
-            name=model.name, version=model.version, parameters=[f"weights SHA-256: {model.weights_sha256}"]
+            name=model.name, version=model.version, parameters=list(_parameters(context))
         ),
     }

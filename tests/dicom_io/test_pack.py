@@ -1,0 +1,284 @@
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from pydicom import Dataset, dcmread
+from results_factory import Case, content, default_pack, head, make_case
+
+from dicom_io.content import FindingRecord
+from dicom_io.errors import FileError, PackError
+from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack
+from dicom_io.uids import digest_uid
+
+QUICK = PackOptions(sc=False, pm=False)
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def test_the_pack_holds_what_was_asked_for_in_the_order_of_sending() -> None:
+    case, pack = default_pack()
+    root = pack.objects[0].path.parent
+    names = [item.path.relative_to(root).as_posix() for item in pack.objects]
+    assert names == ["sr.dcm", *(f"sc/{n:04d}.dcm" for n in range(1, 37)), "pm.dcm", "seg.dcm", "tid1500.dcm"]
+    assert sorted(p.name for p in root.iterdir()) == [MANIFEST, "pm.dcm", "sc", "seg.dcm", "sr.dcm", "tid1500.dcm"]
+    assert pack.study_uid == case.geometry.study_uid
+    for item in pack.objects:
+        header = dcmread(item.path, stop_before_pixels=True)
+        assert (item.sop_class_uid, item.sop_instance_uid, item.series_uid) == (
+            header.SOPClassUID,
+            header.SOPInstanceUID,
+            header.SeriesInstanceUID,
+        )
+    assert len({item.series_uid for item in pack.objects}) == 5
+    assert list(root.parent.glob(".*")) == []  # no working folder is left
+
+
+def test_the_first_bytes_win(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    arguments = case.arguments(options=QUICK, out=tmp_path / "dicom")
+    first = encode_pack(**arguments)
+    before = contents(tmp_path / "dicom")
+    changed = arguments | {
+        "content": content(report_text="Another text."),
+        "source_files": [],
+        "options": PackOptions(),
+    }
+    assert encode_pack(**changed) == first  # type: ignore[arg-type]
+    assert contents(tmp_path / "dicom") == before
+    assert load_pack(tmp_path / "dicom") == first
+
+
+def test_same_identity_same_uids_other_identity_other_uids(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    uids = []
+    for number, identity in enumerate(("one", "one", "two")):
+        pack = encode_pack(**case.arguments(options=QUICK, out=tmp_path / str(number), identity=identity))
+        uids.append({item.sop_instance_uid for item in pack.objects} | {item.series_uid for item in pack.objects})
+    assert uids[0] == uids[1]
+    assert uids[0].isdisjoint(uids[2])
+
+
+def test_a_late_slice_gives_other_uids(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    complete = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "complete"))
+    geometry = replace(case.geometry, slices=case.geometry.slices[:-1])
+    early = encode_pack(
+        **case.arguments(options=QUICK, out=tmp_path / "early", geometry=geometry, source_files=case.files[:-1])
+    )
+    assert {i.sop_instance_uid for i in complete.objects}.isdisjoint(i.sop_instance_uid for i in early.objects)
+
+
+def test_another_pack_in_the_way_is_kept(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    before = contents(tmp_path / "dicom")
+    with pytest.raises(PackError, match="or the pack of other, found the pack of case"):
+        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom", identity="other"))
+    assert contents(tmp_path / "dicom") == before
+
+
+def test_strange_files_in_the_way_are_kept(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    (tmp_path / "dicom").mkdir()
+    (tmp_path / "dicom" / "thesis.txt").write_text("mine")
+    with pytest.raises(PackError, match="found files that are no pack"):
+        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    assert (tmp_path / "dicom" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_killed_run_is_taken_up_anew(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    (tmp_path / ".dicom.partial" / "sc").mkdir(parents=True)
+    (tmp_path / ".dicom.partial" / "sr.dcm").write_bytes(b"half")
+    (tmp_path / "dicom").mkdir()
+    pack = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    assert load_pack(tmp_path / "dicom") == pack
+    assert not (tmp_path / ".dicom.partial").exists()
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = make_case(tmp_path, said=content(intended_use=""))  # an empty text fails the check before sending
+    with pytest.raises(PackError, match="expected text, found none"):
+        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    assert not (tmp_path / "dicom").exists()
+    assert not (tmp_path / ".dicom.partial").exists()
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
+def test_a_damaged_pack_is_not_sent(damage: str, tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    path = tmp_path / "dicom" / "sr.dcm"
+    if damage == "changed":
+        path.write_bytes(path.read_bytes()[:-2] + b"xx")
+    elif damage == "missing":
+        path.unlink()
+    else:
+        (tmp_path / "dicom" / MANIFEST).write_text(json.dumps({"identity": "case"}))
+    with pytest.raises(PackError, match="expected the"):
+        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+
+
+def test_without_a_frame_of_reference_there_are_report_and_pictures_only(tmp_path: Path) -> None:
+    def unplaced(header: Dataset, index: int) -> None:
+        del header.FrameOfReferenceUID
+        del header.PositionReferenceIndicator
+
+    case = make_case(tmp_path, edit=unplaced)
+    assert case.geometry.frame_of_reference_uid is None
+    pack = encode_pack(**case.arguments(options=PackOptions(), out=tmp_path / "dicom"))
+    assert {item.kind for item in pack.objects} == {"sr", "sc"}
+    overlay = dcmread(pack.of_kind("sc")[0].path)
+    assert "FrameOfReferenceUID" not in overlay
+    assert "ImagePositionPatient" not in overlay
+    assert list(overlay.PatientOrientation) == ["L", "P"]
+
+
+def test_without_an_explanation_there_are_report_and_grey_pictures(tmp_path: Path) -> None:
+    case = make_case(tmp_path, said=content(explain=None))
+    nothing = {"saliency_path": None, "grounding_path": None}
+    options = PackOptions(tid1500=True)
+    pack = encode_pack(**case.arguments(options=options, out=tmp_path / "dicom", **nothing))
+    assert {item.kind for item in pack.objects} == {"sr", "sc"}
+
+
+def test_the_volume_is_taken_from_the_grounding_where_the_caller_gives_none(tmp_path: Path) -> None:
+    case = make_case(tmp_path, said=content(lesion_volume_ml=None))
+    pack = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    voxels = (np.asanyarray(nib.load(case.grounding_path).dataobj) >= 0.5).sum()
+    assert f"Estimated lesion volume: {voxels * 64 / 1000:.1f} ml" in pack.objects[0].path.read_bytes().decode("latin1")
+
+
+def test_options_must_make_sense() -> None:
+    with pytest.raises(PackError, match="tid1500 needs sr"):
+        PackOptions(sr=False, tid1500=True)
+    with pytest.raises(PackError, match="at least one"):
+        PackOptions(sr=False, sc=False, pm=False, seg=False)
+
+
+def test_sources_of_another_study_are_refused(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    stranger = dcmread(case.files[0])
+    stranger.StudyInstanceUID, stranger.SOPInstanceUID = digest_uid("other"), digest_uid("stranger")
+    stranger.save_as(tmp_path / "stranger.dcm")
+    with pytest.raises(PackError, match="expected instances of study"):
+        encode_pack(
+            **case.arguments(options=QUICK, out=tmp_path / "d", source_files=[*case.files, tmp_path / "stranger.dcm"])
+        )
+    with pytest.raises(PackError, match="1 of 36 slices have no file"):
+        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "d", source_files=case.files[1:]))
+    (tmp_path / "text.dcm").write_text("no DICOM at all")
+    with pytest.raises(FileError, match="expected a DICOM instance"):
+        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "d", source_files=[tmp_path / "text.dcm"]))
+
+
+def test_findings_must_be_codable() -> None:
+    unknown = [
+        ("lump", "present"),
+        ("lesion", "maybe"),
+        ("lesion", "present", "up"),
+        ("lesion", "present", None, ("ear",)),
+    ]
+    for fields in unknown:
+        with pytest.raises(ValueError, match="expected one of"):
+            FindingRecord(*fields)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="probability"):
+        FindingRecord("lesion", "present", confidence=1.2)
+
+
+# --- old and odd sources ----------------------------------------------------------------------------------------------
+
+
+def minimal(header: Dataset, index: int) -> None:
+    """Nothing but what a slice cannot do without."""
+    kept = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "Columns",
+            "PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "FrameOfReferenceUID")  # fmt: skip
+    for element in list(header):
+        if element.keyword not in kept:
+            del header[element.tag]
+
+
+def ancient(header: Dataset, index: int) -> None:
+    """Values that were never or are no longer legal."""
+    header.SpecificCharacterSet = ["ISO 2022 IR 6", "ISO 2022 IR 87"]
+    header.PatientName = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    header.PatientSex = "U"
+    header._dict[header.data_element("PatientBirthDate").tag].value = "1970"  # the parts of a date
+    header.PatientAge = "54"
+    header.StudyTime = "10:11:12"
+    del header.StudyID
+    header.AccessionNumber = ""
+    header.StudyDescription = "頭部"
+    header.PatientWeight = "70.1234567890123456789"
+
+
+def long_uids(header: Dataset, index: int) -> None:
+    for root, keyword in enumerate(("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"), start=1):
+        setattr(header, keyword, f"1.2.{root}." + "3" * 58)
+    header.SOPInstanceUID = f"1.2.{100 + index}." + "4" * 56
+
+
+def cyrillic(header: Dataset, index: int) -> None:
+    header.SpecificCharacterSet = "ISO_IR 144"
+    header.PatientName = "Люкceмбypг"
+    header.PatientID = "ПАЦИЕНТ-1"
+
+
+def chinese(header: Dataset, index: int) -> None:
+    header.SpecificCharacterSet = "GB18030"
+    header.PatientName = "Wang^XiaoDong=王^小东"
+
+
+OLD = {"minimal": minimal, "ancient": ancient, "long uids": long_uids, "cyrillic": cyrillic, "chinese": chinese}
+
+
+@pytest.mark.parametrize("kind", OLD)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_results_of_old_headers_are_legal(kind: str, tmp_path: Path) -> None:
+    """`encode_pack` runs dciodvfy on what it makes: no Error, or no pack."""
+    small = nib.Nifti1Image(head((20, 24, 12)), np.diag([8.0, 8, 12, 1]))
+    zeros = np.zeros((20, 24, 12), dtype=np.float32)
+    zeros[4:8, 12:16, 5:8] = 0.7
+    case = make_case(tmp_path, image=small, weights=zeros, lesion=zeros, edit=OLD[kind])
+    pack = encode_pack(**case.arguments(options=PackOptions(tid1500=True), out=tmp_path / "dicom"))
+    assert {item.kind for item in pack.objects} == {"sr", "sc", "pm", "seg", "tid1500"}
+    received = dcmread(case.files[0])
+    for item in pack.objects:
+        made = dcmread(item.path, stop_before_pixels=True)
+        assert made.StudyInstanceUID == received.StudyInstanceUID
+        assert str(made.PatientName) == str(received.get("PatientName", ""))
+        assert str(made.PatientID) == str(received.get("PatientID", ""))
+        assert made.get("StudyDescription", "") == received.get("StudyDescription", "")
+        assert made.SpecificCharacterSet == "ISO_IR 192"
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_155_slices_of_240_by_240_take_less_than_5_seconds(tmp_path: Path) -> None:
+    case = make_brats_like(tmp_path)
+    wall, cpu = time.perf_counter(), time.process_time()
+    pack = encode_pack(**case.arguments(options=PackOptions(), out=tmp_path / "dicom"))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    assert len(pack.objects) == 158
+    busy = os.getloadavg()[0] > 1.5
+    assert (cpu if busy else wall) < 5, f"{wall:.1f} s, of them {cpu:.1f} s of our CPU time"
+
+
+def make_brats_like(folder: Path) -> Case:
+    noise = np.random.default_rng(0).integers(0, 900, (240, 240, 155)).astype(np.int16)
+    weights = np.zeros(noise.shape, dtype=np.float32)
+    weights[60:100, 100:150, 60:90] = 0.3
+    weights[150:180, 100:150, 60:90] = -0.2
+    return make_case(folder, image=nib.Nifti1Image(noise, np.eye(4)), weights=weights, lesion=weights * 3)
