@@ -34,10 +34,10 @@ class FindingsHead(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, config: BrainGemmaConfig, token_width: int = 32) -> None:
+    def __init__(self, config: BrainGemmaConfig, input_dim: int, token_width: int = 32) -> None:
         super().__init__()
         outputs = (len(FINDINGS), len(FINDING_OUTPUTS))
-        self.reduce = nn.Linear(config.resampler_width, token_width)
+        self.reduce = nn.Linear(input_dim, token_width)
         self.classify = nn.Linear(config.num_visual_tokens * token_width, outputs[0] * outputs[1])
         self.register_buffer("scale", torch.ones(outputs))
         self.register_buffer("shift", torch.zeros(outputs))

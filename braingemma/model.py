@@ -25,8 +25,10 @@ from braingemma.errors import GenerationError
 from braingemma.heads import FindingsHead, GroundingHead
 from braingemma.language import GenerationSettings, Progress
 from braingemma.projector import Projector
+from braingemma.published import AveragePool, PublishedVisionTower
 from braingemma.resampler import PerceiverResampler
 from braingemma.vision import InflatedVisionTower
+from braingemma.weights import WeightsInfo
 
 COMPONENTS = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings")
 
@@ -86,15 +88,22 @@ class BrainGemma3D(PreTrainedModel):
         """
         super().__init__(config)
         self.tokenizer = tokenizer
-        self.vision = InflatedVisionTower(config)
-        self.resampler = PerceiverResampler(config)
-        self.projector = Projector(config.resampler_width, config.text_config.hidden_size)
+        self.quantization = "none"
+        self.weights_info: WeightsInfo | None = None
+        self.vision = PublishedVisionTower(config) if config.published else InflatedVisionTower(config)
+        self.resampler = AveragePool(config) if config.published else PerceiverResampler(config)
+        self.projector = Projector(self._token_width(), config.text_config.hidden_size)
         self.language_model = Gemma3ForCausalLM(config.text_config) if language_model is None else language_model
         self.grounding_head = GroundingHead(config) if config.grounding_head else None
-        self.findings_head = FindingsHead(config) if config.findings_head else None
+        self.findings_head = FindingsHead(config, self._token_width()) if config.findings_head else None
         if config.lora:
             self.add_lora()
-        self.vision.inflate()
+        if not self.vision.patch_embedding.weight.is_meta:  # weights will be loaded
+            self.vision.inflate()
+
+    def _token_width(self) -> int:
+        """Width R of the resampler's tokens."""
+        return int(self.config.vision_config.hidden_size if self.config.published else self.config.resampler_width)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: every box has set its own weights when it was made."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma3TextConfig, PreTrainedTokenizerFast, SiglipVisionConfig
 
 from braingemma.configuration import BrainGemmaConfig
+from braingemma.model import BrainGemma3D
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -60,3 +63,32 @@ def tiny_config(**changes: Any) -> BrainGemmaConfig:
 @pytest.fixture
 def config() -> BrainGemmaConfig:
     return tiny_config()
+
+
+def tiny_model(seed: int = 0, **changes: Any) -> BrainGemma3D:
+    """Random weights, the same for the same seed; adapters are not zero, so that they show."""
+    torch.manual_seed(seed)
+    model = BrainGemma3D(tiny_config(**changes), tiny_tokenizer())
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> BrainGemma3D:
+    return tiny_model(lora=True, grounding_head=True, findings_head=True)
+
+
+@pytest.fixture
+def volume(config: BrainGemmaConfig) -> torch.Tensor:
+    """One random z-scored volume on the tiny grid."""
+    return torch.randn(1, 1, *config.grid, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tiny random weights with adapters and both heads; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("tiny_checkpoint")
+    tiny_model(lora=True, grounding_head=True, findings_head=True, name="tiny", version="1").save_pretrained(folder)
+    return folder

@@ -1,0 +1,98 @@
+"""NF4 with double quantisation by bitsandbytes (QLoRA, arXiv 2305.14314), one tensor at a time, on CPU and CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig
+
+from braingemma.errors import CheckpointError
+
+#: Tensors that bitsandbytes writes beside a packed weight (`QuantState.as_dict`).
+STAT_MARK = ".weight."
+
+
+def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """What `language_model/config.json` says about weights that are stored in four bits."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["lm_head"],
+    )
+
+
+def four_bit_works(device: torch.device) -> bool:
+    """Whether bitsandbytes quantises on this device."""
+    return device.type in ("cpu", "cuda")
+
+
+def make_linears_four_bit(stack: nn.Module, dtype: torch.dtype) -> None:
+    """Swap every `Linear` of a stack (still without storage) for a `Linear4bit`."""
+    for path, module in list(stack.named_modules()):
+        if type(module) is not nn.Linear:
+            continue
+        parent, _, name = path.rpartition(".")
+        swapped = bnb.nn.Linear4bit(
+            module.in_features,
+            module.out_features,
+            bias=module.bias is not None,
+            compute_dtype=dtype,
+            compress_statistics=True,
+            quant_type="nf4",
+            device="meta",
+        )
+        setattr(stack.get_submodule(parent), name, swapped)
+
+
+def is_four_bit(module: nn.Module) -> bool:
+    """Whether a module holds its weight in four bits."""
+    return isinstance(module, bnb.nn.Linear4bit)
+
+
+def put_quantized(linear: Any, weight: Tensor, device: torch.device) -> None:
+    """Quantise `weight` (out, in) on `device` and make it the weight of a `Linear4bit`."""
+    parameter = bnb.nn.Params4bit(
+        weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=linear
+    )
+    linear.weight = parameter.to(device)
+
+
+def put_packed(linear: Any, packed: Tensor, stats: Mapping[str, Tensor], device: torch.device) -> None:
+    """Make a weight that came in four bits the weight of a `Linear4bit`."""
+    linear.weight = bnb.nn.Params4bit.from_prequantized(
+        data=packed, quantized_stats=dict(stats), requires_grad=False, device=device, module=linear
+    )
+
+
+def unpack(packed: Tensor, stats: Mapping[str, Tensor]) -> Tensor:
+    """A weight (out, in) that came in four bits, in full."""
+    state = bnb.functional.QuantState.from_dict(qs_dict=dict(stats), device=packed.device)
+    return bnb.functional.dequantize_4bit(packed, state)
+
+
+def packed_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Shape of a packed weight: two values to a byte, in one column."""
+    count = 1
+    for size in shape:
+        count *= size
+    return (count + 1) // 2, 1
+
+
+def check_quantized_by_us(config: Mapping[str, Any], where: Any) -> bool:
+    """Whether a language model's config says that its weights are stored by bitsandbytes in four bits.
+
+    Raises:
+        CheckpointError: they are quantised in another way.
+    """
+    stated = config.get("quantization_config")
+    if not stated:
+        return False
+    if stated.get("quant_method") != "bitsandbytes" or not stated.get("load_in_4bit", stated.get("_load_in_4bit")):
+        raise CheckpointError(f"{where}: expected weights in full or in bitsandbytes' 4 bit, got {stated}")
+    return True
