@@ -32,7 +32,7 @@ LOGGER = logging.getLogger(__name__)
 
 BACKLOG = 128
 START_SECONDS = 30.0
-FINISH_SECONDS = 5.0
+FINISH_SECONDS = 3.0
 STOP_SECONDS = 8.0
 _READY = b"ready\n"
 _GIB = 1 << 30
@@ -182,7 +182,7 @@ def run_receiver(order: Order) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     writer = SpoolWriter(order.spool, min_free_bytes=order.min_free_bytes)
-    receiver = _choose_receiver()(order.listener, socket.socket(fileno=order.socket), writer)
+    receiver = choose_receiver()(order.listener, socket.socket(fileno=order.socket), writer)
     server = threading.Thread(target=receiver.serve, name="accept", daemon=True)
     server.start()
     threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
@@ -194,7 +194,7 @@ def run_receiver(order: Order) -> None:
     writer.close()
 
 
-def _choose_receiver() -> type[BlockingReceiver | StockReceiver]:
+def choose_receiver() -> type[BlockingReceiver | StockReceiver]:
     """The blocking receiver, or the stock one where this release of pynetdicom does not negotiate as expected."""
     try:
         self_check()

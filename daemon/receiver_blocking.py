@@ -414,6 +414,7 @@ class BlockingReceiver:
                 # The process with the fewest associations takes it: the others look a little later.
                 time.sleep(min(0.001 * len(self._connections), 0.02) if self.listener.processes > 1 else 0)
                 self._accept()
+        self.inherited.close()  # our descriptor only: the siblings go on accepting
 
     def _accept(self) -> None:
         try:

@@ -28,7 +28,7 @@ PDU_HEADER = struct.Struct(">BxL")
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
 
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, OverflowError, struct.error)
+_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error)
 """What pynetdicom's decoders raise on an A-ASSOCIATE-RQ that is not one."""
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
-import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -25,6 +26,8 @@ from pynetdicom.sop_class import Verification
 from daemon.assembler import Arrival, Assembler
 from daemon.config import Assembly, Listener, Settings, Storage
 from daemon.database import create_tables, make_engine
+from daemon.receiver_blocking import BlockingReceiver
+from daemon.receiver_stock import StockReceiver
 from daemon.spool import InstanceMeta, Record, RecordKind, SpoolWriter, read_data, read_records
 
 
@@ -144,6 +147,35 @@ class Bench:
         self.engine.dispose()
 
 
+class InProcess:
+    """A receiver in a thread of the test's process."""
+
+    def __init__(
+        self,
+        kind: type[BlockingReceiver | StockReceiver],
+        folder: Path,
+        *,
+        min_free_bytes: int = 0,
+        **listener: object,
+    ) -> None:
+        self.spool = folder / "spool"
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address = self._listening.getsockname()
+        self._writer = SpoolWriter(self.spool, min_free_bytes=min_free_bytes)
+        settings = listener_settings(folder, **listener).listener
+        self.receiver = kind(settings, self._listening.dup(), self._writer)
+        self._thread = threading.Thread(target=self.receiver.serve, daemon=True)
+        self._thread.start()
+
+    def stop(self, seconds: float = 5.0) -> None:
+        """As at SIGTERM."""
+        self.receiver.stop_accepting()
+        self.receiver.finish(seconds)
+        self._thread.join(5)
+        self._listening.close()
+        self._writer.close()
+
+
 def listener_settings(folder: Path, **listener: object) -> Settings:
     """A listener on a free port of the loopback address."""
     return Settings(
@@ -183,8 +215,3 @@ def wait_until(condition, *, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"still not so after {seconds} s"
         time.sleep(0.02)
-
-
-def private_temporary_folder() -> Path:
-    """A folder on a real file system; pytest's may be a tmpfs."""
-    return Path(tempfile.mkdtemp(prefix="ingest-"))

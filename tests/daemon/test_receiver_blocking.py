@@ -1,0 +1,325 @@
+"""What a bad client can do to the blocking receiver: nothing. And what its negotiation needs of pynetdicom."""
+
+from __future__ import annotations
+
+import gc
+import random
+import socket
+import ssl
+import struct
+import subprocess
+import time
+from pathlib import Path
+
+import pynetdicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ingest_sender import MR, RawSender, associate_request, command_set, message, pdu, store_request
+from ingest_support import InProcess, associate, encode, instances_in, make_series, wait_until
+from pynetdicom import AE
+
+import daemon.receiver_blocking as blocking
+import daemon.receiver_negotiation as negotiation
+from daemon.listener import choose_receiver
+from daemon.receiver_blocking import BlockingReceiver
+from daemon.receiver_stock import StockReceiver
+from daemon.receiver_store import Status
+
+# pynetdicom, the client here, forgets to close a socket whose shutdown fails; our own handles are counted below.
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <(ssl|socket)")
+
+GOOD = encode(make_series(1, rows=8)[0])
+UID = str(make_series(1)[0].SOPInstanceUID)
+
+
+@pytest.fixture(scope="module")
+def receiver(tmp_path_factory):
+    receiver = InProcess(BlockingReceiver, tmp_path_factory.mktemp("hostile"), idle_seconds=5)
+    yield receiver
+    receiver.stop(0.5)
+
+
+def good_instance_is_taken(receiver: InProcess) -> None:
+    dataset = make_series(1, rows=8)[0]
+    with RawSender(receiver.address) as sender:
+        assert sender.associate() == 2
+        assert sender.store(str(dataset.SOPInstanceUID), encode(dataset)) == Status.SUCCESS
+        assert sender.release() == 6
+
+
+def last_pdu(receiver: InProcess, *pieces: bytes, half_close: bool = False) -> tuple[int, bytes] | None:
+    """Send and return the last PDU that comes back, None where the connection just ends."""
+    with RawSender(receiver.address, timeout=10) as sender:
+        for piece in pieces:
+            sender.socket.sendall(piece)
+        if half_close:
+            sender.socket.shutdown(socket.SHUT_WR)
+        last = None
+        while True:
+            try:
+                last = sender.read_pdu()
+            except ConnectionError:
+                return last
+
+
+ASSOCIATE = associate_request({1: MR})
+LENGTHS = (0, 1, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF)
+COMMAND = store_request(UID, 1)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "reason"),
+    [
+        pytest.param([b"GET / HTTP/1.1\r\n\r\n"], 1, id="another protocol"),
+        pytest.param([pdu(4, b"")], 2, id="data before the association"),
+        pytest.param([struct.pack(">BxL", 1, 1 << 30)], 6, id="a huge request"),
+        pytest.param([pdu(1, b"\0" * 100)], 6, id="a request that is none"),
+        pytest.param([ASSOCIATE, ASSOCIATE], 2, id="a second request"),
+        pytest.param([ASSOCIATE, struct.pack(">BxL", 4, 0xFFFFFFFF)], 6, id="a huge PDU"),
+        pytest.param([ASSOCIATE, pdu(4, struct.pack(">LBB", 1000, 1, 3) + b"x")], 6, id="an item longer than its PDU"),
+        pytest.param([ASSOCIATE, pdu(4, struct.pack(">LBB", 1, 1, 3))], 6, id="an item without control header"),
+        pytest.param([ASSOCIATE, pdu(4, b"abc")], 6, id="a PDU shorter than an item"),
+        pytest.param([ASSOCIATE, *message(9, COMMAND)], 6, id="a context that was not accepted"),
+        pytest.param([ASSOCIATE, pdu(4, struct.pack(">LBB", 3, 1, 2) + b"x")], 6, id="a data set without command"),
+        pytest.param([ASSOCIATE, *message(1, b"rubbish!")], 6, id="a command set that is none"),
+        pytest.param([ASSOCIATE, *message(1, command_set((0x0100, 1)))], 6, id="a command without message id"),
+        pytest.param([ASSOCIATE, *message(1, COMMAND * 2000)], 6, id="an endless command set"),
+        pytest.param([ASSOCIATE, message(1, COMMAND)[0], pdu(5, bytes(4))], 2, id="a release within a message"),
+    ],
+)
+def test_what_breaks_the_protocol_is_aborted_with_the_reason(receiver, pieces, reason):
+    kind, body = last_pdu(receiver, *pieces)
+    assert kind == 7, "A-ABORT"
+    assert body[2:] == bytes((2, reason)), "source: service provider"
+    good_instance_is_taken(receiver)
+
+
+def test_an_unknown_command_is_answered_unrecognized(receiver):
+    find = command_set((0x0002, MR), (0x0100, 0x0020), (0x0110, 5), (0x0800, 0x0101))
+    with RawSender(receiver.address) as sender:
+        sender.associate()
+        sender.socket.sendall(b"".join(message(1, find)))
+        kind, body = sender.read_pdu()
+        assert kind == 4
+        assert struct.pack("<HHLH", 0, 0x0900, 2, 0x0211) in body
+        assert sender.release() == 6
+
+
+def test_fragments_of_one_byte(receiver):
+    dataset = make_series(1, rows=8)[0]
+    with RawSender(receiver.address) as sender:
+        sender.associate()
+        for part in message(1, store_request(str(dataset.SOPInstanceUID), 1), encode(dataset), max_pdu=7):
+            sender.socket.sendall(part)
+        kind, body = sender.read_pdu()
+        assert kind == 4
+        assert struct.pack("<HHLH", 0, 0x0900, 2, 0) in body
+    stored = {r.meta["sop_instance_uid"]: data for r, data in instances_in(receiver.spool)}
+    assert stored[str(dataset.SOPInstanceUID)] == encode(dataset)
+
+
+def test_bytes_that_trickle_in(receiver):
+    dataset = make_series(1, rows=8)[0]
+    everything = b"".join(message(1, store_request(str(dataset.SOPInstanceUID), 1), encode(dataset)))
+    with RawSender(receiver.address) as sender:
+        sender.associate()
+        for at in range(0, len(everything), 37):
+            sender.socket.sendall(everything[at : at + 37])
+        assert sender.read_pdu()[0] == 4
+
+
+def test_a_sender_that_falls_silent_within_an_instance_is_aborted(tmp_path):
+    receiver = InProcess(BlockingReceiver, tmp_path, idle_seconds=0.5)
+    with RawSender(receiver.address) as sender:
+        sender.associate()
+        sender.socket.sendall(message(1, COMMAND, GOOD)[0])
+        kind, body = sender.read_pdu()
+        assert (kind, body[2]) == (7, 0)
+    receiver.stop(0.5)
+    assert instances_in(receiver.spool) == []
+
+
+def test_an_instance_beyond_the_limit_is_aborted(receiver, monkeypatch):
+    monkeypatch.setattr(blocking, "MAX_INSTANCE_BYTES", 100_000)
+    kind, _ = last_pdu(receiver, ASSOCIATE, *message(1, COMMAND, bytes(200_000), max_pdu=20_000))
+    assert kind == 7
+
+
+def test_large_instances_are_taken_one_at_a_time(receiver, monkeypatch):
+    """Memory is bounded: the second large one waits in the network until the first is through."""
+    monkeypatch.setattr(blocking, "LARGE_BYTES", 300_000)
+    dataset = make_series(1, rows=512)[0]
+    parts = message(1, store_request(str(dataset.SOPInstanceUID), 1), encode(dataset))
+    with RawSender(receiver.address) as first, RawSender(receiver.address, timeout=0.5) as second:
+        first.associate()
+        second.associate()
+        for part in parts[:-1]:
+            first.socket.sendall(part)
+        wait_until(receiver.receiver.large.locked)
+        for part in parts:
+            second.socket.sendall(part)
+        with pytest.raises(TimeoutError):
+            second.read_pdu()
+        first.socket.sendall(parts[-1])
+        assert first.read_pdu()[0] == 4
+        second.socket.settimeout(10)
+        assert second.read_pdu()[0] == 4
+    wait_until(lambda: not receiver.receiver.large.locked())
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_mutated_pdus_neither_crash_nor_hang(receiver, data):
+    """2,000 of them by `-m slow`, see below."""
+    one_mutation(receiver, random.Random(data.draw(st.integers(0, 2**32))))
+
+
+@pytest.mark.slow
+def test_two_thousand_mutations(receiver):
+    for seed in range(2000):
+        one_mutation(receiver, random.Random(seed))
+    good_instance_is_taken(receiver)
+
+
+def one_mutation(receiver: InProcess, chance: random.Random) -> None:
+    """Change, cut or repeat bytes anywhere in a whole conversation, and see the connection end."""
+    conversation = bytearray(b"".join([ASSOCIATE, *message(1, COMMAND, GOOD, max_pdu=256), pdu(5, bytes(4))]))
+    for _ in range(chance.randint(1, 8)):
+        place = chance.randrange(len(conversation))
+        match chance.randrange(4):
+            case 0:
+                conversation[place] = chance.randrange(256)
+            case 1:
+                del conversation[place : place + chance.randint(1, 20)]
+            case 2:
+                conversation[place:place] = chance.randbytes(chance.randint(1, 20))
+            case _:
+                conversation[place : place + 4] = struct.pack(">L", chance.choice(LENGTHS))
+    with RawSender(receiver.address, timeout=20) as sender:
+        try:
+            sender.socket.sendall(conversation)
+            sender.socket.shutdown(socket.SHUT_WR)
+            while sender.socket.recv(65536):
+                pass
+        except OSError:  # aborted while we were still sending
+            pass
+
+
+def test_after_all_that_nothing_is_left_open(receiver):
+    good_instance_is_taken(receiver)
+    wait_until(lambda: not receiver.receiver._connections)
+    gc.collect()
+    handles = len(list(Path("/proc/self/fd").iterdir()))
+    for seed in range(50):
+        one_mutation(receiver, random.Random(seed))
+    wait_until(lambda: not receiver.receiver._connections)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= handles + 1
+    good_instance_is_taken(receiver)
+
+
+def test_fifty_associations_at_once(receiver):
+    senders = [RawSender(receiver.address).__enter__() for _ in range(50)]
+    assert [sender.associate() for sender in senders] == [2] * 50
+    for sender, dataset in zip(senders, make_series(50, rows=8), strict=True):
+        assert sender.store(str(dataset.SOPInstanceUID), encode(dataset)) == Status.SUCCESS
+    for sender in senders:
+        sender.release()
+        sender.__exit__()
+
+
+def test_connections_that_ask_for_nothing_are_bounded(tmp_path):
+    receiver = InProcess(BlockingReceiver, tmp_path, max_associations=1)
+    idle = [socket.create_connection(receiver.address) for _ in range(60)]
+    wait_until(lambda: len(receiver.receiver._connections) >= 30)
+    time.sleep(0.2)
+    assert len(receiver.receiver._connections) <= 34
+    for connection in idle:
+        connection.close()
+    wait_until(lambda: not receiver.receiver._connections)
+    good_instance_is_taken(receiver)
+    receiver.stop(0.5)
+
+
+# --- TLS
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    """An authority, and a certificate for each end."""
+    folder = tmp_path_factory.mktemp("tls")
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new_key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *new_key, "-keyout", "ca.key", "-out", "ca.pem", "-days", "2", "-subj", "/CN=test ca")
+    for name in ("server", "client"):
+        openssl("req", *new_key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        openssl(
+            "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
+            "-out", f"{name}.pem", "-days", "2",
+        )  # fmt: skip
+    return folder
+
+
+def store_by_tls(address: tuple[str, int], certificates: Path, *, with_certificate: bool) -> int | None:
+    """Status of one C-STORE, None where no association came about."""
+    context = ssl.create_default_context(cafile=str(certificates / "ca.pem"))
+    context.check_hostname = False
+    if with_certificate:
+        context.load_cert_chain(certificates / "client.pem", certificates / "client.key")
+    entity = AE(ae_title="SENDER")
+    entity.add_requested_context(MR, ["1.2.840.10008.1.2.1"])
+    association = entity.associate(*address, ae_title="BRAINGEMMA", tls_args=(context, None))
+    if not association.is_established:
+        return None
+    status = association.send_c_store(make_series(1, rows=256)[0]).Status
+    association.release()
+    return status
+
+
+@pytest.mark.parametrize("kind", [BlockingReceiver, StockReceiver])
+@pytest.mark.parametrize("mutual", [False, True])
+def test_tls(tmp_path, certificates, kind, mutual):
+    tls = {"cert": certificates / "server.pem", "key": certificates / "server.key"}
+    receiver = InProcess(kind, tmp_path, tls={**tls, "ca": certificates / "ca.pem"} if mutual else tls)
+    assert store_by_tls(receiver.address, certificates, with_certificate=True) == Status.SUCCESS
+    without = store_by_tls(receiver.address, certificates, with_certificate=False)
+    assert without == (None if mutual else Status.SUCCESS)
+    with associate(receiver.address) as plain:
+        assert not plain.is_established
+    receiver.stop(0.5)
+
+
+def test_a_client_that_does_not_shake_hands_does_not_hold_up_others(tmp_path, certificates):
+    tls = {"cert": certificates / "server.pem", "key": certificates / "server.key"}
+    receiver = InProcess(BlockingReceiver, tmp_path, tls=tls)
+    silent = socket.create_connection(receiver.address)
+    assert store_by_tls(receiver.address, certificates, with_certificate=False) == Status.SUCCESS
+    silent.close()
+    receiver.stop(0.5)
+
+
+# --- the contract with pynetdicom
+
+
+def test_this_release_of_pynetdicom_negotiates_as_expected():
+    """The release is pinned; a new one is taken when this and the tests of the receiver pass."""
+    assert pynetdicom.__version__ == "3.0.4"
+    negotiation.self_check()
+    assert choose_receiver() is BlockingReceiver
+
+
+@pytest.mark.parametrize(
+    ("name", "replacement"),
+    [
+        ("negotiate_as_acceptor", lambda *_: ([], [])),
+        ("negotiate_as_acceptor", lambda *_: None),
+        ("A_ASSOCIATE_RQ", object),
+        ("MaximumLengthNotification", object),
+    ],
+)
+def test_with_another_release_the_stock_receiver_takes_over(monkeypatch, name, replacement):
+    monkeypatch.setattr(negotiation, name, replacement)
+    assert choose_receiver() is StockReceiver
