@@ -18,9 +18,10 @@ from dicom_io.geometry import SeriesGeometry
 from dicom_io.manifest import MANIFEST, Pack, PackObject, load_pack, save_manifest
 from dicom_io.pm import encode_pm
 from dicom_io.regions import SourceVolumes, key_slices, lesion_volume_ml, load_volumes
-from dicom_io.result_context import InstanceReference, ResultContext, read_sources
+from dicom_io.result_context import ResultContext
 from dicom_io.sc import encode_sc
 from dicom_io.seg import encode_seg, segments
+from dicom_io.sources import InstanceReference, read_sources
 from dicom_io.sr import encode_sr
 from dicom_io.tid1500 import encode_tid1500
 from dicom_io.validate import check_objects

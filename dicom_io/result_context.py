@@ -1,8 +1,4 @@
-"""What every result object shares: the received patient and study, references to the source, and our equipment.
-
-Old archives hold headers that are no longer legal. Results keep identity and text as received (as Unicode), fill
-absent type 2 attributes with empty values, and leave out what no reader could parse (PS3.5 6.2).
-"""
+"""What every encoder of one pack works from: source, content, UIDs, references to slices, and our equipment."""
 
 from __future__ import annotations
 
@@ -10,123 +6,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from highdicom.base_content import ContributingEquipment
-from pydicom import DataElement, Dataset, dcmread
-from pydicom.config import RAISE
-from pydicom.errors import InvalidDicomError
+from pydicom import Dataset
 from pydicom.uid import MRImageStorage
-from pydicom.valuerep import DSfloat, PersonName, validate_value
+from pydicom.valuerep import DSfloat
 
 from dicom_io import codes
 from dicom_io.content import RESEARCH_USE_LINE, ReportContent
-from dicom_io.errors import FileError, PackError
 from dicom_io.geometry import SeriesGeometry
-from dicom_io.header import MALFORMED
 from dicom_io.own_results import MANUFACTURER, MODEL_NAME
+from dicom_io.sources import CHARACTER_SET, Sources
 from dicom_io.uids import device_uid, digest_uid
 
-CHARACTER_SET = "ISO_IR 192"
-"""UTF-8; every result is written in it (PS3.3 C.12.1.1.2)."""
-
 SERIES_NUMBERS = {"sr": 9901, "sc": 9902, "pm": 9903, "seg": 9904, "tid1500": 9905, "rejection": 9906}
-
-TYPE_2 = (
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "ReferringPhysicianName",
-    "StudyID",
-    "AccessionNumber",
-)
-"""Patient and General Study attributes that must stand in every instance, empty if need be (PS3.3 C.7.1.1, C.7.2.1)."""
-
-PATIENT_AND_STUDY = (
-    *TYPE_2,
-    # Patient (PS3.3 C.7.1.1)
-    "IssuerOfPatientID",
-    "TypeOfPatientID",
-    "IssuerOfPatientIDQualifiersSequence",
-    "OtherPatientIDsSequence",
-    "OtherPatientNames",
-    "PatientBirthTime",
-    "EthnicGroup",
-    "PatientComments",
-    "PatientIdentityRemoved",
-    "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence",
-    # General Study, Patient Study (PS3.3 C.7.2.1, C.7.2.2)
-    "StudyDescription",
-    "IssuerOfAccessionNumberSequence",
-    "PatientAge",
-    "PatientSize",
-    "PatientWeight",
-    # Clinical Trial Subject, Clinical Trial Study (PS3.3 C.7.1.3, C.7.2.3)
-    "ClinicalTrialSponsorName",
-    "ClinicalTrialProtocolID",
-    "ClinicalTrialProtocolName",
-    "ClinicalTrialSiteID",
-    "ClinicalTrialSiteName",
-    "ClinicalTrialSubjectID",
-    "ClinicalTrialSubjectReadingID",
-    "ClinicalTrialTimePointID",
-    "ClinicalTrialTimePointDescription",
-)
-"""What results take over from the source as it is."""
-
-ABOUT_SOURCE = (
-    "PositionReferenceIndicator",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-    "Manufacturer",
-    "ManufacturerModelName",
-    "InstitutionName",
-)
-"""What encoders need to know of the source: Frame of Reference, General Image, General Equipment."""
-
-_FREE_TEXT = frozenset({"LO", "SH", "PN", "ST", "LT", "UT", "UC"})
-
-
-@dataclass(frozen=True)
-class InstanceReference:
-    """One received instance, as evidence names it."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    series_uid: str
-    study_uid: str
-    frames: int
-
-
-@dataclass(frozen=True, eq=False)
-class Sources:
-    """The received series: one normalised header and a reference to each instance.
-
-    Attributes:
-        header: Patient and study attributes of the instance that holds the first slice; ISO_IR 192, type 2
-            attributes present, nothing illegal.
-        instances: Every received instance.
-    """
-
-    header: Dataset
-    instances: tuple[InstanceReference, ...]
-
-    def patient_and_study(self) -> Dataset:
-        """The part of the header that every result carries."""
-        kept = Dataset()
-        kept.update({element.tag: element for element in self.header if element.keyword in PATIENT_AND_STUDY})
-        return kept
-
-    @cached_property
-    def by_uid(self) -> dict[str, InstanceReference]:
-        """The instances by SOP Instance UID."""
-        return {instance.sop_instance_uid: instance for instance in self.instances}
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,48 +173,6 @@ def software_version() -> str:
     return f"{MANUFACTURER} {metadata.version('braingemma3d-pacs')}"
 
 
-def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sources:
-    """Read the headers of the received series.
-
-    Raises:
-        FileError: a file cannot be read as DICOM.
-        PackError: the files are not the study that the geometry describes, or a slice's instance is missing.
-    """
-    headers = [_read(path) for path in source_files]
-    instances = {h.SOPInstanceUID: _reference(h) for h in headers}
-    studies = sorted({instance.study_uid for instance in instances.values()})
-    if studies != [geometry.study_uid]:
-        raise PackError(
-            f"sources: expected instances of study {geometry.study_uid}, got {', '.join(studies) or 'none'}"
-        )
-    missing = [s.sop_instance_uid for s in geometry.slices if s.sop_instance_uid not in instances]
-    if missing:
-        raise PackError(f"sources: {len(missing)} of {len(geometry.slices)} slices have no file, first {missing[0]}")
-    first = next(h for h in headers if h.SOPInstanceUID == geometry.slices[0].sop_instance_uid)
-    return Sources(header=normalised_header(first), instances=tuple(instances.values()))
-
-
-def normalised_header(received: Dataset) -> Dataset:
-    """Patient and study attributes of a received instance, legal and in Unicode.
-
-    Args:
-        received: Header of any instance of the study, in any character set.
-    """
-    header = Dataset()
-    for keyword in (*PATIENT_AND_STUDY, *ABOUT_SOURCE):
-        element = _legal_element(received, keyword)
-        if element is not None:
-            header.add(element)
-    for keyword in TYPE_2:
-        if keyword not in header:
-            setattr(header, keyword, "")
-    if header.PatientSex not in ("M", "F", "O"):
-        header.PatientSex = ""
-    header.StudyInstanceUID = received.StudyInstanceUID
-    header.SpecificCharacterSet = CHARACTER_SET
-    return header
-
-
 def decimals(values: Sequence[float]) -> list[DSfloat]:
     """Numbers as DS values of at most 16 characters (PS3.5 6.2)."""
     return [DSfloat(float(value), auto_format=True) for value in values]
@@ -329,75 +181,6 @@ def decimals(values: Sequence[float]) -> list[DSfloat]:
 def as_lo(text: str) -> str:
     """Text cut to what one LO value may hold: 64 characters, no backslash, no control characters."""
     return "".join(c for c in text if c.isprintable() and c != "\\")[:64].strip()
-
-
-def _read(path: Path) -> Dataset:
-    try:
-        dataset = dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError, EOFError) as error:
-        raise FileError(f"{path}: expected a DICOM instance: {error}") from error
-    missing = [
-        keyword
-        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-        if not dataset.get(keyword)
-    ]
-    if missing:
-        raise FileError(f"{path}: expected {', '.join(missing)}, found none")
-    return dataset
-
-
-def _reference(header: Dataset) -> InstanceReference:
-    return InstanceReference(
-        sop_class_uid=str(header.SOPClassUID),
-        sop_instance_uid=str(header.SOPInstanceUID),
-        series_uid=str(header.SeriesInstanceUID),
-        study_uid=str(header.StudyInstanceUID),
-        frames=int(header.get("NumberOfFrames") or 1),
-    )
-
-
-def _legal_element(received: Dataset, keyword: str) -> DataElement | None:
-    """The element in Unicode; None where it is absent, malformed or illegal."""
-    try:
-        if keyword not in received:
-            return None
-        element = _in_unicode(received[keyword])
-    except MALFORMED:
-        return None
-    return element if _is_legal(element) else None
-
-
-def _in_unicode(element: DataElement) -> DataElement:
-    """The element without ties to the character set it was read in."""
-    value = element.value
-    if element.VR == "SQ":
-        items = []
-        for item in value:
-            copied = Dataset()
-            for child in item:
-                if not child.tag.is_private and child.keyword != "SpecificCharacterSet":
-                    copied.add(_in_unicode(child))
-            items.append(copied)
-        value = items
-    elif element.VR == "PN":
-        value = [str(name) for name in value] if element.VM > 1 else str(value)
-        value = [PersonName(name) for name in value] if isinstance(value, list) else PersonName(value)
-    return DataElement(element.tag, element.VR, value)
-
-
-def _is_legal(element: DataElement) -> bool:
-    """Whether readers can parse the value; text is kept as received, however long."""
-    if element.VR == "SQ":
-        return all(_is_legal(child) for item in element.value for child in item)
-    if element.VR in _FREE_TEXT or element.value in (None, ""):
-        return True
-    values = element.value if element.VM > 1 else [element.value]
-    try:
-        for value in values:
-            validate_value(element.VR, str(value), RAISE)
-    except ValueError:
-        return False
-    return True
 
 
 def _items_below(dataset: Dataset) -> list[Dataset]:

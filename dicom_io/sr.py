@@ -27,7 +27,8 @@ from pydicom.sr.coding import Code
 from dicom_io import codes
 from dicom_io.content import MODEL_LIMITS, RESEARCH_USE_LINE, FindingRecord, ModelIdentity, ReportContent, wrap
 from dicom_io.own_results import MANUFACTURER, MODEL_NAME
-from dicom_io.result_context import InstanceReference, ResultContext
+from dicom_io.result_context import ResultContext
+from dicom_io.sources import InstanceReference
 
 TEMPLATE_ID = "2000"
 CONTAINS = RelationshipTypeValues.CONTAINS

@@ -12,7 +12,7 @@ from pydicom.sr.coding import Code
 
 from dicom_io import codes
 from dicom_io.content import LINE_WIDTH, RESEARCH_USE_LINE
-from dicom_io.result_context import InstanceReference
+from dicom_io.sources import InstanceReference
 
 Faults = Iterator[str]
 

@@ -13,7 +13,8 @@ from results_factory import content, default_pack, make_case
 
 from dicom_io.content import MODEL_LIMITS, RESEARCH_USE_LINE, FindingRecord, ModelIdentity, wrap
 from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.result_context import InstanceReference, ResultContext, read_sources
+from dicom_io.result_context import ResultContext
+from dicom_io.sources import InstanceReference, read_sources
 from dicom_io.sr import encode_sr
 from dicom_io.uids import digest_uid
 from dicom_io.validate import check_sr, dciodvfy_errors, dciodvfy_path

@@ -14,7 +14,7 @@ from results_factory import Case, default_pack
 from dicom_io import codes
 from dicom_io.errors import PackError
 from dicom_io.manifest import Pack
-from dicom_io.result_context import Sources, read_sources
+from dicom_io.sources import Sources, read_sources
 from dicom_io.uids import digest_uid
 from dicom_io.validate import check_objects, check_pack, check_sr, dciodvfy_errors, dciodvfy_path
 
