@@ -19,16 +19,11 @@ from daemon.config import Settings
 from daemon.delivery import deliver_to, plan_deliveries
 from daemon.errors import DaemonError, Rejected, Retryable
 from daemon.folders import JobFolder, read_json
-from daemon.jobs import FINAL_STATES, JobState, JobStore
+from daemon.jobs import FINAL_STATES, DeliveryState, JobState, JobStore
+from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.step_process import Cancelled, StepProcess
 
 log = logging.getLogger(__name__)
-
-REPORT_QUEUE = "report"
-"""One study at a time for each model."""
-
-DELIVERY_QUEUE = "delivery"
-"""Deliveries wait for a destination, not for the model."""
 
 STEP_ATTEMPTS = 3
 """A step that crashes the model process is tried this often, each time in a fresh process."""
@@ -68,7 +63,7 @@ def submit(job_id: str) -> None:
         DBOS.enqueue_workflow(REPORT_QUEUE, report_study, job_id)
 
 
-@DBOS.workflow(name="report_study", max_recovery_attempts=RECOVERY_ATTEMPTS)
+@DBOS.workflow(name=REPORT_WORKFLOW, max_recovery_attempts=RECOVERY_ATTEMPTS)
 def report_study(job_id: str) -> str:
     """Select, convert, report, explain, encode; then hand the results to the deliveries."""
     try:
@@ -87,7 +82,7 @@ def report_study(job_id: str) -> str:
     return state
 
 
-@DBOS.workflow(name="deliver_results", max_recovery_attempts=RECOVERY_ATTEMPTS)
+@DBOS.workflow(name=DELIVERY_WORKFLOW, max_recovery_attempts=RECOVERY_ATTEMPTS)
 def deliver_results(job_id: str, destination: str) -> str:
     """Send until everything is there, or the attempts are used up."""
     attempt = 0
@@ -195,9 +190,9 @@ def finish_step(job_id: str) -> str:
     store = context().store
     job = store.get(job_id)
     deliveries = store.deliveries(job_id)
-    if job is None or job.state in FINAL_STATES or any(d.state == "waiting" for d in deliveries):
+    if job is None or job.state in FINAL_STATES or any(d.state is DeliveryState.WAITING for d in deliveries):
         return "waiting"
-    dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state == "dead_letter"})
+    dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state is DeliveryState.DEAD})
     state = JobState.FAILED if dead else JobState.DONE
     store.update(job_id, state=state, reason="; ".join(dead), step="deliver")
     log.info("job %s: %s", job_id, state)

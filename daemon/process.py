@@ -53,7 +53,7 @@ def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
         raise Rejected(f"{source}: expected a NIfTI file or a folder of DICOM files, found nothing there")
     if not source.name.endswith(NIFTI_ENDINGS):
         raise Rejected(
-            f"{source}: expected a NIfTI file ({' or '.join(NIFTI_ENDINGS)}) or a folder of DICOM files, got another file"
+            f"{source}: expected a NIfTI file ({' or '.join(NIFTI_ENDINGS)}) or a folder of DICOM files, got neither"
         )
     return ("import", "report", *explain)
 

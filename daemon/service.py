@@ -25,15 +25,10 @@ from daemon.errors import ConfigurationError
 from daemon.folders import make_private, write_json
 from daemon.jobs import JobStore
 from daemon.listener import start_receivers
+from daemon.names import DELIVERY_QUEUE, EXECUTOR_ID, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.step_process import StepProcess
 
 log = logging.getLogger(__name__)
-
-WORKFLOW_VERSION = "1"
-"""DBOS resumes only workflows of its own version; raised when the order of steps changes, with a migration."""
-
-EXECUTOR_ID = "main"
-"""Stable over restarts and changed host names, so that pending work is found again."""
 
 POLL_SECONDS = 0.2
 """How often the queues are asked for work."""
@@ -55,7 +50,7 @@ def check_weights(settings: Settings) -> WeightsInfo:
         names = ", ".join(f"{d.name} ({d.host})" for d in away)
         raise ConfigurationError(
             f"[model] weights = {settings.model.weights!r} were trained on synthetic images only; expected "
-            f"destinations on loopback, got {names}. Use other weights, or set [model] allow_demo = true if these are for tests."
+            f"destinations on loopback, got {names}. Use other weights, or, for tests, set [model] allow_demo = true."
         )
     return info
 
@@ -82,9 +77,9 @@ def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Conte
     }
     DBOS(config=config)
     DBOS.launch()
-    DBOS.register_queue(pipeline.REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
+    DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
     DBOS.register_queue(
-        pipeline.DELIVERY_QUEUE,
+        DELIVERY_QUEUE,
         worker_concurrency=max(1, len(settings.destinations)),
         polling_interval_sec=POLL_SECONDS,
     )
