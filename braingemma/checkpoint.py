@@ -16,6 +16,7 @@ The published layout has `projector_vis_scale.pt` in place of `braingemma.safete
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,7 +183,8 @@ def read_config(folder: Path) -> BrainGemmaConfig:
     if (folder / LORA_FOLDER / ADAPTER_CONFIG).exists():
         adapters = read_json(folder / LORA_FOLDER / ADAPTER_CONFIG)
         config.lora, config.lora_rank, config.lora_alpha = True, adapters["r"], adapters["lora_alpha"]
-        config.lora_targets = adapters["target_modules"]
+        if set(adapters["target_modules"]) != set(config.lora_targets):
+            config.lora_targets = sorted(adapters["target_modules"])
     elif config.lora:
         raise CheckpointError(
             f"{folder / LORA_FOLDER / ADAPTER_CONFIG} is missing: config.json says there are adapters"
@@ -408,6 +410,10 @@ def _save_language(model: BrainGemma3D, folder: Path, store: torch.dtype) -> Non
     _write(adapters, folder / LORA_FOLDER / ADAPTER_FILE, torch.float32)
     stated: LoraConfig = language.peft_config["default"]
     stated.save_pretrained(folder / LORA_FOLDER)
+    # PEFT writes a set in the order of its hashes: sorted, the same weights have the same digest in every process.
+    written = read_json(folder / LORA_FOLDER / ADAPTER_CONFIG)
+    written["target_modules"] = sorted(written["target_modules"])
+    (folder / LORA_FOLDER / ADAPTER_CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
 
 
 def _write(state: dict[str, Tensor], file: Path, store: torch.dtype, prefix: str = "") -> None:

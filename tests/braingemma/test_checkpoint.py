@@ -1,0 +1,246 @@
+"""Weights come back bit by bit, in four bits too, and what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
+
+from braingemma import checkpoint
+from braingemma.errors import CheckpointError
+from braingemma.model import BrainGemma3D
+from braingemma.weights import CHECKSUM_FILE, describe_weights, verify_weights
+from tests.braingemma.conftest import tiny_config, tiny_model, tiny_tokenizer
+from tests.braingemma.test_published import vision_config, write_published
+
+
+def load_exact(folder: Path) -> BrainGemma3D:
+    return BrainGemma3D.from_pretrained(folder, device="cpu", quantization="none", dtype=torch.float32)
+
+
+def copy_of(folder: Path, tmp_path: Path) -> Path:
+    """A copy that may be damaged; without its list of digests, so that the strict loader itself is tested."""
+    copied = tmp_path / "copy"
+    shutil.copytree(folder, copied)
+    (copied / CHECKSUM_FILE).unlink()
+    return copied
+
+
+def change_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("inflation", ["center", "mean"])
+def test_a_round_trip_is_bit_exact(tmp_path: Path, inflation: str) -> None:
+    model = tiny_model(lora=True, grounding_head=True, findings_head=True, inflation=inflation)
+    model.vision.patch_embedding.weight.data += 0.01  # trained away from its inflation
+    model.vision.depth_position.data += 0.01
+    model.findings_head.scale += 0.5
+    model.save_pretrained(tmp_path)
+    again = load_exact(tmp_path)
+    before, after = model.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert again.config.to_dict() == model.config.to_dict()
+    again.save_pretrained(tmp_path / "again")
+    assert describe_weights(str(tmp_path / "again")).sha256 == describe_weights(str(tmp_path)).sha256
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+def test_numbers_are_stored_as_the_config_says(tmp_path: Path, stored: str) -> None:
+    model = tiny_model(storage_dtype=stored)
+    model.save_pretrained(tmp_path)
+    assert {t.dtype for t in load_file(tmp_path / "braingemma.safetensors").values()} == {getattr(torch, stored)}
+    again = load_exact(tmp_path)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.to(getattr(torch, stored)).float(), again.state_dict()[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_the_parts_are_what_other_tools_load(tiny_checkpoint: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    mine = load_exact(tiny_checkpoint)
+    tower = AutoModel.from_pretrained(tiny_checkpoint / "vision_model")
+    assert torch.equal(tower.post_layernorm.weight, mine.vision.siglip.post_layernorm.weight)
+    base = Gemma3ForCausalLM.from_pretrained(tiny_checkpoint / "language_model")
+    adapted = PeftModel.from_pretrained(base, tiny_checkpoint / "lora_adapters").eval()
+    ids = torch.randint(4, 90, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(ids).logits, mine.language_model(ids).logits, atol=1e-5, rtol=1e-5)
+        mine.language_model.disable_adapters()
+        assert not torch.allclose(adapted(ids).logits, mine.language_model(ids).logits, atol=1e-4)
+
+
+def test_four_bits_on_the_cpu_are_close_and_reproducible(tiny_checkpoint: Path) -> None:
+    exact = load_exact(tiny_checkpoint)
+    packed = BrainGemma3D.from_pretrained(tiny_checkpoint, device="cpu", quantization="4bit", dtype=torch.float32)
+    language = packed.language_model
+    kinds = {type(m.base_layer).__name__ for n, m in language.named_modules() if n.endswith("self_attn.q_proj")}
+    assert kinds == {"Linear4bit"}
+    assert packed.quantization == "4bit"
+    assert type(packed.language_model.lm_head) is torch.nn.Linear
+    state = packed.language_model.model.layers[0].mlp.up_proj.weight.quant_state
+    assert state.quant_type == "nf4"
+    assert state.nested, "the scales are quantised too"
+    ids = torch.randint(4, 90, (1, 9))
+    with torch.no_grad():
+        got, expected = packed.language_model(ids).logits, exact.language_model(ids).logits
+    assert 0 < (got - expected).abs().max() < 0.3 * expected.abs().max()
+    again = BrainGemma3D.from_pretrained(tiny_checkpoint, quantization="4bit", dtype=torch.float32)
+    with torch.no_grad():
+        assert torch.equal(again.language_model(ids).logits, got)
+
+
+def test_weights_in_four_bits_are_saved_and_loaded_as_they_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    packed = BrainGemma3D.from_pretrained(tiny_checkpoint, quantization="4bit", dtype=torch.float32)
+    packed.save_pretrained(tmp_path)
+    again = BrainGemma3D.from_pretrained(tmp_path, quantization="auto", dtype=torch.float32)
+    unpacked = load_exact(tmp_path)
+    ids = torch.randint(4, 90, (1, 9))
+    with torch.no_grad():
+        expected = packed.language_model(ids).logits
+        assert torch.equal(again.language_model(ids).logits, expected)
+        torch.testing.assert_close(unpacked.language_model(ids).logits, expected, atol=1e-4, rtol=1e-3)
+    assert verify_weights(tmp_path).sha256
+
+
+@pytest.mark.parametrize("multimodal", [True, False])
+def test_weights_quantised_by_bitsandbytes_elsewhere_load(tmp_path: Path, multimodal: bool) -> None:
+    folder = write_published(tmp_path, multimodal)
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="float32"
+    )
+    kind: Any = Gemma3ForConditionalGeneration if multimodal else Gemma3ForCausalLM
+    reference = kind.from_pretrained(folder / "language_model", quantization_config=settings, dtype=torch.float32)
+    shutil.rmtree(folder / "language_model")
+    reference.save_pretrained(folder / "language_model")
+    tiny_tokenizer().save_pretrained(folder / "language_model")
+    model = BrainGemma3D.from_pretrained(folder, quantization="4bit", dtype=torch.float32)
+    ids = torch.randint(4, 90, (1, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(model.language_model(ids).logits, reference.eval()(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_multimodal_config_is_read_where_the_layout_states_none(tmp_path: Path) -> None:
+    folder = write_published(tmp_path)
+    assert isinstance(Gemma3Config.from_pretrained(folder / "language_model"), Gemma3Config)
+    config = checkpoint.read_config(folder)
+    assert config.text_config.num_hidden_layers == tiny_config().text_config.num_hidden_layers
+    assert config.vision_config.patch_size == vision_config().patch_size
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("braingemma.safetensors", lambda t: t.pop("resampler.latents"), "missing keys: resampler.latents"),
+        ("braingemma.safetensors", lambda t: t.update(new=torch.ones(1)), "key new is unexpected"),
+        (
+            "braingemma.safetensors",
+            lambda t: t.update({"projector.scale": torch.ones(2)}),
+            r"key projector\.scale: expected shape \(\), got \(2,\)",
+        ),
+        ("vision_model/model.safetensors", lambda t: t.pop("post_layernorm.bias"), r"vision_model: missing keys"),
+        (
+            "language_model/model.safetensors",
+            lambda t: t.pop("model.layers.1.mlp.up_proj.weight"),
+            r"language_model: missing keys: model\.layers\.1\.mlp\.up_proj\.weight",
+        ),
+        (
+            "language_model/model.safetensors",
+            lambda t: t["model.norm.weight"].fill_(float("nan")),
+            r"key model\.norm\.weight: holds values that are not finite",
+        ),
+        (
+            "lora_adapters/adapter_model.safetensors",
+            lambda t: t.pop(next(iter(t))),
+            r"adapter_model\.safetensors: missing keys",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    tiny_checkpoint: Path, tmp_path: Path, file: str, change: Callable[[Any], Any], message: str
+) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    change_tensors(folder / file, change)
+    for load in (load_exact, verify_weights):
+        with pytest.raises(CheckpointError, match=message):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    "file", ["braingemma.safetensors", "vision_model/model.safetensors", "language_model/model.safetensors"]
+)
+def test_a_truncated_file_is_named(tiny_checkpoint: Path, tmp_path: Path, file: str) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2])
+    with pytest.raises(CheckpointError, match=f"{Path(file).name}: not readable as safetensors"):
+        load_exact(folder)
+
+
+def test_a_flipped_bit_is_seen_by_the_digests(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "flipped"
+    shutil.copytree(tiny_checkpoint, folder)
+    file = folder / "braingemma.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"braingemma\.safetensors: damaged or changed"):
+        load_exact(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("config.json", "{", "not readable as JSON"),
+        ("config.json", "[]", "expected a JSON object"),
+        ("language_model/tokenizer.json", "{}", "no readable tokenizer"),
+    ],
+)
+def test_broken_json_is_named(tiny_checkpoint: Path, tmp_path: Path, name: str, text: str, message: str) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        load_exact(folder)
+
+
+def test_a_config_that_does_not_fit_the_weights_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["num_visual_tokens"] = 16
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"key .*: expected shape"):
+        load_exact(folder)
+    config["inflation"] = "sideways"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="inflation must be one of center, mean"):
+        load_exact(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"quantization": "8bit"}, "quantization must be"),
+        ({"device": "tpu9"}, "device must be"),
+        ({"dtype": "int8"}, "dtype must be"),
+    ],
+)
+def test_wrong_choices_are_refused(tiny_checkpoint: Path, arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        BrainGemma3D.from_pretrained(tiny_checkpoint, **arguments)
+
+
+def test_a_model_without_tokenizer_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        BrainGemma3D(tiny_config()).save_pretrained(tmp_path)

@@ -1,0 +1,134 @@
+"""The composed model: reports, scores, heads, gradients."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import braingemma
+from braingemma.configuration import FINDINGS, SITES
+from braingemma.errors import GenerationError
+from braingemma.model import COMPONENTS, BrainGemma3D
+from tests.braingemma.conftest import tiny_config, tiny_model
+
+
+def test_importing_the_package_needs_no_torch() -> None:
+    code = "import sys, braingemma; assert 'torch' not in sys.modules; assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert braingemma.BrainGemma3D is BrainGemma3D
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = braingemma.nothing
+
+
+def test_shapes_of_every_box(model: BrainGemma3D, volume: torch.Tensor) -> None:
+    batch = volume.expand(2, -1, -1, -1, -1)
+    assert model.patch_features(batch).shape == (2, 3, 3, 3, 32)
+    assert model.encode_volume(batch).shape == (2, 8, 32)
+    shares = model.ground(batch)
+    assert shares is not None
+    assert shares.shape == (2, 3, 3, 3)
+    assert 0 <= shares.min() <= shares.max() <= 1
+
+
+def test_finding_probabilities_are_named(model: BrainGemma3D, volume: torch.Tensor) -> None:
+    one = model.finding_probabilities(volume)
+    assert isinstance(one, dict)
+    assert tuple(one) == FINDINGS
+    assert set(one["lesion"]) == {"presence", "left", "right", "sites"}
+    assert tuple(one["lesion"]["sites"]) == SITES
+    both = model.finding_probabilities(volume.expand(2, -1, -1, -1, -1))
+    assert isinstance(both, list)
+    assert both[0]["edema"]["presence"] == pytest.approx(one["edema"]["presence"], abs=1e-5)
+
+
+def test_weights_without_heads_say_so(volume: torch.Tensor) -> None:
+    bare = tiny_model()
+    assert bare.ground(volume) is None
+    assert bare.finding_probabilities(volume) is None
+
+
+def test_greedy_reports_are_reproducible_and_batches_agree(model: BrainGemma3D) -> None:
+    volumes = torch.randn(3, 1, *model.config.grid, generator=torch.Generator().manual_seed(1))
+    together = model.generate_report(volumes, max_new_tokens=12)
+    assert isinstance(together, list)
+    assert together == [model.generate_report(v[None], max_new_tokens=12) for v in volumes]
+    assert together == model.generate_report(volumes, max_new_tokens=12)
+
+
+def test_scores_are_the_probabilities_of_writing(model: BrainGemma3D, volume: torch.Tensor) -> None:
+    written = model.generate(volume, max_new_tokens=10)
+    assert len(written.token_ids) == len(written.token_logprobs) > 0
+    other = torch.randn(1, 1, *model.config.grid)
+    scores = model.score_tokens(torch.cat((volume, other)), written.token_ids)
+    assert scores.shape == (2, len(written.token_ids))
+    torch.testing.assert_close(scores[0], torch.tensor(written.token_logprobs), atol=1e-4, rtol=1e-4)
+    assert (scores[0] - scores[1]).abs().max() > 1e-6
+    with pytest.raises(GenerationError, match="at least one token"):
+        model.score_tokens(volume, [])
+
+
+def test_stop_strings_end_a_report_and_are_cut(model: BrainGemma3D, volume: torch.Tensor) -> None:
+    text = model.generate_report(volume, max_new_tokens=12)
+    stop = text[3:5]
+    stopped = model.generate(volume, max_new_tokens=12, stop=(stop,))
+    assert stopped.text == text[: text.index(stop)].strip()
+    assert len(stopped.token_ids) < 12
+
+
+def test_generate_is_for_one_volume(model: BrainGemma3D, volume: torch.Tensor) -> None:
+    with pytest.raises(GenerationError, match="use generate_batch"):
+        model.generate(volume.expand(2, -1, -1, -1, -1))
+
+
+def test_a_model_without_tokenizer_says_so(volume: torch.Tensor) -> None:
+    with pytest.raises(GenerationError, match="no tokenizer"):
+        BrainGemma3D(tiny_config()).generate(volume)
+
+
+def test_the_loss_is_on_the_report_alone_and_reaches_every_part(volume: torch.Tensor) -> None:
+    model = tiny_model(lora=True, grounding_head=True, findings_head=True).train()
+    batch = model.training_batch(["left edema.", "no mass at all."])
+    kept = batch["labels"] != -100
+    prefix = len(model._prompt_ids(None))
+    assert not kept[:, :prefix].any()
+    ends = [row[mask][-1].item() for row, mask in zip(batch["labels"], kept, strict=True)]
+    assert ends == [model.tokenizer.eos_token_id] * 2
+    out = model(volume.expand(2, -1, -1, -1, -1), **batch)
+    assert out.loss is not None
+    assert out.grounding_logits is not None
+    assert out.findings_logits is not None
+    (out.loss + out.grounding_logits.mean() + out.findings_logits.mean()).backward()
+    for component in COMPONENTS:
+        parameters = [p for p in model.component_parameters(component) if p.requires_grad]
+        assert component == "language" or parameters, component
+        assert all(p.grad is not None for p in parameters), component
+
+
+def test_padding_does_not_change_the_loss(volume: torch.Tensor) -> None:
+    model = tiny_model()
+    long, short = "left frontal edema.", "none."
+    both = model(volume.expand(2, -1, -1, -1, -1), **model.training_batch([long, short])).logits
+    alone = model(volume, **model.training_batch([short])).logits
+    torch.testing.assert_close(both[1, : alone.shape[1]], alone[0], atol=1e-5, rtol=1e-5)
+
+
+def test_components_do_not_overlap_and_miss_nothing() -> None:
+    model = tiny_model(lora=True, grounding_head=True, findings_head=True)
+    parts = [id(p) for c in COMPONENTS for p in model.component_parameters(c)]
+    assert len(parts) == len(set(parts))
+    unused = {"vision.siglip.embeddings.patch_embedding.weight", "vision.siglip.embeddings.patch_embedding.bias"}
+    everything = {id(p) for n, p in model.named_parameters() if n not in unused}
+    assert set(parts) == everything
+    with pytest.raises(ValueError, match="component must be one of"):
+        list(model.component_parameters("tail"))
+
+
+def test_adapters_sit_on_the_attention_of_the_text_stack_only() -> None:
+    names = [n for n, _ in tiny_model(lora=True).named_parameters() if "lora_" in n]
+    assert names
+    assert all(n.startswith("language_model.model.layers.") and ".self_attn." in n for n in names)
+    assert {n.split(".self_attn.")[1].split(".")[0] for n in names} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert all(4 in p.shape for n, p in tiny_model(lora=True).named_parameters() if "lora_" in n)
