@@ -195,7 +195,7 @@ def read_config(folder: Path) -> BrainGemmaConfig:
 def read_tokenizer(folder: Path) -> Any:
     """The tokenizer beside the language model."""
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder)  # a folder: nothing is downloaded
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: no readable tokenizer: {' '.join(str(error).split())[:200]}") from error
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from braingemma import checkpoint
 from braingemma.errors import CheckpointError
 from braingemma.model import BrainGemma3D
-from braingemma.weights import CHECKSUM_FILE, describe_weights, verify_weights
+from braingemma.weights import CHECKSUM_FILE, verify_weights
 from tests.braingemma.conftest import tiny_config, tiny_model, tiny_tokenizer
 from tests.braingemma.test_published import vision_config, write_published
 
@@ -52,7 +53,9 @@ def test_a_round_trip_is_bit_exact(tmp_path: Path, inflation: str) -> None:
     assert all(torch.equal(before[key], after[key]) for key in before)
     assert again.config.to_dict() == model.config.to_dict()
     again.save_pretrained(tmp_path / "again")
-    assert describe_weights(str(tmp_path / "again")).sha256 == describe_weights(str(tmp_path)).sha256
+    for file in tmp_path.glob("**/*.safetensors"):
+        if "again" not in file.parts:
+            assert file.read_bytes() == (tmp_path / "again" / file.relative_to(tmp_path)).read_bytes(), file.name
 
 
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
@@ -93,10 +96,13 @@ def test_four_bits_on_the_cpu_are_close_and_reproducible(tiny_checkpoint: Path) 
     state = packed.language_model.model.layers[0].mlp.up_proj.weight.quant_state
     assert state.quant_type == "nf4"
     assert state.nested, "the scales are quantised too"
+    true = exact.language_model.model.layers[0].mlp.up_proj.weight
+    held = dequantize_4bit(packed.language_model.model.layers[0].mlp.up_proj.weight, state)
+    error = (held - true).square().mean().sqrt() / true.square().mean().sqrt()
+    assert 0.05 < error < 0.12, "the rounding error of NF4 on normal weights is about 9 %"
     ids = torch.randint(4, 90, (1, 9))
     with torch.no_grad():
-        got, expected = packed.language_model(ids).logits, exact.language_model(ids).logits
-    assert 0 < (got - expected).abs().max() < 0.3 * expected.abs().max()
+        got = packed.language_model(ids).logits
     again = BrainGemma3D.from_pretrained(tiny_checkpoint, quantization="4bit", dtype=torch.float32)
     with torch.no_grad():
         assert torch.equal(again.language_model(ids).logits, got)
