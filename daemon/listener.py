@@ -58,6 +58,11 @@ class Receivers:
     _socket: socket.socket
     _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids."""
+        return tuple(child.pid for child in self._children)
+
     def alive(self) -> bool:
         """Whether every receiver process runs."""
         return all(child.poll() is None for child in self._children)

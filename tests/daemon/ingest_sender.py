@@ -48,6 +48,17 @@ def store_request(uid: str, message_id: int, *, sop_class: str = MR) -> bytes:
     return command_set((0x0002, sop_class), (0x0100, 1), (0x0110, message_id), (0x0700, 2), (0x0800, 1), (0x1000, uid))
 
 
+def read_status(command: bytes) -> int:
+    """Status (0000,0900) of a response's command set."""
+    at = 0
+    while at < len(command):
+        _, tag, length = struct.unpack_from("<HHL", command, at)
+        if tag == 0x0900:
+            return int.from_bytes(command[at + 8 : at + 10], "little")
+        at += 8 + length
+    raise ValueError("a response without status")
+
+
 def message(context: int, command: bytes, data: bytes = b"", *, max_pdu: int = 1 << 17) -> list[bytes]:
     """The P-DATA PDUs of a message."""
     pdus = []
@@ -89,8 +100,7 @@ class RawSender:
         kind, body = self.read_pdu()
         if kind != 4:
             raise ConnectionError(f"PDU type {kind}")
-        at = body.index(struct.pack("<HHL", 0, 0x0900, 2))
-        return int.from_bytes(body[at + 8 : at + 10], "little")
+        return read_status(body[6:])
 
     def release(self) -> int:
         """A-RELEASE-RQ; the type of the PDU that answers."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 from ingest_sender import RawSender
 from ingest_support import Bench, encode, instances_in, make_series
+from pydicom import Dataset
 
 from daemon.received_index import INSTANCES
 
@@ -63,9 +64,13 @@ class Load:
 
 def endless_instances(*, rows: int = 64) -> Iterator[tuple[str, bytes]]:
     """Instances that differ in UID and number, from one template so that making them costs nothing."""
-    template = make_series(1, rows=rows)[0]
+    return variants(make_series(1, rows=rows)[0], 10**9)
+
+
+def variants(template: Dataset, count: int) -> Iterator[tuple[str, bytes]]:
+    """(SOP Instance UID, data set) of instances that differ in their UIDs."""
     raw, uid = encode(template), str(template.SOPInstanceUID).encode()
-    for number in range(10**9):
+    for number in range(count):
         new = uid[:-9] + b"%09d" % number
         yield new.decode(), raw.replace(uid, new)
 
@@ -150,6 +155,53 @@ def start_driver(spool: Path, *options: str, prefix: Sequence[object] = ()) -> t
         process.communicate()
         pytest.skip("strace may not trace here")
     return process, int(first)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_twenty_thousand_instances_in_a_hundred_series_from_eight_senders(tmp_path):
+    """All there, and the memory of a receiver stays flat and under 300 MB."""
+    process, port = start_driver(tmp_path / "spool")
+    series = [make_series(1, rows=64)[0] for _ in range(100)]
+    work = iter(series)
+    resident: list[float] = []
+    failures: list[BaseException] = []
+    lock = threading.Lock()
+
+    def send() -> None:
+        while True:
+            with lock:
+                template = next(work, None)
+                resident.append(resident_mb(process.pid))
+            if template is None:
+                return
+            try:
+                send_batch(port, list(variants(template, 200)))
+            except (AssertionError, OSError) as error:
+                failures.append(error)
+                raise
+
+    threads = [threading.Thread(target=send) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    resident.append(resident_mb(process.pid))
+    process.communicate(timeout=60)
+    assert failures == []
+    assert max(resident) < 300
+    assert max(resident[-20:]) < 1.2 * max(resident[20:40]), "flat"
+    bench = Bench(tmp_path)
+    bench.assembler.recover(0.0)
+    rows = bench.rows(INSTANCES)
+    assert len(rows) == 20_000
+    assert len({row.series_uid for row in rows}) == 100
+    bench.close()
+
+
+def resident_mb(pid: int) -> float:
+    """Resident memory of a process."""
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
 
 
 # --- trace

@@ -66,8 +66,8 @@ def test_at_sigterm_under_load_every_answer_is_kept(tmp_path, start):
 
 def test_a_receiver_that_dies_is_replaced(start):
     receivers = start(processes=2)
-    victim = receivers._children[0]
-    os.kill(victim.pid, signal.SIGKILL)
+    victim = receivers.pids[0]
+    os.kill(victim, signal.SIGKILL)
     wait_until(lambda: not receivers.alive())
     assert receivers.restart_dead() == 1
     assert receivers.alive()
@@ -83,7 +83,7 @@ from ingest_support import listener_settings
 from daemon.listener import start_receivers
 folder = Path({folder!r})
 receivers = start_receivers(listener_settings(folder, processes=2), folder)
-print(receivers.address[1], *[child.pid for child in receivers._children], flush=True)
+print(receivers.address[1], *receivers.pids, flush=True)
 time.sleep(600)
 """
 
@@ -108,7 +108,7 @@ def is_zombie(pid: int) -> bool:
 
 def test_receivers_do_not_import_torch(start):
     receivers = start()
-    maps = Path(f"/proc/{receivers._children[0].pid}/maps").read_text()
+    maps = Path(f"/proc/{receivers.pids[0]}/maps").read_text()
     assert "numpy" in maps or "pydantic" in maps
     assert "libtorch" not in maps
 
