@@ -14,7 +14,7 @@ from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
-from braingemma import checkpoint
+from braingemma import checkpoint, quantize
 from braingemma.errors import CheckpointError
 from braingemma.model import BrainGemma3D
 from braingemma.weights import CHECKSUM_FILE, verify_weights
@@ -119,6 +119,23 @@ def test_weights_in_four_bits_are_saved_and_loaded_as_they_are(tiny_checkpoint: 
         assert torch.equal(again.language_model(ids).logits, expected)
         torch.testing.assert_close(unpacked.language_model(ids).logits, expected, atol=1e-4, rtol=1e-3)
     assert verify_weights(tmp_path).sha256
+
+
+@pytest.mark.parametrize(("width", "kind"), [(128, "Linear4bit"), (160, "Linear4bit"), (72, "Linear")])
+def test_rows_that_are_no_whole_blocks_are_not_garbled(width: int, kind: str) -> None:
+    """bitsandbytes' CPU kernels read the wrong scales there."""
+    stack = torch.nn.Sequential(torch.nn.Linear(width, 48, bias=False, device="meta"))
+    quantize.make_linears_four_bit(stack, torch.float32)
+    assert type(stack[0]).__name__ == kind
+    if kind == "Linear":
+        return
+    weight, x = torch.randn(48, width), torch.randn(5, width)
+    quantize.put_quantized(stack[0], weight.clone(), torch.device("cpu"))
+    expected = x @ weight.T
+    assert (stack(x) - expected).norm() < 0.12 * expected.norm()
+    packed = torch.nn.Parameter(stack[0].weight.data, requires_grad=False)
+    restored = quantize.unpack(packed, stack[0].weight.quant_state.as_dict(packed=True))
+    assert (restored - weight).norm() < 0.12 * weight.norm()
 
 
 @pytest.mark.parametrize("multimodal", [True, False])

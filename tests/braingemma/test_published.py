@@ -14,6 +14,7 @@ from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -24,7 +25,7 @@ from braingemma.model import BrainGemma3D
 from braingemma.weights import describe_weights
 from tests.braingemma.conftest import tiny_config, tiny_tokenizer
 
-WIDTH, HIDDEN = 32, 32
+WIDTH, HIDDEN = 32, 64
 GRID = (64, 128, 128)  # the published weights know no other
 
 
@@ -40,6 +41,12 @@ def vision_config() -> SiglipVisionConfig:
     )
 
 
+def text_config() -> Gemma3TextConfig:
+    """Rows of whole blocks of 64, which bitsandbytes' own packing needs."""
+    changes = {"hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_attention_heads": 4}
+    return Gemma3TextConfig(**{**tiny_config().text_config.to_dict(), **changes})
+
+
 def write_published(folder: Path, multimodal: bool = True, lora: bool = False) -> Path:
     """Random weights as the published checkpoint lies on the hub."""
     torch.manual_seed(7)
@@ -47,7 +54,7 @@ def write_published(folder: Path, multimodal: bool = True, lora: bool = False) -
     for parameter in vision.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
     vision.save_pretrained(folder / "vision_model")
-    text = tiny_config().text_config
+    text = text_config()
     if multimodal:
         config = Gemma3Config(text_config=text, vision_config=vision_config(), mm_tokens_per_image=4)
         language: Any = Gemma3ForConditionalGeneration(config)
@@ -207,7 +214,7 @@ def test_a_pickle_with_code_is_refused(published: Path, tmp_path: Path) -> None:
     [
         (lambda c: c["vision_projector"].pop("2.bias"), r"missing keys: projector\.mlp\.2\.bias"),
         (lambda c: c["vision_projector"].update({"4.bias": torch.zeros(3)}), r"key mlp\.4\.bias is unexpected"),
-        (lambda c: c["vision_projector"].update({"2.bias": torch.zeros(3)}), r"expected shape \(32,\), got \(3,\)"),
+        (lambda c: c["vision_projector"].update({"2.bias": torch.zeros(3)}), r"expected shape \(64,\), got \(3,\)"),
         (lambda c: c.pop("vision_projector"), "expected a vision_projector"),
     ],
 )
