@@ -1,7 +1,8 @@
 """When a study is complete: follows the spool's segments, keeps the index, and hands complete studies over.
 
 A study counts as complete when nothing of it arrived for `assembly.quiet_seconds` and no association that sent
-instances of it is open (an association that stays open holds it back for `assembly.max_wait_seconds` at most). Its
+instances of it is open (an association that stays open holds it back for `assembly.max_wait_seconds` at most); where
+a series has a gap, it is given three times as long. Its
 instances are then written as DICOM files into `<folder>/jobs/<job_id>/input`. The job's name is a digest of the
 instances, so that handing over twice after a crash makes the same job; slices that come later make another job with
 the whole set, which names the job that it supersedes.
@@ -32,8 +33,9 @@ from daemon.config import Settings
 from daemon.database import upsert
 from daemon.errors import Retryable
 from daemon.folders import read_json, write_json
-from daemon.received_files import DamagedInstance, read_instance, sync_files, write_instance
+from daemon.received_files import MR_IMAGE, DamagedInstance, read_header, read_instance, sync_files, write_instance
 from daemon.received_follow import SegmentFollower
+from daemon.received_gaps import TAGS, Gap, find_gaps
 from daemon.received_index import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
 from daemon.spool import (
     make_private_folder,
@@ -47,6 +49,8 @@ ARRIVAL_FILE = "arrival.json"
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 30.0
 RECLAIM_SECONDS = 60.0
+GAP_PATIENCE = 3
+"""A study with a gap in a series waits this many quiet times."""
 Row = sa.Row[tuple[Any, ...]]
 
 
@@ -87,6 +91,7 @@ class Assembler:
     own_result: Callable[[Dataset], bool] = is_own_result
     _not_before: float = field(default=0.0, init=False)
     _paused: dict[str, float] = field(default_factory=dict, init=False)
+    _gaps: dict[str, tuple[int, tuple[Gap, ...]]] = field(default_factory=dict, init=False)
     _follower: SegmentFollower = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,6 +142,8 @@ class Assembler:
         self._follower.follow(verify=False)
         self._keep_conflicts()
         for study_uid in self._complete_studies(now):
+            if self._waits_for_slices(study_uid, now):
+                continue
             try:
                 self._hand_over(study_uid, now)
             except OSError as error:  # disk full or failing: what was received stays in the spool
@@ -160,6 +167,28 @@ class Assembler:
             if self._is_complete(max(row.last, self._not_before), now, receiving=row.study_uid in receiving)
             and self._paused.get(row.study_uid, 0.0) <= now
         )
+
+    def _waits_for_slices(self, study_uid: str, now: float) -> bool:
+        """A study with a gap in a series gets more time, once; judged anew when more of it came."""
+        with self.engine.connect() as connection:
+            rows = connection.execute(
+                sa.select(INSTANCES).where(
+                    INSTANCES.c.study_uid == study_uid, INSTANCES.c.state.in_([state.value for state in _OF_A_JOB])
+                )
+            ).all()
+        known = self._gaps.get(study_uid)
+        if known is None or known[0] != len(rows):
+            known = (len(rows), self._find_gaps(rows))
+            self._gaps[study_uid] = known
+        last = max(self._not_before, *(row.last_received for row in rows))
+        return bool(known[1]) and now - last < GAP_PATIENCE * self.settings.assembly.quiet_seconds
+
+    def _find_gaps(self, rows: Sequence[Row]) -> tuple[Gap, ...]:
+        headers: dict[str, list[Dataset]] = {}
+        for row in rows:
+            if row.sop_class_uid == MR_IMAGE:
+                headers.setdefault(row.series_uid, []).append(read_header(self.spool, self.jobs, row, TAGS))
+        return tuple(gap for uid, found in headers.items() for gap in find_gaps(uid, found))
 
     def _is_complete(self, last: float, now: float, *, receiving: bool) -> bool:
         rules = self.settings.assembly
@@ -188,13 +217,17 @@ class Assembler:
                 return
             job_id = job_name(files)
             supersedes = next((name for name in reversed(previous) if name != job_id), None)
+            _, gaps = self._gaps.get(study_uid, (0, ()))
             arrival = _arrival_record(job_id, study_uid, supersedes, now, rows, files)
+            arrival["gaps"] = [gap.to_json() for gap in gaps]
             write_json(draft / ARRIVAL_FILE, arrival)
             sync_files(draft / "input")
             self._publish(draft, self.jobs / job_id)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self._note_arrival(arrival, files)
+        self._gaps.pop(study_uid, None)
+        self._paused.pop(study_uid, None)
 
     def _write_input(self, folder: Path, rows: Sequence[Row]) -> tuple[dict[str, Row], list[Row]]:
         """Write or link every instance; {file name: row} and those whose bytes are lost."""

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import struct
+import zlib
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 import sqlalchemy as sa
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
+from pydicom.errors import InvalidDicomError
 from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from daemon.spool import read_data
 
+LOGGER = logging.getLogger(__name__)
+
+MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
+UNDECODABLE = (
+    InvalidDicomError,
+    ValueError,
+    LookupError,
+    EOFError,
+    NotImplementedError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    struct.error,
+    zlib.error,
+)
+"""What pydicom raises on data sets that are not what they say."""
 _PREAMBLE = b"\0" * 128 + b"DICM"
 
 
@@ -48,6 +71,32 @@ def read_instance(spool: Path, row: sa.Row[tuple[object, ...]]) -> bytes:
     if hashlib.sha256(data).hexdigest() != row.sha256:
         raise DamagedInstance(f"{row.segment} at {row.data_offset}: the checksum differs")
     return data
+
+
+def read_header(spool: Path, jobs: Path, row: sa.Row[tuple[object, ...]], keywords: Sequence[str]) -> Dataset:
+    """Some attributes of an indexed instance, from the spool or from the job that it is in.
+
+    What cannot be read is missing from the answer: nothing but patience depends on it.
+    """
+    try:
+        if row.job_id is not None:
+            return dcmread(
+                jobs / row.job_id / "input" / row.file, stop_before_pixels=True, specific_tags=list(keywords)
+            )
+        head = part10_head(
+            sop_class_uid=row.sop_class_uid,
+            sop_uid=row.sop_uid,
+            transfer_syntax_uid=row.transfer_syntax_uid,
+            calling_aet=row.calling_aet,
+        )
+        data = read_data(spool / row.segment, row.data_offset, row.data_length)
+        header = dcmread(BytesIO(head + data), stop_before_pixels=True, specific_tags=list(keywords))
+        for keyword in keywords:
+            header.get(keyword)  # values are decoded only now
+    except (OSError, *UNDECODABLE) as error:
+        LOGGER.debug("header of %s not read: %s", row.sop_uid, type(error).__name__)
+        return Dataset()
+    return header
 
 
 def write_instance(path: Path, row: sa.Row[tuple[object, ...]], data: bytes) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,10 +11,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from pydicom import Dataset, dcmread
-from pydicom.errors import InvalidDicomError
 
 from daemon.database import upsert
-from daemon.received_files import part10_head
+from daemon.received_files import MR_IMAGE, UNDECODABLE, part10_head
 from daemon.received_index import INSTANCES, OPEN_ASSOCIATIONS, SEGMENTS, InstanceState
 from daemon.spool import (
     Damage,
@@ -32,23 +29,9 @@ from dicom_io.own_results import is_own_result
 LOGGER = logging.getLogger(__name__)
 
 _BATCH = 1000
-_UNDECODABLE = (
-    InvalidDicomError,
-    ValueError,
-    LookupError,
-    EOFError,
-    NotImplementedError,
-    AttributeError,
-    TypeError,
-    OverflowError,
-    RecursionError,
-    struct.error,
-    zlib.error,
-)
-"""What pydicom raises on data sets that are not what they say."""
 _MR_IMAGE_CLASSES = frozenset(
     (
-        "1.2.840.10008.5.1.4.1.1.4",  # MR Image
+        MR_IMAGE,
         "1.2.840.10008.5.1.4.1.1.4.1",  # Enhanced MR Image
         "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR Image
     )
@@ -179,7 +162,7 @@ class SegmentFollower:
         try:
             dataset = dcmread(BytesIO(head + data), stop_before_pixels=True)
             own = self.own_result(dataset)
-        except _UNDECODABLE as error:
+        except UNDECODABLE as error:
             LOGGER.warning(
                 "%s at %d: not decoded, taken as foreign: %s", path.name, record.offset, type(error).__name__
             )
