@@ -25,6 +25,8 @@ Colour = tuple[int, int, int]
 
 LONG_SIDE = 448
 """The enlarged slice has at least this many pixels on its long side."""
+SHORT_SIDE = 128
+"""... and this many on its short side: the letters need them."""
 MIN_WIDTH = 512
 """Narrowest picture, pixels: the strips' text needs it."""
 ALPHA = 0.5
@@ -242,7 +244,7 @@ class OverlayRenderer:
         after = f"{self._limit:.2g} supports the draft"
         draw.text((left + 126, top), after, fill=TEXT, font=font)
         right = left + 126 + int(draw.textlength(after, font=font)) + 16
-        draw.text((right, top), "outline: strongest region", fill=OUTLINE, font=font)
+        draw.text((right, top), "outline: strongest", fill=OUTLINE, font=font)
 
 
 _LINE = 18
@@ -256,7 +258,8 @@ def _header_lines(content: ReportContent) -> list[str]:
 
 
 def _layout(geometry: SeriesGeometry, header_lines: int) -> Layout:
-    scale = max(1, -(-LONG_SIDE // max(geometry.rows, geometry.columns)))
+    sides = sorted((geometry.rows, geometry.columns))
+    scale = max(-(-SHORT_SIDE // sides[0]), -(-LONG_SIDE // sides[1]), 1)
     width = max(MIN_WIDTH, geometry.columns * scale)
     top = header_lines * _LINE + 6
     return Layout(

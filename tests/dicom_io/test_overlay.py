@@ -229,10 +229,15 @@ def test_small_matrices_are_enlarged_and_large_ones_are_not(tmp_path: Path) -> N
     small = renderer_of(make_case(tmp_path / "s")).layout
     assert small.scale == 10
     volume = nib.Nifti1Image(np.random.default_rng(0).integers(0, 900, (512, 460, 4), dtype=np.int16), np.eye(4))
-    zeros = np.zeros((512, 460, 4), dtype=np.float32)
+    zeros = np.zeros(volume.shape, dtype=np.float32)
     large = renderer_of(make_case(tmp_path / "l", image=volume, weights=zeros, lesion=zeros)).layout
     assert large.scale == 1
     assert (large.width, large.left) == (512, 0)
+    thin = np.zeros((320, 448, 12), dtype=np.int16)
+    zeros = thin.astype(np.float32)
+    case = make_case(tmp_path / "t", "coronal", nib.Nifti1Image(thin, np.eye(4)), weights=zeros, lesion=zeros)
+    layout = renderer_of(case).layout
+    assert layout.scale * case.geometry.rows >= 128
 
 
 def test_window_spans_the_head(tmp_path: Path) -> None:
