@@ -19,11 +19,11 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from daemon.config import Listener
 from daemon.receiver_store import Sender, Status, StoreRequest, refuse_sender, store
+from daemon.receiver_stream import HANDSHAKE_SECONDS
 from daemon.spool import SpoolWriter
 
 LOGGER = logging.getLogger(__name__)
 
-HANDSHAKE_SECONDS = 10.0
 _UNCOMPRESSED = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99")
 TRANSFER_SYNTAXES = (*_UNCOMPRESSED, *(uid for uid in ALL_TRANSFER_SYNTAXES if uid not in _UNCOMPRESSED))
 """In the order in which one is picked from a context that offers several; explicit VR keeps private VRs."""

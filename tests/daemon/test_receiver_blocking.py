@@ -19,8 +19,8 @@ from ingest_sender import MR, RawSender, associate_request, command_set, message
 from ingest_support import InProcess, associate, encode, instances_in, make_series, wait_until
 from pynetdicom import AE
 
-import daemon.receiver_blocking as blocking
 import daemon.receiver_negotiation as negotiation
+import daemon.receiver_stream as stream
 from daemon.listener import choose_receiver
 from daemon.receiver_blocking import BlockingReceiver
 from daemon.receiver_stock import StockReceiver
@@ -141,14 +141,14 @@ def test_a_sender_that_falls_silent_within_an_instance_is_aborted(tmp_path):
 
 
 def test_an_instance_beyond_the_limit_is_aborted(receiver, monkeypatch):
-    monkeypatch.setattr(blocking, "MAX_INSTANCE_BYTES", 100_000)
+    monkeypatch.setattr(stream, "MAX_INSTANCE_BYTES", 100_000)
     kind, _ = last_pdu(receiver, ASSOCIATE, *message(1, COMMAND, bytes(200_000), max_pdu=20_000))
     assert kind == 7
 
 
 def test_large_instances_are_taken_one_at_a_time(receiver, monkeypatch):
     """Memory is bounded: the second large one waits in the network until the first is through."""
-    monkeypatch.setattr(blocking, "LARGE_BYTES", 300_000)
+    monkeypatch.setattr(stream, "LARGE_BYTES", 300_000)
     dataset = make_series(1, rows=512)[0]
     parts = message(1, store_request(str(dataset.SOPInstanceUID), 1), encode(dataset))
     with RawSender(receiver.address) as first, RawSender(receiver.address, timeout=0.5) as second:
