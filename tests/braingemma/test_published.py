@@ -61,8 +61,8 @@ def write_published(folder: Path, multimodal: bool = True, lora: bool = False) -
     else:
         language = Gemma3ForCausalLM(text)
     for name, parameter in language.named_parameters():
-        if parameter.ndim == 2 and "vision" not in name:  # large enough that the report is not one token repeated
-            parameter.data.normal_(std=0.05 if "embed" in name else 0.3)
+        if "vision" not in name:  # lively enough that the report is not one token repeated
+            parameter.data.normal_(std=0.05 if "embed" in name else 1.0)
     language.save_pretrained(folder / "language_model")
     tiny_tokenizer().save_pretrained(folder / "language_model")
     projector = {
