@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,7 @@ from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
 # What pydicom's lazy conversion raises on malformed values (VR unknown, bad length, text that is no number or date,
-# unknown character set).
+# unknown character set, broken deflate stream).
 MALFORMED = (
     ValueError,
     TypeError,
@@ -29,6 +30,7 @@ MALFORMED = (
     NotImplementedError,
     EOFError,
     struct.error,
+    zlib.error,
 )
 
 

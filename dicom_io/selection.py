@@ -43,8 +43,8 @@ class SelectionRules:
     """What a site adds to the built-in rules.
 
     Attributes:
-        include: Each maps DICOM keywords to regular expressions; a series that matches all of one entry counts as
-            named FLAIR, whatever else its name says.
+        include: Each maps DICOM keywords to regular expressions (found anywhere, in either case); a series that
+            matches all of one entry counts as named FLAIR, whatever else its name says.
         exclude: A series that matches all of one entry is refused.
         minimum_slices: Fewer slices are refused.
         minimum_extent_mm: Shortest length of the stack that can cover a brain.
@@ -88,6 +88,9 @@ class Reason:
     rule: str
     passed: bool
     detail: str
+
+    def __str__(self) -> str:
+        return f"{'passed' if self.passed else 'REFUSED'} {self.rule}: {self.detail}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,9 @@ def _name(series: Series) -> Name:
 def _matching(series: Series, entries: Iterable[Mapping[str, str]]) -> str:
     """The first entry that the series matches, as text; empty where none does."""
     for entry in entries:
-        if all(re.search(pattern, header.text(series.header, keyword)) for keyword, pattern in entry.items()):
+        if all(
+            re.search(pattern, header.text(series.header, keyword), re.IGNORECASE) for keyword, pattern in entry.items()
+        ):
             return ", ".join(f"{k} = {p!r}" for k, p in entry.items())
     return ""
 

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from dicom_io import header
 from dicom_io.errors import FileError, SeriesError
 from dicom_io.reading import read_header
+from dicom_io.repeats import without_repeats
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,10 @@ def scan_files(folder: Path, files: Iterable[Path]) -> FolderScan:
                 read.append((path, read_header(path)))
             except FileError as error:
                 problems.append(FileProblem(path, str(error)))
-        kept, repeated = _without_repeats(read)
+        kept, repeated = without_repeats(read)
         series = _group(folder, kept)
-    problems = sorted([*problems, *repeated], key=lambda p: p.path)
+    problems += [FileProblem(path, reason) for path, reason in repeated]
+    problems.sort(key=lambda p: p.path)
     return FolderScan(series=tuple(series), problems=tuple(problems))
 
 
@@ -145,21 +147,6 @@ def load_series(folder: Path, files: Iterable[Path]) -> Series:
     if len(scan.series) != 1:
         raise SeriesError(f"expected one series, got {len(scan.series)}")
     return scan.series[0]
-
-
-def _without_repeats(read: list[tuple[Path, Dataset]]) -> tuple[list[tuple[Path, Dataset]], list[FileProblem]]:
-    """Keep the first file of each SOP Instance UID within its series."""
-    first: dict[tuple[str, str], Path] = {}
-    kept: list[tuple[Path, Dataset]] = []
-    repeats: list[FileProblem] = []
-    for path, dataset in read:
-        key = (header.uid(dataset, "SeriesInstanceUID"), header.uid(dataset, "SOPInstanceUID"))
-        if key in first:
-            repeats.append(FileProblem(path, f"repeats SOP Instance UID {key[1]} of {first[key]}"))
-        else:
-            first[key] = path
-            kept.append((path, dataset))
-    return kept, repeats
 
 
 def _group(folder: Path, read: list[tuple[Path, Dataset]]) -> list[Series]:

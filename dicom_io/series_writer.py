@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,7 @@ def write_series(
     folder: Path,
     *,
     plane: Plane = "axial",
+    axes: str | None = None,
     oblique_degrees: float = 0.0,
     overrides: Mapping[str, Any] | None = None,
 ) -> list[Path]:
@@ -73,7 +75,9 @@ def write_series(
     Args:
         source: NIfTI file or image; its axes may be stored in any order.
         folder: Made where it is missing; files are called `0001.dcm` ... in slice order.
-        plane: Of the slices. Without obliquity the voxels are exactly the volume's (permuted and flipped).
+        plane: Of the slices, stored as scanners do. Without obliquity the voxels are exactly the volume's
+            (permuted and flipped).
+        axes: Where column, row and slice index grow to instead, such as "RAS" (prone, feet first, odd tools).
         oblique_degrees: Turns the slices about two axes; the voxels are then interpolated.
         overrides: DICOM keyword to value; None removes the attribute. UIDs may be given too.
 
@@ -84,29 +88,29 @@ def write_series(
         GeometryError: the volume's axes are sheared, which no MR series can say.
     """
     image = source if isinstance(source, nib.Nifti1Image) else nib.load(source)
-    image = _in_plane(image, plane)
+    image = _stored_along(image, axes or AXES[plane])
     if oblique_degrees:
         image = _tilted(image, oblique_degrees)
     pixels = _as_stored(np.asanyarray(image.dataobj))
     affine = LPS_TO_RAS @ np.asarray(image.affine, dtype=np.float64)  # RAS and LPS are each other's mirror
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    axes = affine[:3, :3] / spacing
-    if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
-        raise GeometryError(f"expected a volume with orthogonal axes, got direction vectors {axes.round(4).tolist()}")
-    shared = _shared(pixels, spacing, axes, plane, overrides or {})
+    directions = affine[:3, :3] / spacing
+    if not np.allclose(directions.T @ directions, np.eye(3), atol=1e-3):
+        raise GeometryError(f"expected a volume with orthogonal axes, got vectors {directions.round(4).tolist()}")
+    shared = _shared(pixels, spacing, directions, plane, overrides or {})
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for index in range(pixels.shape[2]):
         path = folder / f"{index + 1:04d}.dcm"
         position = affine[:3, :3] @ (0, 0, index) + affine[:3, 3]
-        _slice(shared, pixels[..., index], index, position, axes).save_as(path, enforce_file_format=True)
+        _slice(shared, pixels[..., index], index, position, directions).save_as(path, enforce_file_format=True)
         files.append(path)
     return files
 
 
-def _in_plane(image: nib.Nifti1Image, plane: Plane) -> nib.Nifti1Image:
+def _stored_along(image: nib.Nifti1Image, axes: str) -> nib.Nifti1Image:
     stored = nib.orientations.io_orientation(image.affine)
-    wanted = nib.orientations.axcodes2ornt(AXES[plane])
+    wanted = nib.orientations.axcodes2ornt(axes)
     return image.as_reoriented(nib.orientations.ornt_transform(stored, wanted))
 
 
@@ -141,7 +145,8 @@ def _shared(
     overrides: Mapping[str, Any],
 ) -> Dataset:
     """Everything that all slices have in common."""
-    seed = [plane, pixels.tobytes().hex()[:4096], str(sorted((k, str(v)) for k, v in overrides.items()))]
+    content = hashlib.sha256(pixels.tobytes()).hexdigest()
+    seed = [plane, content, str(axes), str(spacing), str(sorted((k, str(v)) for k, v in overrides.items()))]
     dataset = Dataset()
     dataset.SpecificCharacterSet = "ISO_IR 192"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]

@@ -172,6 +172,8 @@ def _slice_spacing(ordered: Sequence[Plane]) -> float:
     normal = plane_normal(ordered[0])
     along = positions @ normal
     steps = np.diff(along)
+    if steps.min() < POSITION_TOLERANCE:
+        raise GeometryError(f"not a volume: images lie beside each other in one plane, such as {ordered[0].name}")
     spacing = float(np.median(steps))
     tolerance = max(SPACING_TOLERANCE * spacing, POSITION_TOLERANCE)
     if np.abs(steps - spacing).max() > 2 * tolerance:
