@@ -13,8 +13,6 @@ be repeated.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -29,6 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydicom import Dataset
 
+from daemon.arrival import ARRIVAL_FILE, Arrival, Row, arrival_record, job_name, read_arrival
 from daemon.config import Settings
 from daemon.database import upsert
 from daemon.errors import Retryable
@@ -45,27 +44,11 @@ from dicom_io.own_results import is_own_result
 
 LOGGER = logging.getLogger(__name__)
 
-ARRIVAL_FILE = "arrival.json"
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 30.0
 RECLAIM_SECONDS = 60.0
 GAP_PATIENCE = 3
 """A study with a gap in a series waits this many quiet times."""
-Row = sa.Row[tuple[Any, ...]]
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """A complete study on its way into the pipeline."""
-
-    job_id: str
-    folder: Path
-    """The job's folder; the instances are in `input`, and `arrival.json` says where they came from."""
-    study_uid: str
-    series_uids: tuple[str, ...]
-    instances: int
-    supersedes: str | None
-    """The earlier job of the same study, which had fewer instances."""
 
 
 Submit = Callable[[Arrival], None]
@@ -218,8 +201,7 @@ class Assembler:
             job_id = job_name(files)
             supersedes = next((name for name in reversed(previous) if name != job_id), None)
             _, gaps = self._gaps.get(study_uid, (0, ()))
-            arrival = _arrival_record(job_id, study_uid, supersedes, now, rows, files)
-            arrival["gaps"] = [gap.to_json() for gap in gaps]
+            arrival = arrival_record(job_id, study_uid, supersedes, now, rows, files, gaps)
             write_json(draft / ARRIVAL_FILE, arrival)
             sync_files(draft / "input")
             self._publish(draft, self.jobs / job_id)
@@ -354,54 +336,6 @@ class Assembler:
 
 
 _OF_A_JOB = (InstanceState.PENDING, InstanceState.HANDED_OVER)
-
-
-def job_name(files: dict[str, Row]) -> str:
-    """Name of the job for a set of instances: a digest of their UIDs and bytes."""
-    identity = sorted((row.sop_uid, row.sha256) for row in files.values())
-    return "j" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-
-
-def read_arrival(folder: Path) -> Arrival:
-    """The arrival of a job folder, from its `arrival.json`."""
-    record = read_json(folder / ARRIVAL_FILE)
-    return Arrival(
-        job_id=record["job_id"],
-        folder=folder,
-        study_uid=record["study_uid"],
-        series_uids=tuple(record["series_uids"]),
-        instances=len(record["instances"]),
-        supersedes=record["supersedes"],
-    )
-
-
-def _arrival_record(
-    job_id: str, study_uid: str, supersedes: str | None, now: float, rows: Sequence[Row], files: dict[str, Row]
-) -> dict[str, Any]:
-    columns = [column.name for column in INSTANCES.columns if column.name not in ("state", "job_id", "file")]
-    members = list(files.values())
-    return {
-        "job_id": job_id,
-        "study_uid": study_uid,
-        "series_uids": sorted({row.series_uid for row in members}),
-        "supersedes": supersedes,
-        "completed": now,
-        "first_received": min(row.received for row in members),
-        "last_received": max(row.last_received for row in members),
-        "calling_aets": sorted({row.calling_aet for row in members}),
-        "peers": sorted({row.peer for row in members}),
-        "repeats": sum(row.copies - 1 for row in members),
-        "own_results": sum(row.state == InstanceState.OWN_RESULT for row in rows),
-        "conflicts": [
-            {"sop_uid": row.sop_uid, "sha256": row.sha256, "calling_aet": row.calling_aet, "received": row.received}
-            for row in rows
-            if row.state == InstanceState.CONFLICT
-        ],
-        "damaged": [row.sop_uid for row in rows if row.state == InstanceState.DAMAGED],
-        "instances": [
-            {"file": name, **{column: row._mapping[column] for column in columns}} for name, row in files.items()
-        ],
-    }
 
 
 def _link(source: Path, target: Path) -> bool:
