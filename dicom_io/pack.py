@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from dicom_io.sc import encode_sc
 from dicom_io.seg import encode_seg, segments
 from dicom_io.sources import InstanceReference, read_sources
 from dicom_io.sr import encode_sr
+from dicom_io.storage import save_durably, sync
 from dicom_io.tid1500 import encode_tid1500
 from dicom_io.validate import check_objects
 
@@ -98,7 +98,7 @@ def encode_pack(
         objects = _write(context, volumes, options, predecessors, folder)
         pack = Pack(objects=objects, identity=identity, study_uid=geometry.study_uid)
         check_objects(pack, sources, geometry, banner=content.banner)
-        _sync(save_manifest(folder, pack))
+        sync(save_manifest(folder, pack))
     return replace(pack, objects=tuple(_moved(item, folder, out) for item in objects))
 
 
@@ -158,8 +158,7 @@ def _encoded(
 
 def _save(kind: str, path: Path, dataset: Dataset) -> PackObject:
     path.parent.mkdir(exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
-    _sync(path)
+    save_durably(dataset, path)
     return PackObject(
         path=path,
         kind=kind,
@@ -180,20 +179,11 @@ def _appearing(out: Path) -> Iterator[Path]:
     try:
         yield folder
         for changed in (*(path for path in folder.iterdir() if path.is_dir()), folder):
-            _sync(changed)
+            sync(changed)
         folder.rename(out)
-        _sync(out.parent)
+        sync(out.parent)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Make a file or a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _moved(item: PackObject, old: Path, new: Path) -> PackObject:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import html
 import os
 import re
 import shutil
@@ -241,6 +242,19 @@ def test_dcmtk_reads_the_tree() -> None:
     assert "Enhanced SR Document" in done.stdout
     assert "UNVERIFIED" in done.stdout
     assert "Best illustration of finding" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("dsr2html") is None, reason="dsr2html (Debian dcmtk) is not installed")
+def test_the_page_that_dcmtk_makes_is_complete(report: Dataset, tmp_path: Path) -> None:
+    path = default_pack()[1].of_kind("sr")[0].path
+    done = subprocess.run(["dsr2html", "+U8", str(path), str(tmp_path / "r.html")], capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    page = html.unescape(re.sub(r"<[^>]+>", " ", (tmp_path / "r.html").read_text(encoding="utf-8")))
+    words = " ".join(page.split())
+    for text in texts(report):
+        assert " ".join(text.split()) in words
+    for word in ("Lesion", "Present", "Left", "Frontal lobe", "Ventricular compression", "Absent", "12.35"):
+        assert word in words
 
 
 def pixelmed(path: Path) -> str:
