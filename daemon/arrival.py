@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from daemon.folders import read_json
+from daemon.received_gaps import Gap
 from daemon.received_index import INSTANCES, InstanceState
 
 ARRIVAL_FILE = "arrival.json"
