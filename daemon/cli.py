@@ -194,7 +194,7 @@ def select(
         {
             "series_uid": verdict.series_uid,
             "verdict": "accepted" if verdict.accepted else "refused",
-            "reasons": [str(reason) for reason in verdict.reasons],
+            "reasons": [f"{'ok' if r.passed else 'REFUSED'}: {r.rule}: {r.detail}" for r in verdict.reasons],
         }
         for _, verdict in ranked
     ]
@@ -275,11 +275,11 @@ def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = Fa
 @jobs_app.command("why")
 def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Say why a series was reported or not, rule by rule."""
-    from daemon.assembler import why_series
+    from daemon.control import arrival_of_series
 
     _, engine, store = _store(config)
     verdicts = store.verdicts(series_uid=series_uid)
-    arrival = why_series(engine, series_uid)
+    arrival = arrival_of_series(engine, series_uid)
     if not verdicts and arrival is None:
         raise DaemonError(f"nothing was ever received of series {series_uid}")
     if as_json:
@@ -358,10 +358,12 @@ def send(
             unread.append(str(error))
     with working(f"sending to {peer}") as say:
         outcomes: list[scu.StoreOutcome] = []
-        scu.store(
-            outgoing, peer, calling_aet,
-            on_outcome=lambda o: (outcomes.append(o), say(f"sent {len(outcomes)}/{len(outgoing)}"))[0],
-        )  # fmt: skip
+
+        def note(outcome: scu.StoreOutcome) -> None:
+            outcomes.append(outcome)
+            say(f"sent {len(outcomes)}/{len(outgoing)}")
+
+        scu.store(outgoing, peer, calling_aet, on_outcome=note)
     failed = [f"{o.outgoing.path}: {o.reason}" for o in outcomes if not o.stored] + unread
     stored = sum(o.stored for o in outcomes)
     if as_json:

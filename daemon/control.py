@@ -13,6 +13,7 @@ from daemon.config import Settings
 from daemon.errors import DaemonError
 from daemon.jobs import FINAL_STATES, DeliveryState, Job, JobState, JobStore, now
 from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW, WORKFLOW_VERSION
+from daemon.received_index import INSTANCES
 
 SECONDS_PER_DAY = 86400.0
 
@@ -27,6 +28,21 @@ def job_or_error(store: JobStore, job_id: str) -> Job:
     if job is None:
         raise DaemonError(f"no job {job_id!r}; `braingemma jobs list` shows what there is")
     return job
+
+
+def arrival_of_series(engine: sa.Engine, series_uid: str) -> str | None:
+    """How many instances of a series came, and what became of them, in words; None where none ever came."""
+    query = (
+        sa.select(INSTANCES.c.state, sa.func.count().label("number"))
+        .where(INSTANCES.c.series_uid == series_uid)
+        .group_by(INSTANCES.c.state)
+        .order_by(INSTANCES.c.state)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query).all()
+    if not rows:
+        return None
+    return "received: " + ", ".join(f"{row.number} {row.state.replace('_', ' ')}" for row in rows)
 
 
 def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:

@@ -27,7 +27,7 @@ def plan_deliveries(store: JobStore, job_id: str, folder: JobFolder, destination
     Returns:
         Names of the destinations that have something to wait for.
     """
-    objects = [(o["sop_instance_uid"], o["kind"], o["path"]) for o in read_json(folder.dicom / "pack.json")["objects"]]
+    objects = [(o["sop_instance_uid"], o["kind"], o["file"]) for o in read_json(folder.dicom / "pack.json")["objects"]]
     if not objects:
         return []
     for destination in destinations:

@@ -32,6 +32,11 @@ class JobFolder:
         return self.root / "conversion.json"
 
     @property
+    def arrival(self) -> Path:
+        """Where the received instances came from, and which job this one supersedes (daemon only)."""
+        return self.root / "arrival.json"
+
+    @property
     def selection(self) -> Path:
         """Verdict on each series, and which one was chosen."""
         return self.root / "selection.json"

@@ -123,10 +123,10 @@ def serve(settings: Settings) -> NoReturn:
         assembling = threading.Thread(target=_guard, args=(assembler, stop), name="assembler", daemon=True)
         receivers = start_receivers(settings, folder)
         assembling.start()
-        write_json(folder / STATUS_FILE, {"pid": os.getpid(), "dicom_port": receivers.port})
+        write_json(folder / STATUS_FILE, {"pid": os.getpid(), "dicom_port": receivers.address[1]})
         log.info(
             "listening as %s on %s:%d; weights %s (sha256 %s)%s",
-            settings.listener.ae_title, settings.listener.host, receivers.port, info.name, info.sha256[:12],
+            settings.listener.ae_title, settings.listener.host, receivers.address[1], info.name, info.sha256[:12],
             f"; {info.banner}" if info.banner else "",
         )  # fmt: skip
         try:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,10 @@ from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
 from dicom_io.errors import DicomIoError, PackError
 from dicom_io.geometry import SeriesGeometry
 from dicom_io.nifti import convert_series
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.selection import SelectionRules, rank
-from dicom_io.series import Series, scan_folder
-from dicom_io.validate import check_pack
+from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack
+from dicom_io.selection import Reason, SelectionRules, Verdict, rank
+from dicom_io.series import FileProblem, Series, scan_folder
+from dicom_io.sources import InstanceReference
 
 Progress = Callable[[int, int, str], None]
 
@@ -98,7 +99,7 @@ class Steps:
                     {
                         "series_uid": verdict.series_uid,
                         "verdict": "accepted" if verdict.accepted else "refused",
-                        "reasons": [str(reason) for reason in verdict.reasons],
+                        "reasons": [reason_line(reason) for reason in verdict.reasons],
                     }
                     for _, verdict in ranked
                 ],
@@ -171,7 +172,8 @@ class Steps:
         temporary.rename(folder.explain)
         weights = read_json(folder.explain / "lime_weights.json")
         facts = {key: weights[key] for key in ("method", "samples", "segments", "seed", "r2", "faithfulness")}
-        write_report(folder, {**report, "explain": facts})
+        facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
+        write_report(folder, {**report, "explain": facts, "warnings": [*report["warnings"], *weights["warnings"]]})
 
     @property
     def model(self) -> BrainGemma3D:
@@ -198,21 +200,19 @@ class Steps:
         report = read_report(folder)
         results = self.settings.results
         sources = [Path(file) for file in self._chosen(folder).files]
-        geometry = SeriesGeometry.load(folder.geometry)
         saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
-        content = _content(report, self.weights)
-        pack = encode_pack(
+        encode_pack(
             source_files=sources,
-            geometry=geometry,
+            geometry=SeriesGeometry.load(folder.geometry),
             volume_path=folder.volume,
             saliency_path=saliency if saliency.exists() else None,
             grounding_path=grounding if grounding.exists() else None,
-            content=content,
+            content=_content(report, self.weights),
             options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
             identity=_identity(report, self.settings),
             out=folder.dicom,
+            predecessors=_predecessors(folder),
         )
-        check_pack(pack, source_files=sources, geometry=geometry, content=content)
 
     # ------------------------------------------------------------------ helpers
 
@@ -259,13 +259,18 @@ def voxel_digest(image: nibabel.Nifti1Image) -> str:
     return digest.hexdigest()
 
 
-def _why_none(ranked: Sequence[tuple[Series, Any]], problems: Sequence[Any], folder: Path) -> str:
+def reason_line(reason: Reason) -> str:
+    """One rule's word on a series, for people."""
+    return f"{'ok' if reason.passed else 'REFUSED'}: {reason.rule}: {reason.detail}"
+
+
+def _why_none(ranked: Sequence[tuple[Series, Verdict]], problems: Sequence[FileProblem], folder: Path) -> str:
     if not ranked:
         files = f"; {len(problems)} files could not be read: {problems[0].reason}" if problems else ""
         return f"expected DICOM instances of at least one image series in {folder}, found none{files}"
     refusals = []
     for series, verdict in ranked:
-        failed = "; ".join(str(r) for r in verdict.reasons if not r.passed)
+        failed = "; ".join(f"{reason.rule}: {reason.detail}" for reason in verdict.refusals)
         refusals.append(f"series {series.series_uid}: {failed}")
     return f"no brain FLAIR among {len(ranked)} series: " + " | ".join(refusals)
 
@@ -280,7 +285,7 @@ def _with_confidence(
     for finding in findings:
         present = float(probabilities[finding.finding]["presence"])
         confidence = {"present": present, "absent": 1 - present}.get(finding.presence)
-        result.append(finding.with_confidence(None if confidence is None else round(confidence, 4)))
+        result.append(replace(finding, confidence=None if confidence is None else round(confidence, 4)))
     return result
 
 
@@ -316,6 +321,23 @@ def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
             parameters={k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in facts.items()},
         ),
         explain=report["explain"],
+    )
+
+
+def _predecessors(folder: JobFolder) -> tuple[InstanceReference, ...]:
+    """The report of the job that this one supersedes (late slices), where it came as far as a report."""
+    if not folder.arrival.exists():
+        return ()
+    supersedes = read_json(folder.arrival)["supersedes"]
+    if supersedes is None:
+        return ()
+    earlier = JobFolder(folder.root.parent / supersedes).dicom
+    if not (earlier / MANIFEST).exists():
+        return ()
+    pack = load_pack(earlier)
+    return tuple(
+        InstanceReference(item.sop_class_uid, item.sop_instance_uid, item.series_uid, pack.study_uid, 1)
+        for item in pack.of_kind("sr")
     )
 
 

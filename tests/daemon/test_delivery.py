@@ -1,0 +1,147 @@
+"""Deliveries against real Storage SCPs that take, refuse, abort, or are not there."""
+
+from pathlib import Path
+
+import pytest
+from pydicom.data import get_testdata_file
+from pynetdicom import AE, AllStoragePresentationContexts, evt
+
+from daemon.config import Destination
+from daemon.database import create_tables, database_url, make_engine
+from daemon.delivery import backoff, deliver_to, plan_deliveries
+from daemon.folders import JobFolder, write_json
+from daemon.jobs import DeliveryState, JobStore
+from daemon.trial_pacs import LOOPBACK, free_port
+
+UIDS: dict[str, str] = {}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    engine = make_engine(database_url("", tmp_path))
+    create_tables(engine)
+    return JobStore(engine)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    """A job whose pack is an MR (stands for the SR) and a CT (for the SEG, of another SOP class)."""
+    import pydicom
+
+    folder = JobFolder(tmp_path / "job")
+    folder.dicom.mkdir(parents=True)
+    objects = []
+    for kind, source in (("sr", "MR_small.dcm"), ("seg", "CT_small.dcm")):
+        dataset = pydicom.dcmread(get_testdata_file(source))
+        dataset.save_as(folder.dicom / f"{kind}.dcm")
+        UIDS[kind] = str(dataset.SOPInstanceUID)
+        objects.append({"sop_instance_uid": str(dataset.SOPInstanceUID), "kind": kind, "file": f"{kind}.dcm"})
+    write_json(folder.dicom / "pack.json", {"objects": objects})
+    return folder
+
+
+def serve(handler, *, contexts=AllStoragePresentationContexts):
+    ae = AE("PACS")
+    for context in contexts:
+        ae.add_supported_context(str(context.abstract_syntax))
+    server = ae.start_server((LOOPBACK, 0), block=False, evt_handlers=[(evt.EVT_C_STORE, handler)])
+    return server, int(server.socket.getsockname()[1])
+
+
+def destination(port: int, attempts: int = 5) -> Destination:
+    return Destination(name="pacs", ae_title="PACS", host=LOOPBACK, port=port, max_attempts=attempts)
+
+
+def states(store: JobStore) -> dict[str, tuple[str, str]]:
+    return {d.kind: (str(d.state), d.status) for d in store.deliveries("j1")}
+
+
+def plan(store: JobStore, folder: JobFolder, there: Destination) -> None:
+    assert plan_deliveries(store, "j1", folder, [there]) == ["pacs"]
+
+
+def test_success_is_sent_once(store: JobStore, folder: JobFolder) -> None:
+    got: list[str] = []
+    server, port = serve(lambda event: got.append(str(event.request.AffectedSOPInstanceUID)) or 0x0000)
+    there = destination(port)
+    plan(store, folder, there)
+    try:
+        assert deliver_to(store, "j1", folder, there, "US", 1) is None
+        assert deliver_to(store, "j1", folder, there, "US", 2) is None
+    finally:
+        server.shutdown()
+    assert sorted(got) == sorted(UIDS.values())
+    assert states(store) == {"sr": ("sent", "0000"), "seg": ("sent", "0000")}
+
+
+def test_a_warning_counts_as_sent_and_is_recorded(store: JobStore, folder: JobFolder) -> None:
+    server, port = serve(lambda _event: 0xB000)
+    there = destination(port)
+    plan(store, folder, there)
+    try:
+        assert deliver_to(store, "j1", folder, there, "US", 1) is None
+    finally:
+        server.shutdown()
+    assert states(store) == {"sr": ("sent", "B000"), "seg": ("sent", "B000")}
+    assert all("B000" in d.reason for d in store.deliveries("j1"))
+
+
+def test_out_of_resources_waits_and_then_goes_through(store: JobStore, folder: JobFolder) -> None:
+    answers = iter([0xA700, 0xA700, 0x0000, 0x0000])
+    server, port = serve(lambda _event: next(answers))
+    there = destination(port)
+    plan(store, folder, there)
+    try:
+        wait = deliver_to(store, "j1", folder, there, "US", 1)
+        assert wait is not None
+        assert wait > 0
+        assert states(store) == {"sr": ("waiting", "A700"), "seg": ("waiting", "A700")}
+        assert deliver_to(store, "j1", folder, there, "US", 2) is None
+    finally:
+        server.shutdown()
+    assert states(store) == {"sr": ("sent", "0000"), "seg": ("sent", "0000")}
+
+
+def test_a_refused_context_does_not_hold_back_the_other_object(store: JobStore, folder: JobFolder) -> None:
+    mr_only = [c for c in AllStoragePresentationContexts if c.abstract_syntax.name == "MR Image Storage"]
+    server, port = serve(lambda _event: 0x0000, contexts=mr_only)
+    there = destination(port, attempts=1)
+    plan(store, folder, there)
+    try:
+        assert deliver_to(store, "j1", folder, there, "US", 1) is None
+    finally:
+        server.shutdown()
+    assert states(store) == {"sr": ("sent", "0000"), "seg": ("dead_letter", "")}
+    [dead] = [d for d in store.deliveries("j1") if d.state is DeliveryState.DEAD]
+    assert "presentation context" in dead.reason.lower()
+
+
+def test_an_abort_half_way_is_not_called_sent(store: JobStore, folder: JobFolder) -> None:
+    def abort(event):
+        event.assoc.abort()
+        return 0x0000
+
+    server, port = serve(abort)
+    there = destination(port)
+    plan(store, folder, there)
+    try:
+        assert deliver_to(store, "j1", folder, there, "US", 1) is not None
+    finally:
+        server.shutdown()
+    assert states(store) == {"sr": ("waiting", ""), "seg": ("waiting", "")}
+
+
+def test_a_pacs_that_is_down_ends_in_the_dead_letter_with_the_reason(store: JobStore, folder: JobFolder) -> None:
+    there = destination(free_port(), attempts=2)
+    plan(store, folder, there)
+    assert deliver_to(store, "j1", folder, there, "US", 1) is not None
+    assert deliver_to(store, "j1", folder, there, "US", 2) is None
+    assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
+    assert all("cannot be reached" in d.reason and d.attempts == 2 for d in store.deliveries("j1"))
+
+
+def test_backoff_doubles_up_to_its_bound() -> None:
+    waits = [backoff(attempt, 0.5) for attempt in range(1, 20)]
+    assert waits[:4] == [2, 4, 8, 16]
+    assert max(waits) == 900
+    assert backoff(1, 0.0) < backoff(1, 0.99)

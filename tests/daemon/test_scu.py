@@ -1,0 +1,58 @@
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from daemon import scu
+from daemon.errors import DaemonError, Retryable
+from daemon.trial_pacs import LOOPBACK, EmbeddedPacs, free_port
+
+
+@pytest.fixture
+def pacs(tmp_path: Path):
+    server = EmbeddedPacs(tmp_path / "pacs")
+    yield server
+    server.stop()
+
+
+def peer_of(pacs: EmbeddedPacs, ae_title: str = "TESTPACS") -> scu.Peer:
+    return scu.Peer(ae_title, LOOPBACK, pacs.port)
+
+
+@pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_RLE.dcm"])
+def test_files_arrive_as_they_are(pacs: EmbeddedPacs, name: str) -> None:
+    path = Path(get_testdata_file(name))
+    [outcome] = scu.store([scu.Outgoing.read(path)], peer_of(pacs), "TEST")
+    assert outcome.stored
+    assert outcome.status == 0x0000
+    [stored] = list(pacs.folder.glob("*/*.dcm"))
+    sent, got = pydicom.dcmread(path), pydicom.dcmread(stored)
+    assert got.file_meta.TransferSyntaxUID == sent.file_meta.TransferSyntaxUID
+    assert got.PixelData == sent.PixelData
+
+
+def test_echo_reaches_the_right_title_only(pacs: EmbeddedPacs) -> None:
+    scu.echo(peer_of(pacs), "TEST")
+    with pytest.raises(Retryable, match="Called AE title not recognised"):
+        scu.echo(peer_of(pacs, "OTHER"), "TEST")
+
+
+def test_nobody_there_is_said_so() -> None:
+    with pytest.raises(Retryable, match="cannot be reached"):
+        scu.echo(scu.Peer("X", LOOPBACK, free_port()), "TEST")
+
+
+def test_not_dicom_is_said_so(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("hello")
+    with pytest.raises(DaemonError, match=r"note\.txt: expected a DICOM file"):
+        scu.Outgoing.read(path)
+
+
+def test_peers_are_read_from_text() -> None:
+    assert scu.parse_peer("ORTHANC@127.0.0.1:4242") == scu.Peer("ORTHANC", "127.0.0.1", 4242)
+    assert scu.parse_peer("A@[::1]:104").host == "::1"
+    for wrong in ("ORTHANC", "A@host", "A@host:0", "@host:104", "SEVENTEENLETTERSX@host:104"):
+        with pytest.raises(DaemonError, match="peer:"):
+            scu.parse_peer(wrong)
