@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dicom_io import codes
+from dicom_io.errors import PackError
 
 RESEARCH_USE_LINE = "UNVERIFIED AI DRAFT - FOR RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
 """First line of every report; also burned into every picture."""
@@ -32,6 +33,9 @@ class FindingRecord:
         laterality: `left`, `right`, `bilateral` or None.
         sites: Keys of `codes.SITES`, such as `frontal`.
         confidence: Probability in [0, 1]; None where the model gives none.
+
+    Raises:
+        PackError: a value has no code.
     """
 
     finding: str
@@ -49,7 +53,7 @@ class FindingRecord:
         for site in self.sites:
             _known("site", site, codes.SITES)
         if self.confidence is not None and not 0 <= self.confidence <= 1:
-            raise ValueError(f"confidence: expected a probability in [0, 1], got {self.confidence}")
+            raise PackError(f"confidence: expected a probability in [0, 1], got {self.confidence}")
 
     def sentence(self) -> str:
         """The finding in words, as `Lesion: present, left, frontal`."""
@@ -102,6 +106,12 @@ class ReportContent:
     explain: dict[str, Any] | None = None
     lesion_volume_ml: float | None = None
 
+    def __post_init__(self) -> None:
+        """An empty report must never look like a healthy one."""
+        for what, text in (("report", self.report_text), ("intended use", self.intended_use)):
+            if not wrap(text):
+                raise PackError(f"{what}: expected text, got {text!r}")
+
     @property
     def has_present_finding(self) -> bool:
         """Whether the report says that something is there."""
@@ -129,4 +139,4 @@ def wrap(text: str) -> str:
 
 def _known(what: str, value: str, table: dict[str, Any]) -> None:
     if value not in table:
-        raise ValueError(f"{what}: expected one of {', '.join(table)}; got {value!r}")
+        raise PackError(f"{what}: expected one of {', '.join(table)}; got {value!r}")

@@ -26,7 +26,7 @@ from dicom_io.storage import save_durably, sync
 from dicom_io.tid1500 import encode_tid1500
 from dicom_io.validate import check_objects
 
-__all__ = ["MANIFEST", "Pack", "PackObject", "PackOptions", "encode_pack", "load_pack"]
+__all__ = ["MANIFEST", "Pack", "PackObject", "PackOptions", "encode_pack", "load_pack", "reports_of"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,14 @@ def encode_pack(
         check_objects(pack, sources, geometry, banner=content.banner)
         sync(save_manifest(folder, pack))
     return replace(pack, objects=tuple(_moved(item, folder, out) for item in objects))
+
+
+def reports_of(pack: Pack) -> tuple[InstanceReference, ...]:
+    """The report documents of a pack, as its successor names them in `predecessors`."""
+    return tuple(
+        InstanceReference(item.sop_class_uid, item.sop_instance_uid, item.series_uid, pack.study_uid, 1)
+        for item in pack.of_kind("sr")
+    )
 
 
 def _existing(out: Path, identity: str) -> Pack:

@@ -8,6 +8,7 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 from highdicom.base_content import ContributingEquipment
 from pydicom import Dataset
 from pydicom.uid import MRImageStorage
@@ -124,7 +125,7 @@ class ResultContext:
         plane.Modality = "MR"
         plane.Rows, plane.Columns = geometry.rows, geometry.columns
         plane.PixelSpacing = decimals(geometry.pixel_spacing)
-        plane.ImageOrientationPatient = decimals(geometry.orientation)
+        plane.ImageOrientationPatient = decimals(orthonormal(geometry.orientation))
         plane.ImagePositionPatient = decimals(geometry.slices[index].position)
         plane.SliceThickness = decimals([geometry.slice_spacing])[0]
         plane.SpacingBetweenSlices = plane.SliceThickness
@@ -176,6 +177,15 @@ def software_version() -> str:
 def decimals(values: Sequence[float]) -> list[DSfloat]:
     """Numbers as DS values of at most 16 characters (PS3.5 6.2)."""
     return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def orthonormal(orientation: Sequence[float]) -> list[float]:
+    """The nearest pair of orthogonal unit vectors: some scanners write three decimals, which is not legal."""
+    vectors = np.array(orientation, dtype=np.float64).reshape(2, 3)
+    if np.allclose(vectors @ vectors.T, np.eye(2), atol=1e-6):
+        return list(orientation)
+    left, _, right = np.linalg.svd(vectors, full_matrices=False)
+    return [round(float(value), 10) for value in (left @ right).ravel()]
 
 
 def as_lo(text: str) -> str:

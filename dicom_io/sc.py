@@ -19,7 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_io import codes
 from dicom_io.overlay import OverlayRenderer, direction_letters
 from dicom_io.regions import SourceVolumes
-from dicom_io.result_context import ResultContext, decimals
+from dicom_io.result_context import ResultContext, decimals, orthonormal
 
 OWN = frozenset({"SOPInstanceUID", "InstanceNumber", "ImagePositionPatient", "SourceImageSequence", "PixelData"})
 """Attributes in which the instances of one overlay differ."""
@@ -95,7 +95,7 @@ def _orient(context: ResultContext, renderer: OverlayRenderer, image: Dataset) -
     image.PatientOrientation = [direction_letters(along_row), direction_letters(along_column)]
     image.PixelSpacing = decimals(layout.pixel_spacing(geometry))
     if geometry.frame_of_reference_uid:
-        image.ImageOrientationPatient = decimals(geometry.orientation)
+        image.ImageOrientationPatient = decimals(orthonormal(geometry.orientation))
         image.SliceThickness = decimals([geometry.slice_spacing])[0]
         image.FrameOfReferenceUID = geometry.frame_of_reference_uid
         image.PositionReferenceIndicator = context.sources.header.get("PositionReferenceIndicator", "")

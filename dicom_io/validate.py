@@ -216,7 +216,7 @@ def _picture_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry
     if geometry.frame_of_reference_uid is None:
         return
     orientation = np.array(dataset.get("ImageOrientationPatient") or [0] * 6, dtype=np.float64)
-    if not np.allclose(orientation, geometry.orientation, atol=1e-4):
+    if not np.allclose(orientation, geometry.orientation, atol=2e-3):
         yield f"ImageOrientationPatient: expected {geometry.orientation}, found {orientation.tolist()}"
 
 
@@ -228,7 +228,7 @@ def _volume_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry)
             yield f"{keyword}: expected {expected} as in the source, found {dataset.get(keyword)}"
     shared = dataset.SharedFunctionalGroupsSequence[0]
     orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
-    if not np.allclose(np.array(orientation, dtype=np.float64), geometry.orientation, atol=1e-4):
+    if not np.allclose(np.array(orientation, dtype=np.float64), geometry.orientation, atol=2e-3):
         yield f"ImageOrientationPatient: expected {geometry.orientation}, found {list(orientation)}"
 
 

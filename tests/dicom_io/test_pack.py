@@ -12,9 +12,9 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import Case, content, default_pack, head, make_case
 
-from dicom_io.content import FindingRecord
+from dicom_io.content import FindingRecord, ModelIdentity
 from dicom_io.errors import FileError, PackError
-from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack
+from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
 from dicom_io.uids import digest_uid
 
 QUICK = PackOptions(sc=False, pm=False)
@@ -106,12 +106,38 @@ def test_a_killed_run_is_taken_up_anew(tmp_path: Path) -> None:
     assert not (tmp_path / ".dicom.partial").exists()
 
 
-def test_a_failure_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make_case(tmp_path, said=content(intended_use=""))  # an empty text fails the check before sending
-    with pytest.raises(PackError, match="expected text, found none"):
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    case = make_case(tmp_path, said=content(model=ModelIdentity("model", "", "ab" * 32, "us")))
+    with pytest.raises(PackError, match="expected text, found none"):  # the algorithm's version
         encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
     assert not (tmp_path / "dicom").exists()
     assert not (tmp_path / ".dicom.partial").exists()
+
+
+@pytest.mark.parametrize("field", ["report_text", "intended_use"])
+def test_an_empty_report_is_refused(field: str) -> None:
+    with pytest.raises(PackError, match="expected text, got"):
+        content(**{field: " \n"})
+
+
+def test_a_successor_names_the_report_it_replaces(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    old = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "old"))
+    arguments = case.arguments(options=QUICK, out=tmp_path / "new", identity="new", predecessors=reports_of(old))
+    new = encode_pack(**arguments)
+    document = dcmread(new.of_kind("sr")[0].path)
+    listed = document.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
+    assert listed.ReferencedSOPInstanceUID == old.of_kind("sr")[0].sop_instance_uid
+    assert "PredecessorDocumentsSequence" not in dcmread(old.of_kind("sr")[0].path)
+
+
+def test_rounded_directions_and_positions_are_no_obstacle(tmp_path: Path) -> None:
+    def rounded(header: Dataset, index: int) -> None:
+        header.ImageOrientationPatient = [round(float(v), 3) for v in header.ImageOrientationPatient]
+        header.ImagePositionPatient = [round(float(v), 1) for v in header.ImagePositionPatient]
+
+    case = make_case(tmp_path, tilted=True, edit=rounded)
+    assert len(encode_pack(**case.arguments(options=PackOptions(tid1500=True), out=tmp_path / "dicom")).objects) == 40
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
@@ -190,9 +216,9 @@ def test_findings_must_be_codable() -> None:
         ("lesion", "present", None, ("ear",)),
     ]
     for fields in unknown:
-        with pytest.raises(ValueError, match="expected one of"):
+        with pytest.raises(PackError, match="expected one of"):
             FindingRecord(*fields)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="probability"):
+    with pytest.raises(PackError, match="probability"):
         FindingRecord("lesion", "present", confidence=1.2)
 
 
