@@ -43,14 +43,19 @@ __all__ = [
     "Explanation",
     "explain_prepared",
     "explain_report",
+    "mask_scorer",
     "run_interpretability",
 ]
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-DEFAULT_METHOD = "lime"
-DEFAULT_REPLACEMENT = "blur"
+DEFAULT_METHOD = "kernelshap"
+"""Best on phantoms: points into the lesion as often as LIME, all seeds agree, fewer than half the volumes."""
+DEFAULT_REPLACEMENT = "mirror"
+"""Best on phantoms: tissue of the other side takes a lesion away and leaves a brain."""
+RIM_LOSS = 0.1
+"""Share of a weight that the map loses towards the rim of its supervoxel, so that the map peaks in the middle."""
 POOR_FIT = 0.3
 """R² below which an additive map says little about the model."""
 
@@ -130,9 +135,15 @@ class Explanation:
 
     @property
     def saliency(self) -> Float32:
-        """(X, Y, Z) on the RAS volume's grid: each voxel its supervoxel's weight; all 0 without a finding."""
-        shown = self.weights if self.drawn else np.zeros_like(self.weights)
-        return self.supervoxels.paint(shown)
+        """(X, Y, Z) on the RAS volume's grid; all 0 without a finding.
+
+        Each voxel has the weight of its supervoxel, less up to RIM_LOSS towards the rim: so a region has one peak,
+        in its middle, and not as many as it has voxels.
+        """
+        if not self.drawn:
+            return np.zeros(self.supervoxels.labels.shape, np.float32)
+        shape = 1 - RIM_LOSS + RIM_LOSS * self.supervoxels.depth()
+        return (self.supervoxels.paint(self.weights) * shape).astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:
         """As written to `lime_weights.json`."""
@@ -182,19 +193,12 @@ def explain_prepared(
         targets: Their names; the first is the one whose faithfulness is measured.
         scoring: Batches, progress, cancelling; None: from `settings`.
     """
-    grid = tuple(volume.shape[2:])
-    labels = supervoxels.on_grid((grid[0], grid[1], grid[2]), grid_affine)
-    filling = filling_for(settings.replacement, volume[0, 0].float().cpu().numpy(), labels, grid_affine)
     method, features = METHODS[method_named(settings.method).name], len(supervoxels.regions)
     masks = method.masks(features, settings.samples, settings.seed)
-    ask = MaskScorer(
-        volume,
-        torch.from_numpy(filling)[None, None].to(volume),
-        torch.from_numpy(labels).long().to(volume.device),
-        scorer,
-        scoring or ScoringSettings(settings.batch_size),
-        planned=len(np.unique(masks, axis=0)) + 2 * len(curve_steps(features)) - 4,
+    ask = mask_scorer(
+        supervoxels, volume, grid_affine, scorer, settings.replacement, scoring or ScoringSettings(settings.batch_size)
     )
+    ask.planned = len(np.unique(masks, axis=0)) + 2 * len(curve_steps(features)) - 4
     scores = ask(masks)
     fits = [method.fit(masks, scores[:, column]) for column in range(scores.shape[1])]
     measured = curves(fits[0].weights, lambda wanted: ask(wanted)[:, 0])
@@ -212,6 +216,27 @@ def explain_prepared(
         evaluations=ask.evaluations,
     )
     return replace(found, warnings=_doubts(found))
+
+
+def mask_scorer(
+    supervoxels: Supervoxels,
+    volume: Tensor,
+    grid_affine: Float,
+    scorer: ReportScorer,
+    replacement: str,
+    scoring: ScoringSettings,
+) -> MaskScorer:
+    """What scores masks over supervoxels of one prepared volume; arguments as for `explain_prepared`."""
+    grid = tuple(volume.shape[2:])
+    labels = supervoxels.on_grid((grid[0], grid[1], grid[2]), grid_affine)
+    filling = filling_for(replacement, volume[0, 0].float().cpu().numpy(), labels, grid_affine)
+    return MaskScorer(
+        volume,
+        torch.from_numpy(filling)[None, None].to(volume),
+        torch.from_numpy(labels).long().to(volume.device),
+        scorer,
+        scoring,
+    )
 
 
 def explain_report(
@@ -277,7 +302,7 @@ def run_interpretability(
         mri_path: NIfTI volume that the report is about.
         report: Its report, as the model wrote it.
         output_dir: Folder to write to; made where it is absent.
-        lime_samples: Perturbed volumes to score.
+        lime_samples: Perturbed volumes that the method may score.
         n_segments: Supervoxels.
         alpha: Opacity of the strongest colour.
         clip_q: Quantile of |saliency| in the brain that gets the strongest colour.

@@ -284,7 +284,7 @@ def _sheet(
     if scene.limit > 0:
         _colour_bar(figure, scene, across + 22, total_w, (bottom, rows, total_h))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI, facecolor="black")
+    figure.savefig(path, dpi=DPI, facecolor="black", pil_kwargs={"compress_level": 3})  # half the time of the default
 
 
 def _lines(scene: Scene, across: int) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ SLIC: Achanta et al., IEEE TPAMI 2012, doi:10.1109/TPAMI.2012.120; inside a mask
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -98,6 +98,22 @@ class Supervoxels:
         if values.shape != (len(self.regions),):
             raise ExplainError(f"expected {len(self.regions)} weights, one for each supervoxel, got {values.shape}")
         return np.concatenate([np.zeros(1, np.float32), values])[self.labels]
+
+    def depth(self) -> Float32:
+        """(X, Y, Z) from near 0 at the rim of each supervoxel to 1 at its deepest point; 0 outside the brain."""
+        spacing = voxel_sizes(self.affine)
+        factors = _working_factors(spacing)
+        coarse = self.labels[tuple(slice(None, None, f) for f in factors)]
+        rim = np.zeros(coarse.shape, bool)
+        for axis in range(3):
+            changes = np.diff(coarse, axis=axis) != 0
+            rim |= np.pad(changes, [(0, int(a == axis)) for a in range(3)])
+            rim |= np.pad(changes, [(int(a == axis), 0) for a in range(3)])
+        distance = ndimage.distance_transform_edt(~rim, sampling=spacing * factors) + float(spacing.min())
+        index = np.arange(len(self.regions) + 1)
+        deepest = np.maximum(ndimage.maximum(distance, coarse, index), 1e-6)
+        relative = np.where(coarse > 0, distance / deepest[coarse], 0).astype(np.float32)
+        return np.where(self.labels > 0, _unshrink(relative, factors, self.labels.shape), 0).astype(np.float32)
 
     def on_grid(self, shape: tuple[int, int, int], grid_affine: Float) -> Labels:
         """Labels on the model's grid by nearest neighbour.
@@ -217,10 +233,12 @@ def _block_mean(volume: npt.NDArray[np.generic], factors: npt.NDArray[np.int_]) 
     return padded.reshape(a // i, i, b // j, j, c // k, k).mean(axis=(1, 3, 5))
 
 
-def _unshrink(labels: Labels, factors: npt.NDArray[np.int_], shape: tuple[int, ...]) -> Labels:
-    """Back to the full grid: each voxel takes the label of its block."""
+def _unshrink(
+    values: npt.NDArray[np.generic], factors: npt.NDArray[np.int_], shape: tuple[int, ...]
+) -> npt.NDArray[Any]:
+    """Back to the full grid: each voxel takes the value of its block."""
     index = [np.arange(n) // f for n, f in zip(shape, factors, strict=True)]
-    return labels[np.ix_(*index)]
+    return values[np.ix_(*index)]
 
 
 def _partition(volume: Float32, mask: Mask, spacing: Float, n_segments: int) -> Labels:

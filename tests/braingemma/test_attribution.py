@@ -73,6 +73,8 @@ def test_kernelshap_designs(features: int, samples: int, seed: int) -> None:
     assert not masks[1].any()
     # Every coalition comes with its complement, so the design is balanced.
     assert (masks.sum(axis=0) * 2 == len(masks)).all()
+    if samples >= 2 + 2 * features:
+        assert (masks == METHODS["kernelshap"].masks(features, samples, seed + 1)).all(), "all seeds agree"
     game = pairwise_game(features, seed)
     fit = METHODS["kernelshap"].fit(masks, game(masks))
     assert fit.weights.sum() == pytest.approx(game(masks)[0] - game(masks)[1], abs=1e-8)
@@ -99,7 +101,7 @@ def test_methods_find_the_order_of_an_additive_score(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "seeds_agree", "near_shapley"),
-    [("lime", 0.6, 0.75), ("kernelshap", 0.95, 0.95), ("leave_one_out", 1.0, 0.85)],
+    [("lime", 0.6, 0.75), ("kernelshap", 1.0, 1.0), ("leave_one_out", 1.0, 0.85)],
 )
 def test_agreement_between_seeds_and_with_shapley_values(name: str, seeds_agree: float, near_shapley: float) -> None:
     features = 21
@@ -110,8 +112,8 @@ def test_agreement_between_seeds_and_with_shapley_values(name: str, seeds_agree:
         exact = weights_of("kernelshap", game, features, 2 + 2 * features, 0)  # exact for pairs, as tested above
         agreements.append(spearmanr(first, second).statistic)
         fidelity.append(spearmanr(first, exact).statistic)
-    assert np.mean(agreements) >= seeds_agree
-    assert np.mean(fidelity) >= near_shapley
+    assert np.mean(agreements) >= seeds_agree - 1e-9
+    assert np.mean(fidelity) >= near_shapley - 1e-9
 
 
 def test_lime_keeps_r2_and_starts_with_the_original() -> None:

@@ -213,7 +213,13 @@ def test_all_files_are_written_on_the_grid_of_the_volume(
 ) -> None:
     path = saved(marked, tmp_path)
     weights, saliency = run_interpretability(
-        model=model, mri_path=path, report=LESION, output_dir=tmp_path / "out", lime_samples=20, n_segments=10
+        model=model,
+        mri_path=path,
+        report=LESION,
+        output_dir=tmp_path / "out",
+        lime_samples=20,
+        n_segments=10,
+        method="lime",
     )
     written = {p.name for p in (tmp_path / "out").iterdir()}
     assert written == {
@@ -346,7 +352,9 @@ def test_grounding_centres_are_exact() -> None:
 def test_agreement_with_the_grounding_map(marked: nib.Nifti1Image) -> None:
     found = explain_mark(marked, method="kernelshap")
     agreeing = grounding_agreement(found, found.supervoxels.paint(found.weights))
-    assert agreeing["rank_correlation"] == pytest.approx(1)
+    assert agreeing["rank_correlation"] > 0.95
     assert agreeing["same_top"] is True
     assert agreeing["grounding_side"] == "left"
-    assert grounding_agreement(found, -found.supervoxels.paint(found.weights))["rank_correlation"] == pytest.approx(-1)
+    opposed = grounding_agreement(found, -found.supervoxels.paint(found.weights))
+    assert opposed["rank_correlation"] < -0.95
+    assert opposed["same_top"] is False
