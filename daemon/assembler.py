@@ -114,7 +114,7 @@ class Assembler:
         self._not_before = now
         self._adopt_job_folders()
         self._follower.reset()
-        self._follower.follow(verify=True)
+        self._follower.follow()
 
     def step(self, now: float) -> tuple[Arrival, ...]:
         """Index what is new, hand over what is complete; the arrivals that were submitted.
@@ -122,7 +122,7 @@ class Assembler:
         Args:
             now: POSIX time, s.
         """
-        self._follower.follow(verify=False)
+        self._follower.follow()
         self._keep_conflicts()
         for study_uid in self._complete_studies(now):
             if self._waits_for_slices(study_uid, now):

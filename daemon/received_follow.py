@@ -69,8 +69,8 @@ class SegmentFollower:
             )
             connection.execute(sa.delete(SEGMENTS).where(SEGMENTS.c.segment.in_(here)))
 
-    def follow(self, *, verify: bool) -> None:
-        """Index what is new; with `verify` each data set is read and compared with its checksum."""
+    def follow(self) -> None:
+        """Index what is new."""
         segments = sorted(self.spool.glob("*.seg"))
         alive = {name: is_alive(self.spool, name) for name in {segment_receiver(path.name) for path in segments}}
         latest = {segment_receiver(path.name): path.name for path in segments}  # sorted: the last one stays
@@ -82,11 +82,11 @@ class SegmentFollower:
             if row is not None and row.finished:
                 continue
             final = not alive[receiver] or latest[receiver] != path.name
-            self._follow_segment(path, row.consumed if row is not None else 0, verify=verify, final=final)
+            self._follow_segment(path, row.consumed if row is not None else 0, final=final)
         self._end_associations_of_dead(alive)
 
-    def _follow_segment(self, path: Path, consumed: int, *, verify: bool, final: bool) -> None:
-        for batch in _batches(read_records(path, consumed, verify=verify, final=final), _BATCH):
+    def _follow_segment(self, path: Path, consumed: int, *, final: bool) -> None:
+        for batch in _batches(read_records(path, consumed, final=final), _BATCH):
             with self.engine.begin() as connection:
                 for found in batch:
                     if isinstance(found, Damage):

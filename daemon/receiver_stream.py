@@ -26,6 +26,8 @@ PDU_SLACK = 64
 USER, PROVIDER = 0, 2
 UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
 """Source and reason of an A-ABORT (PS3.8 Table 9-26)."""
+_READ_AHEAD_BYTES = 512
+"""Headers and commands come many to a system call; data sets go from the kernel to their place."""
 _PDV_HEADER = struct.Struct(">LBB")
 
 
@@ -88,6 +90,9 @@ class Stream:
         self._socket = connection
         self._max_pdu = max_pdu or MAX_INSTANCE_BYTES
         self._stopping = False
+        self._wait_all = int(socket.MSG_WAITALL)
+        self._small = bytearray(_READ_AHEAD_BYTES)
+        self._ahead = memoryview(b"")
 
     def handshake(self, context: ssl.SSLContext | None) -> None:
         """The TLS handshake, where there is TLS.
@@ -101,6 +106,7 @@ class Stream:
                 self._socket = context.wrap_socket(self._socket, server_side=True)
             except OSError as error:  # ssl.SSLError is one
                 raise Closed(f"TLS handshake failed: {error}") from error
+            self._wait_all = 0  # TLS knows no flags
         self.set_timeout(ARTIM_SECONDS)
 
     def set_timeout(self, seconds: float) -> None:
@@ -134,17 +140,28 @@ class Stream:
             Closed: the peer went away.
             Abort: it is silent for too long, or we are shutting down.
         """
-        flags = 0 if isinstance(self._socket, ssl.SSLSocket) else socket.MSG_WAITALL
         while len(view):
-            try:
-                count = self._socket.recv_into(view, 0, flags)
-            except (BlockingIOError, TimeoutError) as error:
-                raise Abort(0, "silent for too long", source=USER) from error
-            if count == 0:
-                if self._stopping:
-                    raise Abort(0, "the receiver is shutting down", source=USER)
-                raise Closed("closed by the peer")
+            if self._ahead:
+                count = min(len(view), len(self._ahead))
+                view[:count] = self._ahead[:count]
+                self._ahead = self._ahead[count:]
+            elif len(view) < _READ_AHEAD_BYTES:
+                count = 0
+                self._ahead = memoryview(self._small)[: self._receive(self._small, 0)]
+            else:
+                count = self._receive(view, self._wait_all)
             view = view[count:]
+
+    def _receive(self, place: memoryview | bytearray, flags: int) -> int:
+        try:
+            count = self._socket.recv_into(place, 0, flags)
+        except (BlockingIOError, TimeoutError) as error:
+            raise Abort(0, "silent for too long", source=USER) from error
+        if count == 0:
+            if self._stopping:
+                raise Abort(0, "the receiver is shutting down", source=USER)
+            raise Closed("closed by the peer")
+        return count
 
     def read(self, count: int) -> bytearray:
         """The next `count` bytes."""

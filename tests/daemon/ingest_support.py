@@ -101,7 +101,7 @@ def instances_in(spool: Path) -> list[tuple[Record, bytes]]:
     """Every sound instance of every segment, with its data set."""
     found = []
     for segment in sorted(spool.glob("*.seg")):
-        for record in read_records(segment, verify=True, final=True):
+        for record in read_records(segment, final=True):
             if isinstance(record, Record) and record.kind is RecordKind.INSTANCE:
                 found.append((record, read_data(segment, record.data_offset, record.data_length)))
     return found

@@ -121,7 +121,7 @@ def test_the_end_of_an_association_is_recorded(shared_receivers, how):
     [meta] = [r.meta for r, _ in instances_in(spool) if r.meta["sop_instance_uid"] == dataset.SOPInstanceUID]
 
     def ended() -> bool:
-        records = [r for path in spool.glob("*.seg") for r in read_records(path, verify=False, final=False)]
+        records = [r for path in spool.glob("*.seg") for r in read_records(path, final=False)]
         ends = [r.meta["association"] for r in records if r.kind is RecordKind.ASSOCIATION_END]
         return ends.count(meta["association"]) == 1
 

@@ -42,7 +42,7 @@ def test_what_is_appended_is_read_back_byte_for_byte(writer):
     for dataset in series:
         writer.append(meta_of(dataset), [encode(dataset)])
     writer.end_association("a1")
-    records = list(read_records(segments(writer)[0], verify=True, final=True))
+    records = list(read_records(segments(writer)[0], final=True))
     assert [record.kind for record in records] == [RecordKind.INSTANCE] * 5 + [RecordKind.ASSOCIATION_END]
     for dataset, record in zip(series, records, strict=False):
         assert record.meta["sop_instance_uid"] == dataset.SOPInstanceUID
@@ -216,7 +216,7 @@ def sound_segment(tmp_path_factory):
         writer.append(meta_of(dataset), [encode(dataset)])
     writer.close()
     [segment] = folder.glob("*.seg")
-    return segment.read_bytes(), list(read_records(segment, verify=True, final=True))
+    return segment.read_bytes(), list(read_records(segment, final=True))
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -228,12 +228,12 @@ def test_a_torn_tail_costs_only_the_torn_record(tmp_path, sound_segment, data):
     path = tmp_path / "cut.seg"
     path.write_bytes(raw[:cut])
     whole = [record for record in records if record.end <= cut]
-    found = list(read_records(path, verify=True, final=True))
+    found = list(read_records(path, final=True))
     assert [entry for entry in found if isinstance(entry, Record)] == whole
     damage = [entry for entry in found if isinstance(entry, Damage)]
     last = whole[-1].end if whole else len(SEGMENT_MAGIC)
     assert sum(entry.end - entry.offset for entry in damage) == cut - last
-    assert list(read_records(path, verify=True, final=False)) == whole, "a record still being written is waited for"
+    assert list(read_records(path, final=False)) == whole, "a record still being written is waited for"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -245,7 +245,7 @@ def test_a_changed_byte_costs_only_its_record(tmp_path, sound_segment, data):
     changed[place] ^= data.draw(st.integers(1, 255))
     path = tmp_path / "changed.seg"
     path.write_bytes(changed)
-    found = list(read_records(path, verify=True, final=True))
+    found = list(read_records(path, final=True))
     untouched = [record for record in records if not record.offset <= place < record.end]
     kept = [entry for entry in found if isinstance(entry, Record)]
     # The three spare bytes of the header are covered by the check, too: nothing changes unseen.
@@ -256,7 +256,7 @@ def test_a_changed_byte_costs_only_its_record(tmp_path, sound_segment, data):
 def test_a_file_that_is_no_segment_is_damage(tmp_path):
     path = tmp_path / "x.seg"
     path.write_bytes(b"something else entirely")
-    [damage] = read_records(path, verify=True, final=True)
+    [damage] = read_records(path, final=True)
     assert damage == Damage(0, path.stat().st_size, "not a spool segment")
     path.write_bytes(b"")
-    assert list(read_records(path, verify=True, final=True)) == []
+    assert list(read_records(path, final=True)) == []
