@@ -5,9 +5,7 @@ Both are imported lazily, and with care: importing dicom2nifti rewrites pydicom'
 
 from __future__ import annotations
 
-import logging
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +13,12 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom.charset
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from dicom_io.errors import ConversionError
 from dicom_io.geometry import LPS_TO_RAS
-from dicom_io.pixels import DECODING_ERRORS
+from dicom_io.pixels import DECODING_ERRORS, quiet
 from dicom_io.stack import ORIENTATION_TOLERANCE, SPACING_TOLERANCE, TILT_TOLERANCE
 
 REFUSALS = (*DECODING_ERRORS, AssertionError, ArithmeticError, OSError)
@@ -60,17 +59,15 @@ def _quiet_dicom2nifti() -> Iterator[Any]:
 
         pydicom.charset.python_encoding.clear()
         pydicom.charset.python_encoding.update(encodings)
-        logger = logging.getLogger("dicom2nifti")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        dicom2nifti.settings.disable_validate_slicecount()
+        switched = ("slicecount", "orientation", "orthogonal", "slice_increment")
+        for name in switched:
+            getattr(dicom2nifti.settings, f"disable_validate_{name}")()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet("dicom2nifti", "pydicom"):
                 yield dicom2nifti
         finally:
-            dicom2nifti.settings.enable_validate_slicecount()
-            logger.setLevel(level)
+            for name in switched:
+                getattr(dicom2nifti.settings, f"enable_validate_{name}")()
 
 
 def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
@@ -86,8 +83,8 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
         "perpendicular_tol": 1 - float(np.sqrt(1 - TILT_TOLERANCE**2)),
     }
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet("highdicom", "pydicom"):
+            datasets = [_little_endian(d) for d in datasets]
             if "PerFrameFunctionalGroupsSequence" not in datasets[0]:
                 volume = hd.get_volume_from_series(datasets, orientation_tol=ORIENTATION_TOLERANCE, **options)
             elif len(datasets) == 1:
@@ -97,3 +94,17 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
     except REFUSALS as error:
         raise ConversionError(f"highdicom: {error}") from error
     return nib.Nifti1Image(np.asarray(volume.array), LPS_TO_RAS @ volume.affine)
+
+
+def _little_endian(dataset: Dataset) -> Dataset:
+    """The same instance in little endian: highdicom takes no big endian."""
+    if dataset.file_meta.TransferSyntaxUID != ExplicitVRBigEndian:
+        return dataset
+    pixels = dataset.pixel_array
+    other = Dataset()
+    other.update(dataset)
+    other.file_meta = FileMetaDataset()
+    other.file_meta.update(dataset.file_meta)
+    other.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    other.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
+    return other

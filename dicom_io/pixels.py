@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,9 @@ from dicom_io.geometry import SeriesGeometry, SourceSlice
 from dicom_io.series import Series
 
 Array = npt.NDArray[np.generic]
+
+DECODER = "pylibjpeg"
+"""Decodes JPEG, JPEG-LS, JPEG 2000 and RLE alike; pydicom's first choice, GDCM, prints to standard error."""
 
 DECODING_ERRORS = (*header.MALFORMED, RuntimeError, MemoryError)
 """What pydicom and its decoder plugins raise on pixel data that cannot be decoded."""
@@ -33,7 +39,7 @@ class SourcePixels:
         self.datasets: dict[str, Dataset] = {}
         for path, head in zip(series.files, series.headers, strict=True):
             _check_grayscale(path, head)
-            self.datasets[header.uid(head, "SOPInstanceUID")] = _read(path)
+            self.datasets[header.uid(head, "SOPInstanceUID")] = _decoded(path)
         self.inverted = any(header.text(h, "PhotometricInterpretation") == "MONOCHROME1" for h in series.headers)
 
     def slice(self, index: int) -> Array:
@@ -43,14 +49,13 @@ class SourcePixels:
     def decode(self, source: SourceSlice) -> Array:
         """(rows, columns) values of one frame, after the modality transform; see the class."""
         dataset = self.datasets[source.sop_instance_uid]
+        frame = dataset.pixel_array
+        if source.frame_number is not None and frame.ndim == 3:
+            frame = frame[source.frame_number - 1]
         try:
-            frame = dataset.pixel_array
-            if source.frame_number is not None and frame.ndim == 3:
-                frame = frame[source.frame_number - 1]
             values = _rescaled(frame, dataset, source.frame_number)
         except DECODING_ERRORS as error:
-            syntax = dataset.file_meta.TransferSyntaxUID.name
-            raise ConversionError(f"{source.file}: its {syntax} pixels cannot be decoded: {error}") from error
+            raise ConversionError(f"{source.file}: its modality transform cannot be applied: {error}") from error
         expected = (self.geometry.rows, self.geometry.columns)
         if values.shape != expected:
             raise ConversionError(f"{source.file}: expected a picture of {expected}, got {values.shape}")
@@ -72,13 +77,38 @@ def _check_grayscale(path: Path, head: Dataset) -> None:
         raise ConversionError(f"{path.name}: expected a grayscale image, got {photometric} with {samples} samples")
 
 
-def _read(path: Path) -> Dataset:
+def _decoded(path: Path) -> Dataset:
+    """Read one instance and decode it; pydicom keeps the decoded pixels in the dataset, for the converters too."""
+    try:
+        with quiet("pydicom"):
+            dataset = pydicom.dcmread(path)
+            if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+                dataset.pixel_array_options(decoding_plugin=DECODER)
+            if dataset.pixel_array.dtype.kind not in "iu":
+                raise ConversionError(f"{path.name}: expected integer pixels, got {dataset.pixel_array.dtype}")
+    except (OSError, *DECODING_ERRORS) as error:
+        reason = " ".join(str(error).split())
+        raise ConversionError(f"{path.name}: its {_syntax(path)} pixels cannot be decoded: {reason}") from error
+    return dataset
+
+
+def _syntax(path: Path) -> str:
+    return str(pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.name)
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without warnings, and without the log lines of libraries that log the same error which they raise."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd values were judged when the header was scanned
-            return pydicom.dcmread(path)
-    except (OSError, *DECODING_ERRORS) as error:
-        raise ConversionError(f"{path.name}: cannot be read: {error}") from error
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def rescale(dataset: Dataset, frame_number: int | None) -> tuple[float, float]:

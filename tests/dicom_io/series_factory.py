@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
@@ -95,6 +95,7 @@ def as_enhanced(files: Sequence[Path], path: Path, *, scramble: bool = True, sha
     first = classic[0]
     whole = Dataset()
     whole.update(first)
+    whole.file_meta = FileMetaDataset()
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "EchoTime", "InversionTime",
                     "RepetitionTime", "ScanningSequence", "SliceLocation", "SliceThickness"):  # fmt: skip
         if keyword in whole:
