@@ -90,7 +90,7 @@ def test_four_bits_on_the_cpu_are_close_and_reproducible(tiny_checkpoint: Path) 
     packed = BrainGemma3D.from_pretrained(tiny_checkpoint, device="cpu", quantization="4bit", dtype=torch.float32)
     language = packed.language_model
     kinds = {type(m.base_layer).__name__ for n, m in language.named_modules() if n.endswith("self_attn.q_proj")}
-    assert kinds == {"Linear4bit"}
+    assert kinds == {"BlockedLinear4bit"}
     assert packed.quantization == "4bit"
     assert type(packed.language_model.lm_head) is torch.nn.Linear
     state = packed.language_model.model.layers[0].mlp.up_proj.weight.quant_state
@@ -121,7 +121,7 @@ def test_weights_in_four_bits_are_saved_and_loaded_as_they_are(tiny_checkpoint: 
     assert verify_weights(tmp_path).sha256
 
 
-@pytest.mark.parametrize(("width", "kind"), [(128, "Linear4bit"), (160, "Linear4bit"), (72, "Linear")])
+@pytest.mark.parametrize(("width", "kind"), [(128, "BlockedLinear4bit"), (160, "BlockedLinear4bit"), (72, "Linear")])
 def test_rows_that_are_no_whole_blocks_are_not_garbled(width: int, kind: str) -> None:
     """bitsandbytes' CPU kernels read the wrong scales there."""
     stack = torch.nn.Sequential(torch.nn.Linear(width, 48, bias=False, device="meta"))
@@ -136,6 +136,19 @@ def test_rows_that_are_no_whole_blocks_are_not_garbled(width: int, kind: str) ->
     packed = torch.nn.Parameter(stack[0].weight.data, requires_grad=False)
     restored = quantize.unpack(packed, stack[0].weight.quant_state.as_dict(packed=True))
     assert (restored - weight).norm() < 0.12 * weight.norm()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 7])
+def test_unpacking_by_blocks_gives_what_bitsandbytes_gives(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "BLOCK_ELEMENTS", 128 * 20)  # so that several blocks, and a last short one, are used
+    stack = torch.nn.Sequential(torch.nn.Linear(128, 50, device="meta")).eval()
+    quantize.make_linears_four_bit(stack, torch.float32)
+    quantize.put_quantized(stack[0], torch.randn(50, 128), torch.device("cpu"))
+    stack[0].bias = torch.nn.Parameter(torch.randn(50))
+    x = torch.randn(2, rows, 128)
+    stock = super(quantize.BlockedLinear4bit, stack[0]).forward(x)
+    torch.testing.assert_close(stack(x), stock, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("multimodal", [True, False])

@@ -1,0 +1,348 @@
+"""The full-size model without its weights: random ones of the same shape, loaded in four bits, timed box by box.
+
+`bench_generate("full", folder)` writes a checkpoint of MedSigLIP-448 and MedGemma-4B shape in the published layout,
+one tensor at a time, then loads it and writes one report in a process of its own, so that memory is its own too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    Gemma3Config,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from braingemma import language, quantize
+from braingemma.errors import BrainGemmaError
+from braingemma.model import BrainGemma3D
+from braingemma.weights import LANGUAGE_FOLDER, PUBLISHED_PROJECTOR, VISION_FOLDER
+
+Size = Literal["tiny", "full"]
+#: Tokens that are written and timed.
+TOKENS = {"tiny": 16, "full": 24}
+GIB = 1024**3
+
+
+# ---------------------------------------------------------------------- random weights
+
+
+def shapes_of(size: Size) -> tuple[SiglipVisionConfig, Gemma3TextConfig]:
+    """MedSigLIP-448's and MedGemma-4B's shape, or a small one of the same make."""
+    if size == "full":
+        vision = SiglipVisionConfig(
+            hidden_size=1152,
+            intermediate_size=4304,
+            num_hidden_layers=27,
+            num_attention_heads=16,
+            image_size=448,
+            patch_size=14,
+            vision_use_head=False,
+        )
+        text = Gemma3TextConfig(
+            vocab_size=262208,
+            hidden_size=2560,
+            intermediate_size=10240,
+            num_hidden_layers=34,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=256,
+            sliding_window=1024,
+        )
+        return vision, text
+    vision = SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    text = Gemma3TextConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=256,
+    )
+    return vision, text
+
+
+def _random_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Random bfloat16 values for each parameter of a module without storage, one at a time."""
+    for name, parameter in module.named_parameters():
+        spread = 0.02 if parameter.ndim > 1 else 0.01
+        yield prefix + name, torch.empty(parameter.shape, dtype=torch.bfloat16).normal_(std=spread)
+
+
+def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path, at_most: float = 0.3 * GIB) -> None:
+    """Write tensors into files of about `at_most` bytes, with the index that transformers writes."""
+    weight_map: dict[str, str] = {}
+    shard: dict[str, Tensor] = {}
+
+    def flush() -> None:
+        name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, tensor in tensors:
+        shard[name] = tensor
+        if sum(t.nbytes for t in shard.values()) > at_most:
+            flush()
+    if shard:
+        flush()
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+def _letters(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer of single characters, for a vocabulary whose words are random anyhow."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = (special + letters)[:vocab_size]
+    core = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+
+
+def write_random_weights(size: Size, folder: Path, seed: int = 0) -> Path:
+    """Random weights in the published layout; never more than one file's worth of them in memory."""
+    torch.manual_seed(seed)
+    vision, text = shapes_of(size)
+    for part in (VISION_FOLDER, LANGUAGE_FOLDER):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        tower, stack = SiglipVisionModel(vision), Gemma3ForCausalLM(text)
+    _write_shards(_random_tensors(tower, "vision_model."), folder / VISION_FOLDER)
+    # The multimodal class keeps its text stack under `model.language_model.`; its own picture tower has no part here.
+    _write_shards(_random_tensors(stack.model, "model.language_model."), folder / LANGUAGE_FOLDER)
+    vision.save_pretrained(folder / VISION_FOLDER)
+    Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4).save_pretrained(
+        folder / LANGUAGE_FOLDER
+    )
+    _letters(text.vocab_size).save_pretrained(folder / LANGUAGE_FOLDER)
+    widths = {"0": (text.hidden_size, vision.hidden_size), "2": (text.hidden_size, text.hidden_size)}
+    projector = {
+        f"{layer}.{kind}": torch.randn(shape if kind == "weight" else shape[:1]).mul(0.02).to(torch.bfloat16)
+        for layer, shape in widths.items()
+        for kind in ("weight", "bias")
+    }
+    torch.save({"vision_projector": projector, "vis_scale": 1.0}, folder / PUBLISHED_PROJECTOR)
+    return folder
+
+
+# ---------------------------------------------------------------------- measuring
+
+
+def bench_generate(
+    size: Size = "tiny", folder: Path | None = None, log: Callable[[str], None] = lambda _: None
+) -> dict:
+    """Write random weights, load them in four bits on the CPU, make one report, and say what it took.
+
+    Args:
+        size: "full" needs 9 GB of disk and 9 GB of memory, and about ten minutes on two cores.
+        folder: Where the weights are written; None: a temporary folder, removed afterwards.
+        log: Told what is going on.
+
+    Returns:
+        See `measure`; and `write_s`, `weights_gb`.
+
+    Raises:
+        BrainGemmaError: the measuring process failed.
+    """
+    if size not in TOKENS:
+        raise BrainGemmaError(f"size must be tiny or full, got {size!r}")
+    if folder is None:
+        with tempfile.TemporaryDirectory(prefix="braingemma-bench-") as temporary:
+            return bench_generate(size, Path(temporary), log)
+    log(f"writing random weights ({size}) to {folder}")
+    start = time.perf_counter()
+    write_random_weights(size, folder)
+    written = time.perf_counter() - start
+    total = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    log("loading in four bits and writing one report")
+    run = subprocess.run(
+        [sys.executable, "-m", "braingemma.bench", str(folder), str(TOKENS[size])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if run.returncode:
+        last = run.stderr.strip().splitlines()[-1:] or [f"exit status {run.returncode}"]
+        raise BrainGemmaError(f"the measuring process failed: {last[0]}")
+    result: dict[str, Any] = json.loads(run.stdout)
+    return {"size": size, "write_s": round(written, 1), "weights_gb": round(total / 1e9, 2), **result}
+
+
+def copy_bandwidth(size_bytes: int = GIB // 2, times: int = 7) -> float:
+    """Bytes copied per second by `Tensor.copy_` between two buffers far larger than any cache: the best of some."""
+    source = torch.ones(size_bytes, dtype=torch.uint8)
+    target = torch.ones_like(source)
+    return size_bytes / min(_timed(lambda: target.copy_(source))[0] for _ in range(times))
+
+
+def bytes_per_token(model: BrainGemma3D) -> int:
+    """Bytes of weights that one decoded token must read: every layer, and the output head; not the embeddings."""
+    total = 0
+    for module in model.language_model.model.layers.modules():
+        for parameter in module._parameters.values():
+            if parameter is None:
+                continue
+            total += parameter.nbytes
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                total += state.absmax.nbytes
+    return total + model.language_model.lm_head.weight.nbytes
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = call()
+    return time.perf_counter() - start, result
+
+
+def _memory(name: str) -> float:
+    """VmRSS or VmHWM of this process in GiB (proc(5), so on Linux)."""
+    status = Path("/proc/self/status").read_text()
+    line = next(row for row in status.splitlines() if row.startswith(name))
+    return int(line.split()[1]) * 1024 / GIB
+
+
+@torch.inference_mode()
+def measure(folder: Path, tokens: int) -> dict[str, Any]:
+    """Load in four bits on the CPU and time each box.
+
+    Returns:
+        Memory in GiB, times in seconds: `load_s`, `resting_gib`, `peak_load_gib`, `peak_gib`, `boxes` (vision,
+        resampler, projector, prefill, decode), `seconds_per_token`, `floor_seconds_per_token`, `over_floor`,
+        `transformers_seconds_per_token`, `vs_transformers` (above 1: ours is quicker), `copy_gb_per_s`.
+    """
+    load_s, model = _timed(lambda: BrainGemma3D.from_pretrained(folder, device="cpu", quantization="4bit"))
+    resting, peak_load = _memory("VmRSS"), _memory("VmHWM")
+    volume = torch.rand(1, 1, *model.config.grid)
+    vision_s, features = _timed(lambda: model.patch_features(volume))
+    resampler_s, pooled = _timed(lambda: model.resample(features))
+    projector_s, visual = _timed(lambda: model.projector(pooled))
+    ids = torch.tensor([model._prompt_ids(None)])
+    prefix = language.embed_with_image(model.language_model, ids, visual)
+    prefill_s, ours, theirs, same = _race(model.language_model, prefix, tokens)
+    bandwidth = copy_bandwidth()
+    floor = bytes_per_token(model) / bandwidth
+    return {
+        "threads": torch.get_num_threads(),
+        "load_s": round(load_s, 1),
+        "resting_gib": round(resting, 2),
+        "peak_load_gib": round(peak_load, 2),
+        "peak_gib": round(_memory("VmHWM"), 2),
+        "boxes": {
+            "vision_s": round(vision_s, 2),
+            "resampler_s": round(resampler_s, 3),
+            "projector_s": round(projector_s, 3),
+            "prefill_s": round(prefill_s, 2),
+            "decode_s": round(ours * (tokens - 1), 2),
+        },
+        "prefix_tokens": prefix.shape[1],
+        "tokens": tokens,
+        "seconds_per_token": round(ours, 4),
+        "transformers_seconds_per_token": round(theirs, 4),
+        "vs_transformers": round(theirs / ours, 3),
+        "same_tokens": same,
+        "stock_linear_seconds_per_token": round(_stock(model.language_model, prefix), 4),
+        "bytes_per_token": bytes_per_token(model),
+        "copy_gb_per_s": round(bandwidth / 1e9, 2),
+        "floor_seconds_per_token": round(floor, 4),
+        "over_floor": round(ours / floor, 2),
+    }
+
+
+def _ours(model: Any, prefix: Tensor, tokens: int) -> tuple[float, float, tuple[int, ...]]:
+    """(prefill seconds, median seconds per token, tokens) of this project's loop."""
+    stamps = [time.perf_counter()]
+    settings = language.GenerationSettings(max_new_tokens=tokens)
+    written = language.decode(model, prefix, settings, ends=(), progress=lambda _: stamps.append(time.perf_counter()))
+    return stamps[1] - stamps[0], _median_step(stamps[1:]), written.token_ids[0]
+
+
+class _Stamps:
+    """A streamer that notes when each token of transformers' `generate` comes."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        """Called with each token."""
+        if value.numel():
+            self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Called once at the end."""
+
+
+def _theirs(model: Any, prefix: Tensor, tokens: int) -> tuple[float, tuple[int, ...]]:
+    """(median seconds per token, tokens) of `generate`, on the same weights."""
+    stamps = _Stamps()
+    written = model.generate(
+        inputs_embeds=prefix,
+        attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long),
+        max_new_tokens=tokens,
+        min_new_tokens=tokens,
+        do_sample=False,
+        streamer=stamps,
+    )
+    return _median_step(stamps.times), tuple(written[0].tolist())
+
+
+def _median_step(times: list[float]) -> float:
+    steps = sorted(b - a for a, b in itertools.pairwise(times))
+    return steps[len(steps) // 2]
+
+
+def _race(model: Any, prefix: Tensor, tokens: int) -> tuple[float, float, float, bool]:
+    """(prefill, our and their seconds per token: the better of two turns each, taken in turn; same tokens)."""
+    prefill, ours, theirs, same = math.inf, math.inf, math.inf, True
+    for _ in range(2):
+        first, step, mine = _ours(model, prefix, tokens)
+        other, its = _theirs(model, prefix, tokens)
+        prefill, ours, theirs = min(prefill, first), min(ours, step), min(theirs, other)
+        same = same and mine == its
+    return prefill, ours, theirs, same
+
+
+def _stock(model: Any, prefix: Tensor) -> float:
+    """Seconds per token with bitsandbytes' own `Linear4bit`, for comparison: three tokens."""
+    blocked = [m for m in model.modules() if type(m) is quantize.BlockedLinear4bit]
+    for module in blocked:
+        module.__class__ = quantize.BlockedLinear4bit.__base__
+    step = _ours(model, prefix, 3)[1]
+    for module in blocked:
+        module.__class__ = quantize.BlockedLinear4bit
+    return step
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]))))
