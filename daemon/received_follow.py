@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -29,6 +29,8 @@ from dicom_io.own_results import is_own_result
 LOGGER = logging.getLogger(__name__)
 
 _BATCH = 1000
+_IN_CLAUSE = 500
+_CHANGED_BY_A_COPY = ("copies", "last_received", "state", "segment", "data_offset")
 _MR_IMAGE_CLASSES = frozenset(
     (
         MR_IMAGE,
@@ -37,8 +39,6 @@ _MR_IMAGE_CLASSES = frozenset(
     )
 )
 """Never made by us, so these need not be decoded to see whose they are."""
-
-Row = sa.Row[tuple[Any, ...]]
 
 
 @dataclass(eq=False)
@@ -87,12 +87,11 @@ class SegmentFollower:
 
     def _follow_segment(self, path: Path, consumed: int, *, final: bool) -> None:
         for batch in _batches(read_records(path, consumed, final=final), _BATCH):
+            for found in batch:
+                if isinstance(found, Damage):
+                    self._set_damage_aside(path, found)
             with self.engine.begin() as connection:
-                for found in batch:
-                    if isinstance(found, Damage):
-                        self._set_damage_aside(path, found)
-                    else:
-                        self._index(connection, path, found)
+                self._index(connection, path, [found for found in batch if isinstance(found, Record)])
                 self._note_segment(connection, path.name, batch[-1].end, finished=False)
         if final:
             with self.engine.begin() as connection:
@@ -112,44 +111,51 @@ class SegmentFollower:
         copy.write_bytes(data)
         LOGGER.warning("%s: %d bytes at %d set aside: %s", path.name, len(data), damage.offset, damage.reason)
 
-    def _index(self, connection: sa.Connection, path: Path, record: Record) -> None:
-        if record.kind is RecordKind.ASSOCIATION_END:
-            association = record.meta["association"]
-            connection.execute(sa.delete(OPEN_ASSOCIATIONS).where(OPEN_ASSOCIATIONS.c.association == association))
-            return
-        meta = record.meta
-        same_uid = connection.execute(sa.select(INSTANCES).where(INSTANCES.c.sop_uid == meta["sop_instance_uid"])).all()
-        copy = next((row for row in same_uid if row.sha256 == record.sha256), None)
-        if copy is None:
-            state = self._first_state(path, record)
-            if state is InstanceState.PENDING and any(row.state != InstanceState.DAMAGED for row in same_uid):
-                state = InstanceState.CONFLICT
-            connection.execute(sa.insert(INSTANCES).values(_instance_row(path.name, record, state)))
-        elif (copy.segment, copy.data_offset) != (path.name, record.data_offset):
-            self._index_copy(connection, path, record, copy)
-        if copy is None or copy.state != InstanceState.OWN_RESULT:
-            row = {
-                "association": meta["association"],
-                "study_uid": meta["study_uid"],
-                "receiver": segment_receiver(path.name),
-            }
-            connection.execute(upsert(self.engine, OPEN_ASSOCIATIONS, row, update=()))
+    def _index(self, connection: sa.Connection, path: Path, records: Sequence[Record]) -> None:
+        """Take records into the index, in a few statements however many they are."""
+        instances = [record for record in records if record.kind is RecordKind.INSTANCE]
+        known = _known_instances(connection, [record.meta["sop_instance_uid"] for record in instances])
+        new, again, opened = [], {}, {}
+        for record in instances:
+            row = _instance_row(path.name, record)
+            same_uid = known.setdefault(row["sop_uid"], [])
+            copy = next((other for other in same_uid if other["sha256"] == row["sha256"]), None)
+            if copy is None:
+                row["state"] = self._first_state(path, record, same_uid).value
+                same_uid.append(row)
+                new.append(row)
+            elif (copy["segment"], copy["data_offset"]) != (row["segment"], row["data_offset"]):
+                _count_copy(copy, row)
+                again[row["sop_uid"], row["sha256"]] = copy
+            if (copy or row)["state"] != InstanceState.OWN_RESULT:
+                opened[row["association"], row["study_uid"]] = segment_receiver(path.name)
+        if new:
+            connection.execute(sa.insert(INSTANCES), new)
+        if again:
+            connection.execute(_UPDATE_COPY, [_copy_values(row) for row in again.values()])
+        self._index_associations(connection, records, opened)
 
-    def _index_copy(self, connection: sa.Connection, path: Path, record: Record, copy: Row) -> None:
-        """The same instance again: counted; where the first was damaged, this one takes its place."""
-        values: dict[str, Any] = {"copies": copy.copies + 1, "last_received": record.meta["received"]}
-        if copy.state == InstanceState.DAMAGED:
-            values |= {"state": InstanceState.PENDING.value, "segment": path.name, "data_offset": record.data_offset}
-        connection.execute(
-            sa.update(INSTANCES)
-            .where(INSTANCES.c.sop_uid == copy.sop_uid, INSTANCES.c.sha256 == copy.sha256)
-            .values(**values)
-        )
+    def _index_associations(
+        self, connection: sa.Connection, records: Sequence[Record], opened: dict[tuple[str, str], str]
+    ) -> None:
+        """Within a segment the end of an association comes after its instances."""
+        ended = {record.meta["association"] for record in records if record.kind is RecordKind.ASSOCIATION_END}
+        for (association, study_uid), receiver in opened.items():
+            if association not in ended:
+                row = {"association": association, "study_uid": study_uid, "receiver": receiver}
+                connection.execute(upsert(self.engine, OPEN_ASSOCIATIONS, row, update=()))
+        if ended:
+            connection.execute(sa.delete(OPEN_ASSOCIATIONS).where(OPEN_ASSOCIATIONS.c.association.in_(ended)))
 
-    def _first_state(self, path: Path, record: Record) -> InstanceState:
+    def _first_state(self, path: Path, record: Record, same_uid: Sequence[dict[str, Any]]) -> InstanceState:
+        if record.meta["sop_class_uid"] not in _MR_IMAGE_CLASSES and self._is_own_result(path, record):
+            return InstanceState.OWN_RESULT
+        if any(other["state"] != InstanceState.DAMAGED for other in same_uid):
+            return InstanceState.CONFLICT
+        return InstanceState.PENDING
+
+    def _is_own_result(self, path: Path, record: Record) -> bool:
         meta = record.meta
-        if meta["sop_class_uid"] in _MR_IMAGE_CLASSES:
-            return InstanceState.PENDING
         head = part10_head(
             sop_class_uid=meta["sop_class_uid"],
             sop_uid=meta["sop_instance_uid"],
@@ -161,13 +167,12 @@ class SegmentFollower:
             data = file.read(record.data_length)
         try:
             dataset = dcmread(BytesIO(head + data), stop_before_pixels=True)
-            own = self.own_result(dataset)
+            return self.own_result(dataset)
         except UNDECODABLE as error:
             LOGGER.warning(
                 "%s at %d: not decoded, taken as foreign: %s", path.name, record.offset, type(error).__name__
             )
-            return InstanceState.PENDING
-        return InstanceState.OWN_RESULT if own else InstanceState.PENDING
+            return False
 
     def _end_associations_of_dead(self, alive: dict[str, bool]) -> None:
         with self.engine.begin() as connection:
@@ -205,7 +210,37 @@ class SegmentFollower:
                 lock.unlink()
 
 
-def _instance_row(segment: str, record: Record, state: InstanceState) -> dict[str, Any]:
+_UPDATE_COPY = (
+    sa.update(INSTANCES)
+    .where(INSTANCES.c.sop_uid == sa.bindparam("of_sop_uid"), INSTANCES.c.sha256 == sa.bindparam("of_sha256"))
+    .values({name: sa.bindparam(f"new_{name}") for name in _CHANGED_BY_A_COPY})
+)
+
+
+def _known_instances(connection: sa.Connection, sop_uids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """Indexed instances that have one of these UIDs, by UID."""
+    known: dict[str, list[dict[str, Any]]] = {}
+    for start in range(0, len(sop_uids), _IN_CLAUSE):
+        query = sa.select(INSTANCES).where(INSTANCES.c.sop_uid.in_(sop_uids[start : start + _IN_CLAUSE]))
+        for row in connection.execute(query).mappings():
+            known.setdefault(row["sop_uid"], []).append(dict(row))
+    return known
+
+
+def _count_copy(copy: dict[str, Any], row: dict[str, Any]) -> None:
+    """The same instance again: counted; where the first was damaged, this one takes its place."""
+    copy["copies"] += 1
+    copy["last_received"] = max(copy["last_received"], row["received"])
+    if copy["state"] == InstanceState.DAMAGED:
+        copy |= {"state": InstanceState.PENDING.value, "segment": row["segment"], "data_offset": row["data_offset"]}
+
+
+def _copy_values(row: dict[str, Any]) -> dict[str, Any]:
+    keys = {"of_sop_uid": row["sop_uid"], "of_sha256": row["sha256"]}
+    return keys | {f"new_{name}": row[name] for name in _CHANGED_BY_A_COPY}
+
+
+def _instance_row(segment: str, record: Record) -> dict[str, Any]:
     meta = record.meta
     return {
         "sop_uid": meta["sop_instance_uid"],
@@ -214,7 +249,8 @@ def _instance_row(segment: str, record: Record, state: InstanceState) -> dict[st
         "series_uid": meta["series_uid"],
         "sop_class_uid": meta["sop_class_uid"],
         "transfer_syntax_uid": meta["transfer_syntax_uid"],
-        "state": state.value,
+        "state": InstanceState.PENDING.value,
+        "job_id": None,
         "file": "",
         "segment": segment,
         "data_offset": record.data_offset,
