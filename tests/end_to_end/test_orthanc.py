@@ -1,0 +1,103 @@
+"""The main job with parts that we did not write: dcmtk sends, Orthanc keeps, its REST interface is asked."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from e2e_support import sections
+
+from daemon.jobs import JobState
+from daemon.trial_pacs import LOOPBACK, Orthanc
+from daemon.trial_service import TrialService
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.orthanc,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(shutil.which("Orthanc") is None, reason="Debian's orthanc is not installed"),
+    pytest.mark.skipif(shutil.which("storescu") is None, reason="Debian's dcmtk is not installed"),
+]
+
+FORWARD_EVERYTHING = """
+function OnStableStudy(studyId, tags, metadata)
+  SendToModality(studyId, 'braingemma')
+end
+"""
+
+
+class Site:
+    """Orthanc and the daemon, which know each other."""
+
+    def __init__(self, folder: Path, **orthanc: Any) -> None:
+        configuration = sections(0, "ORTHANC")
+        port = configuration["listener"]["port"]
+        known = {"braingemma": ("BRAINGEMMA", LOOPBACK, port), "storescu": ("STORESCU", LOOPBACK, 11199)}
+        self.orthanc = Orthanc(folder / "orthanc", modalities=known, extra=orthanc)
+        configuration["destinations"][0]["port"] = self.orthanc.port
+        self.service = TrialService(folder / "daemon", configuration)
+        self.service.start()
+
+    def modalities(self) -> list[str]:
+        """Modality of every series that Orthanc holds."""
+        series = (self.orthanc.get(f"/series/{uid}") for uid in self.orthanc.get("/series"))
+        return sorted(s["MainDicomTags"]["Modality"] for s in series)
+
+    def stop(self) -> None:
+        self.service.stop()
+        self.orthanc.stop()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    trial = Site(tmp_path)
+    yield trial
+    trial.stop()
+
+
+def storescu(study: list[Path], aet: str, port: int) -> None:
+    subprocess.run(
+        ["storescu", "-aec", aet, LOOPBACK, str(port), *map(str, study)], check=True, capture_output=True, timeout=120
+    )
+
+
+def test_orthanc_holds_one_report_and_one_overlay_series_in_the_study(site: Site, study: list[Path]) -> None:
+    storescu(study, "ORTHANC", site.orthanc.port)
+    storescu(study, "BRAINGEMMA", site.service.peer.port)
+    [job] = site.service.wait_for_jobs(1, seconds=240)
+    assert job.state is JobState.DONE, job.reason
+    [study_id] = site.orthanc.get("/studies")
+    held = [site.orthanc.get(f"/series/{uid}") for uid in site.orthanc.get(f"/studies/{study_id}")["Series"]]
+    by_modality = {s["MainDicomTags"]["Modality"]: s for s in held if s["MainDicomTags"]["Modality"] in ("SR", "MR")}
+    assert len(by_modality["SR"]["Instances"]) == 1
+    assert len(by_modality["MR"]["Instances"]) == len(study)
+    overlays = [s for s in held if s["MainDicomTags"]["Modality"] == "OT" and len(s["Instances"]) == len(study)]
+    assert len(overlays) == 1
+    tags = site.orthanc.get(f"/instances/{by_modality['SR']['Instances'][0]}/simplified-tags")
+    assert tags["VerificationFlag"] == "UNVERIFIED"
+    preview = site.orthanc.get_bytes(f"/instances/{overlays[0]['Instances'][0]}/preview")
+    assert preview.startswith(b"\x89PNG")
+
+
+def test_a_pacs_that_forwards_every_study_makes_no_loop(tmp_path: Path, study: list[Path]) -> None:
+    script = tmp_path / "forward.lua"
+    script.write_text(FORWARD_EVERYTHING)
+    site = Site(tmp_path, LuaScripts=[str(script)])
+    try:
+        storescu(study, "ORTHANC", site.orthanc.port)  # Orthanc forwards it, and later our results as well
+        site.service.wait_for_jobs(1, seconds=240)
+        before = site.modalities()
+        instances = site.orthanc.get("/statistics")["CountInstances"]
+        time.sleep(12)  # several stable ages: the results have come back to the daemon by now
+        log = site.service.log.read_text()
+        jobs = site.service.store.recent()
+        assert [job.state for job in jobs] == [JobState.DONE], log[-2000:]
+        assert site.modalities() == before
+        assert site.orthanc.get("/statistics")["CountInstances"] == instances
+    finally:
+        site.stop()
