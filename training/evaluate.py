@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import nibabel
 import numpy as np
 
 from braingemma.errors import BrainGemmaError
@@ -20,7 +21,7 @@ from braingemma.model import BrainGemma3D
 from braingemma.preprocess import prepare_image
 from training.errors import DataError
 from training.metrics import Findings, Pair, bootstrap, calibration_error, constant_baselines, finding, measure
-from training.phantoms import Phantom, make_phantom
+from training.phantoms import make_phantom
 from training.sources import mirrored_findings
 
 HEADLINE: Final = (
@@ -88,25 +89,36 @@ def evaluate_phantoms(
     results = []
     for number, seed in enumerate(seeds):
         phantom = make_phantom(seed)
-        results.append(judge_case(model, phantom, f"phantom-{seed}", flip=flip))
+        results.append(judge_case(model, phantom.volume, phantom.findings, f"phantom-{seed}", flip=flip))
         progress(number + 1, len(seeds))
     return summarise(results)
 
 
-def judge_case(model: BrainGemma3D, phantom: Phantom, name: str, *, flip: bool = True) -> CaseResult:
+def evaluate_folders(
+    model: BrainGemma3D, root: Path, *, flip: bool = True, progress: Progress = lambda _done, _all: None
+) -> Evaluation:
+    """Judge the reports on cases that `braingemma phantom` wrote."""
+    results, cases = [], read_case_folders(root)
+    for number, (name, picture, truth) in enumerate(cases):
+        results.append(judge_case(model, nibabel.load(picture), truth, name, flip=flip))
+        progress(number + 1, len(cases))
+    return summarise(results)
+
+
+def judge_case(model: BrainGemma3D, image: Any, truth: Findings, name: str, *, flip: bool = True) -> CaseResult:
     """One report, and one of the mirrored volume; a refusal by the model is kept as the case's error."""
     try:
-        volume = prepare_image(phantom.volume, model.config, name=name).tensor
+        volume = prepare_image(image, model.config, name=name).tensor
         report = str(model.generate_report(volume))
         mirrored = findings_from_text(str(model.generate_report(volume.flip(-1)))) if flip else None
         probabilities = model.finding_probabilities(volume)
     except BrainGemmaError as error:
         silent = tuple(Finding(n, "undetermined") for n in FINDINGS)
-        return CaseResult(name, phantom.findings, "", silent, error=str(error))
+        return CaseResult(name, truth, "", silent, error=str(error))
     known = probabilities if isinstance(probabilities, dict) else {}
     return CaseResult(
         name,
-        phantom.findings,
+        truth,
         report,
         findings_from_text(report),
         mirrored,
