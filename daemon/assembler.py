@@ -276,12 +276,11 @@ class Assembler:
     def _note_arrival(self, arrival: dict[str, Any], files: dict[str, Row]) -> None:
         with self.engine.begin() as connection:
             self._insert_arrival(connection, arrival)
-            for name, row in files.items():
-                connection.execute(
-                    sa.update(INSTANCES)
-                    .where(INSTANCES.c.sop_uid == row.sop_uid, INSTANCES.c.sha256 == row.sha256)
-                    .values(state=InstanceState.HANDED_OVER.value, job_id=arrival["job_id"], file=name)
-                )
+            handed_over = [
+                {"of_sop_uid": row.sop_uid, "of_sha256": row.sha256, "new_job_id": arrival["job_id"], "new_file": name}
+                for name, row in files.items()
+            ]
+            connection.execute(_HAND_OVER, handed_over)
 
     def _insert_arrival(self, connection: sa.Connection, arrival: dict[str, Any]) -> None:
         row = {
@@ -336,6 +335,11 @@ class Assembler:
 
 
 _OF_A_JOB = (InstanceState.PENDING, InstanceState.HANDED_OVER)
+_HAND_OVER = (
+    sa.update(INSTANCES)
+    .where(INSTANCES.c.sop_uid == sa.bindparam("of_sop_uid"), INSTANCES.c.sha256 == sa.bindparam("of_sha256"))
+    .values(state=InstanceState.HANDED_OVER.value, job_id=sa.bindparam("new_job_id"), file=sa.bindparam("new_file"))
+)
 
 
 def _link(source: Path, target: Path) -> bool:

@@ -11,19 +11,19 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from braingemma.errors import BrainGemmaError
-from daemon.config import Explain, Model, Settings, load_settings
+from daemon.cli_jobs import jobs_app
+from daemon.cli_training import bench_app, evaluate, phantom, train_app
+from daemon.config import Explain, Model, load_settings
 from daemon.errors import ConfigurationError, DaemonError
+from daemon.terminal import ConfigOption, JsonOption, WeightsOption, data, emit_json, messages, working
 from dicom_io.errors import DicomIoError
+from training.errors import TrainingError
 
 app = typer.Typer(
     help="Brain MRI FLAIR in by DICOM, a report draft and a saliency overlay back. Research use only, no diagnosis.",
@@ -31,19 +31,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-jobs_app = typer.Typer(help="The daemon's work, also while it is stopped.", no_args_is_help=True)
 weights_app = typer.Typer(help="Weights: the bundled `demo`, a local folder, or a hub id.", no_args_is_help=True)
 config_app = typer.Typer(help="The configuration as it will be used.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
+app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
+app.command()(phantom)
+app.command()(evaluate)
 app.add_typer(weights_app, name="weights")
 app.add_typer(config_app, name="config")
-
-messages = Console(stderr=True, highlight=False, soft_wrap=True)
-data = Console(highlight=False, soft_wrap=True, markup=False)
-
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration, TOML.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-WeightsOption = Annotated[str | None, typer.Option(help="`demo`, a folder, or a hub id.", show_default="demo")]
 
 
 def main() -> None:
@@ -53,37 +49,13 @@ def main() -> None:
     except ConfigurationError as error:
         messages.print(f"braingemma: {error}", style="red", markup=False)
         sys.exit(2)
-    except (DaemonError, DicomIoError, BrainGemmaError) as error:
+    except (DaemonError, DicomIoError, BrainGemmaError, TrainingError) as error:
         messages.print(f"braingemma: {error}", style="red", markup=False)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of our output (`| head`) has enough; Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def emit_json(value: Any) -> None:
-    """Print data as JSON."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
-
-
-@contextmanager
-def working(first: str) -> Iterator[Any]:
-    """A line on standard error that says what is being done: live on a terminal, one line a step elsewhere."""
-    if messages.is_terminal:
-        with messages.status(first) as status:
-            yield status.update
-    else:
-        said: list[str] = []
-
-        def say(text: str) -> None:
-            kind = text.rstrip("0123456789/ ")
-            if said[-1:] != [kind]:
-                said.append(kind)
-                messages.print(text, markup=False)
-
-        say(first)
-        yield say
 
 
 # ---------------------------------------------------------------------- the main job
@@ -210,127 +182,6 @@ def select(
             messages.print(f"not read: {problem['file']}: {problem['reason']}", markup=False)
     if not rows:
         raise DaemonError(f"{folder}: expected DICOM instances, found none ({len(problems)} files could not be read)")
-
-
-# ---------------------------------------------------------------------- jobs
-
-
-def _store(config: Path | None) -> tuple[Settings, Any, Any]:
-    from daemon.jobs import JobStore
-    from daemon.service import open_database
-
-    settings = load_settings(config)
-    engine = open_database(settings)
-    return settings, engine, JobStore(engine)
-
-
-def _when(seconds: float) -> str:
-    import datetime
-
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-@jobs_app.command("list")
-def jobs_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the jobs, newest first."""
-    _, _, store = _store(config)
-    jobs = store.recent()
-    if as_json:
-        emit_json([job.to_json() for job in jobs])
-        return
-    table = Table("job", "state", "step", "progress", "created", "reason", box=None)
-    for job in jobs:
-        table.add_row(job.job_id, str(job.state), job.step, job.progress, _when(job.created), job.reason[:100])
-    data.print(table if jobs else "no jobs")
-
-
-@jobs_app.command("show")
-def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show one job: state, timings, verdicts on its series, deliveries."""
-    from daemon.control import job_or_error
-
-    _, _, store = _store(config)
-    job = job_or_error(store, job_id)
-    verdicts, deliveries = store.verdicts(job_id=job_id), store.deliveries(job_id)
-    if as_json:
-        emit_json(
-            {
-                **job.to_json(),
-                "series": [dataclasses.asdict(v) for v in verdicts],
-                "deliveries": [dataclasses.asdict(d) for d in deliveries],
-            }
-        )
-        return
-    for name, value in job.to_json().items():
-        data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
-    for verdict in verdicts:
-        data.print(f"series {verdict.series_uid}: {verdict.verdict}")
-    table = Table("destination", "kind", "file", "state", "status", "attempts", "reason", box=None)
-    for d in deliveries:
-        table.add_row(d.destination, d.kind, d.file, str(d.state), d.status, str(d.attempts), d.reason)
-    if deliveries:
-        data.print(table)
-
-
-@jobs_app.command("why")
-def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Say why a series was reported or not, rule by rule."""
-    from daemon.control import arrival_of_series
-
-    _, engine, store = _store(config)
-    verdicts = store.verdicts(series_uid=series_uid)
-    arrival = arrival_of_series(engine, series_uid)
-    if not verdicts and arrival is None:
-        raise DaemonError(f"nothing was ever received of series {series_uid}")
-    if as_json:
-        emit_json({"series_uid": series_uid, "arrival": arrival, "verdicts": [dataclasses.asdict(v) for v in verdicts]})
-        return
-    if arrival:
-        data.print(arrival)
-    for verdict in verdicts:
-        job = store.get(verdict.job_id)
-        data.print(f"{verdict.verdict} in job {verdict.job_id}" + (f" ({job.state}): {job.reason}" if job else ""))
-        for reason in verdict.reasons:
-            data.print(f"  {reason}")
-
-
-@jobs_app.command("retry")
-def jobs_retry(job_id: str, config: ConfigOption = None) -> None:
-    """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again."""
-    from daemon.control import retry
-
-    _, engine, store = _store(config)
-    messages.print(f"queued again: {retry(store, engine, job_id)}", markup=False)
-
-
-@jobs_app.command("cancel")
-def jobs_cancel(job_id: str, config: ConfigOption = None) -> None:
-    """Cancel a job that has not ended."""
-    from daemon.control import cancel
-
-    _, _, store = _store(config)
-    cancel(store, job_id)
-
-
-@jobs_app.command("purge")
-def jobs_purge(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
-    config: ConfigOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Remove jobs that ended longer ago than `storage.keep_days`; undelivered results stay."""
-    from daemon.control import purge
-
-    settings, _, store = _store(config)
-    removed = purge(store, settings, dry_run=dry_run)
-    if as_json:
-        emit_json([dataclasses.asdict(p) for p in removed])
-        return
-    for purged in removed:
-        data.print(
-            f"{'would remove' if dry_run else 'removed'} {purged.job_id} ({purged.state}, {purged.size / 1e6:.1f} MB)"
-        )
-    messages.print(f"{len(removed)} jobs", markup=False)
 
 
 # ---------------------------------------------------------------------- DICOM client

@@ -9,6 +9,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from daemon.config import Settings
+from daemon.folders import make_private
+
 metadata = sa.MetaData()
 """All tables of the daemon register here; `create_tables` makes them."""
 
@@ -55,3 +58,11 @@ def upsert(engine: sa.Engine, table: sa.Table, row: Mapping[str, Any], *, update
     if not changed:
         return insert.on_conflict_do_nothing()
     return insert.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changed)
+
+
+def open_database(settings: Settings) -> sa.Engine:
+    """The daemon's database in its private folder, with its tables."""
+    make_private(settings.storage.folder)
+    engine = make_engine(database_url(settings.engine.database_url, settings.storage.folder))
+    create_tables(engine)
+    return engine

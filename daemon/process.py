@@ -65,10 +65,8 @@ def _forget_earlier_run(folder: JobFolder) -> None:
         folder.report_text, folder.report_json, folder.report_html,
     ):  # fmt: skip
         path.unlink(missing_ok=True)
-    for kept, patterns in (
-        (folder.explain, ("*.png", "*.json", "*.nii.gz")),
-        (folder.dicom, ("*.dcm", "sc/*.dcm", "pack.json")),
-    ):
-        for pattern in patterns:
-            for path in kept.glob(pattern):
-                path.unlink()
+    for path in (*folder.explain.glob("*"), *folder.dicom.glob("sc/*.dcm"), *folder.dicom.glob("*.*")):
+        path.unlink()
+    for emptied in (folder.dicom / "sc", folder.dicom):
+        if emptied.exists():
+            emptied.rmdir()

@@ -18,9 +18,10 @@ from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from braingemma.weights import WeightsInfo, describe_weights
 from daemon import pipeline
-from daemon.assembler import Arrival, Assembler
+from daemon.arrival import Arrival
+from daemon.assembler import Assembler
 from daemon.config import Settings
-from daemon.database import create_tables, database_url, make_engine
+from daemon.database import open_database
 from daemon.errors import ConfigurationError
 from daemon.folders import make_private, write_json
 from daemon.jobs import JobStore
@@ -53,14 +54,6 @@ def check_weights(settings: Settings) -> WeightsInfo:
             f"destinations on loopback, got {names}. Use other weights, or, for tests, set [model] allow_demo = true."
         )
     return info
-
-
-def open_database(settings: Settings) -> sa.Engine:
-    """The daemon's database, with its tables."""
-    make_private(settings.storage.folder)
-    engine = make_engine(database_url(settings.engine.database_url, settings.storage.folder))
-    create_tables(engine)
-    return engine
 
 
 def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Context) -> None:

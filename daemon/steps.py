@@ -32,7 +32,7 @@ from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
 from dicom_io.errors import DicomIoError, PackError
 from dicom_io.geometry import SeriesGeometry
 from dicom_io.nifti import convert_series
-from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack
+from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
 from dicom_io.selection import Reason, SelectionRules, Verdict, rank
 from dicom_io.series import FileProblem, Series, scan_folder
 from dicom_io.sources import InstanceReference
@@ -334,11 +334,7 @@ def _predecessors(folder: JobFolder) -> tuple[InstanceReference, ...]:
     earlier = JobFolder(folder.root.parent / supersedes).dicom
     if not (earlier / MANIFEST).exists():
         return ()
-    pack = load_pack(earlier)
-    return tuple(
-        InstanceReference(item.sop_class_uid, item.sop_instance_uid, item.series_uid, pack.study_uid, 1)
-        for item in pack.of_kind("sr")
-    )
+    return reports_of(load_pack(earlier))
 
 
 def _identity(report: dict[str, Any], settings: Settings) -> str:

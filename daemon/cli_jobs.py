@@ -1,0 +1,124 @@
+"""`braingemma jobs`: the daemon's work, also while it is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from pathlib import Path
+from typing import Annotated
+
+import sqlalchemy as sa
+import typer
+from rich.table import Table
+
+from daemon import control
+from daemon.config import Settings, load_settings
+from daemon.database import open_database
+from daemon.errors import DaemonError
+from daemon.jobs import JobStore
+from daemon.terminal import ConfigOption, JsonOption, data, emit_json, messages
+
+jobs_app = typer.Typer(help="The daemon's work, also while it is stopped.", no_args_is_help=True)
+
+
+def _store(config: Path | None) -> tuple[Settings, sa.Engine, JobStore]:
+    settings = load_settings(config)
+    engine = open_database(settings)
+    return settings, engine, JobStore(engine)
+
+
+def _when(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@jobs_app.command("list")
+def jobs_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs, newest first."""
+    _, _, store = _store(config)
+    jobs = store.recent()
+    if as_json:
+        emit_json([job.to_json() for job in jobs])
+        return
+    table = Table("job", "state", "step", "progress", "created", "reason", box=None)
+    for job in jobs:
+        table.add_row(job.job_id, str(job.state), job.step, job.progress, _when(job.created), job.reason[:100])
+    data.print(table if jobs else "no jobs")
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show one job: state, timings, verdicts on its series, deliveries."""
+    _, _, store = _store(config)
+    job = control.job_or_error(store, job_id)
+    verdicts, deliveries = store.verdicts(job_id=job_id), store.deliveries(job_id)
+    if as_json:
+        emit_json(
+            {
+                **job.to_json(),
+                "series": [dataclasses.asdict(v) for v in verdicts],
+                "deliveries": [dataclasses.asdict(d) for d in deliveries],
+            }
+        )
+        return
+    for name, value in job.to_json().items():
+        data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
+    for verdict in verdicts:
+        data.print(f"series {verdict.series_uid}: {verdict.verdict}")
+    table = Table("destination", "kind", "file", "state", "status", "attempts", "reason", box=None)
+    for d in deliveries:
+        table.add_row(d.destination, d.kind, d.file, str(d.state), d.status, str(d.attempts), d.reason)
+    if deliveries:
+        data.print(table)
+
+
+@jobs_app.command("why")
+def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Say why a series was reported or not, rule by rule."""
+    _, engine, store = _store(config)
+    verdicts = store.verdicts(series_uid=series_uid)
+    arrival = control.arrival_of_series(engine, series_uid)
+    if not verdicts and arrival is None:
+        raise DaemonError(f"nothing was ever received of series {series_uid}")
+    if as_json:
+        emit_json({"series_uid": series_uid, "arrival": arrival, "verdicts": [dataclasses.asdict(v) for v in verdicts]})
+        return
+    if arrival:
+        data.print(arrival)
+    for verdict in verdicts:
+        job = store.get(verdict.job_id)
+        data.print(f"{verdict.verdict} in job {verdict.job_id}" + (f" ({job.state}): {job.reason}" if job else ""))
+        for reason in verdict.reasons:
+            data.print(f"  {reason}")
+
+
+@jobs_app.command("retry")
+def jobs_retry(job_id: str, config: ConfigOption = None) -> None:
+    """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again."""
+    _, engine, store = _store(config)
+    messages.print(f"queued again: {control.retry(store, engine, job_id)}", markup=False)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, config: ConfigOption = None) -> None:
+    """Cancel a job that has not ended."""
+    _, _, store = _store(config)
+    control.cancel(store, job_id)
+
+
+@jobs_app.command("purge")
+def jobs_purge(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove jobs that ended longer ago than `storage.keep_days`; undelivered results stay."""
+    settings, _, store = _store(config)
+    removed = control.purge(store, settings, dry_run=dry_run)
+    if as_json:
+        emit_json([dataclasses.asdict(p) for p in removed])
+        return
+    for purged in removed:
+        data.print(
+            f"{'would remove' if dry_run else 'removed'} {purged.job_id} ({purged.state}, {purged.size / 1e6:.1f} MB)"
+        )
+    messages.print(f"{len(removed)} jobs", markup=False)

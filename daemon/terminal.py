@@ -1,0 +1,44 @@
+"""How commands talk: data to standard output, messages and progress to standard error; options they share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+messages = Console(stderr=True, highlight=False, soft_wrap=True)
+data = Console(highlight=False, soft_wrap=True, markup=False)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration, TOML.", show_default=False)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+WeightsOption = Annotated[str | None, typer.Option(help="`demo`, a folder, or a hub id.", show_default="demo")]
+
+
+def emit_json(value: Any) -> None:
+    """Print data as JSON."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def working(first: str) -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done: live on a terminal, one line a step elsewhere."""
+    if messages.is_terminal:
+        with messages.status(first) as status:
+            yield status.update
+    else:
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            kind = text.rstrip("0123456789/ ")
+            if said[-1:] != [kind]:
+                said.append(kind)
+                messages.print(text, markup=False)
+
+        say(first)
+        yield say
