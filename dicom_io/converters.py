@@ -5,6 +5,7 @@ Both are imported lazily, and with care: importing dicom2nifti rewrites pydicom'
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pydicom.charset
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
+from dicom_io import header
 from dicom_io.errors import ConversionError
 from dicom_io.geometry import LPS_TO_RAS
 from dicom_io.pixels import DECODING_ERRORS, quiet
@@ -70,6 +72,18 @@ def _quiet_dicom2nifti() -> Iterator[Any]:
                 getattr(dicom2nifti.settings, f"enable_validate_{name}")()
 
 
+def _with_frame_of_reference(dataset: Dataset) -> Dataset:
+    """The dataset, or a shallow copy that names a Frame of Reference, without which highdicom places no image.
+
+    De-identified series often lack it; that the slices share one space was judged with the geometry.
+    """
+    if header.uid(dataset, "FrameOfReferenceUID"):
+        return dataset
+    placed = copy.copy(dataset)
+    placed.FrameOfReferenceUID = f"{header.uid(dataset, 'SeriesInstanceUID')}.1"
+    return placed
+
+
 def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
     """Convert by highdicom's `Volume`; same arguments, result and error as `by_dicom2nifti`."""
     import highdicom as hd
@@ -84,7 +98,7 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
     }
     try:
         with quiet("highdicom", "pydicom"):
-            datasets = [_little_endian(d) for d in datasets]
+            datasets = [_with_frame_of_reference(_little_endian(d)) for d in datasets]
             if "PerFrameFunctionalGroupsSequence" not in datasets[0]:
                 volume = hd.get_volume_from_series(datasets, orientation_tol=ORIENTATION_TOLERANCE, **options)
             elif len(datasets) == 1:

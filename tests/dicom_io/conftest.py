@@ -10,8 +10,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from series_factory import SHARED_DICOM, make_files
 
-SHARED_DICOM = Path(__file__).parents[3] / "shared" / "data" / "dicom"
+
+@pytest.fixture
+def flair_files(tmp_path: Path) -> list[Path]:
+    """A sound axial FLAIR series of 21 slices in `tmp_path / "series"`."""
+    return make_files(tmp_path / "series")
 
 
 @pytest.fixture(scope="session")
@@ -31,11 +36,11 @@ def dcm2niix() -> str:
     return found
 
 
-def converted_by_dcm2niix(binary: str, folder: Path, out: Path) -> nib.Nifti1Image:
+def converted_by_dcm2niix(binary: str, folder: Path, out: Path, precise: str = "n") -> nib.Nifti1Image:
     """The one image that dcm2niix makes of a folder; `-p n`: scaled by RescaleSlope, as Philips displays it."""
     out.mkdir()
     subprocess.run(
-        [binary, "-p", "n", "-z", "n", "-b", "n", "-m", "2", "-f", "volume", "-o", str(out), str(folder)],
+        [binary, "-p", precise, "-z", "n", "-b", "n", "-m", "2", "-f", "volume", "-o", str(out), str(folder)],
         check=True,
         capture_output=True,
         timeout=120,

@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import SHARED_DICOM, assert_same_voxels, converted_by_dcm2niix
+from conftest import assert_same_voxels, converted_by_dcm2niix
 
 from dicom_io.converters import by_dicom2nifti, by_highdicom
 from dicom_io.errors import ConversionError, DicomIoError, GeometryError
@@ -67,6 +67,10 @@ REFUSED = (
 )
 
 
+SLOPE_BY_SLICE = "dicom2nifti_MIT/generic/anatomical/002_non_isotropic"
+"""RescaleSlope differs between slices: with `-p n` dcm2niix warns that it ignores this, with `-p y` it does not."""
+
+
 def only_series(folder: Path) -> Series:
     [series] = scan_folder(folder).series
     return series
@@ -77,7 +81,8 @@ def test_volume_agrees_with_dcm2niix(name: str, shared_dicom: Path, dcm2niix: st
     conversion = convert_series(only_series(shared_dicom / name), tmp_path / "volume.nii.gz")
     image = nib.load(conversion.volume_path)
     assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
-    assert_same_voxels(image, converted_by_dcm2niix(dcm2niix, shared_dicom / name, tmp_path / "other"))
+    precise = "y" if name == SLOPE_BY_SLICE else "n"
+    assert_same_voxels(image, converted_by_dcm2niix(dcm2niix, shared_dicom / name, tmp_path / "other", precise))
 
 
 @pytest.mark.parametrize("name", [n for n in VOLUMES if n.startswith("dicom2nifti")])
@@ -145,7 +150,3 @@ def test_a_side_that_is_wrong_would_be_noticed(shared_dicom: Path, tmp_path: Pat
     mirrored = nib.Nifti1Image(np.asanyarray(image.dataobj)[::-1], image.affine)
     with pytest.raises(AssertionError):
         assert_same_voxels(mirrored, image)
-
-
-def test_the_list_of_data_is_the_folder_beside_the_checkout() -> None:
-    assert SHARED_DICOM.parts[-3:] == ("shared", "data", "dicom")
