@@ -56,6 +56,8 @@ DEFAULT_REPLACEMENT = "mirror"
 """Best on phantoms: tissue of the other side takes a lesion away and leaves a brain."""
 RIM_LOSS = 0.1
 """Share of a weight that the map loses towards the rim of its supervoxel, so that the map peaks in the middle."""
+BATCH_VOXELS = 2**23
+"""Voxels of the perturbed volumes in memory at once, unless a batch size is asked for."""
 POOR_FIT = 0.3
 """R² below which an additive map says little about the model."""
 
@@ -286,7 +288,7 @@ def run_interpretability(
     replacement: str = DEFAULT_REPLACEMENT,
     target: str = ALL_FINDINGS,
     contrast: bool = False,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     banner: str | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -313,7 +315,7 @@ def run_interpretability(
         target: "findings" (the words that carry a present finding), "report" (every word), "side" (why left and
             not right), or one finding: "lesion", "edema", "necrosis", "ventricular_compression".
         contrast: Add "side" to the weights of each supervoxel.
-        batch_size: Perturbed volumes in memory at once.
+        batch_size: Perturbed volumes in memory at once; None: `default_batch_size` of the model's grid.
         banner: What must be said about the weights in each picture; None: the weights' own.
         progress: Called with (volumes scored, volumes planned).
         cancelled: Asked before each batch; True raises `ExplainCancelled` and nothing is written.
@@ -326,10 +328,11 @@ def run_interpretability(
         ExplainError: The report or the volume cannot be explained, or an argument makes no sense.
         VolumeError: The volume cannot be read by the model.
     """
-    settings = ExplainSettings(method, lime_samples, n_segments, seed, replacement, target, contrast, batch_size)
+    at_once = default_batch_size(model.config.grid) if batch_size is None else batch_size
+    settings = ExplainSettings(method, lime_samples, n_segments, seed, replacement, target, contrast, at_once)
     prepared = prepare_volume(mri_path, model.config)
     image = _ras_image(Path(mri_path))
-    scoring = ScoringSettings(batch_size, progress, cancelled)
+    scoring = ScoringSettings(at_once, progress, cancelled)
     found = explain_report(model, image, prepared, report, settings, prompt=prompt, scoring=scoring)
     grounding = _grounding_on(image, model, prepared)
     if grounding is not None and found.target is not None:
@@ -347,6 +350,11 @@ def run_interpretability(
     )
     _write(Path(output_dir), image, found, scene, grounding)
     return found.weights, scene.saliency
+
+
+def default_batch_size(grid: tuple[int, int, int]) -> int:
+    """Volumes in memory at once: 8 on the card's grid, up to 32 on smaller ones, where one at a time wastes a CPU."""
+    return int(np.clip(BATCH_VOXELS // int(np.prod(grid)), 1, 32))
 
 
 def grounding_on_grid(grounding: Float32, grid: tuple[int, ...], grid_affine: Float, image: nib.Nifti1Image) -> Float32:

@@ -77,7 +77,7 @@ def bench_explain(
     samples: int = 100,
     segments: int = 20,
     seeds: tuple[int, int] = (42, 43),
-    batch_size: int = 8,
+    batch_size: int = 32,
     progress: Callable[[int, str], None] | None = None,
 ) -> dict[str, Any]:
     """Compare attribution methods on volumes whose lesions are known.
@@ -210,7 +210,7 @@ def _random_row(
     model: Any, case: BenchCase, trial: _Trial, variant: tuple[str, str], samples: int, seed: int
 ) -> dict[str, float | None]:
     """The same hits with random weights: they must be those of chance."""
-    weights, _, _ = _attribute(model, trial, variant, samples, seed, 8)
+    weights, _, _ = _attribute(model, trial, variant, samples, seed, 32)
     return {f"random_{name}": value for name, value in _hits(case, trial, weights, variant).items()}
 
 

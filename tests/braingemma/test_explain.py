@@ -20,6 +20,7 @@ from braingemma.explain import (
     ExplainCancelled,
     ExplainSettings,
     Explanation,
+    default_batch_size,
     explain_prepared,
     grounding_agreement,
     grounding_on_grid,
@@ -113,6 +114,12 @@ def test_nothing_is_scored_twice_and_memory_is_bounded(marked: nib.Nifti1Image) 
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
     # 12 left out, the two ends, and of both curves at most what is new.
     assert found.evaluations <= 14 + 2 * 7
+
+
+def test_batches_are_bounded_by_the_grid() -> None:
+    assert default_batch_size((64, 128, 128)) == 8
+    assert default_batch_size((32, 64, 48)) == 32
+    assert default_batch_size((512, 512, 512)) == 1
 
 
 def test_cancelling_stops_before_the_next_batch(marked: nib.Nifti1Image) -> None:
