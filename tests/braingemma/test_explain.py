@@ -9,9 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer
 from nibabel.affines import apply_affine
 from PIL import Image
+from tiny_models import tiny_config, tiny_tokenizer
 
 from braingemma.attribution import METHODS
 from braingemma.configuration import VolumeSettings

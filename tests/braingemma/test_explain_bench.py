@@ -4,8 +4,8 @@ import explain_support as support
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_config, tiny_tokenizer
 from nibabel.affines import apply_affine
+from tiny_models import tiny_config, tiny_tokenizer
 
 from braingemma.errors import ExplainError
 from braingemma.explain_bench import BenchCase, bench_explain, format_table

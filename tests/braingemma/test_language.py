@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_config, tiny_tokenizer
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from braingemma.errors import GenerationError
@@ -18,7 +19,6 @@ from braingemma.language import (
     prompt_ids,
     training_end_id,
 )
-from tests.braingemma.conftest import tiny_config, tiny_tokenizer
 
 GEMMA_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n"

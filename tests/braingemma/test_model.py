@@ -7,12 +7,12 @@ import sys
 
 import pytest
 import torch
+from tiny_models import tiny_config, tiny_model
 
 import braingemma
 from braingemma.configuration import FINDINGS, SITES
 from braingemma.errors import GenerationError
 from braingemma.model import COMPONENTS, BrainGemma3D
-from tests.braingemma.conftest import tiny_config, tiny_model
 
 
 def test_importing_the_package_needs_no_torch() -> None:

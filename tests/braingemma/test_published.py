@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_models import tiny_config, tiny_tokenizer
 from transformers import (
     AutoTokenizer,
     Gemma3Config,
@@ -23,7 +24,6 @@ from braingemma.configuration import CANONICAL_PROMPT
 from braingemma.errors import CheckpointError
 from braingemma.model import BrainGemma3D
 from braingemma.weights import describe_weights
-from tests.braingemma.conftest import tiny_config, tiny_tokenizer
 
 WIDTH, HIDDEN = 32, 64
 GRID = (64, 128, 128)  # the published weights know no other

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from tiny_models import tiny_config
 from torch import nn
 
 from braingemma.projector import Projector
 from braingemma.resampler import PerceiverResampler, sincos_positions_3d
-from tests.braingemma.conftest import tiny_config
 
 
 def test_the_defaults_are_the_cards() -> None:

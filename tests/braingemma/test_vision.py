@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import tiny_config
 from transformers import SiglipVisionModel
 
 from braingemma.errors import VolumeError
 from braingemma.vision import InflatedVisionTower, inflate_kernel, middle_plane, symmetric_padding
-from tests.braingemma.conftest import tiny_config
 
 GRID = (12, 24, 16)  # the patch (4, 8, 8) divides it
 

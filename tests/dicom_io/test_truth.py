@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import assert_same_voxels, converted_by_dcm2niix
+from second_opinion import assert_same_voxels, converted_by_dcm2niix
 
 from dicom_io.converters import by_dicom2nifti, by_highdicom
 from dicom_io.errors import ConversionError, DicomIoError, GeometryError
