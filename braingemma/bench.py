@@ -39,6 +39,8 @@ Size = Literal["tiny", "full"]
 #: Tokens that are written and timed.
 TOKENS = {"tiny": 16, "full": 24}
 GIB = 1024**3
+#: Random numbers that the weights are cut from; odd, so that the rows of a weight differ.
+POOL = (1 << 22) - 1
 
 
 # ---------------------------------------------------------------------- random weights
@@ -90,10 +92,17 @@ def shapes_of(size: Size) -> tuple[SiglipVisionConfig, Gemma3TextConfig]:
 
 
 def _random_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Random bfloat16 values for each parameter of a module without storage, one at a time."""
+    """Random bfloat16 values for each parameter of a module without storage, one at a time.
+
+    They are cut from one pool at random places: drawing four thousand million numbers afresh would take longer than
+    everything that is measured.
+    """
+    pool = torch.randn(POOL).to(torch.bfloat16)
     for name, parameter in module.named_parameters():
-        spread = 0.02 if parameter.ndim > 1 else 0.01
-        yield prefix + name, torch.empty(parameter.shape, dtype=torch.bfloat16).normal_(std=spread)
+        count, spread = parameter.numel(), 0.02 if parameter.ndim > 1 else 0.01
+        start = int(torch.randint(POOL, ()))
+        values = pool.roll(-start).mul_(spread)
+        yield prefix + name, values.repeat(-(-count // POOL))[:count].view(parameter.shape).clone()
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path, at_most: float = 0.3 * GIB) -> None:

@@ -22,6 +22,8 @@ Mask = npt.NDArray[np.bool_]
 WORKING_SPACING = 2.5
 #: Peeling radii tried in turn, mm, until what is left has the size of a brain.
 PEELING_RADII = (4.0, 5.5, 7.0, 9.0)
+#: A body that loses more than this share to the next radius (and less than half) still had eyes or muscle on it.
+SHED_SHARE = 0.025
 #: Gaps up to twice this wide (sulci, fissures) are closed, mm.
 CLOSING_RADIUS = 9.0
 #: Largest plausible brain, ml (with its fluid spaces; the 99.9th percentile of adults is below).
@@ -98,11 +100,13 @@ def _brain_of(coarse: Volume, spacing: Float) -> Mask:
     threshold = 0.55 * float(np.percentile(head, 75))
     bright = np.asarray(smooth > threshold)
     voxel_ml = float(np.prod(spacing)) / 1000
-    brain = bright
-    for radius in PEELING_RADII:
-        brain = _body(bright, spacing, radius)
-        if brain.sum() * voxel_ml <= LARGEST_BRAIN_ML:
+    brain = _body(bright, spacing, PEELING_RADII[0])
+    for radius in PEELING_RADII[1:]:
+        peeled = _body(bright, spacing, radius)
+        shrunk = 1 - peeled.sum() / max(int(brain.sum()), 1)
+        if brain.sum() * voxel_ml <= LARGEST_BRAIN_ML and not SHED_SHARE < shrunk < 0.5:
             break
+        brain = peeled
     if brain.sum() < SMALLEST_BODY * bright.sum():
         return np.zeros_like(brain)
     return _close(brain, spacing, CLOSING_RADIUS)

@@ -64,6 +64,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIGLIP = "vision.siglip."
 LANGUAGE = "language_model."
+#: Bytes of float32 embeddings above which the language model stays in bfloat16 whatever the CPU.
+LARGE_EMBEDDINGS = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ def load(
         device: "auto" (CUDA where there is one), or a torch device.
         quantization: Of the language model: "4bit" (NF4, double quantisation), "none", or "auto": "4bit" where
             bitsandbytes works.
-        dtype: Of everything that is not quantised. None: bfloat16; on a CPU without bfloat16 arithmetic the visual
-            part is float32, which is faster there.
+        dtype: Of everything that is not quantised. None: bfloat16; on a CPU without bfloat16 arithmetic float32,
+            which is faster there, but for the language model where its embeddings alone would pass 1 GiB.
 
     Raises:
         CheckpointError: names the file and the key that are missing, damaged or do not fit.
@@ -128,9 +130,8 @@ def load(
     info = describe_weights(str(ref))
     target = resolve_device(device)
     four_bit = resolve_quantization(quantization, target)
-    text_dtype = resolve_dtype(dtype)
-    visual_dtype = text_dtype if dtype is not None or fast_bfloat16(target) else torch.float32
     config = read_config(info.folder)
+    visual_dtype, text_dtype = resolve_dtypes(dtype, target, config)
     tokenizer = read_tokenizer(info.folder / LANGUAGE_FOLDER)
     language_model = load_language_model(
         info.folder / LANGUAGE_FOLDER, config.text_config, target, text_dtype, four_bit
@@ -358,6 +359,18 @@ def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype not in DTYPES:
         raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     return DTYPES[dtype]
+
+
+def resolve_dtypes(
+    dtype: torch.dtype | str | None, device: torch.device, config: BrainGemmaConfig
+) -> tuple[torch.dtype, torch.dtype]:
+    """(visual part, language model): see `load`."""
+    chosen = resolve_dtype(dtype)
+    if dtype is not None or fast_bfloat16(device):
+        return chosen, chosen
+    text = config.text_config
+    large = text.vocab_size * text.hidden_size * torch.float32.itemsize > LARGE_EMBEDDINGS
+    return torch.float32, chosen if large else torch.float32
 
 
 def fast_bfloat16(device: torch.device) -> bool:

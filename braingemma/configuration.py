@@ -9,25 +9,15 @@ from typing import Any, Literal, get_args
 from transformers import Gemma3TextConfig, PreTrainedConfig, SiglipVisionConfig
 
 from braingemma.errors import CheckpointError
+from braingemma.findings import FINDINGS, SITES
 
 #: The prompt of the published weights, to the letter (its trailing space and line end included).
 CANONICAL_PROMPT = "Generate a radiology report for this brain MRI FLAIR scan. \n"
 
-FINDINGS = ("lesion", "edema", "necrosis", "ventricular_compression")
-SITES = (
-    "frontal",
-    "parietal",
-    "temporal",
-    "occipital",
-    "insula",
-    "cerebellum",
-    "brainstem",
-    "thalamus",
-    "corpus callosum",
-    "ventricle",
-)
 #: What the findings head says about each finding, in the order of its outputs.
 FINDING_OUTPUTS = ("presence", "left", "right", *SITES)
+
+__all__ = ["CANONICAL_PROMPT", "FINDINGS", "FINDING_OUTPUTS", "SITES", "BrainGemmaConfig", "VolumeSettings"]
 
 Normalization = Literal["zscore", "unit"]
 Extraction = Literal["auto", "none"]

@@ -12,13 +12,13 @@ import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file, save_file
+from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from braingemma import checkpoint, quantize
 from braingemma.errors import CheckpointError
 from braingemma.model import BrainGemma3D
 from braingemma.weights import CHECKSUM_FILE, verify_weights
-from tests.braingemma.conftest import tiny_config, tiny_model, tiny_tokenizer
 from tests.braingemma.test_published import vision_config, write_published
 
 
@@ -275,6 +275,17 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(tiny_checkpoint: Path
 def test_wrong_choices_are_refused(tiny_checkpoint: Path, arguments: dict[str, str], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         BrainGemma3D.from_pretrained(tiny_checkpoint, **arguments)
+
+
+def test_the_default_type_suits_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, small = torch.device("cpu"), tiny_config()
+    large = tiny_config(text_config={**small.text_config.to_dict(), "vocab_size": 262208, "hidden_size": 2560})
+    monkeypatch.setattr(checkpoint, "fast_bfloat16", lambda _device: False)
+    assert checkpoint.resolve_dtypes(None, cpu, small) == (torch.float32, torch.float32)
+    assert checkpoint.resolve_dtypes(None, cpu, large) == (torch.float32, torch.bfloat16)
+    assert checkpoint.resolve_dtypes("bfloat16", cpu, small) == (torch.bfloat16, torch.bfloat16)
+    monkeypatch.setattr(checkpoint, "fast_bfloat16", lambda _device: True)
+    assert checkpoint.resolve_dtypes(None, cpu, small) == (torch.bfloat16, torch.bfloat16)
 
 
 def test_a_model_without_tokenizer_is_not_saved(tmp_path: Path) -> None:
