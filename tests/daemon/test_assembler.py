@@ -4,6 +4,7 @@ import copy
 import json
 import random
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -404,11 +405,17 @@ def test_reclaim_keeps_what_is_still_needed(bench):
 
 def test_two_thousand_instances(bench):
     bench.writer.sync = lambda _: None  # durability is not the question here
-    series = make_series(2000, rows=4)
-    bench.receive(series)
+    template = make_series(1, rows=4)[0]
+    raw, uid = encode(template), str(template.SOPInstanceUID)
+    sent = {f"{uid[:-4]}{number:04d}" for number in range(2000)}
+    for new in sorted(sent):
+        meta = replace(meta_of(template), sop_instance_uid=new)
+        bench.writer.append(meta, [raw.replace(uid.encode(), new.encode())])
+    bench.writer.end_association("a1")
     [arrival] = bench.assembler.step(1010.0)
     assert arrival.instances == 2000
-    assert len(job_files(bench, arrival.job_id)) == 2000
+    files = (bench.folder / "jobs" / arrival.job_id / "input").iterdir()
+    assert {str(dcmread(path, specific_tags=["SOPInstanceUID"]).SOPInstanceUID) for path in files} == sent
 
 
 def test_writer_of_another_process_is_followed_too(bench):
