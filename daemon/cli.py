@@ -78,7 +78,7 @@ def demo(
     data.print("The phantom was made with:")
     for finding in result.truth["findings"]:
         data.print(f"  {finding_line(finding)}")
-    held = ", ".join(f"{n} {modality}" for modality, n in sorted(result.received.items()))
+    held = ", ".join(f"{n} {kind}" for kind, n in sorted(result.received.items()))
     data.print(f"\nThe {result.pacs} PACS holds beside the images, in the same study: {held}\n")
     for label, path in (
         ("Look at this first", folder.report_html),

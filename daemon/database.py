@@ -27,7 +27,7 @@ def make_engine(url: str) -> sa.Engine:
     """An engine whose commits are durable.
 
     SQLite: write-ahead log, synchronous=FULL (a commit survives a power cut), 30 s busy timeout, and transactions
-    that take the write lock at once, so that two writers wait for each other instead of failing half-way.
+    that take the write lock with their first write, so that two writers wait for each other.
     """
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_pre_ping=True)
@@ -35,13 +35,10 @@ def make_engine(url: str) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # begin() below decides, not the driver
+        # As DBOS, which shares this engine, sets it: the first write of a transaction takes the write lock.
+        connection.isolation_level = "IMMEDIATE"
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
             connection.execute(f"PRAGMA {pragma}")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydicom.uid import EnhancedSRStorage, MRImageStorage, SecondaryCaptureImageStorage
+
 from daemon.errors import DaemonError, Permanent
 from daemon.folders import JobFolder
 from daemon.jobs import Job, JobState
@@ -34,7 +36,7 @@ class DemoResult:
     folder: JobFolder
     truth: dict[str, Any]
     received: Counter[str]
-    """Modality to number of instances that the PACS holds beside the images sent."""
+    """Kind of object to number of instances that the PACS holds beside the images sent."""
     pacs: str
 
 
@@ -112,14 +114,16 @@ def _tell(jobs: list[Job], say: Say) -> None:
 def _check(server: TrialPacs, job: Job, slices: int) -> Counter[str]:
     """The PACS must hold one SR and one overlay picture for each slice, in the study that was sent."""
     held = server.instances()
-    results = [d for d in held if d.StudyInstanceUID == job.study_uid and d.Modality != "MR"]
-    strangers = [d for d in held if d.StudyInstanceUID != job.study_uid]
-    count = Counter(str(d.Modality) for d in results)
-    series = len({d.SeriesInstanceUID for d in results if d.Modality == "OT"})
-    if strangers or count["SR"] != 1 or count["OT"] != slices or series != 1:
+    results = [d for d in held if d.StudyInstanceUID == job.study_uid and d.SOPClassUID != MRImageStorage]
+    strangers = sum(d.StudyInstanceUID != job.study_uid for d in held)
+    count = Counter(str(d.SOPClassUID.name).removesuffix(" Storage") for d in results)
+    overlays = [d for d in results if d.SOPClassUID == SecondaryCaptureImageStorage]
+    reports = sum(d.SOPClassUID == EnhancedSRStorage for d in results)
+    series = len({d.SeriesInstanceUID for d in overlays})
+    if strangers or reports != 1 or len(overlays) != slices or series != 1:
         raise DaemonError(
-            f"expected 1 SR and {slices} SC in one series at the PACS, got {dict(count)} in {series} SC series, "
-            f"and {len(strangers)} instances of other studies"
+            f"expected 1 SR and {slices} SC in one series at the PACS, got {dict(count)}, the SC in {series} series, "
+            f"and {strangers} instances of other studies"
         )
     return count
 
