@@ -18,9 +18,10 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from dicom_io import header
+from dicom_io import header
 from dicom_io.errors import ConversionError
 from dicom_io.geometry import LPS_TO_RAS
-from dicom_io.pixels import DECODING_ERRORS, quiet
+from dicom_io.pixels import DECODING_ERRORS
 from dicom_io.stack import ORIENTATION_TOLERANCE, SPACING_TOLERANCE, TILT_TOLERANCE
 
 REFUSALS = (*DECODING_ERRORS, AssertionError, ArithmeticError, OSError)
@@ -65,7 +66,7 @@ def _quiet_dicom2nifti() -> Iterator[Any]:
         for name in switched:
             getattr(dicom2nifti.settings, f"disable_validate_{name}")()
         try:
-            with quiet("dicom2nifti", "pydicom"):
+            with header.quiet("dicom2nifti", "pydicom"):
                 yield dicom2nifti
         finally:
             for name in switched:
@@ -97,7 +98,7 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
         "perpendicular_tol": 1 - float(np.sqrt(1 - TILT_TOLERANCE**2)),
     }
     try:
-        with quiet("highdicom", "pydicom"):
+        with header.quiet("highdicom", "pydicom"):
             datasets = [_with_frame_of_reference(_little_endian(d)) for d in datasets]
             if "PerFrameFunctionalGroupsSequence" not in datasets[0]:
                 volume = hd.get_volume_from_series(datasets, orientation_tol=ORIENTATION_TOLERANCE, **options)

@@ -7,13 +7,17 @@ so that rules can say "absent" instead of failing.
 
 from __future__ import annotations
 
+import logging
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydicom.dataset import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.uid import UID
 
@@ -31,6 +35,7 @@ MALFORMED = (
     EOFError,
     struct.error,
     zlib.error,
+    BytesLengthException,
 )
 
 
@@ -132,3 +137,18 @@ def functional_group(dataset: Dataset, index: int, sequence: str) -> Dataset | N
         if found:
             return found[0]
     return None
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Without warnings, and without the log lines of libraries that log the same error which they raise."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

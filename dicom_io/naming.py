@@ -13,24 +13,21 @@ from dataclasses import dataclass
 
 FLAIR_NAMES = re.compile(
     r"""
-      flair | fla\ ir\b | \bfl\ air\b | \bflr\b | t2flr | \bflare\b
-    | dark\ ?fl(?:uid|d)?\b | \bda\ fl\b | \bdafl\b | \bdark\ fluid | darkfluid | dunkle\ flussigkeit
-    | fluid\ ?(?:attenuat|suppress|null) | attenuated\ fluid | \bcsf\ (?:suppress|null|attenuat)
+      flair | fla\ ir\b | \bfl\ air\b | \bflr\b | t2flr | \bflare\b | \bfalir\b | \bflari\b | \bf\ l\ a\ i\ r\b
+    | dark\ ?fl(?:uid|d)?\b | \bda\ fl\b | \bdafl\b | \bdark\ fluid | darkfluid | \bdk\ ?fl | dunkle\ flussigkeit
+    | fluid\ ?(?:att|suppress|null) | attenuated\ fluid | \bcsf\ (?:suppress|null|attenuat)
     | (?:liquor|lcr|csf|liquido|liquide|vloeistof)\ ?(?:unterdruck|supprim|suppress|supres|soppress|atenuad|attenu)
-    | inversion\ recuperation\ fluide
+    | (?:supresion|atenuacion|suppression|attenuation|soppressione|attenuazione|supressao|atenuacao)
+      \ (?:de\ |del\ |du\ |di\ |do\ |des\ |della\ )?(?:l\ |lo\ )?(?:liquid|fluid|lcr|liquor|csf)
+    | подавл\w*\ (?:\w+\ )?(?:ликвор|жидкост|вод)
     | флэир | флаир | флеир
-    | フレア | フレアー | 水抑制 | 플레어 | 液体衰减 | 液体抑制 | 水抑 | 压水 | 壓水 | 抑水 | 黑水
-    | فلير | فلاير | فلیر
+    | フレア | フレアー | 水抑制 | 플레어 | 液体衰减 | 液体抑制 | 流体衰减 | 液体反转恢复 | 液衰 | 액체감쇠 | 水抑
+    | 压水 | 壓水 | 抑水 | 黑水
+    | فلير | فلاير | فلیر | فلر | פלייר | פלאייר
     """,
     re.VERBOSE,
 )
 """Names that mean fluid-attenuated inversion recovery and nothing else."""
-
-FLAIR_HINTS = re.compile(
-    r"\btirm\b|\btirm\d|\btir2d|\btir3d|\bspcir|\bspc ir|\birtse\b|\bir tse\b|\btse ir\b|\birfse\b|\bir fse\b|\bt2 ir\b"
-    r"|\bir t2\b|\bt2ir\b"
-)
-"""Inversion-recovery turbo spin echo: FLAIR, STIR or T1, as the inversion time decides."""
 
 _PREFIX = r"(?<![a-z0-9])(?:ax|axial|tra|trans|sag|cor|obl|3d|2d|fs|ir|se|tse|fse|spc|wip|flair|fl|fluid)?"
 
@@ -50,8 +47,8 @@ OTHER_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("STIR", r"(?<![a-z])(?:ax|sag|cor|tra|t2|3d|2d|fs)?stir|short (?:tau|ti)\b|\btirm? fatsat\b"),
         (
             "diffusion",
-            r"dwi\b|\bdwi|\bdiff|\bdti\b|\bdki\b|\badc\b|apparent diff|\btrace ?w?\b|\bb ?1000\b|\bivim\b|\bresolve\b"
-            r"|\bep2d diff|дифф|диффуз|弥散|扩散|拡散",
+            r"dwi\b|\bdwi|\bdiff(?!use\b)|\bdti\b|\bdki\b|\badc\b|apparent diff|\btrace ?w?\b|\bb ?1000\b|\bivim\b"
+            r"|\bresolve\b|\bep b ?\d|дифф|диффуз|弥散|扩散|拡散",
         ),
         ("susceptibility", r"\bswi|\bswan\b|\bswip|\bt2 ?star|t2\*|\bhemo\b|\bgre\b|\bmedic\b|\bqsm\b|\bvenobold\b"),
         ("angiography", r"\bmra\b|\bmrv\b|\btof\b|angio|\bvenogr|\bpca\b|\bcow\b|\bfl3d\b"),
@@ -64,15 +61,19 @@ OTHER_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         (
             "localizer",
             r"\bloc\b|locali[sz]|\bscout|\bsurvey\b|\bplan scan\b|\bpilot\b|\b3 ?plane?\b|\btopogram|\bcalib|\bcal\b"
-            r"|\bprescan|\basset\b|\bshim\b|\bcoil\b|\breference scan\b|\bsense ref|\bsmartbrain\b|\bauto ?align\b",
+            r"|\bprescan\b(?! ?norm)|\basset cal|\bshim\b|\bcoil (?:sens|ref)|\breference scan\b|\bsense ref"
+            r"|\bsmartbrain\b",
         ),
         (
             "derived image",
-            r"\bmpr\b|reformat|\brfmt\b|\breform\b|\bmip\b|\bminip\b|\bmaxip\b|project|\bsub(?![ -]?\d)\b|subtr"
-            r"|\bfus(?:ion|ed)\b|overlay|\bscreen|\bsnapshot\b|\bcapture\b|\bmap\b|\bmaps\b|\bcolou?r|\bsegm|\bmask\b|\bregister|\bcoreg"
-            r"|\breg to\b|\bnormali[sz]ed\b|\bratio\b|\bprocessed\b|\bpostproc|\bsynth|\bsymri\b|\bmagic\b"
-            r"|\bavg\b|\baverage\b|\bvrt\b"
-            r"|\brendering\b|\blesion|\breport\b|\bresult|\bsummary\b|\bflair ?star\b|flair\*|\bphase\b|\bdiff map\b",
+            r"mpr\b|reformat|\brfmt\b|\breform\b|mip\b|\bminip\b|\bmaxip\b|\bprojection|\bsub(?![ -]?\d)\b|subtr"
+            r"|\bfus(?:ion|ed)\b|overlay|\bscreen ?(?:sav|shot|cap|grab)|\bsnapshot\b|\bcapture\b"
+            r"|\bmap\b|\bmaps\b|\bcolou?r|\bsegm|\bmask\b|\bregister|\bcoreg"
+            r"|\breg to\b|\bratio\b|\bprocessed\b|\bpostproc|\bsynth|\bsymri\b|\bmagic\b"
+            r"|\bvrt\b"
+            r"|\brendering\b|\breport\b|\bresult|\bsummary\b|\bflair ?star\b|flair\*"
+            r"|\bphase (?:image|map|contrast|diff)"
+            r"|(?<!swap )(?<!no )\bphase$",
         ),
     )
 )
@@ -88,6 +89,9 @@ OTHER_BODY_PARTS = re.compile(
 )
 """Words for what is not a whole brain."""
 
+UNSAID_PARTS = re.compile(r"(?:un(?:known|specified|defined)|others?|default|none|n ?a|any|general|mri?|standard)")
+"""Values of BodyPartExamined that say nothing."""
+
 BRAIN_PARTS = re.compile(
     r"brain|head|skull|neuro|crani|cereb|enceph|encef|kopf|schadel|hirn|tete|crane|cabeza|cabeca|testa|hoofd|huvud|glowa|mozg"
     r"|голов|мозг|череп|頭|脳|头|脑|颅|머리|뇌|رأس|دماغ|مخ"
@@ -101,12 +105,10 @@ class Name:
 
     Attributes:
         flair: The words that mean FLAIR; empty where there are none.
-        hint: The words that may mean FLAIR.
         others: What else the words mean, as `kind ("word")`.
     """
 
     flair: str
-    hint: str
     others: tuple[str, ...]
 
 
@@ -136,6 +138,5 @@ def read_name(texts: Iterable[str]) -> Name:
             others.append(f'{kind} ("{found.group().strip()}")')
     return Name(
         flair=next((m.group().strip() for t in folded if (m := FLAIR_NAMES.search(t))), ""),
-        hint=next((m.group().strip() for t in folded if (m := FLAIR_HINTS.search(t))), ""),
         others=tuple(others),
     )

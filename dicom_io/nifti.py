@@ -63,11 +63,11 @@ def convert_series(series: Series, out_path: Path) -> Conversion:
         GeometryError: The slices form no regular volume.
         ConversionError: The pixels cannot be decoded, or no converter agrees with the headers.
     """
-    geometry = series_geometry(series)
-    if len(geometry.slices) < MINIMUM_SLICES:
-        raise GeometryError(f"too few slices: expected at least {MINIMUM_SLICES}, got {len(geometry.slices)}")
-    pixels = SourcePixels(series, geometry)
-    volume, notes = _converted(pixels)
+    with header.quiet("pydicom"):  # odd values were judged by rule; decoding errors are raised
+        geometry = series_geometry(series)
+        if len(geometry.slices) < MINIMUM_SLICES:
+            raise GeometryError(f"too few slices: expected at least {MINIMUM_SLICES}, got {len(geometry.slices)}")
+        volume, notes = _converted(SourcePixels(series, geometry))
     affine, _ = ras_grid(geometry)
     _save(volume, affine, out_path)
     return Conversion(geometry=geometry, volume_path=out_path, warnings=(*notes, *_completeness(series, geometry)))

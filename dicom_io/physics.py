@@ -41,6 +41,7 @@ class Acquisition:
         inversion_recovery: Whether the headers say inversion recovery; None where they say nothing.
         gradient_echo: Whether the headers say that echoes are gradient echoes only.
         contrast: Contrast that an enhanced header names (PS3.3 C.8.13.3.1), such as FLUID_ATTENUATED.
+        diffusion_b: Largest diffusion weighting of any instance, s/mm2; 0 where none.
     """
 
     repetition_ms: float | None
@@ -49,6 +50,7 @@ class Acquisition:
     inversion_recovery: bool | None
     gradient_echo: bool
     contrast: str
+    diffusion_b: float = 0.0
 
     @property
     def described(self) -> str:
@@ -73,6 +75,7 @@ def read_acquisition(series: Series) -> Acquisition:
         inversion_recovery=("IR" in sequence) if sequence else None,
         gradient_echo="GR" in sequence and "SE" not in sequence,
         contrast=header.text(first, "AcquisitionContrast").upper(),
+        diffusion_b=max(header.number(h, "DiffusionBValue") or 0.0 for h in series.headers),
     )
 
 
@@ -150,6 +153,8 @@ def contradictions(acquisition: Acquisition, *, named: bool) -> list[str]:
         found.append("several inversion times (double inversion recovery)")
     if acquisition.gradient_echo:
         found.append("gradient echo")
+    if acquisition.diffusion_b > 0:
+        found.append(f"diffusion weighting, b = {acquisition.diffusion_b:g} s/mm2")
     if acquisition.contrast and acquisition.contrast not in ("FLUID_ATTENUATED", "T2", "UNKNOWN", "NONE"):
         found.append(f"the header names the contrast {acquisition.contrast}")
     if acquisition.inversion_recovery is False and not acquisition.inversions_ms:

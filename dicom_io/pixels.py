@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +9,7 @@ import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut
+from pydicom.uid import RLELossless
 
 from dicom_io import header
 from dicom_io.errors import ConversionError
@@ -21,8 +18,10 @@ from dicom_io.series import Series
 
 Array = npt.NDArray[np.generic]
 
-DECODER = "pylibjpeg"
-"""Decodes JPEG, JPEG-LS, JPEG 2000 and RLE alike; pydicom's first choice, GDCM, prints to standard error."""
+JPEG_DECODER = "pylibjpeg"
+"""Decodes JPEG, JPEG-LS and JPEG 2000 alike; pydicom's first choice, GDCM, prints to standard error."""
+RLE_DECODER = "pydicom"
+"""pylibjpeg's own panics on segments that are too long: no `Exception`, and a trace on standard error."""
 
 DECODING_ERRORS = (*header.MALFORMED, RuntimeError, MemoryError)
 """What pydicom and its decoder plugins raise on pixel data that cannot be decoded."""
@@ -80,10 +79,11 @@ def _check_grayscale(path: Path, head: Dataset) -> None:
 def _decoded(path: Path) -> Dataset:
     """Read one instance and decode it; pydicom keeps the decoded pixels in the dataset, for the converters too."""
     try:
-        with quiet("pydicom"):
+        with header.quiet("pydicom"):
             dataset = pydicom.dcmread(path)
             if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-                dataset.pixel_array_options(decoding_plugin=DECODER)
+                is_rle = dataset.file_meta.TransferSyntaxUID == RLELossless
+                dataset.pixel_array_options(decoding_plugin=RLE_DECODER if is_rle else JPEG_DECODER)
             if dataset.pixel_array.dtype.kind not in "iu":
                 raise ConversionError(f"{path.name}: expected integer pixels, got {dataset.pixel_array.dtype}")
     except (OSError, *DECODING_ERRORS) as error:
@@ -94,21 +94,6 @@ def _decoded(path: Path) -> Dataset:
 
 def _syntax(path: Path) -> str:
     return str(pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID.name)
-
-
-@contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
-    """Without warnings, and without the log lines of libraries that log the same error which they raise."""
-    levels = {name: logging.getLogger(name).level for name in loggers}
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
 
 
 def rescale(dataset: Dataset, frame_number: int | None) -> tuple[float, float]:

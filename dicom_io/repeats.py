@@ -6,7 +6,6 @@ Such files are set aside before geometry is judged, since "two images at one pla
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,8 +72,7 @@ def _copies(paths: list[Path]) -> dict[Path, Path]:
     first: dict[bytes, Path] = {}
     copies: dict[Path, Path] = {}
     for path in paths:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd values are judged elsewhere
+        with header.quiet("pydicom"):
             pixels = header.value(pydicom.dcmread(path), "PixelData") or b""
         original = first.setdefault(hashlib.sha256(pixels).digest(), path)
         if original != path:

@@ -17,13 +17,14 @@ from pydicom.uid import UID, EnhancedMRImageStorage, LegacyConvertedEnhancedMRIm
 from dicom_io import header, physics
 from dicom_io.errors import DicomIoError, SeriesError
 from dicom_io.geometry import SeriesGeometry
-from dicom_io.naming import BRAIN_PARTS, OTHER_BODY_PARTS, Name, fold, read_name
+from dicom_io.naming import BRAIN_PARTS, OTHER_BODY_PARTS, UNSAID_PARTS, Name, fold, read_name
 from dicom_io.series import Series
 from dicom_io.stack import series_geometry
 
 MR_IMAGE_CLASSES = (MRImageStorage, EnhancedMRImageStorage, LegacyConvertedEnhancedMRImageStorage)
 
-NAME_KEYWORDS = ("SeriesDescription", "ProtocolName", "SequenceName", "PulseSequenceName")
+SERIES_PROTOCOL_VENDORS = ("SIEMENS", "PHILIPS", "UIH", "UNITED IMAGING", "HYPERFINE", "BRUKER")
+"""Vendors whose ProtocolName is the series' own; at GE and others it may name the examination ("BRAIN W/WO STIR")."""
 
 DERIVED_TYPES = re.compile(
     r"(?:MPR|MPR_CURVED|REFORMATTED|RESAMPLED|REFORMAT|CSA|MIP|MINIP|MAX_IP|MIN_IP|MEAN_IP|PROJECTION|VRT"
@@ -138,10 +139,11 @@ def judge(series: Series, rules: SelectionRules | None = None) -> Verdict:
     Returns:
         The verdict; odd headers make a refusal, never an error.
     """
-    case = _case(series, rules or SelectionRules())
-    reasons = tuple(rule(case) for rule in RULES)
-    accepted = all(r.passed for r in reasons)
-    return Verdict(series.series_uid, accepted, _score(case) if accepted else 0.0, reasons)
+    with header.quiet("pydicom"):  # pydicom warns of odd values when they are first looked at
+        case = _case(series, rules or SelectionRules())
+        reasons = tuple(rule(case) for rule in RULES)
+        accepted = all(r.passed for r in reasons)
+        return Verdict(series.series_uid, accepted, _score(case) if accepted else 0.0, reasons)
 
 
 def rank(series_list: Iterable[Series], rules: SelectionRules | None = None) -> list[tuple[Series, Verdict]]:
@@ -168,14 +170,13 @@ def _case(series: Series, rules: SelectionRules) -> _Case:
 
 
 def _name(series: Series) -> Name:
-    """Words of the series' own description come first; GE's ProtocolName names the whole examination instead."""
-    described = [header.text(series.header, "SeriesDescription")]
-    rest = [header.text(series.header, k) for k in NAME_KEYWORDS[1:]]
-    own = read_name(described)
-    manufacturer = header.text(series.header, "Manufacturer").upper()
-    if own.flair and manufacturer.startswith("GE"):
-        return own
-    return read_name([*described, *rest])
+    """What the series is called; ProtocolName counts only where it names the series and not the whole examination."""
+    description = header.text(series.header, "SeriesDescription")
+    texts = [description, *(header.text(series.header, k) for k in ("SequenceName", "PulseSequenceName"))]
+    vendor = header.text(series.header, "Manufacturer").upper()
+    if not description or any(v in vendor for v in SERIES_PROTOCOL_VENDORS):
+        texts.append(header.text(series.header, "ProtocolName"))
+    return read_name(texts)
 
 
 def _matching(series: Series, entries: Iterable[Mapping[str, str]]) -> str:
@@ -256,12 +257,12 @@ def _body_part_rule(case: _Case) -> Reason:
     part = header.text(head, "BodyPartExamined")
     regions = [header.text(i, "CodeMeaning") for i in header.items(head, "AnatomicRegionSequence")]
     shown = ", ".join(t for t in (part, *regions) if t) or "absent"
-    for text in (part, *regions):
-        if text and not BRAIN_PARTS.search(fold(text)):
+    for text in (fold(t) for t in (part, *regions) if t):
+        if not UNSAID_PARTS.fullmatch(text) and (not BRAIN_PARTS.search(text) or "spin" in text):
             return Reason("body part", False, f"{shown}: not the head")
     words = fold(header.text(head, "SeriesDescription"))
     found = OTHER_BODY_PARTS.search(words)
-    if found:
+    if found and not BRAIN_PARTS.search(words):
         return Reason("body part", False, f"{shown}; the description says {found.group().strip()!r}")
     return Reason("body part", True, shown)
 

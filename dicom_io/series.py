@@ -6,7 +6,6 @@ one echo, ...) is judged later, by `selection.judge` and `stack.series_geometry`
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,9 +118,7 @@ def scan_files(folder: Path, files: Iterable[Path]) -> FolderScan:
     """Read the given files, all of them below `folder`; see `scan_folder`."""
     read: list[tuple[Path, Dataset]] = []
     problems: list[FileProblem] = []
-    with warnings.catch_warnings():
-        # pydicom warns of every odd value; what matters of it is judged by rule, with the value it saw.
-        warnings.simplefilter("ignore")
+    with header.quiet("pydicom"):  # it warns of every odd value; what matters of them is judged by rule
         for path in files:
             try:
                 read.append((path, read_header(path)))
