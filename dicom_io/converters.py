@@ -18,7 +18,6 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from dicom_io import header
-from dicom_io import header
 from dicom_io.errors import ConversionError
 from dicom_io.geometry import LPS_TO_RAS
 from dicom_io.pixels import DECODING_ERRORS
