@@ -201,22 +201,24 @@ Contexts = list[tuple[str, tuple[str, ...]]]
 def _batches(files: Sequence[Outgoing]) -> Iterator[tuple[list[Outgoing], Contexts]]:
     """Groups of files whose presentation contexts fit into one association."""
     batch: list[Outgoing] = []
-    contexts: dict[tuple[str, str], tuple[str, ...]] = {}
+    contexts: dict[tuple[str, tuple[str, ...]], None] = {}  # in the order in which they were needed
     for outgoing in files:
-        key = (outgoing.sop_class_uid, outgoing.transfer_syntax_uid)
-        if key not in contexts and len(contexts) == MAX_CONTEXTS:
-            yield batch, [(sop_class, syntaxes) for (sop_class, _), syntaxes in contexts.items()]
+        wanted = [(outgoing.sop_class_uid, syntaxes) for syntaxes in _proposals(UID(outgoing.transfer_syntax_uid))]
+        if len(contexts.keys() | set(wanted)) > MAX_CONTEXTS:
+            yield batch, list(contexts)
             batch, contexts = [], {}
-        contexts[key] = _syntaxes(UID(outgoing.transfer_syntax_uid))
+        contexts.update(dict.fromkeys(wanted))
         batch.append(outgoing)
     if batch:
-        yield batch, [(sop_class, syntaxes) for (sop_class, _), syntaxes in contexts.items()]
+        yield batch, list(contexts)
 
 
-def _syntaxes(own: UID) -> tuple[str, ...]:
-    if own in CONVERTIBLE:
-        return (str(own), *(str(s) for s in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) if s != own))
-    return (str(own),)
+def _proposals(own: UID) -> tuple[tuple[str, ...], ...]:
+    """Transfer syntaxes of each context: a file's own alone, so that the peer cannot prefer another, then others."""
+    if own not in CONVERTIBLE:
+        return ((str(own),),)
+    others = tuple(str(s) for s in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) if s != own)
+    return ((str(own),), others)
 
 
 def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import pydicom
 from pydicom.filewriter import dcmwrite
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import ALL_TRANSFER_SYNTAXES, AE, AllStoragePresentationContexts, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification
 
@@ -59,7 +59,7 @@ class EmbeddedPacs:
         ae.require_called_aet = True
         ae.maximum_pdu_size = 0
         for context in AllStoragePresentationContexts:
-            ae.add_supported_context(str(context.abstract_syntax))
+            ae.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
         ae.add_supported_context(Verification)
         handlers = [(evt.EVT_C_STORE, self._keep)]
         self._server = ae.start_server((LOOPBACK, port), block=False, evt_handlers=handlers)

@@ -127,8 +127,11 @@ def model_process(service: TrialService) -> psutil.Process:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in psutil.Process(service.process.pid).children():
-            if "daemon.step_process" in " ".join(child.cmdline()):
-                return child
+            try:
+                if "daemon.step_process" in " ".join(child.cmdline()):
+                    return child
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):  # the one that was just shot
+                continue
         time.sleep(0.02)
     raise AssertionError("the model process never started")
 
