@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom
-import pytest
 from pydicom import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
@@ -138,19 +134,3 @@ def _frame_groups(classic: Dataset, index: int) -> Dataset:
     groups.PlanePositionSequence = _item(ImagePositionPatient=classic.ImagePositionPatient)
     groups.FrameContentSequence = _item(StackID="1", InStackPositionNumber=index + 1)
     return groups
-
-
-def command(name: str) -> str:
-    """Path of a tool installed beside the interpreter or on the system; skips the test where it is missing."""
-    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def dcm2niix(folder: Path, out: Path) -> list[nib.Nifti1Image]:
-    """Convert a folder by dcm2niix, without Philips' precise values, and without its crops and gantry corrections."""
-    out.mkdir(parents=True, exist_ok=True)
-    arguments = [command("dcm2niix"), "-b", "n", "-z", "n", "-p", "n", "-f", "%s_%p", "-o", str(out), str(folder)]
-    subprocess.run(arguments, capture_output=True, check=False)
-    return [nib.load(p) for p in sorted(out.glob("*.nii"))]

@@ -6,6 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from second_opinion import assert_same_voxels, converted_by_dcm2niix
+from series_factory import MARK_RAS as BRAIN_MARK
+from series_factory import SHARED_DATA, brain, only_series
+from series_factory import mark_in as brain_mark
 
 from dicom_io.nifti import convert_series
 from dicom_io.selection import SelectionRules, judge
@@ -71,3 +75,31 @@ def test_overrides_replace_and_remove(tmp_path: Path) -> None:
     dataset = pydicom.dcmread(files[0])
     assert dataset.SeriesDescription == "t1_mprage"
     assert "InversionTime" not in dataset
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
+@pytest.mark.parametrize("degrees", [0.0, 21.0])
+def test_dcm2niix_reads_the_same_places(tmp_path: Path, dcm2niix: str, plane: str, degrees: float) -> None:
+    write_series(brain(), tmp_path / "series", plane=plane, oblique_degrees=degrees)
+    conversion = convert_series(only_series(tmp_path / "series"), tmp_path / "volume.nii.gz")
+    theirs = converted_by_dcm2niix(dcm2niix, tmp_path / "series", tmp_path / "other")
+    assert_same_voxels(nib.load(conversion.volume_path), theirs)
+    values = np.asanyarray(theirs.dataobj)
+    assert np.allclose(brain_mark(values, theirs.affine), BRAIN_MARK, atol=5)  # by their reading alone
+
+
+def test_different_volumes_get_different_uids(tmp_path: Path) -> None:
+    other = nib.Nifti1Image(np.asanyarray(brain().dataobj)[::-1], brain().affine)
+    write_series(brain(), tmp_path / "a")
+    write_series(other, tmp_path / "b")
+    assert len({s.series_uid for s in scan_folder(tmp_path).series}) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize("volume", sorted((SHARED_DATA / "nifti").rglob("*.nii.gz")), ids=lambda p: p.name)
+@pytest.mark.parametrize("plane", ["axial", "sagittal"])
+def test_real_volumes_survive_the_way_through_dicom(volume: Path, plane: str, tmp_path: Path) -> None:
+    write_series(volume, tmp_path / "series", plane=plane)
+    conversion = convert_series(only_series(tmp_path / "series"), tmp_path / "volume.nii.gz")
+    assert_same_voxels(nib.load(conversion.volume_path), nib.load(volume))
