@@ -1,0 +1,184 @@
+"""The loop: what is frozen stays, gradients at batch 1, the same curve after a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from braingemma.model import BrainGemma3D
+from training.datasets import Cases, prepare_case
+from training.demo import new_model, run_phase
+from training.errors import ResumeError, SettingsError
+from training.four_bit import round_to_nf4
+from training.loop import Trainer, indices
+from training.losses import pairwise_sigmoid_loss
+from training.phantoms import make_phantom
+from training.phases import make_phase
+from training.run_folder import RunFolder
+from training.settings import PhaseSettings, TrainingSettings, load_settings
+from training.sources import VolumeSource
+
+PHASE1 = PhaseSettings(
+    name="phase1",
+    trainable=("vision", "resampler", "projector", "grounding", "findings", "contrast"),
+    steps=4,
+    batch=2,
+    warmup=1,
+    validate_every=2,
+)
+
+
+def quiet(_phase: str, _step: int, _total: int, _losses: dict[str, float]) -> None:
+    """No progress."""
+
+
+@pytest.fixture(scope="module")
+def settings() -> TrainingSettings:
+    small = load_settings("demo")
+    model = {**small.model, "resampler_layers": 1}
+    model["volume"] = {"grid": [16, 32, 32], "crop": "brain", "brain_extraction": "none"}
+    model["vision"] = {**small.model["vision"], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    model["text"] = {**small.model["text"], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    model["text"] |= {"layer_types": ["full_attention"], "head_dim": 16, "query_pre_attn_scalar": 16}
+    return dataclasses.replace(small, model=model)
+
+
+@pytest.fixture
+def model(settings: TrainingSettings) -> BrainGemma3D:
+    return new_model(settings)
+
+
+@pytest.fixture(scope="module")
+def cases(settings: TrainingSettings) -> Cases:
+    config = new_model(settings).config
+    return Cases.join([prepare_case(make_phantom(seed, spacing=5.0, stripped=True), config) for seed in range(4)])
+
+
+def curve(trainer: Trainer) -> list[float]:
+    return [row["loss"] for row in trainer.train().history]
+
+
+def trainer(model: BrainGemma3D, cases: Cases, folder: Path, settings: PhaseSettings = PHASE1) -> Trainer:
+    run = RunFolder(folder)
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(3)
+    return Trainer(make_phase(model, settings), VolumeSource(cases, model, settings), run)
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable"),
+    [("phase1", PHASE1.trainable), ("phase2a", ("projector",)), ("phase2b", ("projector", "lora"))],
+)
+def test_only_what_is_named_learns(model, cases, tmp_path, name: str, trainable: tuple[str, ...]) -> None:
+    settings = dataclasses.replace(PHASE1, name=name, trainable=trainable, steps=1)
+    phase = make_phase(model, settings)
+    before = {n: p.detach().clone() for n, p in phase.named_parameters()}
+    torch.manual_seed(3)
+    runner = Trainer(phase, VolumeSource(cases, model, settings), RunFolder(tmp_path))
+    free = {n for n, p in phase.named_parameters() if p.requires_grad}
+    runner.train()
+    changed = {n for n, p in phase.named_parameters() if not torch.equal(before[n], p)}
+    assert changed
+    assert changed <= free
+    assert set(phase.describe()) == set(trainable)
+
+
+class Killed(Exception):
+    """Stands for SIGKILL between two steps."""
+
+
+def test_a_killed_run_goes_on_to_the_same_curve(settings, cases, tmp_path) -> None:
+    whole = curve(trainer(new_model(settings), cases, tmp_path / "whole"))
+    cut = trainer(new_model(settings), cases, tmp_path / "cut")
+
+    def kill_at_three(_phase: str, step: int, _total: int, _losses: dict[str, float]) -> None:
+        if step == 3:
+            raise Killed
+
+    cut.progress = kill_at_three
+    with pytest.raises(Killed):
+        cut.train()
+    resumed = trainer(new_model(settings), cases, tmp_path / "cut")
+    assert curve(resumed) == pytest.approx(whole, abs=1e-6)
+    assert len(set(whole)) == len(whole)
+
+
+def test_a_state_of_another_run_is_refused(settings, cases, tmp_path) -> None:
+    trainer(new_model(settings), cases, tmp_path).train()
+    longer = dataclasses.replace(PHASE1, steps=9)
+    with pytest.raises(ResumeError, match="another run"):
+        trainer(new_model(settings), cases, tmp_path, longer).train()
+
+
+def test_accumulated_passes_give_the_curve_of_one_pass(settings, cases, tmp_path) -> None:
+    one = dataclasses.replace(PHASE1, contrast=0.0, findings=0.0, steps=2)
+    two = dataclasses.replace(one, accumulate=2)
+    assert curve(trainer(new_model(settings), cases, tmp_path / "a", one)) == pytest.approx(
+        curve(trainer(new_model(settings), cases, tmp_path / "b", two)), abs=1e-5
+    )
+
+
+def test_contrast_teaches_at_batch_one() -> None:
+    image = torch.randn(1, 8, requires_grad=True)
+    texts, same = torch.randn(4, 8), torch.zeros(1, 4, dtype=torch.bool)
+    loss = pairwise_sigmoid_loss(image, texts, same, torch.tensor(2.0), torch.tensor(-2.0))
+    loss.backward()
+    assert image.grad is not None
+    assert image.grad.abs().max() > 1e-4
+
+
+def test_equal_texts_are_no_negatives() -> None:
+    image, text = torch.randn(2, 8), torch.randn(1, 8).repeat(2, 1)
+    scale, bias = torch.tensor(2.0), torch.tensor(-2.0)
+    equal = torch.ones(2, 2, dtype=torch.bool)
+    with_negatives = pairwise_sigmoid_loss(image, text, torch.zeros(2, 2, dtype=torch.bool), scale, bias)
+    assert pairwise_sigmoid_loss(image, text, equal, scale, bias) < with_negatives
+
+
+def test_each_pass_sees_each_case_once() -> None:
+    seen = [i for step in range(5) for i in indices(10, 2, step, seed=1)]
+    assert sorted(seen) == list(range(10))
+    assert seen != [i for step in range(5, 10) for i in indices(10, 2, step, seed=1)]
+
+
+def test_rounding_to_four_bit_changes_once_and_then_hardly_any_more(model) -> None:
+    layers = [m for n, m in model.language_model.named_modules() if isinstance(m, torch.nn.Linear) and "head" not in n]
+    before = [m.weight.detach().clone() for m in layers]
+    assert round_to_nf4(model.language_model) == len(layers)
+    once = [m.weight.detach().clone() for m in layers]
+    round_to_nf4(model.language_model)
+    first = max(float((a - b).abs().max()) for a, b in zip(before, once, strict=True))
+    second = max(float((a - m.weight.detach()).abs().max()) for a, m in zip(once, layers, strict=True))
+    assert second < 0.2 * first
+
+
+def test_phases_run_and_the_weights_can_be_loaded(model, cases, tmp_path) -> None:
+    for name, trainable in (("phase1", PHASE1.trainable), ("phase2b", ("projector", "lora"))):
+        phase = dataclasses.replace(PHASE1, name=name, trainable=trainable, steps=2)
+        run_phase(model, phase, cases, cases, RunFolder(tmp_path), quiet)
+    model.save_pretrained(tmp_path / "weights")
+    again = BrainGemma3D.from_pretrained(tmp_path / "weights", quantization="none", device="cpu")
+    assert again.generate_report(cases.volumes[:1].float(), max_new_tokens=4) is not None
+    for name in ("phase1.csv", "phase1.png", "phase2b.state.pt"):
+        assert (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"trainable": ("nothing",)}, {"steps": 0}, {"epochs": 3}, {"batch": 3, "accumulate": 2}, {"learning_rate": 0.0}],
+)
+def test_impossible_phases_are_refused(wrong) -> None:
+    with pytest.raises(SettingsError):
+        dataclasses.replace(PHASE1, **wrong)
+
+
+def test_unknown_settings_are_named(tmp_path) -> None:
+    (tmp_path / "a.toml").write_text("[phase1]\ntrainable=['projector']\nsteps=1\nspeed=3\n")
+    with pytest.raises(SettingsError, match="speed"):
+        load_settings(tmp_path / "a.toml")
+    with pytest.raises(SettingsError, match="no such"):
+        load_settings(tmp_path / "b.toml")
+    assert [p.name for p in load_settings("card").phases] == ["phase1", "phase2a", "phase2b"]

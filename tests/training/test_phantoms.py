@@ -1,0 +1,109 @@
+"""Phantoms: sides, truth, repeatability, files."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from braingemma.findings import Finding, findings_from_text
+from training.phantoms import Phantom, make_phantom, mirror, write_phantom
+
+COARSE = 4.0
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> list[Phantom]:
+    return [make_phantom(seed, spacing=COARSE, with_lesion=True) for seed in range(12)]
+
+
+def lesion_centre_mm(phantom: Phantom) -> np.ndarray:
+    voxels = np.argwhere(np.asarray(phantom.lesion.dataobj) > 0)
+    return nib.affines.apply_affine(phantom.lesion.affine, voxels.mean(axis=0))
+
+
+def brain_centre_mm(phantom: Phantom) -> np.ndarray:
+    data = np.asarray(phantom.volume.dataobj)
+    return nib.affines.apply_affine(phantom.volume.affine, np.argwhere(data > 0.3 * data.max()).mean(axis=0))
+
+
+def test_equal_seeds_give_equal_voxels_and_others_do_not() -> None:
+    first, again, other = (make_phantom(seed, spacing=COARSE) for seed in (5, 5, 6))
+    assert np.array_equal(first.volume.dataobj, again.volume.dataobj)
+    assert first.truth == again.truth
+    assert first.volume.shape != other.volume.shape or not np.array_equal(first.volume.dataobj, other.volume.dataobj)
+
+
+def test_volumes_are_ras_and_finite(phantoms: list[Phantom]) -> None:
+    for phantom in phantoms:
+        assert nib.aff2axcodes(phantom.volume.affine) == ("R", "A", "S")
+        assert np.isfinite(np.asarray(phantom.volume.dataobj)).all()
+        assert phantom.lesion.shape == phantom.volume.shape
+
+
+def test_left_is_at_negative_x(phantoms: list[Phantom]) -> None:
+    judged = 0
+    for phantom in phantoms:
+        side = phantom.findings[0].laterality
+        if side in ("left", "right"):
+            offset = lesion_centre_mm(phantom)[0] - brain_centre_mm(phantom)[0]
+            assert (offset < 0) == (side == "left"), phantom.truth
+            judged += 1
+    assert judged >= 6
+
+
+def test_the_mirrored_phantom_has_the_mirrored_truth(phantoms: list[Phantom]) -> None:
+    swap = {"left": "right", "right": "left"}
+    for phantom in phantoms:
+        flipped = mirror(phantom)
+        for before, after in zip(phantom.findings, flipped.findings, strict=True):
+            assert after.laterality == swap.get(before.laterality, before.laterality)
+            assert (after.presence, after.sites) == (before.presence, before.sites)
+        assert lesion_centre_mm(flipped)[0] == pytest.approx(-lesion_centre_mm(phantom)[0])
+        assert findings_from_text(flipped.truth["report"])[0].laterality == flipped.findings[0].laterality
+        assert np.array_equal(mirror(flipped).volume.dataobj, phantom.volume.dataobj)
+
+
+def test_the_report_states_the_truth(phantoms: list[Phantom]) -> None:
+    for phantom in phantoms:
+        for true, read in zip(phantom.findings, findings_from_text(phantom.truth["report"]), strict=True):
+            assert (read.presence, read.laterality, read.sites) == (true.presence, true.laterality, true.sites)
+
+
+def test_lesions_are_large_enough_to_be_called_so(phantoms: list[Phantom]) -> None:
+    for phantom in phantoms:
+        voxel_ml = float(np.prod(phantom.lesion.header.get_zooms())) / 1000
+        assert np.asarray(phantom.lesion.dataobj).sum() * voxel_ml > 3.0
+
+
+def test_edema_is_brighter_than_the_brain_around_it(phantoms: list[Phantom]) -> None:
+    swollen = [p for p in phantoms if p.findings[1].presence == "present" and p.findings[2].presence == "absent"]
+    assert swollen
+    for phantom in swollen:
+        data, mask = np.asarray(phantom.volume.dataobj), np.asarray(phantom.lesion.dataobj) > 0
+        brain = data[(data > 0.3 * np.median(data[mask])) & ~mask]
+        assert np.median(data[mask]) > np.median(brain)
+
+
+def test_a_healthy_phantom_has_no_lesion() -> None:
+    phantom = make_phantom(3, spacing=COARSE, with_lesion=False)
+    assert not np.asarray(phantom.lesion.dataobj).any()
+    assert {finding.presence for finding in phantom.findings} == {"absent"}
+
+
+def test_written_folders_can_be_read_back(tmp_path, phantoms: list[Phantom]) -> None:
+    write_phantom(tmp_path / "case", phantoms[0])
+    truth = json.loads((tmp_path / "case" / "truth.json").read_text())
+    assert tuple(Finding.from_json(entry) for entry in truth["findings"]) == phantoms[0].findings
+    picture, lesion = (nib.load(tmp_path / "case" / name) for name in ("flair.nii.gz", "lesion.nii.gz"))
+    assert picture.get_data_dtype() == np.int16
+    assert picture.shape == lesion.shape
+    assert set(np.unique(lesion.dataobj)) == {0, 1}
+
+
+@pytest.mark.parametrize(("seed", "spacing"), [(-1, 2.0), (0, 0.1), (0, 40.0)])
+def test_impossible_requests_are_refused(seed: int, spacing: float) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        make_phantom(seed, spacing=spacing)
