@@ -50,7 +50,10 @@ OTHER_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"dwi\b|\bdwi|\bdiff(?!use\b)|\bdti\b|\bdki\b|\badc\b|apparent diff|\btrace ?w?\b|\bb ?1000\b|\bivim\b"
             r"|\bresolve\b|\bep b ?\d|дифф|диффуз|弥散|扩散|拡散",
         ),
-        ("susceptibility", r"\bswi|\bswan\b|\bswip|\bt2 ?star|t2\*|\bhemo\b|\bgre\b|\bmedic\b|\bqsm\b|\bvenobold\b"),
+        (
+            "susceptibility",
+            r"\bswi(?!ft)|\bswan\b|\bswip|\bt2 ?star|t2\*|\bhemo\b|\bgre\b|\bmedic\b|\bqsm\b|\bvenobold\b",
+        ),
         ("angiography", r"\bmra\b|\bmrv\b|\btof\b|angio|\bvenogr|\bpca\b|\bcow\b|\bfl3d\b"),
         (
             "perfusion",
@@ -66,10 +69,11 @@ OTHER_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ),
         (
             "derived image",
-            r"mpr\b|reformat|\brfmt\b|\breform\b|mip\b|\bminip\b|\bmaxip\b|\bprojection|\bsub(?![ -]?\d)\b|subtr"
+            r"mpr\b|reformat|\brfmt\b|\breform\b|mip\b|\bm(?:in|ax|ean) ?ip\b|\bprojection|\bsub(?![ -]?\d)\b|subtr"
+            r"|\bminus\b"
             r"|\bfus(?:ion|ed)\b|overlay|\bscreen ?(?:sav|shot|cap|grab)|\bsnapshot\b|\bcapture\b"
-            r"|\bmap\b|\bmaps\b|\bcolou?r|\bsegm|\bmask\b|\bregister|\bcoreg"
-            r"|\breg to\b|\bratio\b|\bprocessed\b|\bpostproc|\bsynth|\bsymri\b|\bmagic\b"
+            r"|\bmap\b|\bmaps\b|\bcolou?r|\bsegm|\bseg\b|\bmask\b|\bregister|\bcoreg"
+            r"|\breg to\b|\bratio\b|\bprocessed\b|\bpostproc|\bsynth|\bsy ?mri\b|\bmagic\b"
             r"|\bvrt\b"
             r"|\brendering\b|\breport\b|\bresult|\bsummary\b|\bflair ?star\b|flair\*"
             r"|\bphase (?:image|map|contrast|diff)"

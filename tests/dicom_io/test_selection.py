@@ -60,6 +60,7 @@ FLAIR_SPELLINGS = (
     "AX FLAIR PHASE RL", "FLAIR no phase wrap", "T2 dark-fld tra", "FLUID ATT IR", "T2 con supresión de líquido",
     "T2 с подавлением сигнала воды", "FLAIR brain and orbits", "sub-03_ses-1_FLAIR", "Flair_32ch head coil", "ax flare",
     "AX FALIR", "T2FLAIR_post_T2", "FLAIR hippocampus cor", "3DFLAIRsag", "AxT2FLAIRpost", "t2flair+c",
+    "Swift FLAIR",
 )  # fmt: skip
 
 
@@ -72,7 +73,8 @@ def test_spellings_that_only_look_like_something_else(name) -> None:
 @pytest.mark.parametrize(
     "name",
     ["AXT1FLAIR", "T1_FLAIR_SAG", "flairT1", "3DT1 flair", "SPC_DIR", "FLAIR_DIR_3D", "FLAIRmip", "flair-sub",
-     "STIRflair", "Loc FLAIR", "FLAIR + DWI fused", "ADC (FLAIR DWI)", "FLAIR screenshot", "rFLAIR MPR COR"],
+     "STIRflair", "Loc FLAIR", "FLAIR + DWI fused", "ADC (FLAIR DWI)", "FLAIR screenshot", "rFLAIR MPR COR",
+     "FLAIR MinIP", "SyMRI FLAIR", "FLAIR lesion seg", "FLAIR post minus pre"],
 )  # fmt: skip
 def test_names_that_hide_something_else(name) -> None:
     verdict = judge(make(name, False, SIEMENS, IR, FLAIR_TIMING, ProtocolName=name).series)
