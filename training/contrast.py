@@ -34,14 +34,14 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
     """Edema is brighter than gray matter; so is the core; necrosis stays 35 % below white matter."""
     white = rng.uniform(0.45, 0.75)
     gray = white * rng.uniform(1.03, 1.4)
-    edema = max(white * rng.uniform(1.45, 2.2), gray * 1.2)
+    edema = max(white * rng.uniform(1.45, 2.2), gray * 1.3)
     core = edema * rng.uniform(0.72, 1.0) if rng.random() < 0.75 else edema * rng.uniform(1.0, 1.2)
     return Contrast(
         white=float(white),
         gray=float(gray),
         fluid=float(white * rng.uniform(0.1, 0.4)),
         edema=float(edema),
-        core=float(max(core, white * 1.3, gray * 1.12)),
+        core=float(max(core, white * 1.4, gray * 1.25)),
         necrosis=float(white * rng.uniform(0.15, 0.65)),
         spots=float(white * rng.uniform(1.3, 2.0)),
     )

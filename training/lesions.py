@@ -33,7 +33,7 @@ _CENTRE_WEIGHTS: Final = {
 #: Beyond this share of a lesion on one side it is called one-sided.
 ONE_SIDED: Final = 0.85
 #: The smallest lesion, ml; what is smaller is not called a lesion area but belongs to the spots of healthy brains.
-LEAST_ML: Final = 4.0
+LEAST_ML: Final = 6.0
 _INFRATENTORIAL: Final = ("cerebellum", "brainstem")
 
 

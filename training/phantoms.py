@@ -10,7 +10,7 @@ RAS: the patient's left has negative x.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -337,12 +337,3 @@ def _located(name: str, mask: NDArray[np.bool_], regions: NDArray[np.uint8], sta
         return Finding(name, "present", side_of(mask, standard))  # type: ignore[arg-type]
     sites = tuple(site for site in SITES if counts[region_code(site)] >= SITE_SHARE * total)
     return Finding(name, "present", side_of(mask, standard), sites)  # type: ignore[arg-type]
-
-
-def write_phantoms(out: Path, count: int, seed: int) -> Iterator[tuple[Path, Phantom]]:
-    """Draw `count` phantoms of the seeds `seed`, `seed + 1`, …, each into its own folder below `out`."""
-    for number in range(seed, seed + count):
-        phantom = make_phantom(number)
-        folder = out / f"phantom-{number:06d}"
-        write_phantom(folder, phantom)
-        yield folder, phantom
