@@ -13,7 +13,7 @@ from daemon.config import Settings
 from daemon.errors import DaemonError
 from daemon.jobs import FINAL_STATES, DeliveryState, Job, JobState, JobStore, now
 from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW, WORKFLOW_VERSION
-from daemon.received_index import INSTANCES
+from daemon.received_index import INSTANCES, forget_study
 
 SECONDS_PER_DAY = 86400.0
 
@@ -123,4 +123,5 @@ def purge(store: JobStore, settings: Settings, *, dry_run: bool) -> list[Purged]
             if folder.exists():
                 shutil.rmtree(folder)
             store.remove(job.job_id)
+            forget_study(store.engine, job.study_uid)
     return removed

@@ -299,7 +299,15 @@ def _disagreements(findings: Sequence[Finding]) -> list[str]:
 
 
 def _conversion_warnings(folder: JobFolder) -> list[str]:
-    return list(read_json(folder.conversion)["warnings"]) if folder.conversion.exists() else []
+    """What was noticed on the way from DICOM: by the conversion, and files that take no part."""
+    if not folder.conversion.exists():
+        return []
+    warnings = list(read_json(folder.conversion)["warnings"])
+    problems = read_json(folder.selection)["problems"]
+    if problems:
+        first = f"{problems[0]['file']}: {problems[0]['reason']}"
+        warnings.append(f"{len(problems)} files could not be read and take no part; the first: {first}")
+    return warnings
 
 
 def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import pydicom
 from pydicom.filewriter import dcmwrite
-from pynetdicom import ALL_TRANSFER_SYNTAXES, AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification
 
@@ -152,7 +152,8 @@ class Orthanc:
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": True,
             "RegisteredUsers": {"test": self.PASSWORD},
-            "StableAge": 1,
+            "StableAge": 3,
+            "SyncStorageArea": True,
             "Plugins": [],
         }
 
