@@ -19,7 +19,7 @@ demo: $(STAMP)
 	$(BIN)/braingemma demo $(if $(OUT),--out '$(OUT)')
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
 
 check: $(STAMP)
 	$(BIN)/ruff check .
