@@ -51,9 +51,9 @@ Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
 DEFAULT_METHOD = "kernelshap"
-"""Best on phantoms: points into the lesion as often as LIME, all seeds agree, fewer than half the volumes."""
+"""In a first trial on 14 phantoms as good at pointing as LIME with fewer than half the volumes, and without chance."""
 DEFAULT_REPLACEMENT = "mirror"
-"""Best on phantoms: tissue of the other side takes a lesion away and leaves a brain."""
+"""Tissue of the other side takes a lesion away and leaves a brain; the lowest deletion curve in that trial."""
 RIM_LOSS = 0.1
 """Share of a weight that the map loses towards the rim of its supervoxel, so that the map peaks in the middle."""
 BATCH_VOXELS = 2**23
