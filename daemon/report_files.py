@@ -20,9 +20,12 @@ INTENDED_USE = (
 """What the report may be used for, and the limits of the model."""
 
 PICTURES = (
-    ("overlay_slices.png", "Every slice: red supports the findings, blue speaks against them"),
-    ("lime_2x3_grid.png", "Six slices, without and with the overlay"),
+    (
+        "lime_2x3_grid.png",
+        "Three planes, without and with the overlay: red supports the findings, blue speaks against them",
+    ),
     ("lime_top_supervoxels_grid.png", "The supervoxels with the largest weights"),
+    ("overlay_slices.png", "Every slice with the overlay"),
 )
 """Pictures of the explanation with their captions, in the order of the page."""
 
