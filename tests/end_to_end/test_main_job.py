@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pydicom
 import pytest
+from pydicom.uid import generate_uid
 
 from daemon import scu
 from daemon.jobs import Job, JobState
@@ -178,12 +179,11 @@ def test_what_is_no_brain_flair_is_kept_aside_and_does_not_stop_the_daemon(
     service.start()
     damaged = tmp_path / "damaged"
     damaged.mkdir()
+    study_uid, series_uid = generate_uid(), generate_uid()
     for path in study:
         dataset = pydicom.dcmread(path)
-        dataset.StudyInstanceUID += ".1"
-        dataset.SeriesInstanceUID += ".1"
-        dataset.SOPInstanceUID += ".1"
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         dataset.PixelData = dataset.PixelData[: len(dataset.PixelData) // 2]
         dataset.save_as(damaged / path.name)
     service.send(sorted(damaged.iterdir()))
