@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dbos import DBOS, SetWorkflowID
-from dbos.error import DBOSMaxStepRetriesExceeded
+from dbos import error as dbos_error
 
 from daemon.config import Settings
 from daemon.delivery import deliver_to, plan_deliveries
@@ -76,7 +76,7 @@ def report_study(job_id: str) -> str:
         destinations = plan_step(job_id)
     except DaemonError as error:
         return end_step(job_id, type(error).__name__, str(error))
-    except DBOSMaxStepRetriesExceeded as error:  # the step's own errors are inside
+    except dbos_error.DBOSMaxStepRetriesExceeded as error:  # the step's own errors are inside
         return end_step(job_id, Retryable.__name__, f"given up after {STEP_ATTEMPTS} attempts: {error.errors[-1]}")
     state = end_step(job_id, "", "")
     for destination in destinations:
