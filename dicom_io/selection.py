@@ -56,7 +56,7 @@ class SelectionRules:
     exclude: tuple[Mapping[str, str], ...] = ()
     minimum_slices: int = 10
     minimum_extent_mm: float = 50.0
-    field_of_view_mm: tuple[float, float] = (130.0, 420.0)
+    field_of_view_mm: tuple[float, float] = (100.0, 420.0)
 
     def __post_init__(self) -> None:
         """Refuse a rule that could never match.
