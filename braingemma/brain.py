@@ -63,9 +63,9 @@ def _grow(mask: Mask, spacing: Float, radius: float) -> Mask:
     return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius)
 
 
-def _peel(mask: Mask, spacing: Float, radius: float) -> Mask:
-    """The voxels that lie more than `radius` mm inside the mask; the border of the field of view is no edge."""
-    return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing) > radius)
+def _depth(mask: Mask, spacing: Float) -> Float:
+    """How far inside the mask each voxel lies, mm; the border of the field of view is no edge."""
+    return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing))
 
 
 def _largest(mask: Mask) -> Mask:
@@ -82,14 +82,14 @@ def _close(mask: Mask, spacing: Float, radius: float) -> Mask:
     """Close gaps and holes, with room around the volume so that its border does not eat into the brain."""
     room = [int(np.ceil(radius / s)) + 1 for s in spacing]
     padded = np.pad(mask, [(r, r) for r in room])
-    closed = _peel(_grow(padded, spacing, radius), spacing, radius)
+    closed = _depth(_grow(padded, spacing, radius), spacing) > radius
     inner = closed[tuple(slice(r, -r) for r in room)]
     return np.asarray(ndimage.binary_fill_holes(inner | mask))
 
 
-def _body(bright: Mask, spacing: Float, radius: float) -> Mask:
-    """What is left of the bright tissue after peeling and growing back."""
-    core = _largest(_peel(bright, spacing, radius))
+def _body(bright: Mask, depth: Float, spacing: Float, radius: float) -> Mask:
+    """What is left of the bright tissue, `depth` mm deep at each voxel, after peeling and growing back."""
+    core = _largest(np.asarray(depth > radius))
     return np.asarray(bright & _grow(core, spacing, radius + WORKING_SPACING / 2))
 
 
@@ -100,9 +100,10 @@ def _brain_of(coarse: Volume, spacing: Float) -> Mask:
     threshold = 0.55 * float(np.percentile(head, 75))
     bright = np.asarray(smooth > threshold)
     voxel_ml = float(np.prod(spacing)) / 1000
-    brain = _body(bright, spacing, PEELING_RADII[0])
+    depth = _depth(bright, spacing)
+    brain = _body(bright, depth, spacing, PEELING_RADII[0])
     for radius in PEELING_RADII[1:]:
-        peeled = _body(bright, spacing, radius)
+        peeled = _body(bright, depth, spacing, radius)
         shrunk = 1 - peeled.sum() / max(int(brain.sum()), 1)
         if brain.sum() * voxel_ml <= LARGEST_BRAIN_ML and not SHED_SHARE < shrunk < 0.5:
             break

@@ -15,6 +15,7 @@ from braingemma.configuration import BrainGemmaConfig
 from braingemma.findings import Finding
 from braingemma.preprocess import PreparedVolume, prepare_image
 from braingemma.resampling import resample_box
+from training.lesions import PARTS
 from training.phantoms import Phantom, make_phantom
 from training.targets import findings_target
 
@@ -25,7 +26,7 @@ class Cases:
 
     Attributes:
         volumes: (N, 1, D, H, W) float16, as `prepare_image` gives them.
-        masks: (N, 1, D, H, W) bool: the lesion on the same grid.
+        masks: (N, parts, D, H, W) bool on the same grid, parts as in `training.lesions.PARTS`.
         targets: (N, findings, outputs), see `findings_target`.
         findings: The truth of each case.
         reports: Its reference report.
@@ -77,18 +78,18 @@ def training_spacing(seed: int) -> tuple[float, float, float]:
 
 
 def training_phantom(seed: int) -> Phantom:
-    """A coarse phantom for training; three in five come without skull, since serving takes it off anyway."""
-    stripped = bool(np.random.default_rng([seed, 98]).random() < 0.6)
+    """A coarse phantom for training; half of them come without skull, since serving takes it off anyway."""
+    stripped = bool(np.random.default_rng([seed, 98]).random() < 0.5)
     return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped)
 
 
 def prepare_case(phantom: Phantom, config: BrainGemmaConfig) -> Cases:
     """One phantom through the path that serving takes, with its mask on the model's grid."""
     prepared = prepare_image(phantom.volume, config)
-    mask = mask_on_grid(np.asarray(phantom.lesion.dataobj, np.float32), prepared)
+    masks = [mask_on_grid((phantom.parts == part).astype(np.float32), prepared) for part in PARTS]
     return Cases(
         volumes=prepared.tensor.half(),
-        masks=torch.from_numpy(mask)[None, None],
+        masks=torch.from_numpy(np.stack(masks))[None],
         targets=findings_target(phantom.findings)[None],
         findings=(phantom.findings,),
         reports=(str(phantom.truth["report"]),),
@@ -106,8 +107,18 @@ def mask_on_grid(mask: NDArray[np.float32], prepared: PreparedVolume) -> NDArray
 
 
 def patch_share(masks: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """(B, 1, D, H, W) masks to the lesion's share of each patch (B, d, h, w)."""
-    return F.avg_pool3d(masks.float(), patch).squeeze(1)
+    """(B, parts, D, H, W) masks to the lesion's share of each patch (B, d, h, w)."""
+    lesion = masks[:, : len(PARTS) - 1].float().sum(dim=1, keepdim=True)
+    return F.avg_pool3d(lesion, patch).squeeze(1).clamp(0, 1)
+
+
+def cell_shares(masks: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """(B, parts, D, H, W) masks to each part's share of the 2 x 2 x 2 cells of each patch, (B, d, h, w, parts * 8)."""
+    batch, parts, depth, height, width = masks.shape
+    d, h, w = depth // patch[0], height // patch[1], width // patch[2]
+    cells = F.adaptive_avg_pool3d(masks.float(), (2 * d, 2 * h, 2 * w)).clamp(0, 1)
+    split = cells.view(batch, parts, d, 2, h, 2, w, 2).permute(0, 2, 4, 6, 1, 3, 5, 7)
+    return split.reshape(batch, d, h, w, parts * 8)
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class Augmentation:
     noise: float = 0.08
 
     def apply(self, volumes: Tensor, masks: Tensor, limit: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Move and change (B, 1, D, H, W) volumes with their masks; what comes in from outside is `-limit`."""
+        """Move and change (B, 1, D, H, W) volumes and their masks; what comes in from outside is `-limit`."""
         grid = F.affine_grid(self._affine(volumes.shape[0], rng), list(volumes.shape), align_corners=False)
         # grid_sample fills with zeros, so values are moved to where zero is background.
         moved = F.grid_sample(volumes.float() + limit, grid, align_corners=False) - limit

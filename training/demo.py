@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from threadpoolctl import threadpool_limits
 
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.findings import Finding
@@ -78,6 +79,7 @@ def phantom_cases(config: BrainGemmaConfig, first: int, count: int, cache: str =
 
 def _draw_chunk(job: tuple[dict[str, Any], int, int, str]) -> Cases:
     torch.set_num_threads(1)
+    threadpool_limits(1)  # one process for each processor: BLAS threads of their own would only spin
     raw, start, count, cache = job
     config = BrainGemmaConfig(**raw)
     file = Path(cache) / f"phantoms-{config.volume_settings!r}-{start}-{count}.safetensors" if cache else None

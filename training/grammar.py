@@ -27,23 +27,19 @@ _LESION: Final = (
     "The lesion area is located in {place}, showing {signal}.",
     "The lesion area lies in {place} and shows {signal}.",
 )
-_SIGNALS: Final = (
-    "mixed high and low signal",
-    "patchy high signal",
-    "a high signal on FLAIR",
-    "an uneven high signal",
-    "a heterogeneous signal",
-)
-_PLAIN_SIGNALS: Final = ("a fairly uniform high signal", "a homogeneous high signal", "an even high signal")
+# Greedy decoding takes the likeliest next word, not the likeliest meaning: a meaning that is spread over more wordings
+# than its opposite loses at even odds. So opposites have equally many wordings, or part at their first word.
+_SIGNALS: Final = ("a heterogeneous high signal", "an uneven high signal", "a patchy high signal")
+_PLAIN_SIGNALS: Final = ("a homogeneous high signal", "an even high signal", "a uniform high signal")
 _EDEMA: Final = (
     "Edema is seen around the lesion in {place}.",
     "Edema is present in {place}, with a bright margin.",
     "Edema is marked in {place}.",
 )
 _NO_EDEMA: Final = (
-    "Edema is not observed.",
-    "Edema is absent.",
     "No edema is seen.",
+    "No edema is observed.",
+    "No edema is present.",
 )
 _NECROSIS: Final = (
     "Necrosis is present in {place}, with a low signal core.",
@@ -51,9 +47,9 @@ _NECROSIS: Final = (
     "Necrosis forms a dark core in {place}.",
 )
 _NO_NECROSIS: Final = (
-    "Necrosis is not observed.",
-    "Necrosis is absent.",
     "No necrosis is seen.",
+    "No necrosis is observed.",
+    "No necrosis is present.",
 )
 _COMPRESSION: Final = {
     "left": (
@@ -73,12 +69,11 @@ _COMPRESSION: Final = {
     ),
 }
 _NO_COMPRESSION: Final = (
-    "Ventricular compression is not observed.",
-    "Ventricular compression is absent.",
     "No ventricular compression is seen.",
+    "No ventricular compression is observed.",
+    "No ventricular compression is present.",
 )
 _NO_LESION: Final = (
-    "The lesion area is not observed.",
     "No lesion area is seen.",
     "No lesion area is observed in either hemisphere.",
     "No mass or lesion area is identified.",

@@ -56,6 +56,7 @@ def insert_lesion(image: Any, seed: int, *, region: str, side: str) -> Phantom:
     return Phantom(
         nib.Nifti1Image(changed, canonical.affine),
         nib.Nifti1Image(masks.whole.astype(np.uint8), canonical.affine),
+        masks.labels(),
         truth,
     )
 

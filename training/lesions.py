@@ -18,6 +18,10 @@ from training.fields import Floats, Grid, apply_matrix, rotation, smooth_field
 
 Mask = NDArray[np.bool_]
 
+#: What a voxel of a phantom can be beside healthy (0); no two on one voxel. The last: where a lateral ventricle would
+#: be without mass effect, and is not.
+EDEMA, CORE, NECROSIS, LOST_VENTRICLE = PARTS = (1, 2, 3, 4)
+
 #: How often a lesion's centre is drawn from each region.
 _CENTRE_WEIGHTS: Final = {
     "frontal": 0.27,
@@ -79,6 +83,10 @@ class LesionMasks:
         core = np.logical_or.reduce([m.core for m in parts]) & ~necrosis
         edema = np.logical_or.reduce([m.edema for m in parts]) & ~core & ~necrosis
         return LesionMasks(edema=edema, core=core, necrosis=necrosis)
+
+    def labels(self) -> NDArray[np.uint8]:
+        """(X, Y, Z) of 0 and the first three of `PARTS`."""
+        return np.select((self.edema, self.core, self.necrosis), (EDEMA, CORE, NECROSIS)).astype(np.uint8)
 
     @property
     def whole(self) -> Mask:

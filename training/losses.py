@@ -13,7 +13,7 @@ GROUNDING_SCALE = 20.0
 
 
 def grounding_loss(logits: Tensor, share: Tensor) -> Tensor:
-    """Cross-entropy of each patch's lesion share; logits and share (B, d, h, w), share in [0, 1]."""
+    """Cross-entropy of shares in [0, 1], of the lesion in a patch or of a part in a cell; logits of the same shape."""
     return GROUNDING_SCALE * F.binary_cross_entropy_with_logits(logits, share)
 
 

@@ -26,7 +26,7 @@ from training.anatomy import REGIONS, Atlas, Labels, Tissue, load_atlas, region_
 from training.contrast import degrade, draw_contrast, paint_brain, paint_head, strip_head
 from training.fields import Floats, Grid, apply_matrix, rotation, smooth_displacement, smooth_field
 from training.grammar import write_report
-from training.lesions import Lesion, LesionMasks, draw_lesions, paint_visible, push_away, side_of
+from training.lesions import LOST_VENTRICLE, Lesion, LesionMasks, draw_lesions, paint_visible, push_away, side_of
 
 LESION_SHARE: Final = 0.62
 STRIPPED_SHARE: Final = 0.35
@@ -45,11 +45,13 @@ class Phantom:
     Attributes:
         volume: RAS NIfTI of the FLAIR picture.
         lesion: RAS NIfTI mask on the same grid: 1 where there is edema, core or necrosis.
+        parts: (X, Y, Z) on the same grid, `training.lesions.PARTS` of each voxel: what a dense loss learns.
         truth: `{"seed", "findings": [as in report.json], "report"}`.
     """
 
     volume: nib.Nifti1Image
     lesion: nib.Nifti1Image
+    parts: NDArray[np.uint8]
     truth: dict[str, Any]
 
     @property
@@ -106,13 +108,14 @@ def make_phantom(
     drawn = bool(rng.random() < LESION_SHARE)
     present = drawn if with_lesion is None else with_lesion
     lesions = draw_lesions(rng) if present else ()
-    picture, mask, findings = _draw_case(rng, atlas, grid, pose, lesions, stripped=stripped)
+    picture, parts, findings = _draw_case(rng, atlas, grid, pose, lesions, stripped=stripped)
     truth = {
         "seed": seed,
         "findings": [finding.to_json() for finding in findings],
         "report": write_report(findings, np.random.default_rng([seed, 7])),
     }
-    return Phantom(_image(picture, grid), _image(mask.astype(np.uint8), grid), truth)
+    lesion = (parts > 0) & (parts != LOST_VENTRICLE)
+    return Phantom(_image(picture, grid), _image(lesion.astype(np.uint8), grid), parts, truth)
 
 
 def mirror(phantom: Phantom) -> Phantom:
@@ -123,7 +126,7 @@ def mirror(phantom: Phantom) -> Phantom:
         "findings": [finding.to_json() for finding in findings],
         "report": mirror_text(phantom.truth["report"]),
     }
-    return Phantom(_flipped(phantom.volume), _flipped(phantom.lesion), truth)
+    return Phantom(_flipped(phantom.volume), _flipped(phantom.lesion), np.ascontiguousarray(phantom.parts[::-1]), truth)
 
 
 _OTHER_SIDE: Final[dict[str, Any]] = {"left": "right", "right": "left"}
@@ -191,7 +194,7 @@ def _flipped(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 def _draw_case(
     rng: np.random.Generator, atlas: Atlas, grid: Grid, pose: _Pose, lesions: tuple[Lesion, ...], *, stripped: bool
-) -> tuple[Floats, NDArray[np.bool_], tuple[Finding, ...]]:
+) -> tuple[Floats, NDArray[np.uint8], tuple[Finding, ...]]:
     head = pose.rigid(grid.points())
     standard = head + smooth_displacement(rng, grid, 45.0, 2.2) + smooth_displacement(rng, grid, 20.0, 0.9)
     resting = _size_ventricles(standard, rng)
@@ -204,8 +207,21 @@ def _draw_case(
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)
     image = strip_head(image, tissue, grid, rng) if stripped else paint_head(image, tissue, head, grid, rng)
     picture = degrade(image, grid, rng, stripped=stripped)
-    whole = masks.whole if masks is not None else np.zeros(grid.shape, bool)
-    return picture, whole, located_findings(regions, standard, masks, compressed)
+    parts = _label_parts(atlas, standard, resting, pushed, masks, compressed)
+    return picture, parts, located_findings(regions, standard, masks, compressed)
+
+
+def _label_parts(
+    atlas: Atlas, standard: Floats, resting: Floats, pushed: Floats, masks: LesionMasks | None, compressed: set[str]
+) -> NDArray[np.uint8]:
+    """(X, Y, Z) of 0 and `PARTS`."""
+    if masks is None:
+        return np.zeros(standard.shape[1:], np.uint8)
+    labels = masks.labels()
+    lost = (atlas.sample(atlas.ventricle, resting) > 0.5) & (atlas.sample(atlas.ventricle, pushed) <= 0.5)
+    for side in compressed:
+        labels[lost & ~masks.whole & (standard[0] * np.float32(_VENTRICLES[side]) > 0)] = LOST_VENTRICLE
+    return labels
 
 
 def _size_ventricles(standard: Floats, rng: np.random.Generator) -> Floats:

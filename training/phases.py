@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from braingemma import language
 from braingemma.model import COMPONENTS, BrainGemma3D
-from training.datasets import patch_share
+from training.datasets import cell_shares, patch_share
 from training.errors import SettingsError
+from training.lesions import PARTS
 from training.losses import findings_loss, grounding_loss, pairwise_sigmoid_loss, same_findings
 from training.settings import PhaseSettings
 
@@ -44,7 +45,7 @@ class Phase(nn.Module):
         self.requires_grad_(False)
         chosen: list[nn.Parameter] = []
         for name in self.settings.trainable:
-            part = list(self.own_parameters() if name == "contrast" else self.model.component_parameters(name))
+            part = list(self.own_parameters() if name == "auxiliary" else self.model.component_parameters(name))
             if not part:
                 raise SettingsError(f"{self.settings.name}: this model has no {name} to train")
             chosen += part
@@ -60,12 +61,12 @@ class Phase(nn.Module):
             name: sum(p.numel() for p in self.model.component_parameters(name) if p.requires_grad)
             for name in COMPONENTS
         }
-        counts["contrast"] = sum(p.numel() for p in self.own_parameters() if p.requires_grad)
+        counts["auxiliary"] = sum(p.numel() for p in self.own_parameters() if p.requires_grad)
         return {name: count for name, count in counts.items() if count}
 
 
 class GroundingPhase(Phase):
-    """Phase 1."""
+    """Phase 1. Maps from features to text and to parts of the lesion are its own, and are thrown away after it."""
 
     def __init__(self, model: BrainGemma3D, settings: PhaseSettings) -> None:
         super().__init__(model, settings)
@@ -73,10 +74,11 @@ class GroundingPhase(Phase):
         self.to_text = nn.Linear(width, width)
         self.log_scale = nn.Parameter(torch.tensor(2.3))
         self.bias = nn.Parameter(torch.tensor(-4.0))
+        self.to_parts = nn.Linear(model.config.vision_config.hidden_size, 8 * len(PARTS))
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
-        """The contrast's map, temperature and bias."""
-        yield from (*self.to_text.parameters(), self.log_scale, self.bias)
+        """The contrast's map, temperature and bias, and the map from patch features to the parts of the lesion."""
+        yield from (*self.to_text.parameters(), self.log_scale, self.bias, *self.to_parts.parameters())
 
     def forward(self, batch: Batch) -> Batch:
         """Losses of a batch with `volumes`, `masks`, `targets`, and the report's `input_ids`, `attention_mask`."""
@@ -87,12 +89,15 @@ class GroundingPhase(Phase):
         logits = model.grounding_logits(features)
         if logits is not None and settings.grounding:
             losses["grounding"] = grounding_loss(logits, patch_share(batch["masks"], model.vision.patch))
+        if settings.parts:
+            shares = cell_shares(batch["masks"], model.vision.patch)
+            losses["parts"] = grounding_loss(self.to_parts(features), shares)
         found = model.findings_logits(tokens)
         if found is not None and settings.findings:
             losses["findings"] = findings_loss(found, batch["targets"])
         if settings.contrast:
             losses["contrast"] = self._contrast(model.projector(tokens), batch)
-        weights = {"grounding": settings.grounding, "findings": settings.findings, "contrast": settings.contrast}
+        weights = {name: getattr(settings, name) for name in losses}
         losses["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return losses
 

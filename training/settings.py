@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from training.errors import SettingsError
 
-#: What may be trained: names of `BrainGemma3D.component_parameters`, and the contrast's own scale, bias and map.
-TRAINABLE: Final = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings", "contrast")
+#: What may be trained: names of `BrainGemma3D.component_parameters`, and what phase 1 adds for itself.
+TRAINABLE: Final = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings", "auxiliary")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class PhaseSettings:
         validate_every: Steps between validations.
         patience: Validations without improvement before the phase ends; 0: never.
         grounding: Weight of the grounding loss.
+        parts: Weight of the loss of edema, core, necrosis and lost ventricle in the cells of each patch.
         findings: Weight of the findings loss.
         contrast: Weight of the contrast between picture and report.
         augment: Whether volumes are moved, mirrored and changed in brightness.
@@ -52,6 +53,7 @@ class PhaseSettings:
     validate_every: int = 100
     patience: int = 0
     grounding: float = 1.0
+    parts: float = 0.0
     findings: float = 2.0
     contrast: float = 0.2
     augment: bool = True

@@ -23,7 +23,7 @@ from training.sources import VolumeSource
 
 PHASE1 = PhaseSettings(
     name="phase1",
-    trainable=("vision", "resampler", "projector", "grounding", "findings", "contrast"),
+    trainable=("vision", "resampler", "projector", "grounding", "findings", "auxiliary"),
     steps=4,
     batch=2,
     warmup=1,
