@@ -9,10 +9,11 @@ patch features → grounding head        tokens → findings head
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,23 @@ from braingemma.vision import InflatedVisionTower
 from braingemma.weights import WeightsInfo
 
 COMPONENTS = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings")
+#: Devices whose matrix units want bfloat16, and to which a copy from page-locked memory need not be waited for.
+ACCELERATORS = ("cuda",)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _inference(
+    method: Callable[Concatenate[BrainGemma3D, P], R],
+) -> Callable[Concatenate[BrainGemma3D, P], R]:
+    """Without gradients, and in mixed precision where the model's device wants it."""
+
+    @functools.wraps(method)
+    def run(self: BrainGemma3D, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(), self.mixed_precision():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 @dataclass
@@ -141,10 +159,18 @@ class BrainGemma3D(PreTrainedModel):
         """Where the visual part lives."""
         return self.projector.scale.device
 
+    def mixed_precision(self) -> torch.autocast:
+        """Autocast to bfloat16 on a GPU; off on a CPU, and for float32 weights, which are asked for to be exact."""
+        device = self.compute_device.type
+        wanted = device in ACCELERATORS and self.projector.scale.dtype == torch.bfloat16
+        return torch.autocast(device, torch.bfloat16, enabled=wanted)
+
     # ------------------------------------------------------------------ from volume to tokens
 
     def patch_features(self, volume: Tensor) -> Tensor:
         """(B, 1, D, H, W) to (B, d, h, w, C): the encoder's view of each patch."""
+        if self.compute_device.type == "cuda" and volume.device.type == "cpu":
+            volume = volume.pin_memory().to(self.compute_device, non_blocking=True)
         return self.vision(volume)
 
     def resample(self, features: Tensor) -> Tensor:
@@ -163,14 +189,14 @@ class BrainGemma3D(PreTrainedModel):
         """(B, N, R) to uncalibrated logits (B, findings, outputs); None without the head."""
         return None if self.findings_head is None else self.findings_head(tokens)
 
-    @torch.inference_mode()
+    @_inference
     def ground(self, volume: Tensor) -> Tensor | None:
         """(B, 1, D, H, W) to the lesion share of each patch, (B, d, h, w) in [0, 1]; None without the head."""
         if self.grounding_head is None:
             return None
         return torch.sigmoid(self.grounding_head(self.patch_features(volume)).float())
 
-    @torch.inference_mode()
+    @_inference
     def finding_probabilities(self, volume: Tensor) -> dict[str, Any] | list[dict[str, Any]] | None:
         """Calibrated probabilities of each finding; None without the head.
 
@@ -239,7 +265,7 @@ class BrainGemma3D(PreTrainedModel):
 
     # ------------------------------------------------------------------ reports
 
-    @torch.inference_mode()
+    @_inference
     def generate_batch(
         self,
         volume: Tensor,
@@ -300,7 +326,7 @@ class BrainGemma3D(PreTrainedModel):
         reports = self.generate_batch(volume, prompt, chosen, progress)
         return reports[0].text if len(reports) == 1 else [r.text for r in reports]
 
-    @torch.inference_mode()
+    @_inference
     def score_tokens(self, volumes: Tensor, token_ids: Sequence[int] | Tensor, prompt: str | None = None) -> Tensor:
         """Log-probability of each token of one report given each volume, by one teacher-forced pass.
 

@@ -50,6 +50,24 @@ def test_weights_without_heads_say_so(volume: torch.Tensor) -> None:
     assert bare.finding_probabilities(volume) is None
 
 
+def test_a_gpu_gets_mixed_precision_and_exact_weights_do_not(
+    model: BrainGemma3D, volume: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor taken for a GPU: every path runs with autocast on, and says about the same."""
+    exact = model.score_tokens(volume, range(10, 20))
+    model.to(torch.bfloat16)
+    assert not model.mixed_precision()._enabled
+    monkeypatch.setattr("braingemma.model.ACCELERATORS", ("cuda", "cpu"))
+    assert model.mixed_precision()._enabled
+    mixed = model.score_tokens(volume, range(10, 20))
+    assert model.ground(volume) is not None
+    assert model.finding_probabilities(volume)
+    assert len(model.generate(volume, max_new_tokens=4).token_ids) == 4
+    assert 0 < (mixed - exact).abs().max() < 0.5
+    model.to(torch.float32)
+    assert not model.mixed_precision()._enabled
+
+
 def test_greedy_reports_are_reproducible_and_batches_agree(model: BrainGemma3D) -> None:
     volumes = torch.randn(3, 1, *model.config.grid, generator=torch.Generator().manual_seed(1))
     together = model.generate_report(volumes, max_new_tokens=12)
