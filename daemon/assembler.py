@@ -72,6 +72,8 @@ class Assembler:
     folder: Path
     submit: Submit
     own_result: Callable[[Dataset], bool] = is_own_result
+    beat: Callable[[], None] = lambda: None
+    """Called on each round: a sign of life."""
     _not_before: float = field(default=0.0, init=False)
     _paused: dict[str, float] = field(default_factory=dict, init=False)
     _gaps: dict[str, tuple[int, tuple[Gap, ...]]] = field(default_factory=dict, init=False)
@@ -96,6 +98,7 @@ class Assembler:
         next_reclaim = 0.0
         while not stop.is_set():
             self.step(time.time())
+            self.beat()
             if time.monotonic() >= next_reclaim:
                 self.reclaim()
                 next_reclaim = time.monotonic() + RECLAIM_SECONDS

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import os
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from daemon.cli_jobs import jobs_app
 from daemon.cli_training import bench_app, evaluate, phantom, train_app
 from daemon.config import Explain, Model, load_settings
 from daemon.errors import ConfigurationError, DaemonError
+from daemon.logs import set_up_logging
 from daemon.terminal import ConfigOption, JsonOption, WeightsOption, data, emit_json, messages, working
 from dicom_io.errors import DicomIoError
 from training.errors import TrainingError
@@ -94,19 +94,24 @@ def demo(
 def serve(config: ConfigOption = None) -> None:
     """Run the daemon. SIGTERM ends it within 10 s; unfinished work goes on at the next start."""
     settings = load_settings(config)
-    set_up_logging()
+    set_up_logging(settings.log.format)
     from daemon.service import serve as run
 
     run(settings)
 
 
-def set_up_logging() -> None:
-    """Log lines to standard error, with time; libraries only from warnings on."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
-    for library in ("pynetdicom", "pydicom", "dicom2nifti", "httpx", "urllib3", "highdicom", "matplotlib"):
-        logging.getLogger(library).setLevel(logging.WARNING)
+@app.command()
+def worker(
+    config: ConfigOption = None,
+    name: Annotated[str, typer.Option(help="Of this worker on this host: one for each GPU.")] = "gpu0",
+    metrics_port: Annotated[int | None, typer.Option(help="Serve figures on this port of loopback.")] = None,
+) -> None:
+    """Run one more worker on the same PostgreSQL database; SIGTERM hands its work to the others."""
+    settings = load_settings(config)
+    set_up_logging(settings.log.format)
+    from daemon.worker import work
+
+    work(settings, name, metrics_port=metrics_port)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 import typer
 from rich.table import Table
 
-from daemon import control
+from daemon import control, retention
 from daemon.config import Settings, load_settings
 from daemon.database import open_database
 from daemon.errors import DaemonError
@@ -111,14 +111,15 @@ def jobs_purge(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove jobs that ended longer ago than `storage.keep_days`; undelivered results stay."""
+    """Remove jobs whose time is over (`storage.keep_days` and its like); undelivered results stay."""
     settings, _, store = _store(config)
-    removed = control.purge(store, settings, dry_run=dry_run)
+    removed = retention.purge(store, settings, dry_run=dry_run)
     if as_json:
         emit_json([dataclasses.asdict(p) for p in removed])
         return
     for purged in removed:
         data.print(
-            f"{'would remove' if dry_run else 'removed'} {purged.job_id} ({purged.state}, {purged.size / 1e6:.1f} MB)"
+            f"{'would remove' if dry_run else 'removed'} {purged.job_id} ({purged.state}, {purged.size / 1e6:.1f} MB): "
+            f"{purged.why}"
         )
     messages.print(f"{len(removed)} jobs", markup=False)

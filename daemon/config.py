@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -26,6 +35,20 @@ AE_TITLE = Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$"
 """PS3.5 Table 6.2-1, VR AE: 16 characters at most, no backslash, no control characters."""
 
 ENVIRONMENT_PREFIX = "BRAINGEMMA_"
+
+
+LEAST_TOKEN = 16
+"""Characters of `[web] token`."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Section(BaseModel):
@@ -170,12 +193,7 @@ class Destination(Section):
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host or "").is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.host or "")
 
 
 class Engine(Section):
@@ -183,6 +201,16 @@ class Engine(Section):
 
     database_url: str = ""
     """Empty: SQLite in the data folder; `postgresql://...` for several hosts."""
+    work: bool = True
+    """Whether `serve` also works on studies; false where it only receives, and `braingemma worker` works elsewhere."""
+    lease_seconds: float = Field(30, ge=2)
+    """Several hosts: a worker that is silent this long loses its work to another."""
+
+    @model_validator(mode="after")
+    def _work_for_others_needs_a_server(self) -> Engine:
+        if not self.work and not self.database_url:
+            raise ValueError("work = false needs database_url: workers on other hosts cannot open SQLite here")
+        return self
 
 
 class Storage(Section):
@@ -192,8 +220,16 @@ class Storage(Section):
     """Data folder, private to the service's user."""
     min_free_gb: float = Field(5, ge=0)
     """Below this the listener answers 0xA700 (out of resources)."""
+    shared_url: str = ""
+    """Several hosts: where they exchange job files, as fsspec reads it: a folder (NFS), or s3://bucket/prefix."""
     keep_days: float = Field(7, ge=0)
-    """Finished jobs are kept this long."""
+    """Jobs that are done, and delivered where they were to be delivered, are kept this long."""
+    keep_days_set_aside: float = Field(7, ge=0)
+    """Jobs with nothing to report, and cancelled ones, are kept this long."""
+    keep_days_failed: float | None = Field(None, ge=0)
+    """Failed jobs are kept this long; None: until a person removes or retries them."""
+    low_free_gb: float = Field(0, ge=0)
+    """Below this much free space, done and delivered jobs go before their time, the oldest first; 0: never."""
 
     @field_validator("folder")
     @classmethod
@@ -204,10 +240,46 @@ class Storage(Section):
 class Web(Section):
     """`[web]`: the page."""
 
+    enabled: bool = True
+    """Serve the page, the figures at `/metrics`, and `/healthz`."""
     host: str = "127.0.0.1"
-    """Address to bind."""
+    """Address to bind; one that is not loopback needs `token` or `user_header`."""
     port: int = Field(8180, ge=0, le=65535)
-    """TCP port."""
+    """TCP port; 0 lets the system choose one."""
+    names: tuple[str, ...] = ()
+    """Host names by which browsers may call the page, beside loopback's and `host`."""
+    token: SecretStr = SecretStr("")
+    """Whoever shows it may see and do everything: 16 characters or more; empty: no token."""
+    user_header: str = ""
+    """Header in which a reverse proxy names the person that it has authenticated, such as `X-Remote-User`."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Addresses whose `user_header` is believed."""
+
+    @model_validator(mode="after")
+    def _guarded_unless_loopback(self) -> Web:
+        token = self.token.get_secret_value()
+        if token and len(token) < LEAST_TOKEN:
+            raise ValueError(f"token: expected at least {LEAST_TOKEN} characters, got {len(token)}")
+        if self.enabled and not is_loopback(self.host) and not token and not self.user_header:
+            raise ValueError(f"host {self.host!r} is not loopback: set token, or user_header behind a reverse proxy")
+        return self
+
+
+class Review(Section):
+    """`[review]`: what a reader's word does."""
+
+    verified_sr: bool = False
+    """Send a confirmed or edited report as a new SR, VERIFIED by the reader; only where `[web] user_header` names
+    the reader and `organization` is set."""
+    organization: str = ""
+    """Verifying organization (0040,A027)."""
+
+
+class Log(Section):
+    """`[log]`: what is written to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object a line, each with the job's id where there is one."""
 
 
 class Settings(BaseSettings):
@@ -231,6 +303,8 @@ class Settings(BaseSettings):
     engine: Engine = Engine()
     storage: Storage = Storage()
     web: Web = Web()
+    review: Review = Review()
+    log: Log = Log()
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
@@ -239,6 +313,23 @@ class Settings(BaseSettings):
         if twice:
             raise ValueError(f"destinations: each name may stand once, got twice: {', '.join(twice)}")
         return self
+
+    @model_validator(mode="after")
+    def _verifying_needs_a_person(self) -> Settings:
+        if self.review.verified_sr and not (self.web.user_header and self.review.organization):
+            raise ValueError("review.verified_sr: needs web.user_header (who the reader is) and review.organization")
+        return self
+
+    @model_validator(mode="after")
+    def _several_hosts_share_files(self) -> Settings:
+        if not self.engine.work and not self.storage.shared_url:
+            raise ValueError("engine.work = false: needs storage.shared_url, where workers find what was received")
+        return self
+
+
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -283,14 +374,18 @@ def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:
         variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
         source = f"environment {variable}" if variable in os.environ else str(path or "defaults")
         value: Any = fault.get("input")
-        yield f"{source}: {where}: {fault['msg']} (got {value!r:.80})"
+        secret = fault["loc"][:1] in (("web",), ("engine",))
+        yield f"{source}: {where}: {fault['msg']}" + ("" if secret else f" (got {value!r:.80})")
 
 
 def origins(settings: Settings, path: Path | None) -> list[tuple[str, Any, str]]:
     """Each value of the configuration as (dotted name, value, where it came from)."""
     written = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
     rows: list[tuple[str, Any, str]] = []
-    for section, values in settings.model_dump(mode="json").items():
+    shown = settings.model_dump(mode="json")
+    if settings.engine.database_url:
+        shown["engine"]["database_url"] = without_password(settings.engine.database_url)
+    for section, values in shown.items():
         if not isinstance(values, dict):
             rows.append((section, values, str(path) if section in written else "default"))
             continue

@@ -1,21 +1,17 @@
-"""What a person may do to jobs from outside the service: retry, cancel, purge; also while the service is stopped."""
+"""What a person may do to jobs from outside the service: retry, cancel; also while the service is stopped."""
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import sqlalchemy as sa
 from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
 
-from daemon.config import Settings
 from daemon.errors import DaemonError
-from daemon.jobs import FINAL_STATES, DeliveryState, Job, JobState, JobStore, now
+from daemon.jobs import FINAL_STATES, DeliveryState, Job, JobState, JobStore
 from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW, WORKFLOW_VERSION
-from daemon.received_index import INSTANCES, forget_study
-
-SECONDS_PER_DAY = 86400.0
+from daemon.received_index import INSTANCES
 
 
 def job_or_error(store: JobStore, job_id: str) -> Job:
@@ -59,10 +55,9 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
         raise DaemonError(f"job {job_id} is {job.state}; only a job that has ended can be retried")
     if job.state is JobState.DONE:
         raise DaemonError(f"job {job_id} is done; its results were delivered")
-    client = DBOSClient(system_database_engine=engine, serializer=DBOSPortableJSONSerializer())
     run = job.runs + 1
     dead = sorted({d.destination for d in store.deliveries(job_id) if d.state is DeliveryState.DEAD})
-    try:
+    with engine_client(engine) as client:
         if dead:
             store.update(job_id, state=JobState.DELIVERING, runs=run, reason="")
             for destination in dead:
@@ -74,6 +69,26 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
         store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="")
         _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id)
         return "all steps"
+
+
+def enqueue_report(engine: sa.Engine, job_id: str) -> None:
+    """Queue a job for whichever worker is free; queueing it twice starts it once."""
+    with engine_client(engine) as client:
+        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, job_id, job_id)
+
+
+def enqueue_delivery(engine: sa.Engine, workflow_id: str, job_id: str, destination: str) -> None:
+    """Queue one job's waiting objects for one destination; queueing them twice starts it once."""
+    with engine_client(engine) as client:
+        _enqueue(client, DELIVERY_QUEUE, DELIVERY_WORKFLOW, workflow_id, job_id, destination)
+
+
+@contextmanager
+def engine_client(engine: sa.Engine) -> Iterator[DBOSClient]:
+    """The engine's client on our database."""
+    client = DBOSClient(system_database_engine=engine, serializer=DBOSPortableJSONSerializer())
+    try:
+        yield client
     finally:
         client.destroy()
 
@@ -100,28 +115,16 @@ def cancel(store: JobStore, job_id: str) -> None:
     store.update(job_id, state=JobState.CANCELLED, reason="cancelled by request")
 
 
-@dataclass(frozen=True)
-class Purged:
-    """One job that was (or would be) removed; `size` in bytes."""
+def forget_workflows(engine: sa.Engine, job_id: str) -> None:
+    """Remove the engine's record of a job that has ended: it keeps no retention of its own."""
+    if not sa.inspect(engine).has_table("workflow_status", schema=_schema(engine)):
+        return  # nothing was ever started here
+    with engine_client(engine) as client:
+        found = client.list_workflows(workflow_id_prefix=job_id, load_input=False, load_output=False)
+        if found:
+            client.delete_workflows([workflow.workflow_id for workflow in found])
 
-    job_id: str
-    state: str
-    size: int
 
-
-def purge(store: JobStore, settings: Settings, *, dry_run: bool) -> list[Purged]:
-    """Remove jobs that ended more than `storage.keep_days` ago; results that were not delivered stay."""
-    limit = now() - settings.storage.keep_days * SECONDS_PER_DAY
-    removed = []
-    for job in store.recent(limit=1_000_000):
-        if job.state not in FINAL_STATES - {JobState.FAILED} or job.updated > limit:
-            continue
-        folder = Path(job.folder)
-        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        removed.append(Purged(job.job_id, str(job.state), size))
-        if not dry_run:
-            if folder.exists():
-                shutil.rmtree(folder)
-            store.remove(job.job_id)
-            forget_study(store.engine, job.study_uid)
-    return removed
+def _schema(engine: sa.Engine) -> str | None:
+    """Where DBOS keeps its tables."""
+    return None if engine.dialect.name == "sqlite" else "dbos"

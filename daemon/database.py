@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,59 @@ def make_engine(url: str) -> sa.Engine:
     return engine
 
 
+SCHEMA_LOCK = 7_361_024_501
+"""PostgreSQL advisory lock under which one process at a time brings the tables up to date."""
+
+
+@contextmanager
+def schema_lock(engine: sa.Engine) -> Iterator[None]:
+    """One process at a time, of those that share a PostgreSQL, may bring tables up to date in here."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    with engine.connect() as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_lock(SCHEMA_LOCK)))
+        connection.commit()
+        try:
+            yield
+        finally:
+            connection.execute(sa.select(sa.func.pg_advisory_unlock(SCHEMA_LOCK)))
+            connection.commit()
+
+
 def create_tables(engine: sa.Engine) -> None:
-    """Make the daemon's tables where they are missing."""
-    metadata.create_all(engine)
+    """Bring the daemon's tables up to date: what an earlier version made keeps its rows.
+
+    A new column must have a default or allow NULL; columns are never renamed or dropped, so that the version before
+    this one can still open the database.
+    """
+    importlib.import_module("daemon.schema")  # late: its modules import this one
+    with schema_lock(engine), engine.begin() as connection:
+        metadata.create_all(connection)
+        _add_what_is_missing(connection)
+
+
+def _add_what_is_missing(connection: sa.Connection) -> None:
+    """Columns and indexes that tables of an earlier version lack."""
+    inspector = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        there = {column["name"] for column in inspector.get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                connection.execute(sa.DDL(f"ALTER TABLE {table.name} ADD COLUMN {_definition(connection, column)}"))
+        indexes = {index["name"] for index in inspector.get_indexes(table.name)}
+        for index in table.indexes:
+            if index.name not in indexes:
+                index.create(connection)
+
+
+def _definition(connection: sa.Connection, column: sa.Column[Any]) -> str:
+    """A column as ALTER TABLE adds it; its Python default becomes the value of the rows that are there."""
+    text = f"{column.name} {column.type.compile(connection.dialect)}"
+    if column.default is not None and column.default.is_scalar:
+        value = sa.literal(column.default.arg, column.type)  # type: ignore[attr-defined]
+        text += f" DEFAULT {value.compile(dialect=connection.dialect, compile_kwargs={'literal_binds': True})}"
+    return text if column.nullable else f"{text} NOT NULL"
 
 
 def upsert(engine: sa.Engine, table: sa.Table, row: Mapping[str, Any], *, update: Iterable[str]) -> sa.Insert:

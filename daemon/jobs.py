@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import enum
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +78,7 @@ DELIVERIES = sa.Table(
     sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("file", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("status", sa.String(8), nullable=False, default=""),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("reason", sa.Text, nullable=False, default=""),
@@ -147,8 +148,27 @@ def now() -> float:
 class JobStore:
     """Reads and writes the three tables."""
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        may_write: Callable[[], None] = lambda: None,
+        on_attempt: Callable[[str, str, str, DeliveryState, str], None] = lambda *_: None,
+    ) -> None:
+        """Open it.
+
+        Args:
+            engine: The daemon's database; its tables exist.
+            may_write: Called before each write; ends the process where another has taken its work over.
+            on_attempt: Told of each attempt to deliver: job, destination, SOP instance, state, status.
+        """
         self.engine = engine
+        self._may_write = may_write
+        self._on_attempt = on_attempt
+
+    def _writing(self) -> AbstractContextManager[sa.Connection]:
+        self._may_write()
+        return self.engine.begin()
 
     def add(self, job_id: str, *, study_uid: str, folder: str, supersedes: str | None) -> None:
         """Add a queued job; adding one that exists changes nothing."""
@@ -158,17 +178,17 @@ class JobStore:
             "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
             "runs": 1, "progress": "", "timings": "{}",
         }  # fmt: skip
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(upsert(self.engine, JOBS, row, update=()))
 
     def update(self, job_id: str, **values: Any) -> None:
         """Set columns of a job; `updated` follows by itself."""
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(updated=now(), **values))
 
     def add_timing(self, job_id: str, step: str, seconds: float) -> None:
         """Record how long a step took, seconds."""
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             row = connection.execute(sa.select(JOBS.c.timings).where(JOBS.c.job_id == job_id)).one()
             timings = {**json.loads(row.timings), step: round(seconds, 3)}
             connection.execute(
@@ -179,23 +199,23 @@ class JobStore:
         """The job, or None where there is none of that id."""
         with self.engine.connect() as connection:
             row = connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
-        return None if row is None else _job(row)
+        return None if row is None else job_of_row(row)
 
     def recent(self, *, limit: int = 1000) -> list[Job]:
         """The newest jobs first."""
         query = sa.select(JOBS).order_by(JOBS.c.created.desc(), JOBS.c.job_id).limit(limit)
         with self.engine.connect() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [job_of_row(row) for row in connection.execute(query)]
 
     def remove(self, job_id: str) -> None:
         """Forget a job with its verdicts and deliveries."""
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             for table in (DELIVERIES, VERDICTS, JOBS):
                 connection.execute(sa.delete(table).where(table.c.job_id == job_id))
 
     def put_verdicts(self, job_id: str, verdicts: Iterable[tuple[str, str, Iterable[str]]]) -> None:
         """Keep (series UID, verdict, reasons) of each series of a job."""
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             for series_uid, verdict, reasons in verdicts:
                 row = {
                     "job_id": job_id,
@@ -213,14 +233,11 @@ class JobStore:
         if job_id is not None:
             query = query.where(VERDICTS.c.job_id == job_id)
         with self.engine.connect() as connection:
-            return [
-                SeriesVerdict(row.job_id, row.series_uid, row.verdict, tuple(json.loads(row.reasons)))
-                for row in connection.execute(query)
-            ]
+            return [verdict_of_row(row) for row in connection.execute(query)]
 
     def put_deliveries(self, job_id: str, destination: str, objects: Iterable[tuple[str, str, str]]) -> None:
         """Plan the delivery of (SOP instance UID, kind, file); objects already planned keep their state."""
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             for sop_instance_uid, kind, file in objects:
                 row = {
                     "job_id": job_id, "destination": destination, "sop_instance_uid": sop_instance_uid, "kind": kind,
@@ -233,7 +250,7 @@ class JobStore:
         self, job_id: str, destination: str, sop_instance_uid: str, *, state: DeliveryState, status: str, reason: str
     ) -> None:
         """Record one attempt to deliver one object."""
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(
                 sa.update(DELIVERIES)
                 .where(
@@ -243,6 +260,7 @@ class JobStore:
                 )
                 .values(state=state, status=status, reason=reason, attempts=DELIVERIES.c.attempts + 1, updated=now())
             )
+        self._on_attempt(job_id, destination, sop_instance_uid, state, status)
 
     def give_up_delivery(self, job_id: str, destination: str, reason: str | None = None) -> None:
         """Move what waits for a destination to the dead letter; without a reason the last attempt's stays."""
@@ -259,7 +277,7 @@ class JobStore:
 
     def _move_deliveries(self, job_id: str, destination: str, old: DeliveryState, values: dict[str, Any]) -> None:
         mine = (DELIVERIES.c.job_id == job_id, DELIVERIES.c.destination == destination, DELIVERIES.c.state == old)
-        with self.engine.begin() as connection:
+        with self._writing() as connection:
             connection.execute(sa.update(DELIVERIES).where(*mine).values(**values))
 
     def deliveries(self, job_id: str, destination: str | None = None) -> list[Delivery]:
@@ -272,6 +290,12 @@ class JobStore:
             return [Delivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
 
 
-def _job(row: sa.Row[Any]) -> Job:
+def job_of_row(row: sa.Row[Any]) -> Job:
+    """A row of `JOBS`."""
     values = dict(row._mapping)
     return Job(**{**values, "state": JobState(values["state"]), "timings": json.loads(values["timings"])})
+
+
+def verdict_of_row(row: sa.Row[Any]) -> SeriesVerdict:
+    """A row of `VERDICTS`."""
+    return SeriesVerdict(row.job_id, row.series_uid, row.verdict, tuple(json.loads(row.reasons)))

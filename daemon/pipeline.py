@@ -16,11 +16,14 @@ from typing import Any
 from dbos import DBOS, SetWorkflowID
 from dbos import error as dbos_error
 
+from daemon import metrics
+from daemon.artefacts import JobFiles
 from daemon.config import Settings
 from daemon.delivery import deliver_to, plan_deliveries
 from daemon.errors import DaemonError, Rejected, Retryable
 from daemon.folders import JobFolder, read_json
 from daemon.jobs import FINAL_STATES, DeliveryState, JobState, JobStore
+from daemon.logs import about_job
 from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.step_process import Cancelled, StepProcess
 
@@ -40,6 +43,7 @@ class Context:
     settings: Settings
     store: JobStore
     steps: StepProcess
+    files: JobFiles
 
 
 _context: Context | None = None
@@ -67,6 +71,11 @@ def submit(job_id: str) -> None:
 @DBOS.workflow(name=REPORT_WORKFLOW, max_recovery_attempts=RECOVERY_ATTEMPTS)
 def report_study(job_id: str) -> str:
     """Select, convert, report, explain, encode; then hand the results to the deliveries."""
+    with about_job(job_id):
+        return _report_study(job_id)
+
+
+def _report_study(job_id: str) -> str:
     try:
         select_step(job_id)
         convert_step(job_id)
@@ -89,12 +98,13 @@ def report_study(job_id: str) -> str:
 def deliver_results(job_id: str, destination: str) -> str:
     """Send until everything is there, or the attempts are used up."""
     attempt = 0
-    while True:
-        attempt += 1
-        wait = attempt_step(job_id, destination, attempt)
-        if wait is None:
-            return finish_step(job_id)
-        DBOS.sleep(wait)
+    with about_job(job_id):
+        while True:
+            attempt += 1
+            wait = attempt_step(job_id, destination, attempt)
+            if wait is None:
+                return finish_step(job_id)
+            DBOS.sleep(wait)
 
 
 def _retry(error: BaseException) -> bool:
@@ -168,6 +178,8 @@ def end_step(job_id: str, error: str, text: str) -> str:
     else:
         state = JobState.FAILED
     store.update(job_id, state=state, reason=text, progress="")
+    if state is not JobState.DELIVERING:
+        metrics.JOBS_ENDED.labels(str(state), error).inc()
     log.info("job %s: %s%s", job_id, state, f": {text}" if text else "")
     return str(state)
 
@@ -198,12 +210,13 @@ def finish_step(job_id: str) -> str:
     dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state is DeliveryState.DEAD})
     state = JobState.FAILED if dead else JobState.DONE
     store.update(job_id, state=state, reason="; ".join(dead), step="deliver")
+    metrics.JOBS_ENDED.labels(str(state), "DeadLetter" if dead else "").inc()
     log.info("job %s: %s", job_id, state)
     return str(state)
 
 
 def _folder(job_id: str) -> JobFolder:
-    return JobFolder(context().settings.storage.folder / "jobs" / job_id)
+    return context().files.fetch(job_id)
 
 
 def _run(step: str, job_id: str) -> None:
@@ -218,11 +231,23 @@ def _run(step: str, job_id: str) -> None:
         raise Cancelled("cancelled by request")
     store.update(job_id, state=JobState.RUNNING, step=step, progress="")
     started = time.monotonic()
-    context().steps.run(
-        step,
-        Path(_folder(job_id).root),
-        progress=lambda done, total, text: store.update(job_id, progress=f"{text} {done}/{total}"),
-        cancelled=cancelled,
-    )
-    store.add_timing(job_id, step, time.monotonic() - started)
-    log.info("job %s: %s took %.2f s", job_id, step, time.monotonic() - started)
+    folder = _folder(job_id)
+    job = store.get(job_id)
+    if step == "encode" and job is not None and job.supersedes is not None:
+        context().files.fetch(job.supersedes)  # its report is named as predecessor
+    try:
+        context().steps.run(
+            step,
+            Path(folder.root),
+            progress=lambda done, total, text: store.update(job_id, progress=f"{text} {done}/{total}"),
+            cancelled=cancelled,
+        )
+    except DaemonError as error:
+        metrics.STEP_FAILURES.labels(step, type(error).__name__).inc()
+        raise
+    finally:
+        context().files.keep(job_id, step)  # what a refusal leaves, too: the verdict on each series
+    seconds = time.monotonic() - started
+    metrics.STEP_SECONDS.labels(step).observe(seconds)
+    store.add_timing(job_id, step, seconds)
+    log.info("job %s: %s took %.2f s", job_id, step, seconds)

@@ -12,6 +12,7 @@ from enum import IntEnum
 
 from daemon.config import Listener
 from daemon.receiver_dataset import DatasetError, read_identity
+from daemon.receiver_figures import count
 from daemon.spool import Buffer, InstanceMeta, NotDurable, SpoolFull, SpoolWriter
 
 LOGGER = logging.getLogger(__name__)
@@ -106,6 +107,13 @@ def store(writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], se
         data: The encoded data set, in one or more pieces.
         sender: Who sent it.
     """
+    started = time.perf_counter()
+    outcome = _store(writer, request, data, sender)
+    count(outcome.status.name.lower(), sum(len(part) for part in data), time.perf_counter() - started)
+    return outcome
+
+
+def _store(writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], sender: Sender) -> StoreOutcome:
     if request.affected_sop_class_uid != request.abstract_syntax:
         return StoreOutcome(Status.SOP_CLASS_NOT_SUPPORTED, "Affected SOP Class is not that of the context")
     whole = data[0] if len(data) == 1 else b"".join(data)

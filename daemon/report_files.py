@@ -86,11 +86,11 @@ def report_html(folder: JobFolder, report: Mapping[str, Any]) -> str:
         research_use=RESEARCH_USE_LINE,
         pictures=pictures,
         finding_line=finding_line,
-        rows=_provenance(report),
+        rows=provenance_rows(report),
     )
 
 
-def _provenance(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Flat (name, value) rows of everything that the report was made from."""
     rows: list[tuple[str, str]] = []
     for section in ("input", "model", "explain"):

@@ -6,8 +6,10 @@ import fcntl
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,17 +19,27 @@ import sqlalchemy as sa
 from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
 from braingemma.weights import WeightsInfo, describe_weights
-from daemon import pipeline
+from daemon import control, metrics, pipeline, retention
 from daemon.arrival import Arrival
+from daemon.artefacts import RECEIVED, JobFiles, LocalFiles, SharedFiles
 from daemon.assembler import Assembler
+from daemon.audit import AuditLog
 from daemon.config import Settings
-from daemon.database import open_database
+from daemon.database import open_database, schema_lock
 from daemon.errors import ConfigurationError
-from daemon.folders import make_private, write_json
-from daemon.jobs import JobStore
+from daemon.folders import JobFolder, make_private, read_json, write_json
+from daemon.health import Health
+from daemon.jobs import DeliveryState, JobStore
+from daemon.lease import Lease
 from daemon.listener import start_receivers
 from daemon.names import DELIVERY_QUEUE, EXECUTOR_ID, REPORT_QUEUE, WORKFLOW_VERSION
+from daemon.notify import notify
 from daemon.step_process import StepProcess
+from daemon.web.access import Access
+from daemon.web.app import Page, create_app
+from daemon.web.server import WebServer
+from daemon.web.slices import StackCache
+from dicom_io.pack import MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -56,26 +68,27 @@ def check_weights(settings: Settings) -> WeightsInfo:
     return info
 
 
-def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Context) -> None:
-    """Start DBOS on the daemon's database; unfinished workflows go on."""
+def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Context, executor_id: str) -> None:
+    """Start DBOS on the daemon's database; unfinished workflows of this executor go on."""
     pipeline.set_context(context)
     config: DBOSConfig = {
         "name": "braingemma",
         "system_database_url": engine.url.render_as_string(hide_password=False),
         "system_database_engine": engine,
         "application_version": WORKFLOW_VERSION,
-        "executor_id": EXECUTOR_ID,
+        "executor_id": executor_id,
         "serializer": DBOSPortableJSONSerializer(),
         "log_level": "WARNING",
     }
     DBOS(config=config)
-    DBOS.launch()
-    DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
-    DBOS.register_queue(
-        DELIVERY_QUEUE,
-        worker_concurrency=max(1, len(settings.destinations)),
-        polling_interval_sec=POLL_SECONDS,
-    )
+    with schema_lock(engine):
+        DBOS.launch()
+        DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
+        DBOS.register_queue(
+            DELIVERY_QUEUE,
+            worker_concurrency=max(1, len(settings.destinations)),
+            polling_interval_sec=POLL_SECONDS,
+        )
 
 
 @contextmanager
@@ -91,54 +104,200 @@ def _only_service(folder: Path) -> Iterator[IO[str]]:
 
 def serve(settings: Settings) -> NoReturn:
     """Run until SIGTERM or SIGINT, then end the process: associations first, then the rest, in under 10 s."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = stop_on_signals()
     folder = settings.storage.folder
     info = check_weights(settings)
     make_private(folder)
     with _only_service(folder):
-        engine = open_database(settings)
-        store = JobStore(engine)
-        steps = StepProcess(settings)
-        launch_engine(settings, engine, pipeline.Context(settings, store, steps))
-
-        def submit(arrival: Arrival) -> None:
-            store.add(
-                arrival.job_id,
-                study_uid=arrival.study_uid,
-                folder=str(arrival.folder),
-                supersedes=arrival.supersedes,
-            )
-            pipeline.submit(arrival.job_id)
-
-        assembler = Assembler(settings, engine, folder, submit)
-        assembling = threading.Thread(target=_guard, args=(assembler, stop), name="assembler", daemon=True)
+        parts = _Parts(settings, stop)
         receivers = start_receivers(settings, folder)
-        assembling.start()
-        write_json(folder / STATUS_FILE, {"pid": os.getpid(), "dicom_port": receivers.address[1]})
+        parts.health.alive["receivers"] = receivers.alive
+        parts.start_threads()
+        web = parts.start_web(info.banner)
+        status = {"pid": os.getpid(), "dicom_port": receivers.address[1], "web_port": web.port if web else None}
+        write_json(folder / STATUS_FILE, status)
         log.info(
-            "listening as %s on %s:%d; weights %s (sha256 %s)%s",
-            settings.listener.ae_title, settings.listener.host, receivers.address[1], info.name, info.sha256[:12],
+            "listening as %s on %s:%d; page on %s; weights %s (sha256 %s)%s",
+            settings.listener.ae_title, settings.listener.host, receivers.address[1],
+            f"http://{settings.web.host}:{web.port}" if web else "no port", info.name, info.sha256[:12],
             f"; {info.banner}" if info.banner else "",
         )  # fmt: skip
+        notify("READY=1")
         try:
             while not stop.wait(0.5):
                 if not receivers.alive():
                     log.error("a receiver process ended unexpectedly; it is started again")
                     receivers.restart_dead()
+                _tell_watchdog(parts.health)
         finally:
+            notify("STOPPING=1")
             log.info("stopping: no more associations, acknowledgements are finished first")
             receivers.stop()
             stop.set()
-            assembling.join(3)
-            steps.close()
+            if web is not None:
+                web.stop()
+            parts.close()
             (folder / STATUS_FILE).unlink(missing_ok=True)
-            logging.shutdown()
-            sys.stderr.flush()
-            # Threads of the engine may still wait for a step that was cut off (see StepProcess.close): they must
-            # not be waited for, and their steps must stay unfinished on record.
-            os._exit(0 if sys.exc_info()[0] is None else 1)
+            end_process()
+
+
+def stop_on_signals() -> threading.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def end_process() -> NoReturn:
+    """End at once, with 1 where an error is under way.
+
+    Threads of the engine may still wait for a step that was cut off (see StepProcess.close): they must not be waited
+    for, and their steps must stay unfinished on record.
+    """
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(0 if sys.exc_info()[0] is None else 1)
+
+
+def _tell_watchdog(health: Health) -> None:
+    """Give systemd a sign of life: it starts the service again where it hears nothing."""
+    faults = health.faults()
+    if faults:
+        log.error("not alive: %s", "; ".join(faults))
+    else:
+        notify("WATCHDOG=1")
+
+
+class _Parts:
+    """What `serve` runs beside the receivers: database, engine, assembler, housekeeping, page."""
+
+    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+        self.settings = settings
+        self.stop = stop
+        folder = settings.storage.folder
+        metrics.share_with_children(folder / "figures")
+        self.engine = open_database(settings)
+        self.audit = AuditLog(folder / "audit")
+        self.health = Health(settings, self.engine)
+        self.lease = take_lease(settings, self.engine, "serve") if settings.engine.work else None
+        self.files = job_files(settings, self.engine, folder / "jobs", self.lease)
+        self.store = make_store(self.engine, self.audit, self.files, self.lease)
+        self.steps = StepProcess(settings) if settings.engine.work else None
+        if self.steps is not None:
+            launch_engine(
+                settings, self.engine, pipeline.Context(settings, self.store, self.steps, self.files),
+                EXECUTOR_ID if self.lease is None else self.lease.executor_id,
+            )  # fmt: skip
+        else:
+            prepare_for_enqueueing(settings, self.engine)
+        self.assembler = Assembler(
+            settings, self.engine, folder, self._submit, beat=lambda: self.health.beat("assembler")
+        )
+        self._threads: list[threading.Thread] = []
+
+    def _submit(self, arrival: Arrival) -> None:
+        self.files.keep(arrival.job_id, RECEIVED)
+        new = self.store.get(arrival.job_id) is None
+        self.store.add(
+            arrival.job_id, study_uid=arrival.study_uid, folder=str(arrival.folder), supersedes=arrival.supersedes
+        )
+        if self.steps is not None:
+            pipeline.submit(arrival.job_id)
+        else:
+            control.enqueue_report(self.engine, arrival.job_id)
+        if new:
+            record = read_json(JobFolder(arrival.folder).arrival)
+            self.audit.write(
+                "received", job=arrival.job_id, study_uid=arrival.study_uid, series_uids=arrival.series_uids,
+                instances=arrival.instances, calling_aets=record["calling_aets"], peers=record["peers"],
+            )  # fmt: skip
+
+    def start_threads(self) -> None:
+        """The assembler, and the housekeeping."""
+        assembling = threading.Thread(target=_guard, args=(self.assembler, self.stop), name="assembler", daemon=True)
+        keeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
+        self._threads = [assembling, keeping]
+        for thread in self._threads:
+            thread.start()
+            self.health.alive[thread.name] = thread.is_alive
+
+    def _keep_house(self) -> None:
+        retention.keep_house(
+            self.store, self.settings, self.stop, forget_files=self.files.forget,
+            on_purged=lambda purged: self.audit.write("purged", job=purged.job_id, state=purged.state, why=purged.why),
+        )  # fmt: skip
+
+    def start_web(self, banner: str | None) -> WebServer | None:
+        """The page, where it is switched on."""
+        web = self.settings.web
+        if not web.enabled:
+            return None
+        page = Page(
+            self.settings, self.engine, self.store, self.audit, self.health, Access(web), StackCache(),
+            lambda job: self.files.fetch(job.job_id), banner,
+        )  # fmt: skip
+        server = WebServer(create_app(page), web)
+        self.health.alive["page"] = server.alive
+        return server
+
+    def close(self) -> None:
+        """Stop what runs."""
+        for thread in self._threads:
+            thread.join(3)
+        if self.steps is not None:
+            self.steps.close()
+        if self.lease is not None:
+            self.lease.give_back()
+
+
+def take_lease(settings: Settings, engine: sa.Engine, name: str) -> Lease | None:
+    """The right to work as `<host>:<name>`; None with SQLite, where one process works alone.
+
+    Raises:
+        ConfigurationError: a living process of this name works on the same database.
+    """
+    if engine.dialect.name == "sqlite":
+        return None
+    lease = Lease(engine, f"{socket.gethostname()}:{name}", settings.engine.lease_seconds)
+    lease.take()
+    return lease
+
+
+def job_files(settings: Settings, engine: sa.Engine, jobs: Path, lease: Lease | None) -> JobFiles:
+    """Where jobs' files are by this configuration."""
+    if not settings.storage.shared_url:
+        return LocalFiles(jobs)
+    make_private(jobs)
+    if lease is None:
+        return SharedFiles(engine, jobs, settings.storage.shared_url)
+    return SharedFiles(engine, jobs, settings.storage.shared_url, lease.check_in)
+
+
+def make_store(engine: sa.Engine, audit: AuditLog, files: JobFiles, lease: Lease | None) -> JobStore:
+    """The job tables, with each delivery counted and in the audit log."""
+
+    def on_attempt(job_id: str, destination: str, sop_instance_uid: str, state: DeliveryState, status: str) -> None:
+        sent = state is DeliveryState.SENT
+        metrics.OBJECTS_SENT.labels(destination, str(state)).inc()
+        if sent:
+            manifest = files.fetch(job_id).dicom / MANIFEST
+            if manifest.exists():
+                metrics.DELIVERY_LAG.labels(destination).observe(max(0.0, time.time() - manifest.stat().st_mtime))
+        audit.write(
+            "sent" if sent else "not_sent", durably=False, job=job_id, destination=destination,
+            sop_instance_uid=sop_instance_uid, status=status,
+        )  # fmt: skip
+
+    if lease is None:
+        return JobStore(engine, on_attempt=on_attempt)
+    return JobStore(engine, may_write=lease.check, on_attempt=on_attempt)
+
+
+def prepare_for_enqueueing(settings: Settings, engine: sa.Engine) -> None:
+    """Make the engine's tables where no worker has made them yet."""
+    with schema_lock(engine):
+        DBOS.migrate(settings.engine.database_url)
 
 
 def _guard(assembler: Assembler, stop: threading.Event) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from daemon.config import Settings
+from daemon.config import Engine, Review, Settings, Web
 from daemon.errors import DaemonError, Permanent, Rejected, Retryable
 from daemon.folders import JobFolder
 
@@ -122,7 +122,7 @@ class StepProcess:
                 [sys.executable, "-m", "daemon.step_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "BRAINGEMMA_STEP_SETTINGS": self._settings.model_dump_json()},
+                env={**os.environ, "BRAINGEMMA_STEP_SETTINGS": _for_steps(self._settings).model_dump_json()},
                 bufsize=0,
             )
         return self._child
@@ -150,6 +150,11 @@ class StepProcess:
         self.stop()
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return ChildDied(f"step {step}: the model process was {how} (a crash, or out of memory)")
+
+
+def _for_steps(settings: Settings) -> Settings:
+    """The configuration without the sections that hold secrets: steps need none of them."""
+    return settings.model_copy(update={"web": Web(), "engine": Engine(), "review": Review()})
 
 
 def main() -> None:

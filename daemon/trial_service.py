@@ -48,7 +48,13 @@ class TrialService:
         folder.mkdir(parents=True, exist_ok=True)
         self.configuration = folder / "braingemma.toml"
         self.configuration.write_text(
-            toml({**sections, "storage": {"folder": str(self.data), "min_free_gb": 0, **sections.get("storage", {})}})
+            toml(
+                {
+                    "web": {"port": 0},
+                    **sections,
+                    "storage": {"folder": str(self.data), "min_free_gb": 0, **sections.get("storage", {})},
+                }
+            )
         )
         self.settings = load_settings(self.configuration)
         self.process: subprocess.Popen[bytes] | None = None
@@ -83,6 +89,12 @@ class TrialService:
         """Where to send to."""
         status = json.loads((self.data / STATUS_FILE).read_text())
         return scu.Peer(self.settings.listener.ae_title, LOOPBACK, status["dicom_port"])
+
+    @property
+    def web_url(self) -> str:
+        """Where its page is."""
+        status = json.loads((self.data / STATUS_FILE).read_text())
+        return f"http://{LOOPBACK}:{status['web_port']}"
 
     @property
     def store(self) -> JobStore:

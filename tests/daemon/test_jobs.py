@@ -3,10 +3,11 @@ from pathlib import Path
 import pytest
 
 from daemon.config import Settings
-from daemon.control import cancel, purge
+from daemon.control import cancel
 from daemon.database import create_tables, database_url, make_engine
 from daemon.errors import DaemonError
 from daemon.jobs import DeliveryState, JobState, JobStore
+from daemon.retention import purge
 
 
 @pytest.fixture

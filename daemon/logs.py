@@ -1,0 +1,69 @@
+"""Log lines for people or as JSON, each with the id of the job that it speaks of."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+NOISY = (
+    "pynetdicom", "pydicom", "dicom2nifti", "httpx", "urllib3", "highdicom", "matplotlib", "uvicorn",
+    "fsspec", "botocore",
+)  # fmt: skip
+"""Libraries that are heard only from warnings on; some of them name patients in lesser lines."""
+
+_job: ContextVar[str] = ContextVar("job", default="")
+
+
+@contextmanager
+def about_job(job_id: str) -> Iterator[None]:
+    """Lines logged inside carry this job's id."""
+    token = _job.set(job_id)
+    try:
+        yield
+    finally:
+        _job.reset(token)
+
+
+class JobFilter(logging.Filter):
+    """Puts the job's id on each record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always keeps the record."""
+        record.job = _job.get()
+        return True
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time (UTC), level, logger, job (where there is one), message, and the traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        time = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line = {
+            "time": time.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if getattr(record, "job", ""):
+            line["job"] = record.job  # type: ignore[attr-defined]
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def set_up_logging(form: Literal["text", "json"] = "text") -> None:
+    """Log to standard error; libraries only from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(JobFilter())
+    text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonLines() if form == "json" else text)
+    logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    for library in NOISY:
+        logging.getLogger(library).setLevel(logging.WARNING)

@@ -1,0 +1,32 @@
+"""Tells systemd how the service is: ready, alive, stopping (sd_notify(3)); says nothing where systemd did not ask."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(state: str) -> bool:
+    """Send a state such as `READY=1`, `WATCHDOG=1` or `STOPPING=1`.
+
+    Returns:
+        Whether somebody was told; False where `NOTIFY_SOCKET` is not set.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return False
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.connect(address)
+        channel.sendall(state.encode())
+    return True
+
+
+def watchdog_seconds() -> float | None:
+    """How often systemd expects a sign of life (`WatchdogSec=`), seconds; None where it expects none of us."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", "")
+    if not microseconds or (pid and int(pid) != os.getpid()):
+        return None
+    return int(microseconds) / 1e6

@@ -1,0 +1,251 @@
+"""What the page answers to GET: the overview, what was refused, verdicts, a job with its pictures and files, health."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from braingemma.pictures import Plane
+from daemon import metrics as figures
+from daemon import overview as queries
+from daemon.config import without_password
+from daemon.errors import DaemonError
+from daemon.folders import JobFolder
+from daemon.jobs import FINAL_STATES, Job, JobState
+from daemon.reviews import all_reviews, count_reviews, reviews_of
+from daemon.web import views
+from daemon.web.app import Page, identity_of, page_of, render
+from daemon.web.slices import PLANES, Stack, first_plane
+
+ROWS = 50
+"""Jobs on a page."""
+
+FILE_POLICY = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""For a job's own `report.html`, which brings its style and pictures with it."""
+
+
+class NotThere(DaemonError):
+    """What was asked for does not exist."""
+
+    http_status = 404
+
+
+def _unchanged_or(request: Request, response: Response) -> Response:
+    """304 where the browser has this very page already."""
+    tag = f'"{hashlib.sha256(bytes(response.body)).hexdigest()[:32]}"'
+    response.headers["ETag"] = tag
+    if request.headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers={"ETag": tag})
+    return response
+
+
+def overview(request: Request) -> Response:
+    """What has arrived, what is worked on, what waits for which destination, and the list of jobs."""
+    page = page_of(request)
+    chosen = [JobState(s) for s in request.query_params.getlist("state") if s in list(JobState)]
+    number = _page_number(request)
+    jobs = queries.jobs_page(page.engine, chosen, limit=ROWS + 1, offset=(number - 1) * ROWS)
+    counts = queries.count_by_state(page.engine)
+    at_work = queries.jobs_page(page.engine, [JobState.RUNNING], limit=20)
+    configured = [d.name for d in page.settings.destinations]
+    backlogs = queries.backlogs(page.engine)
+    response = render(
+        request,
+        "overview.html",
+        counts=counts,
+        total=sum(counts.values()),
+        arriving=queries.arriving(page.engine),
+        at_work=[(job, views.steps_of(job)) for job in at_work],
+        backlogs=backlogs,
+        idle_destinations=[name for name in configured if name not in {b.destination for b in backlogs}],
+        jobs=jobs[:ROWS],
+        more=len(jobs) > ROWS,
+        number=number,
+        chosen=chosen,
+        obstacles=page.health.obstacles(),
+        database=without_password(page.settings.engine.database_url) or "SQLite",
+    )
+    return _unchanged_or(request, response)
+
+
+def refused(request: Request) -> Response:
+    """Series that were not reported, each with the rules that it broke."""
+    page, number = page_of(request), _page_number(request)
+    found = queries.refused_series(page.engine, limit=ROWS + 1, offset=(number - 1) * ROWS)
+    return _unchanged_or(
+        request, render(request, "refused.html", series=found[:ROWS], more=len(found) > ROWS, number=number)
+    )
+
+
+def reviews(request: Request) -> Response:
+    """Readers' verdicts, counted and listed."""
+    page = page_of(request)
+    return render(
+        request, "reviews.html", counts=count_reviews(page.engine), reviews=list(all_reviews(page.engine))[::-1][:ROWS]
+    )
+
+
+def reviews_export(request: Request) -> Response:
+    """Verdicts as JSONL, for training."""
+    page = page_of(request)
+    page.audit.write("reviews_exported", by=identity_of(request).named)
+
+    def lines() -> Iterator[str]:
+        for review in all_reviews(page.engine):
+            yield json.dumps(review.to_json(), ensure_ascii=False) + "\n"
+
+    return StreamingResponse(
+        lines(),
+        media_type="application/x-ndjson",
+        headers={"Content-Disposition": 'attachment; filename="braingemma-reviews.jsonl"'},
+    )
+
+
+def job(request: Request) -> Response:
+    """One job: report, findings, pictures, warnings, timings, provenance, files."""
+    page, found = page_of(request), _job(request)
+    folder = page.fetch(found)
+    stack = _stack(page, folder) if folder.volume.exists() else None
+    plane = _plane(request, stack)
+    index = _index(request, stack, plane)
+    response = render(
+        request,
+        "job.html",
+        job=found,
+        ended=found.state in FINAL_STATES,
+        can_retry=found.state in FINAL_STATES - {JobState.DONE},
+        steps=views.steps_of(found),
+        study=views.study_of(folder),
+        arrival=views.arrival_of(folder),
+        report=views.report_of(folder),
+        verdicts=page.store.verdicts(job_id=found.job_id),
+        destinations=views.destinations_of(page.store.deliveries(found.job_id)),
+        artefacts=views.artefacts_of(folder),
+        reviews=reviews_of(page.engine, found.job_id),
+        stack=stack,
+        planes=PLANES,
+        plane=plane,
+        index=index,
+        position=stack.position(plane, index) if stack is not None else "",
+        positions=json.dumps(_positions(stack)) if stack is not None else "{}",
+        revision=f"{found.state in FINAL_STATES}-{folder.report_json.exists()}-{stack is not None}",
+    )
+    return _unchanged_or(request, response)
+
+
+def grey_slice(request: Request) -> Response:
+    """One slice of the FLAIR."""
+    stack, plane, index = _slice(request)
+    return Response(stack.grey_png(plane, index), media_type="image/png")
+
+
+def map_slice(request: Request) -> Response:
+    """One slice of the saliency, transparent where it is nothing."""
+    stack, plane, index = _slice(request)
+    return Response(stack.map_png(plane, index), media_type="image/png")
+
+
+def download(request: Request) -> Response:
+    """One result file."""
+    page, found = page_of(request), _job(request)
+    folder, path = page.fetch(found), request.path_params["path"]
+    known = {artefact.path for artefact in views.artefacts_of(folder)}
+    if path not in known or not views.is_inside(folder.root, path):
+        raise NotThere(f"job {found.job_id} has no file {path!r}")
+    page.audit.write("downloaded", by=identity_of(request).named, job=found.job_id, file=path)
+    if path.endswith(".html"):
+        return FileResponse(folder.root / path, headers={"Content-Security-Policy": FILE_POLICY})
+    name = f"{found.job_id}-{path.replace('/', '-')}"
+    return FileResponse(folder.root / path, filename=name)
+
+
+def archive(request: Request) -> Response:
+    """All result files of a job in one archive."""
+    page, found = page_of(request), _job(request)
+    folder = page.fetch(found)
+    page.audit.write("downloaded", by=identity_of(request).named, job=found.job_id, file="all")
+    with tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+            for artefact in views.artefacts_of(folder):
+                packed.write(folder.root / artefact.path, f"{found.job_id}/{artefact.path}")
+        path = Path(file.name)
+    return FileResponse(path, filename=f"{found.job_id}.zip", background=BackgroundTask(path.unlink))
+
+
+def metrics(request: Request) -> Response:
+    """Figures for Prometheus."""
+    page = page_of(request)
+    return Response(
+        figures.exposition(page.settings, page.engine), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )
+
+
+def healthz(request: Request) -> Response:
+    """200: every part of the service runs; 503: start it again."""
+    faults = page_of(request).health.faults()
+    return PlainTextResponse("".join(f"{fault}\n" for fault in faults) or "alive\n", 503 if faults else 200)
+
+
+def readyz(request: Request) -> Response:
+    """200: studies can be taken; 503: they cannot, and why."""
+    obstacles = page_of(request).health.obstacles()
+    return JSONResponse({"ready": not obstacles, "obstacles": obstacles}, 503 if obstacles else 200)
+
+
+def _job(request: Request) -> Job:
+    found = page_of(request).store.get(request.path_params["job_id"])
+    if found is None:
+        raise NotThere("there is no such job: it may have been removed when its time was over")
+    return found
+
+
+def _page_number(request: Request) -> int:
+    asked = request.query_params.get("page", "1")
+    return max(1, int(asked)) if asked.isdecimal() and len(asked) < 8 else 1
+
+
+def _stack(page: Page, folder: JobFolder) -> Stack:
+    return page.stacks.get(folder.volume, folder.explain / "saliency.nii.gz")
+
+
+def _plane(request: Request, stack: Stack | None) -> Plane:
+    asked = request.query_params.get("plane", "")
+    for plane in PLANES:
+        if plane == asked:
+            return plane
+    return first_plane(stack) if stack is not None else "axial"
+
+
+def _index(request: Request, stack: Stack | None, plane: Plane) -> int:
+    if stack is None:
+        return 0
+    asked = request.query_params.get("slice", "")
+    if asked.isdecimal() and int(asked) < stack.count(plane):
+        return int(asked)
+    return stack.strongest(plane)
+
+
+def _positions(stack: Stack) -> dict[str, list[str]]:
+    """Where each slice lies, by plane."""
+    return {plane: [stack.position(plane, i) for i in range(stack.count(plane))] for plane in PLANES}
+
+
+def _slice(request: Request) -> tuple[Stack, Plane, int]:
+    page, found = page_of(request), _job(request)
+    folder = page.fetch(found)
+    if not folder.volume.exists():
+        raise NotThere("the job has no volume yet")
+    stack = _stack(page, folder)
+    plane = next((p for p in PLANES if p == request.path_params["plane"]), None)
+    index = request.path_params["index"]
+    if plane is None or index >= stack.count(plane):
+        raise NotThere("there is no such slice")
+    return stack, plane, index

@@ -1,0 +1,144 @@
+"""Slices of a job's volume as PNG: the FLAIR in grey, and the saliency as a transparent layer of the same size.
+
+Radiological convention, as `braingemma.pictures` has it; the letters of both edges are burnt into the grey picture.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+from nibabel.affines import voxel_sizes
+from PIL import Image, ImageDraw, ImageFont
+
+from braingemma.pictures import AGAINST_COLOUR, AXIS, FOR_COLOUR, MARKS, Plane, View, acquired_plane, position_text
+from daemon.errors import Rejected
+
+Float32 = npt.NDArray[np.float32]
+
+PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
+CACHED_VOLUMES = 4
+SHOWN_QUANTILE = 0.99
+"""Of the saliency that is not zero: full colour."""
+OPACITY = 0.7
+LEAST_SIDE = 384
+"""Pixels of the longer side of a picture at the least."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One volume with its map, ready to be cut; arrays (X, Y, Z), axes R, A, S."""
+
+    volume: Float32
+    saliency: Float32 | None
+    view: View
+    window: tuple[float, float]
+    limit: float
+    """Saliency of full colour."""
+
+    def count(self, plane: Plane) -> int:
+        """Slices of a plane."""
+        return int(self.volume.shape[AXIS[plane]])
+
+    def strongest(self, plane: Plane) -> int:
+        """The slice with the most support, else the middle one."""
+        if self.saliency is None:
+            return self.count(plane) // 2
+        across = tuple(a for a in range(3) if a != AXIS[plane])
+        support = np.clip(self.saliency, 0, None).sum(axis=across)
+        return int(support.argmax()) if support.max() > 0 else self.count(plane) // 2
+
+    def position(self, plane: Plane, index: int) -> str:
+        """Where a slice lies, for people: "S 32 mm"."""
+        return position_text(plane, self.view.position(plane, index))
+
+    def grey_png(self, plane: Plane, index: int) -> bytes:
+        """The FLAIR, with the letters of both edges."""
+        low, high = self.window
+        cut = self.view.cut(self.volume, plane, index)
+        image = Image.fromarray((np.clip((cut - low) / max(high - low, 1e-9), 0, 1) * 255).astype(np.uint8))
+        _write_letters(image, MARKS[plane])
+        return _png(image)
+
+    def map_png(self, plane: Plane, index: int) -> bytes:
+        """The saliency in colour, transparent where it is nothing: red for, blue against."""
+        if self.saliency is None:
+            raise Rejected("no explanation was computed for this job")
+        cut = self.view.cut(self.saliency, plane, index)
+        strength = np.clip(np.abs(cut) / self.limit, 0, 1) if self.limit > 0 else np.zeros_like(cut)
+        colour = np.where((cut > 0)[..., None], FOR_COLOUR, AGAINST_COLOUR)
+        rgba = np.concatenate([colour, strength[..., None] * OPACITY], axis=-1)
+        return _png(Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA"))
+
+
+def load_stack(volume: Path, saliency: Path | None) -> Stack:
+    """Read a RAS volume, and its map on the same grid.
+
+    Raises:
+        Rejected: the map is not on the volume's grid.
+    """
+    image = nibabel.load(volume)
+    values = np.asarray(image.dataobj, dtype=np.float32)
+    weights = None
+    if saliency is not None:
+        other = nibabel.load(saliency)
+        if other.shape != image.shape or not np.allclose(other.affine, image.affine, atol=1e-3):
+            raise Rejected(f"expected a map of shape {image.shape} on the volume's grid, got {other.shape}")
+        weights = np.asarray(other.dataobj, dtype=np.float32)
+    box = tuple((0, int(n)) for n in values.shape)
+    spacing = voxel_sizes(image.affine)
+    longest = max(n * s for n, s in zip(values.shape, spacing, strict=True))
+    view = View(image.affine, (box[0], box[1], box[2]), min(float(spacing.min()), longest / LEAST_SIDE))
+    head = values[values > values.mean() * 0.2]
+    window = (0.0, float(np.quantile(head, 0.995))) if head.size else (0.0, 1.0)
+    strong = np.abs(weights[weights != 0]) if weights is not None else np.zeros(0)
+    limit = float(np.quantile(strong, SHOWN_QUANTILE)) if strong.size else 0.0
+    return Stack(values, weights, view, window, limit)
+
+
+def first_plane(stack: Stack) -> Plane:
+    """The plane that was acquired."""
+    return acquired_plane(stack.view.affine)
+
+
+class StackCache:
+    """The stacks looked at last; a file that was written anew is read anew."""
+
+    def __init__(self) -> None:
+        self._stacks: OrderedDict[tuple[str, float, float], Stack] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, volume: Path, saliency: Path) -> Stack:
+        """The stack of a volume and of its map, where there is one."""
+        there = saliency if saliency.exists() else None
+        key = (str(volume), volume.stat().st_mtime, there.stat().st_mtime if there else 0.0)
+        with self._lock:
+            if key in self._stacks:
+                self._stacks.move_to_end(key)
+                return self._stacks[key]
+        stack = load_stack(volume, there)
+        with self._lock:
+            self._stacks[key] = stack
+            while len(self._stacks) > CACHED_VOLUMES:
+                self._stacks.popitem(last=False)
+        return stack
+
+
+def _write_letters(image: Image.Image, marks: tuple[str, str]) -> None:
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(size=max(16, image.height // 20))
+    middle = image.height / 2
+    for letter, x, anchor in ((marks[0], 4, "lm"), (marks[1], image.width - 4, "rm")):
+        draw.text((x, middle), letter, fill=255, font=font, anchor=anchor, stroke_width=2, stroke_fill=0)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,186 @@
+"""What the templates show, prepared: plain values, times in words, nothing looked up while a page is written."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from daemon.folders import JobFolder, read_json
+from daemon.jobs import Delivery, DeliveryState, Job, JobState, now
+from daemon.report_files import INTENDED_USE, provenance_rows, read_report
+
+STEPS = ("select", "convert", "report", "explain", "encode", "deliver")
+
+LIMITS = (
+    "Research use only, not for diagnosis and not for emergencies. English only; models of this kind were trained "
+    "mainly on glioblastoma and may be wrong about anything, the side included."
+)
+"""Limits of the model, on every page."""
+
+STATE_WORDS = {
+    JobState.QUEUED: "queued",
+    JobState.RUNNING: "at work",
+    JobState.DELIVERING: "delivering",
+    JobState.DONE: "done",
+    JobState.SET_ASIDE: "set aside",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "cancelled",
+}
+
+STUDY_FIELDS = (
+    ("PatientName", "Patient"),
+    ("PatientID", "Patient ID"),
+    ("StudyDate", "Study date"),
+    ("StudyDescription", "Study"),
+    ("AccessionNumber", "Accession"),
+)
+
+
+@dataclass(frozen=True)
+class StepMark:
+    """One step of the row of steps: `done`, `now`, `broken` or `ahead`."""
+
+    name: str
+    state: str
+    seconds: float | None
+
+
+def steps_of(job: Job) -> list[StepMark]:
+    """How far a job has come."""
+    reached = "deliver" if job.state in (JobState.DELIVERING, JobState.DONE) else job.step
+    position = STEPS.index(reached) if reached in STEPS else -1
+    marks = []
+    for number, name in enumerate(STEPS):
+        state = "done" if number < position or job.state is JobState.DONE else "ahead"
+        if number == position and job.state is not JobState.DONE:
+            ended_badly = job.state in (JobState.FAILED, JobState.SET_ASIDE, JobState.CANCELLED)
+            state = "broken" if ended_badly else "now"
+        marks.append(StepMark(name, state, job.timings.get(name)))
+    return marks
+
+
+@dataclass(frozen=True)
+class DestinationView:
+    """One destination of a job: how many objects stand where."""
+
+    name: str
+    sent: int
+    waiting: int
+    dead: int
+    attempts: int
+    reason: str
+
+    @property
+    def total(self) -> int:
+        """All objects."""
+        return self.sent + self.waiting + self.dead
+
+
+def destinations_of(deliveries: Sequence[Delivery]) -> list[DestinationView]:
+    """Deliveries, one row a destination."""
+    views = []
+    for name in sorted({d.destination for d in deliveries}):
+        mine = [d for d in deliveries if d.destination == name]
+        waiting = sum(d.state is DeliveryState.WAITING for d in mine)
+        dead = sum(d.state is DeliveryState.DEAD for d in mine)
+        reasons = [d.reason for d in mine if d.reason and d.state in (DeliveryState.WAITING, DeliveryState.DEAD)]
+        views.append(
+            DestinationView(
+                name,
+                len(mine) - waiting - dead,
+                waiting,
+                dead,
+                max(d.attempts for d in mine),
+                reasons[0] if reasons else "",
+            )
+        )
+    return views
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One file that can be downloaded; `path` is relative to the job's folder."""
+
+    path: str
+    size: int
+
+
+def artefacts_of(folder: JobFolder) -> list[Artefact]:
+    """Every result file of a job: not the received instances, and nothing that is being written."""
+    found = []
+    for path in sorted(folder.root.rglob("*")):
+        relative = path.relative_to(folder.root)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if path.is_file() and relative.parts[0] != "input" and not hidden:
+            found.append(Artefact(relative.as_posix(), path.stat().st_size))
+    return found
+
+
+def study_of(folder: JobFolder) -> list[tuple[str, str]]:
+    """Whose study it is, from the header of a received instance: shown on the job's page only."""
+    first = next((p for p in sorted(folder.input.glob("*.dcm"))), None)
+    if first is None:
+        return []
+    try:
+        header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=[k for k, _ in STUDY_FIELDS])
+    except InvalidDicomError:
+        return []
+    return [(label, str(header.get(keyword, ""))) for keyword, label in STUDY_FIELDS if header.get(keyword)]
+
+
+@dataclass(frozen=True)
+class ReportView:
+    """The report of a job."""
+
+    text: str
+    findings: Sequence[Mapping[str, Any]]
+    warnings: Sequence[str]
+    banner: str | None
+    intended_use: str
+    provenance: Sequence[tuple[str, str]]
+
+
+def report_of(folder: JobFolder) -> ReportView | None:
+    """The report, where the job came that far."""
+    if not folder.report_json.exists():
+        return None
+    report = read_report(folder)
+    return ReportView(
+        report["report"], report["findings"], report["warnings"], report["banner"],
+        report.get("intended_use", INTENDED_USE), provenance_rows(report),
+    )  # fmt: skip
+
+
+def arrival_of(folder: JobFolder) -> Mapping[str, Any]:
+    """Who sent the instances, and when; empty where the job did not come by C-STORE."""
+    return dict(read_json(folder.arrival)) if folder.arrival.exists() else {}
+
+
+def ago(seconds: float) -> str:
+    """A time in words, seen from now."""
+    passed = max(0.0, now() - seconds)
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if passed >= size:
+            return f"{passed / size:.0f} {unit} ago"
+    return f"{passed:.0f} s ago"
+
+
+def clock(seconds: float) -> str:
+    """A time as the machine's clock shows it."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
+
+
+def is_inside(root: Path, relative: str) -> bool:
+    """Whether a relative path stays inside a folder, links resolved."""
+    return (root / relative).resolve().is_relative_to(root.resolve())

@@ -1,0 +1,269 @@
+"""The page over HTTP: who is let in, what is shown, what may be changed; no browser needed."""
+
+import io
+import json
+import logging
+import statistics
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from web_support import BANNER, NAME, Site, add_job, audit_lines, start_site
+
+from daemon.errors import ConfigurationError
+from daemon.jobs import DELIVERIES, JOBS, DeliveryState, JobState
+
+TOKEN = "a-token-of-24-characters"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    served = start_site(tmp_path)
+    yield served
+    served.server.stop()
+
+
+def test_overview_counts_and_lists_jobs_and_says_what_the_model_may_not(site: Site) -> None:
+    add_job(site, "j1")
+    add_job(site, "j2", JobState.FAILED, reported=False)
+    site.store.update("j2", reason="the model process was killed by SIGSEGV")
+    site.store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm")])
+    status, headers, body = site.ask("/")
+    text = body.decode()
+    assert status == 200
+    assert "/jobs/j1" in text
+    assert "the model process was killed by SIGSEGV" in text
+    assert "1 object of 1 job waiting" in text
+    for limit in ("NOT FOR DIAGNOSIS", "English only", "glioblastoma", "not for emergencies", BANNER):
+        assert limit in text
+    assert NAME not in text
+    assert headers["cache-control"] == "no-store"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    only_failed = site.ask("/?state=failed")[2].decode()
+    assert "row-j2" in only_failed
+    assert "row-j1" not in only_failed
+
+
+def test_a_page_that_did_not_change_is_not_sent_again(site: Site) -> None:
+    _, headers, _ = site.ask("/")
+    assert site.ask("/", If_None_Match=headers["etag"])[0] == 304
+    add_job(site, "j1", reported=False)
+    assert site.ask("/", If_None_Match=headers["etag"])[0] == 200
+
+
+def test_a_job_shows_report_findings_warnings_and_files(site: Site) -> None:
+    add_job(site, "j1")
+    site.store.put_verdicts("j1", [("1.2.3", "accepted", ["ok: named FLAIR"]), ("1.2.4", "refused", ["REFUSED: T1"])])
+    text = site.ask("/jobs/j1")[2].decode()
+    for shown in ("left frontal lobe", "91 %", "Slices are 4 mm thick.", "REFUSED: T1", NAME, "weights_sha256"):
+        assert shown in text
+    status, headers, body = site.ask("/jobs/j1/files/report.json")
+    assert (status, json.loads(body)["findings"][0]["laterality"]) == (200, "left")
+    assert 'filename="j1-report.json"' in headers["content-disposition"]
+    packed = zipfile.ZipFile(io.BytesIO(site.ask("/jobs/j1/files.zip")[2]))
+    assert {"j1/report.txt", "j1/explain/saliency.nii.gz"} <= set(packed.namelist())
+    assert not [name for name in packed.namelist() if "input" in name]
+    assert [line["event"] for line in audit_lines(site)] == ["downloaded", "downloaded"]
+    assert site.ask("/refused")[2].decode().count("REFUSED: T1") == 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/jobs/none", "/jobs/j1/files/input/000001.dcm", "/jobs/j1/files/../j1/report.txt", "/jobs/j1/files/%2e%2e/x",
+     "/jobs/j1/slices/axial/999.png", "/jobs/j1/slices/oblique/1.png"],
+)  # fmt: skip
+def test_what_is_not_there_is_not_found(site: Site, path: str) -> None:
+    add_job(site, "j1")
+    assert site.ask(path)[0] == 404
+
+
+def test_left_is_on_the_right_of_axial_and_coronal_slices(site: Site) -> None:
+    add_job(site, "j1")
+    for plane, index in (("axial", 23), ("coronal", 29)):
+        grey = np.asarray(Image.open(io.BytesIO(site.ask(f"/jobs/j1/slices/{plane}/{index}.png")[2])))
+        rows, columns = grey.shape
+        inner = grey[:, columns // 8 : -columns // 8]  # the letters stand at the edges
+        bright = np.argwhere(inner > 0.9 * inner.max())[:, 1].mean()
+        assert bright > inner.shape[1] * 0.55
+        layer = np.asarray(Image.open(io.BytesIO(site.ask(f"/jobs/j1/saliency/{plane}/{index}.png")[2])))
+        assert layer.shape == (rows, columns, 4)
+        coloured = np.argwhere(layer[..., 3] > 60)[:, 1]
+        assert coloured.mean() > columns * 0.55
+        red, _, blue = (layer[..., c][layer[..., 3] > 60].mean() for c in range(3))
+        assert red > 2 * blue
+
+
+def test_the_strongest_slice_is_shown_first(site: Site) -> None:
+    add_job(site, "j1")
+    text = site.ask("/jobs/j1?plane=axial")[2].decode()
+    index = int(text.split('id="slice" type="range"')[1].split('value="')[1].split('"')[0])
+    assert abs(index - (10 + 84) / 4) <= 1
+
+
+def test_retry_and_cancel_need_our_own_form(site: Site) -> None:
+    add_job(site, "j1", JobState.QUEUED, reported=False)
+    token = site.form_token("/jobs/j1")
+    assert site.ask("/jobs/j1/cancel", method="POST", form={})[0] == 403
+    assert site.ask("/jobs/j1/cancel", method="POST", form={"form_token": "0" * 64})[0] == 403
+    foreign = {"Origin": "https://evil.example", "Host": f"127.0.0.1:{site.server.port}"}
+    assert site.ask("/jobs/j1/cancel", method="POST", form={"form_token": token}, **foreign)[0] == 403
+    assert site.ask("/jobs/j1/cancel", method="POST", form={"form_token": token}, Sec_Fetch_Site="cross-site")[0] == 403
+    assert site.ask("/jobs/j1/cancel")[0] == 405
+    job = site.store.get("j1")
+    assert job is not None
+    assert job.state is JobState.QUEUED
+    assert site.ask("/jobs/j1/cancel", method="POST", form={"form_token": token})[0] == 303
+    job = site.store.get("j1")
+    assert job is not None
+    assert job.state is JobState.CANCELLED
+    status, _, body = site.ask("/jobs/j1/cancel", method="POST", form={"form_token": token})
+    assert (status, "has ended" in body.decode()) == (400, True)
+    assert [line["event"] for line in audit_lines(site)] == ["cancelled"]
+
+
+def test_another_sites_name_for_loopback_opens_nothing(site: Site) -> None:
+    assert site.ask("/", Host="evil.example")[0] == 421
+    assert site.ask("/", Host="localhost")[0] == 200
+
+
+def test_without_loopback_a_token_or_a_proxy_is_needed(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is not loopback"):
+        _load(tmp_path, '[web]\nhost = "0.0.0.0"\n')
+    with pytest.raises(ConfigurationError, match="at least 16") as short:
+        _load(tmp_path, '[web]\ntoken = "hush-hush"\n')
+    assert "hush-hush" not in str(short.value)
+    assert _load(tmp_path, f'[web]\nhost = "0.0.0.0"\ntoken = "{TOKEN}"\n').web.host == "0.0.0.0"
+
+
+def _load(folder: Path, text: str):  # type: ignore[no-untyped-def]
+    from daemon.config import load_settings
+
+    path = folder / "x.toml"
+    path.write_text(text)
+    return load_settings(path)
+
+
+def test_a_token_opens_by_header_and_by_cookie(tmp_path: Path) -> None:
+    site = start_site(tmp_path, {"token": TOKEN})
+    try:
+        assert site.ask("/")[0] == 401
+        status, headers, _ = site.ask("/", Accept="text/html")
+        assert (status, headers["location"]) == (303, "/login")
+        assert site.ask("/", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert site.ask("/", Authorization="Bearer wrong")[0] == 401
+        assert site.ask("/login", method="POST", form={"token": "wrong"})[0] == 401
+        status, headers, _ = site.ask("/login", method="POST", form={"token": TOKEN})
+        assert status == 303
+        cookie = headers["set-cookie"]
+        assert TOKEN not in cookie
+        assert "HttpOnly" in cookie
+        assert "samesite=strict" in cookie.lower()
+        assert site.ask("/", Cookie=cookie.split(";")[0])[0] == 200
+        assert site.ask("/healthz")[0] == 200
+    finally:
+        site.server.stop()
+
+
+def test_a_proxy_names_the_reader_and_only_from_its_address(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    trusting = start_site(tmp_path / "a", {"user_header": "X-Remote-User"})
+    distrusting = start_site(tmp_path / "b", {"user_header": "X-Remote-User", "trusted_proxies": ["192.0.2.9"]})
+    try:
+        add_job(trusting, "j1")
+        assert trusting.ask("/")[0] == 403
+        assert trusting.ask("/", X_Remote_User="reader")[0] == 200
+        assert distrusting.ask("/", X_Remote_User="reader")[0] == 403
+        token = trusting.form_token("/jobs/j1", X_Remote_User="reader")
+        form = {"form_token": token, "verdict": "agree"}
+        assert trusting.ask("/jobs/j1/review", method="POST", form=form, X_Remote_User="other")[0] == 403
+        assert trusting.ask("/jobs/j1/review", method="POST", form=form, X_Remote_User="reader")[0] == 303
+        [line] = trusting.ask("/reviews.jsonl", X_Remote_User="reader")[2].splitlines()
+        assert json.loads(line)["reader"] == "reader"
+    finally:
+        trusting.server.stop()
+        distrusting.server.stop()
+
+
+def test_a_verdict_needs_what_belongs_to_it_and_is_exported(site: Site) -> None:
+    add_job(site, "j1")
+    token = site.form_token("/jobs/j1")
+
+    def judge(**fields: str) -> int:
+        return site.ask("/jobs/j1/review", method="POST", form={"form_token": token, **fields})[0]
+
+    assert judge(verdict="perhaps") == 400
+    assert judge(verdict="reject") == 400
+    assert judge(verdict="edit", edited="The lesion area is in the left frontal lobe.") == 400
+    assert judge(verdict="reject", reason="wrong side") == 303
+    assert judge(verdict="edit", edited="The lesion area is in the right frontal lobe.") == 303
+    rows = [json.loads(line) for line in site.ask("/reviews.jsonl")[2].splitlines()]
+    assert [(r["verdict"], r["reason"], r["edited"]) for r in rows] == [
+        ("reject", "wrong side", ""),
+        ("edit", "", "The lesion area is in the right frontal lobe."),
+    ]
+    assert rows[0]["report"] == "The lesion area is in the left frontal lobe."
+    assert rows[0]["facts"]["model"]["name"] == "demo"
+    assert NAME not in json.dumps(rows)
+    figures = site.ask("/metrics")[2].decode()
+    assert 'braingemma_reader_verdicts_total{verdict="reject"}' in figures
+
+
+def test_figures_and_health(site: Site) -> None:
+    add_job(site, "j1")
+    site.store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm")])
+    figures = site.ask("/metrics")[2].decode()
+    assert 'braingemma_jobs{state="done"} 1.0' in figures
+    assert 'braingemma_delivery_waiting_objects{destination="pacs"} 1.0' in figures
+    for name in ("braingemma_disk_free_bytes", "braingemma_open_files", "braingemma_memory_bytes"):
+        assert name in figures
+    assert "1.2.3" not in figures
+    assert site.ask("/healthz")[0] == 200
+    assert json.loads(site.ask("/readyz")[2]) == {"ready": True, "obstacles": []}
+
+
+def test_logs_and_addresses_hold_nothing_of_patients(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    add_job(site, "j1")
+    with caplog.at_level(logging.DEBUG):
+        text = site.ask("/jobs/j1")[2].decode()
+        site.ask("/jobs/j1/files/none")
+        site.ask("/jobs/j1/cancel", method="POST", form={"form_token": site.form_token("/jobs/j1")})
+    assert "download: 404" in caplog.text
+    for secret in (NAME, "P001", "Doe"):
+        assert secret not in caplog.text
+        assert not [part for part in text.split('href="')[1:] if secret in part.split('"')[0]]
+
+
+def test_the_page_is_quick_with_ten_thousand_jobs(site: Site) -> None:
+    """With ten objects each in the delivery table; the median of 15 pages, on a machine that may be busy."""
+    add_job(site, "j1")
+    with site.store.engine.begin() as connection:
+        connection.execute(
+            JOBS.insert(),
+            [
+                {"job_id": f"n{n:05d}", "study_uid": f"1.2.{n}", "supersedes": None, "folder": "/x",
+                 "state": str(list(JobState)[n % 7] if n % 10 == 0 else JobState.DONE), "step": "", "reason": "",
+                 "created": 1e9 + n, "updated": 1e9 + n, "runs": 1, "progress": "", "timings": "{}"}
+                for n in range(10_000)
+            ],
+        )  # fmt: skip
+        connection.execute(
+            DELIVERIES.insert(),
+            [
+                {"job_id": f"n{n // 10:05d}", "destination": "pacs", "sop_instance_uid": f"2.25.{n}", "kind": "sc",
+                 "file": "x", "state": str(DeliveryState.WAITING if n % 500 == 0 else DeliveryState.SENT),
+                 "status": "", "attempts": 1, "reason": "", "updated": 1e9}
+                for n in range(100_000)
+            ],
+        )  # fmt: skip
+    for path in ("/", "/?state=failed", "/jobs/j1", "/refused", "/?page=150"):
+        spent = []
+        for _ in range(15):
+            started = time.perf_counter()
+            assert site.ask(path)[0] == 200
+            spent.append(time.perf_counter() - started)
+        assert statistics.median(spent) < 0.2, (path, sorted(spent))
