@@ -121,6 +121,56 @@ def bench_ingest(
     _show(result, as_json=as_json)
 
 
+@bench_app.command("pipeline")
+def bench_pipeline(
+    folder: Annotated[Path | None, typer.Option(help="Where the daemon keeps its data; on a disk.")] = None,
+    slices: Annotated[int, typer.Option(min=8, help="Slices of the study.")] = 155,
+    rounds: Annotated[int, typer.Option(min=1, help="Studies; medians count.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Where a study's time goes, from its last acknowledged instance to stored results, step by step."""
+    from daemon.bench_pipeline import bench_pipeline as run
+
+    with working("starting") as say:
+        result = run(folder, slices=slices, rounds=rounds, say=say)
+    _show(result, as_json=as_json)
+
+
+@bench_app.command("site")
+def bench_site(
+    per_day: Annotated[float, typer.Option(min=0.1, help="Studies with a FLAIR in a day.")] = 200,
+    service: Annotated[str, typer.Option(help="Seconds of work of a study, e.g. 40,55; empty: measure here.")] = "",
+    target: Annotated[float, typer.Option(min=0, help="95 of 100 studies start within this many seconds.")] = 600,
+    burst: Annotated[float, typer.Option(min=1, help="Studies that arrive together, mean.")] = 3,
+    check: Annotated[int, typer.Option(min=2, help="Studies of the real run, where it measures.")] = 6,
+    as_json: JsonOption = False,
+) -> None:
+    """Queue times at a site of this size by number of workers, and how many it needs."""
+    import tempfile
+
+    from daemon.bench_site import bench_site as run
+    from daemon.bench_site import measured_service
+
+    checked: dict[str, Any] = {}
+    if service:
+        seconds = _numbers(service)
+    else:
+        with working("starting") as say, tempfile.TemporaryDirectory(prefix="braingemma-site-") as folder:
+            seconds, checked = measured_service(Path(folder), studies=check, say=say)
+    result = run(per_day=per_day, service=seconds, target_seconds=target, burst=burst)
+    _show({**result, **({"check": checked} if checked else {})}, as_json=as_json)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(f"expected numbers with commas between, got {text!r}") from error
+    if min(found) <= 0:
+        raise typer.BadParameter(f"expected positive seconds, got {text!r}")
+    return found
+
+
 def _show(result: dict[str, Any], *, as_json: bool, indent: int = 0) -> None:
     if as_json:
         emit_json(result)

@@ -6,18 +6,23 @@ import importlib.util
 import os
 import shutil
 import socket
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
+import sqlalchemy as sa
 from pydicom.pixels import get_decoder
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from braingemma.errors import BrainGemmaError
 from daemon import scu
-from daemon.config import Settings
+from daemon.config import Settings, without_password
+from daemon.database import database_url, make_engine
 from daemon.errors import ConfigurationError, DaemonError
+from daemon.receiver_negotiation import Incompatible, self_check
 
 CARD_GPU_GB = 16
 """GPU memory that the model card asks for."""
@@ -37,7 +42,7 @@ class Check:
 def examine(settings: Settings) -> Iterator[Check]:
     """Look at everything that `serve` will need, one check after the other."""
     looks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
-        _weights, _device, _four_bit, _codecs, _disk, _port, _destinations, _tools,
+        _weights, _device, _four_bit, _codecs, _disk, _port, _page, _database, _shared, _receiver, _destinations, _tools,
     )  # fmt: skip
     for look in looks:
         yield from look(settings)
@@ -108,15 +113,72 @@ def _disk(settings: Settings) -> Iterator[Check]:
 
 
 def _port(settings: Settings) -> Iterator[Check]:
-    address = (settings.listener.host, settings.listener.port)
+    yield _can_bind("port", settings.listener.host, settings.listener.port)
+
+
+def _page(settings: Settings) -> Iterator[Check]:
+    web = settings.web
+    if not web.enabled:
+        yield Check("page", True, "switched off")
+        return
+    yield _can_bind("page", web.host, web.port)
+    guards = [name for name, there in (("token", web.token.get_secret_value()), ("proxy", web.user_header)) if there]
+    yield Check("page guarded by", True, " and ".join(guards) or "loopback: every user of this machine may see it")
+
+
+def _database(settings: Settings) -> Iterator[Check]:
+    url = settings.engine.database_url
+    if not url:
+        yield Check("database", True, f"SQLite {sqlite3.sqlite_version} in the data folder")
+        return
+    engine = make_engine(database_url(url, settings.storage.folder))
+    try:
+        with engine.connect() as connection:
+            version = connection.execute(sa.text("SHOW server_version")).scalar_one()
+    except sa.exc.SQLAlchemyError as error:
+        yield Check("database", False, f"{without_password(url)}: {str(error).splitlines()[0]}")
+    else:
+        yield Check("database", True, f"PostgreSQL {version} answers")
+    finally:
+        engine.dispose()
+
+
+def _shared(settings: Settings) -> Iterator[Check]:
+    url = settings.storage.shared_url
+    if not url:
+        return
+    try:
+        storage, base = fsspec.core.url_to_fs(url)
+        probe = f"{base.rstrip('/')}/.doctor-{os.getpid()}"
+        storage.makedirs(base, exist_ok=True)
+        with storage.open(probe, "wb") as file:
+            file.write(b"doctor")
+        read = storage.cat_file(probe)
+        storage.rm(probe)
+    except (OSError, ImportError, ValueError) as error:
+        yield Check("shared storage", False, f"{url}: {error}")
+    else:
+        yield Check("shared storage", read == b"doctor", f"{url} takes files and gives them back")
+
+
+def _receiver(_settings: Settings) -> Iterator[Check]:
+    try:
+        self_check()
+    except Incompatible as error:
+        yield Check("receiver", True, f"pynetdicom's own reactor, slower: {error}")
+    else:
+        yield Check("receiver", True, "the quick one fits this release of pynetdicom")
+
+
+def _can_bind(name: str, host: str, port: int) -> Check:
+    address = (host, port)
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
-            yield Check("port", False, f"{address[0]}:{address[1]} cannot be bound: {error.strerror}")
-        else:
-            yield Check("port", True, f"{address[0]}:{address[1]} is free")
+            return Check(name, False, f"{host}:{port} cannot be bound: {error.strerror}")
+    return Check(name, True, f"{host}:{port} is free")
 
 
 def _destinations(settings: Settings) -> Iterator[Check]:

@@ -1,0 +1,152 @@
+"""The lease and the shared files on a real PostgreSQL, without a model: who may work, and whose files count."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
+from postgres_support import Postgres, needs_postgres
+
+from daemon.artefacts import ARCHIVES, RECEIVED, SharedFiles
+from daemon.database import create_tables, database_url, make_engine
+from daemon.errors import ConfigurationError
+from daemon.lease import EXECUTORS, EXIT_FENCED, Lease, take_over_from_dead
+
+pytestmark = [needs_postgres, pytest.mark.e2e]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def engine(postgres: Postgres) -> Iterator[sa.Engine]:
+    made = make_engine(database_url(postgres.url, Path("/unused")))
+    create_tables(made)
+    yield made
+    with made.begin() as connection:
+        connection.execute(sa.delete(EXECUTORS))
+    made.dispose()
+
+
+def test_tables_are_made_by_many_at_once(postgres: Postgres) -> None:
+    with make_engine(database_url(postgres.url, Path("/unused"))).begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA public CASCADE"))
+        connection.execute(sa.text("CREATE SCHEMA public"))
+    failures: list[BaseException] = []
+
+    def make() -> None:
+        try:
+            create_tables(make_engine(database_url(postgres.url, Path("/unused"))))
+        except sa.exc.SQLAlchemyError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=make) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_two_of_one_name_never_work_together(engine: sa.Engine) -> None:
+    first = Lease(engine, "host:gpu0", 2)
+    first.take()
+    with pytest.raises(ConfigurationError, match="is alive"):
+        Lease(engine, "host:gpu0", 2).take()
+    first.give_back()
+    second = Lease(engine, "host:gpu0", 2)
+    second.take()
+    second.check()
+    second.give_back()
+
+
+def test_a_silent_one_is_found_dead_and_a_beating_one_is_not(engine: sa.Engine) -> None:
+    beating = Lease(engine, "host:gpu0", 2)
+    beating.take()
+    with engine.begin() as connection:
+        connection.execute(
+            sa.insert(EXECUTORS).values(executor_id="host:gone", epoch=1, state="alive", beat=time.time() - 60, pid=1)
+        )
+    time.sleep(2.5)
+    with engine.connect() as connection:
+        states = dict(connection.execute(sa.select(EXECUTORS.c.executor_id, EXECUTORS.c.state)).tuples().all())
+    assert states == {"host:gpu0": "alive", "host:gone": "dead"}
+    beating.give_back()
+
+
+FROZEN = """
+import os, signal, sys, time
+from pathlib import Path
+from daemon.database import database_url, make_engine
+from daemon.lease import Lease
+lease = Lease(make_engine(database_url(sys.argv[1], Path('/unused'))), 'host:frozen', 2)
+lease.take()
+print('working', flush=True)
+while True:
+    lease.check()
+    time.sleep(0.01)
+"""
+
+
+def test_one_that_was_frozen_ends_itself_when_it_thaws(engine: sa.Engine, postgres: Postgres) -> None:
+    child = subprocess.Popen([sys.executable, "-c", FROZEN, postgres.url], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "working\n"
+    child.send_signal(19)  # SIGSTOP
+    time.sleep(2.5)
+    take_over_from_dead(engine, 2)
+    child.send_signal(18)  # SIGCONT
+    assert child.wait(30) == EXIT_FENCED
+    child.stdout.close()
+    with engine.connect() as connection:
+        state = connection.execute(sa.select(EXECUTORS.c.state)).scalar_one()
+    assert state == "dead"
+
+
+def test_files_travel_by_the_shared_storage_and_only_what_counts(engine: sa.Engine, tmp_path: Path) -> None:
+    class Stale(Exception):
+        pass
+
+    def stale(_connection: sa.Connection) -> None:
+        raise Stale
+
+    url = f"file://{tmp_path / 'shared'}"
+    receiver = SharedFiles(engine, tmp_path / "receiver", url)
+    (tmp_path / "receiver" / "j1" / "input").mkdir(parents=True)
+    (tmp_path / "receiver" / "j1" / "input" / "000001.dcm").write_bytes(b"instance")
+    receiver.keep("j1", RECEIVED)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, two = SharedFiles(engine, tmp_path / "one", url), SharedFiles(engine, tmp_path / "two", url, stale)
+    folder = one.fetch("j1").root
+    assert (folder / "input" / "000001.dcm").read_bytes() == b"instance"
+    (folder / "report.json").write_text('{"from": "one"}')
+    (folder / ".explain.part").write_text("half done")
+    one.keep("j1", "report")
+    left_over = two.fetch("j1").root
+    assert (left_over / "report.json").read_text() == '{"from": "one"}'
+    assert not (left_over / ".explain.part").exists()
+    (left_over / "report.json").write_text('{"from": "two, which was frozen"}')
+    with pytest.raises(Stale):
+        two.keep("j1", "report")
+    assert (receiver.fetch("j1").root / "report.json").read_text() == '{"from": "one"}'
+    os.utime(folder / "report.json")
+    (folder / "dicom").mkdir()
+    (folder / "dicom" / "sr.dcm").write_bytes(b"sr")
+    one.keep("j1", "encode")
+    assert (receiver.fetch("j1").dicom / "sr.dcm").read_bytes() == b"sr"
+    receiver.forget("j1")
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(ARCHIVES)).scalar_one() == 0
+    assert list((tmp_path / "shared").iterdir()) == []

@@ -1,0 +1,109 @@
+"""What keeps the service observable: JSON lines, the audit log, systemd's notifications, health, old databases."""
+
+import io
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from daemon.audit import AuditLog, check_chain
+from daemon.config import Settings
+from daemon.database import create_tables, make_engine
+from daemon.errors import DaemonError
+from daemon.health import Health
+from daemon.jobs import DELIVERIES, JobStore
+from daemon.logs import JobFilter, JsonLines, about_job
+from daemon.notify import notify, watchdog_seconds
+
+
+def test_json_lines_carry_the_job() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(JobFilter())
+    handler.setFormatter(JsonLines())
+    logger = logging.getLogger("test.json")
+    logger.addHandler(handler)
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    logger.info("before")
+    with about_job("j1"):
+        logger.info("step %s took %.1f s", "select", 1.25)
+        try:
+            raise ValueError("a reason")
+        except ValueError:
+            logger.exception("failed")
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert "job" not in lines[0]
+    assert (lines[1]["job"], lines[1]["message"], lines[1]["level"]) == ("j1", "step select took 1.2 s", "info")
+    assert "ValueError: a reason" in lines[2]["traceback"]
+
+
+def test_the_audit_log_notices_a_changed_and_a_missing_line(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "audit")
+    for number in range(4):
+        log.write("sent", durably=number % 2 == 0, job=f"j{number}", destination="pacs", status="0000")
+    [path] = log.folder.iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert log.folder.stat().st_mode & 0o777 == 0o700
+    assert check_chain(path) == 4
+    lines = path.read_text().splitlines()
+    assert json.loads(lines[1])["job"] == "j1"
+    path.write_text("\n".join([lines[0], lines[1].replace("j1", "j9"), *lines[2:]]) + "\n")
+    with pytest.raises(DaemonError, match="line 3 does not follow"):
+        check_chain(path)
+    path.write_text("\n".join([lines[0], *lines[2:]]) + "\n")
+    with pytest.raises(DaemonError, match="line 2 does not follow"):
+        check_chain(path)
+
+
+def test_systemd_is_told_and_only_where_it_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    assert not notify("READY=1")
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(path))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        assert notify("WATCHDOG=1")
+        assert listening.recv(100) == b"WATCHDOG=1"
+    monkeypatch.setenv("WATCHDOG_USEC", "120000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    assert watchdog_seconds() == 120
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert watchdog_seconds() is None
+
+
+def test_health_names_what_does_not_run_and_a_full_disk(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"storage": {"folder": tmp_path, "min_free_gb": 0}})
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    health = Health(settings, engine)
+    health.alive["receivers"] = lambda: True
+    assert health.faults() == health.obstacles() == []
+    health.alive["assembler"] = lambda: False
+    assert health.faults() == ["assembler does not run"]
+    full = Health(Settings.model_validate({"storage": {"folder": tmp_path, "min_free_gb": 1e6}}), engine)
+    [obstacle] = full.obstacles()
+    assert "expected at least 1e+06 GB" in obstacle
+
+
+def test_a_database_of_an_earlier_version_gets_what_it_lacks_and_keeps_its_rows(tmp_path: Path) -> None:
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    create_tables(engine)
+    JobStore(engine).add("j1", study_uid="1.2", folder="/x", supersedes=None)
+    JobStore(engine).put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm")])
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX ix_deliveries_state"))
+        connection.execute(sa.text("ALTER TABLE deliveries DROP COLUMN attempts"))
+        connection.execute(sa.text("ALTER TABLE jobs DROP COLUMN supersedes"))
+        connection.execute(sa.text("DROP TABLE reviews"))
+    create_tables(engine)
+    [delivery] = JobStore(engine).deliveries("j1")
+    assert delivery.attempts == 0
+    job = JobStore(engine).get("j1")
+    assert job is not None
+    assert job.supersedes is None
+    assert "ix_deliveries_state" in {index["name"] for index in sa.inspect(engine).get_indexes(DELIVERIES.name)}
+    assert sa.inspect(engine).has_table("reviews")

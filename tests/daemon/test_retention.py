@@ -1,0 +1,100 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from daemon.config import Settings
+from daemon.database import open_database
+from daemon.jobs import JOBS, DeliveryState, JobState, JobStore, now
+from daemon.retention import purge
+
+DAY = 86400.0
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.model_validate({"storage": {"folder": tmp_path, "keep_days": 2, "keep_days_set_aside": 1}})
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[JobStore]:
+    engine = open_database(settings)
+    yield JobStore(engine)
+    engine.dispose()
+
+
+def add(store: JobStore, folder: Path, job_id: str, state: JobState, *, days_old: float, sent: bool = True) -> None:
+    (folder / "jobs" / job_id).mkdir(parents=True)
+    (folder / "jobs" / job_id / "x").write_bytes(b"12345")
+    store.add(job_id, study_uid=f"1.{job_id}", folder=str(folder / "jobs" / job_id), supersedes=None)
+    store.put_deliveries(job_id, "pacs", [(f"2.{job_id}", "sr", "sr.dcm")])
+    if sent:
+        store.note_delivery(job_id, "pacs", f"2.{job_id}", state=DeliveryState.SENT, status="0000", reason="")
+    values = {"state": str(state), "updated": now() - days_old * DAY, "created": now() - days_old * DAY}
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(**values))
+
+
+def test_each_state_has_its_time_and_what_was_not_delivered_stays(store: JobStore, settings: Settings) -> None:
+    folder = settings.storage.folder
+    for job_id, state, days, sent in (
+        ("done-old", JobState.DONE, 3, True),
+        ("done-young", JobState.DONE, 1, True),
+        ("done-undelivered", JobState.DONE, 300, False),
+        ("aside-old", JobState.SET_ASIDE, 1.5, True),
+        ("cancelled", JobState.CANCELLED, 1.5, False),
+        ("failed", JobState.FAILED, 300, True),
+        ("delivering", JobState.DELIVERING, 300, False),
+        ("running", JobState.RUNNING, 300, True),
+    ):
+        add(store, folder, job_id, state, days_old=days, sent=sent)
+    would = purge(store, settings, dry_run=True)
+    assert {p.job_id for p in would} == {"done-old", "aside-old", "cancelled"}
+    assert all(p.size == 5 for p in would)
+    assert len(list((folder / "jobs").iterdir())) == 8
+    assert [p.job_id for p in purge(store, settings, dry_run=False)] == [p.job_id for p in would]
+    assert {p.name for p in (folder / "jobs").iterdir()} == {job.job_id for job in store.recent()}
+    assert len(store.recent()) == 5
+
+
+def test_failed_jobs_have_a_time_only_where_one_is_set(store: JobStore, settings: Settings) -> None:
+    add(store, settings.storage.folder, "f", JobState.FAILED, days_old=10)
+    add(store, settings.storage.folder, "dead", JobState.FAILED, days_old=10, sent=False)
+    store.give_up_delivery("dead", "pacs", "refused")
+    assert purge(store, settings, dry_run=False) == []
+    storage = settings.storage.model_copy(update={"keep_days_failed": 5.0})
+    removed = purge(store, settings.model_copy(update={"storage": storage}), dry_run=False)
+    assert [p.job_id for p in removed] == ["f"]
+
+
+def test_a_low_disk_takes_delivered_jobs_the_oldest_first(store: JobStore, settings: Settings) -> None:
+    folder = settings.storage.folder
+    for number in range(4):
+        add(store, folder, f"d{number}", JobState.DONE, days_old=1 - number * 0.1)
+    add(store, folder, "waiting", JobState.DELIVERING, days_old=1.9, sent=False)
+    storage = settings.storage.model_copy(update={"low_free_gb": 1.0})
+    low = settings.model_copy(update={"storage": storage})
+
+    def free(_folder: Path) -> int:
+        return 10**9 - 1 + sum(not (folder / "jobs" / name).exists() for name in ("d0", "d1"))
+
+    assert [(p.job_id, p.why) for p in purge(store, low, dry_run=False, free=free)] == [("d0", "the disk is low")]
+    assert {job.job_id for job in store.recent()} == {"d1", "d2", "d3", "waiting"}
+
+
+def test_a_study_that_has_another_job_keeps_its_index(store: JobStore, settings: Settings) -> None:
+    from daemon.received_index import ARRIVALS
+
+    folder = settings.storage.folder
+    add(store, folder, "first", JobState.DONE, days_old=3)
+    add(store, folder, "second", JobState.DONE, days_old=0)
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(JOBS).values(study_uid="1.2.3"))
+        for job_id in ("first", "second"):
+            connection.execute(
+                sa.insert(ARRIVALS).values(job_id=job_id, study_uid="1.2.3", created=1.0, submitted=True)
+            )
+    purge(store, settings, dry_run=False)
+    with store.engine.connect() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(ARRIVALS)).scalar_one() == 2

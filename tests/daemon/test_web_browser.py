@@ -1,0 +1,158 @@
+"""The page in a real browser: Debian's Chromium, headless, driven by Playwright."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from web_support import Site, add_job, start_site
+
+from daemon.jobs import JobState
+
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed"),
+]
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    served = start_site(tmp_path)
+    yield served
+    served.server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    with playwright.sync_playwright() as driver:
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        started = driver.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=PATIENCE_MS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def faults() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def page(browser, faults: list[str]):  # type: ignore[no-untyped-def]
+    opened = browser.new_page()
+    opened.set_default_timeout(PATIENCE_MS)
+    opened.on("pageerror", lambda error: faults.append(str(error)))
+    opened.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    yield opened
+    opened.close()
+    assert faults == []  # neither an error in a script, nor anything that the content policy stopped
+
+
+def test_the_overview_updates_itself(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    page.goto(site.url)
+    playwright.expect(page.locator("#tile-all b")).to_have_text("0")
+    add_job(site, "j1", JobState.RUNNING, reported=False)
+    site.store.update("j1", step="explain", progress="explaining, volume 3/100")
+    playwright.expect(page.locator("#tile-running b")).to_have_text("1", timeout=PATIENCE_MS)
+    playwright.expect(page.locator(".steps li.now")).to_have_text("explain")
+    playwright.expect(page.locator("#work-j1")).to_be_visible()
+
+
+def test_a_job_becomes_a_report_without_reloading_by_hand(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    add_job(site, "j0")
+    folder = add_job(site, "j1", JobState.RUNNING, reported=False)
+    page.goto(f"{site.url}/jobs/j1")
+    playwright.expect(page.locator("#report-text")).to_have_count(0)
+    shutil.rmtree(folder.root)
+    shutil.copytree(site.jobs / "j0", folder.root)
+    site.store.update("j1", state=JobState.DONE)
+    playwright.expect(page.locator("#report-text")).to_contain_text("left frontal lobe", timeout=PATIENCE_MS)
+
+
+def test_slices_are_scrolled_by_keyboard_and_the_overlay_is_switched(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    add_job(site, "j1")
+    page.goto(f"{site.url}/jobs/j1?plane=axial")
+    slider, where, flair = page.locator("#slice"), page.locator("#position"), page.locator("#flair")
+    first = int(slider.input_value())
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    playwright.expect(where).to_contain_text(f"{first + 2}/43")
+    page.wait_for_function("document.getElementById('flair').src.startsWith('blob:')")
+    assert page.evaluate("document.getElementById('flair').naturalWidth") > 100
+    page.keyboard.press("o")
+    playwright.expect(page.locator("#opacity-value")).to_have_text("0 %")
+    assert page.evaluate("getComputedStyle(document.getElementById('map')).opacity") == "0"
+    page.keyboard.press("o")
+    playwright.expect(page.locator("#opacity-value")).to_have_text("80 %")
+    page.get_by_role("link", name="coronal").click()
+    playwright.expect(where).to_contain_text("/55")
+    page.wait_for_function("document.getElementById('flair').alt.includes('coronal')")
+
+
+def test_a_verdict_is_given_by_keyboard_alone(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    add_job(site, "j1")
+    page.goto(f"{site.url}/jobs/j1")
+    page.locator("input[name=verdict][value=agree]").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")  # agree, edit, reject
+    page.locator("#why").focus()
+    page.keyboard.type("the lesion is on the other side")
+    page.keyboard.press("Enter")
+    playwright.expect(page.locator(".given")).to_contain_text("the lesion is on the other side")
+    page.goto(f"{site.url}/reviews")
+    playwright.expect(page.locator("tbody tr")).to_contain_text("reject")
+
+
+def test_cancel_by_its_button(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    add_job(site, "j1", JobState.QUEUED, reported=False)
+    page.goto(f"{site.url}/jobs/j1")
+    page.get_by_role("button", name="Cancel this job").click()
+    playwright.expect(page.locator(".badge.cancelled")).to_be_visible()
+    playwright.expect(page.get_by_role("button", name="Try again")).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_background(site: Site, browser, scheme: str) -> None:  # type: ignore[no-untyped-def]
+    """WCAG 2.2, 1.4.3: a contrast of 4.5 or more."""
+    add_job(site, "j1")
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(f"{site.url}/jobs/j1")
+    for selector in ("body", ".limits", ".banner", ".report", "small", "button", ".badge.done", "h2", ".hint small"):
+        contrast = page.evaluate(CONTRAST, selector)
+        assert contrast >= 4.5, (scheme, selector, contrast)
+    back = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (back == "rgb(17, 23, 28)") is (scheme == "dark")
+    context.close()
+
+
+def test_without_scripts_everything_is_still_there(site: Site, browser) -> None:  # type: ignore[no-untyped-def]
+    add_job(site, "j1")
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(f"{site.url}/jobs/j1?plane=axial&slice=20")
+    playwright.expect(page.locator("#report-text")).to_contain_text("left frontal lobe")
+    page.get_by_role("link", name="Next slice").click()
+    playwright.expect(page.locator("#position")).to_contain_text("22/43")
+    context.close()
+
+
+CONTRAST = """selector => {
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const element = document.querySelector(selector);
+  let back = element;
+  while (back && (parse(getComputedStyle(back).backgroundColor)[3] ?? 1) === 0) back = back.parentElement;
+  const a = luminance(parse(getComputedStyle(element).color));
+  const b = luminance(parse(getComputedStyle(back).backgroundColor));
+  return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+}"""
