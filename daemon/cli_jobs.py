@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import getpass
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +14,13 @@ import typer
 from rich.table import Table
 
 from daemon import control, retention
+from daemon.artefacts import JobFiles, LocalFiles, SharedFiles
+from daemon.audit import AuditLog
 from daemon.config import Settings, load_settings
 from daemon.database import open_database
 from daemon.errors import DaemonError
 from daemon.jobs import JobStore
+from daemon.reviews import all_reviews
 from daemon.terminal import ConfigOption, JsonOption, data, emit_json, messages
 
 jobs_app = typer.Typer(help="The daemon's work, also while it is stopped.", no_args_is_help=True)
@@ -25,6 +30,11 @@ def _store(config: Path | None) -> tuple[Settings, sa.Engine, JobStore]:
     settings = load_settings(config)
     engine = open_database(settings)
     return settings, engine, JobStore(engine)
+
+
+def _audit(settings: Settings, event: str, **facts: str) -> None:
+    """Who did it, as the system knows them."""
+    AuditLog(settings.storage.folder / "audit").write(event, by=f"{getpass.getuser()} (command line)", **facts)
 
 
 def _when(seconds: float) -> str:
@@ -94,15 +104,27 @@ def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption =
 @jobs_app.command("retry")
 def jobs_retry(job_id: str, config: ConfigOption = None) -> None:
     """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again."""
-    _, engine, store = _store(config)
-    messages.print(f"queued again: {control.retry(store, engine, job_id)}", markup=False)
+    settings, engine, store = _store(config)
+    started = control.retry(store, engine, job_id)
+    _audit(settings, "retried", job=job_id, what=started)
+    messages.print(f"queued again: {started}", markup=False)
 
 
 @jobs_app.command("cancel")
 def jobs_cancel(job_id: str, config: ConfigOption = None) -> None:
     """Cancel a job that has not ended."""
-    _, _, store = _store(config)
+    settings, _, store = _store(config)
     control.cancel(store, job_id)
+    _audit(settings, "cancelled", job=job_id)
+
+
+@jobs_app.command("reviews")
+def jobs_reviews(config: ConfigOption = None) -> None:
+    """Print the readers' verdicts as JSONL, the oldest first, for training."""
+    settings, engine, _ = _store(config)
+    for review in all_reviews(engine):
+        data.print(json.dumps(review.to_json(), ensure_ascii=False))
+    _audit(settings, "reviews_exported")
 
 
 @jobs_app.command("purge")
@@ -112,8 +134,13 @@ def jobs_purge(
     as_json: JsonOption = False,
 ) -> None:
     """Remove jobs whose time is over (`storage.keep_days` and its like); undelivered results stay."""
-    settings, _, store = _store(config)
-    removed = retention.purge(store, settings, dry_run=dry_run)
+    settings, engine, store = _store(config)
+    shared = settings.storage.shared_url
+    jobs = settings.storage.folder / "jobs"
+    files: JobFiles = SharedFiles(engine, jobs, shared) if shared else LocalFiles(jobs)
+    removed = retention.purge(store, settings, dry_run=dry_run, forget_files=files.forget)
+    for purged in () if dry_run else removed:
+        _audit(settings, "purged", job=purged.job_id, state=purged.state, why=purged.why)
     if as_json:
         emit_json([dataclasses.asdict(p) for p in removed])
         return

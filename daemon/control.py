@@ -71,10 +71,10 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
         return "all steps"
 
 
-def enqueue_report(engine: sa.Engine, job_id: str) -> None:
+def enqueue_report(engine: sa.Engine, job_id: str, *, workflow_id: str | None = None) -> None:
     """Queue a job for whichever worker is free; queueing it twice starts it once."""
     with engine_client(engine) as client:
-        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, job_id, job_id)
+        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, workflow_id or job_id, job_id)
 
 
 def enqueue_delivery(engine: sa.Engine, workflow_id: str, job_id: str, destination: str) -> None:
@@ -117,14 +117,15 @@ def cancel(store: JobStore, job_id: str) -> None:
 
 def forget_workflows(engine: sa.Engine, job_id: str) -> None:
     """Remove the engine's record of a job that has ended: it keeps no retention of its own."""
-    if not sa.inspect(engine).has_table("workflow_status", schema=_schema(engine)):
-        return  # nothing was ever started here
+    if not engine_has_run(engine):
+        return
     with engine_client(engine) as client:
         found = client.list_workflows(workflow_id_prefix=job_id, load_input=False, load_output=False)
         if found:
             client.delete_workflows([workflow.workflow_id for workflow in found])
 
 
-def _schema(engine: sa.Engine) -> str | None:
-    """Where DBOS keeps its tables."""
-    return None if engine.dialect.name == "sqlite" else "dbos"
+def engine_has_run(engine: sa.Engine) -> bool:
+    """Whether DBOS has made its tables here: before that nothing was ever started."""
+    schema = None if engine.dialect.name == "sqlite" else "dbos"
+    return sa.inspect(engine).has_table("workflow_status", schema=schema)

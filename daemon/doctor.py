@@ -42,7 +42,8 @@ class Check:
 def examine(settings: Settings) -> Iterator[Check]:
     """Look at everything that `serve` will need, one check after the other."""
     looks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
-        _weights, _device, _four_bit, _codecs, _disk, _port, _page, _database, _shared, _receiver, _destinations, _tools,
+        _weights, _device, _four_bit, _codecs, _disk, _port, _page, _database, _shared, _receiver, _destinations,
+        _tools,
     )  # fmt: skip
     for look in looks:
         yield from look(settings)

