@@ -239,7 +239,10 @@ def test_logs_and_addresses_hold_nothing_of_patients(site: Site, caplog: pytest.
 
 
 def test_the_page_is_quick_with_ten_thousand_jobs(site: Site) -> None:
-    """With ten objects each in the delivery table; the median of 15 pages, on a machine that may be busy."""
+    """With ten objects each in the delivery table; median CPU time of 15 pages, server and client in this process.
+
+    On an idle machine that is the wall time; on a busy one wall time says how busy it is.
+    """
     add_job(site, "j1")
     with site.store.engine.begin() as connection:
         connection.execute(
@@ -263,7 +266,7 @@ def test_the_page_is_quick_with_ten_thousand_jobs(site: Site) -> None:
     for path in ("/", "/?state=failed", "/jobs/j1", "/refused", "/?page=150"):
         spent = []
         for _ in range(15):
-            started = time.perf_counter()
+            started = time.process_time()
             assert site.ask(path)[0] == 200
-            spent.append(time.perf_counter() - started)
+            spent.append(time.process_time() - started)
         assert statistics.median(spent) < 0.2, (path, sorted(spent))
