@@ -7,7 +7,7 @@ import datetime
 import getpass
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import sqlalchemy as sa
 import typer
@@ -32,7 +32,7 @@ def _store(config: Path | None) -> tuple[Settings, sa.Engine, JobStore]:
     return settings, engine, JobStore(engine)
 
 
-def _audit(settings: Settings, event: str, **facts: str) -> None:
+def _audit(settings: Settings, event: str, **facts: Any) -> None:
     """Who did it, as the system knows them."""
     AuditLog(settings.storage.folder / "audit").write(event, by=f"{getpass.getuser()} (command line)", **facts)
 
