@@ -10,15 +10,20 @@ import bitsandbytes.functional as bnb
 import torch
 from torch import nn
 
+from braingemma.quantize import block_size
+
 
 @torch.no_grad()
 def round_to_nf4(language_model: nn.Module) -> int:
-    """Round every linear layer but the output head, in place; returns how many there were."""
+    """Round every linear layer that is served in four bits, in place; returns how many there were."""
     rounded = 0
     for name, module in language_model.named_modules():
-        if isinstance(module, nn.Linear) and not name.endswith("lm_head") and "lora_" not in name:
+        if not isinstance(module, nn.Linear) or name.endswith("lm_head") or "lora_" in name:
+            continue
+        size = block_size(module.in_features)
+        if size is not None:
             weight = module.weight.data.contiguous()
-            packed, state = bnb.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
+            packed, state = bnb.quantize_4bit(weight, blocksize=size, quant_type="nf4", compress_statistics=True)
             module.weight.data.copy_(bnb.dequantize_4bit(packed, state).view_as(weight))
             rounded += 1
     return rounded
