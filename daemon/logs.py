@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from typing import Literal
 
 NOISY = (
-    "pynetdicom", "pydicom", "dicom2nifti", "httpx", "urllib3", "highdicom", "matplotlib", "uvicorn",
+    "pynetdicom", "pydicom", "dicom2nifti", "httpx", "urllib3", "highdicom", "matplotlib", "uvicorn", "dbos",
     "fsspec", "botocore",
 )  # fmt: skip
 """Libraries that are heard only from warnings on; some of them name patients in lesser lines."""
