@@ -17,11 +17,11 @@ def predict_logits(model: BrainGemma3D, volumes: Tensor, batch: int = 32) -> Ten
     """(N, findings, outputs) uncalibrated logits of the findings head."""
     parts = []
     for start in range(0, len(volumes), batch):
-        tokens = model.resample(model.patch_features(volumes[start : start + batch].float()))
+        tokens = model.resample(model.patch_features(volumes[start : start + batch].float().to(model.compute_device)))
         logits = model.findings_logits(tokens)
         if logits is None:
             raise SettingsError("these weights have no findings head")
-        parts.append(logits)
+        parts.append(logits.float().cpu())
     return torch.cat(parts)
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from training.errors import ResumeError
+from training.errors import ResumeError, SettingsError
 from training.phases import Batch, Phase
 from training.run_folder import RunFolder
 from training.settings import PhaseSettings
@@ -88,9 +88,11 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best, self.waited = math.inf, 0
+        self.best_parameters: dict[str, Tensor] | None = None
+        self._check_parts()
 
     def train(self) -> Outcome:
-        """From where the run folder stands to the end."""
+        """From where the run folder stands to the end; with patience, the parameters end as they were at their best."""
         self._resume()
         self.module.train()
         while self.step < self.total and not self._exhausted():
@@ -101,6 +103,8 @@ class Trainer:
             if self.step % self.settings.validate_every == 0 or self.step == self.total:
                 self._validate_and_save()
         self.module.eval()
+        if self.best_parameters is not None:
+            self._put(self.best_parameters)
         return Outcome(self.step, self.history, self.best, self.step < self.total)
 
     # ------------------------------------------------------------------ one step
@@ -140,6 +144,15 @@ class Trainer:
         starts = [(n * processes + self.accelerator.process_index) * width for n in range(passes)]
         return [slice(start, start + width) for start in starts]
 
+    def _check_parts(self) -> None:
+        size = min(self.settings.batch, len(self.source))
+        parts = self.settings.accumulate * self.accelerator.num_processes
+        if size % parts:
+            raise SettingsError(
+                f"{self.settings.name}: {size} cases a step do not fall into {parts} equal parts "
+                f"({self.settings.accumulate} passes on {self.accelerator.num_processes} processes)"
+            )
+
     def _mean(self, value: Tensor) -> Tensor:
         return self.accelerator.reduce(value, reduction="mean")
 
@@ -156,6 +169,8 @@ class Trainer:
             self.history[-1].update({f"validation {name}": value for name, value in measured.items()})
             improved = measured["loss"] < self.best
             self.best, self.waited = min(self.best, measured["loss"]), 0 if improved else self.waited + 1
+            if improved and self.settings.patience:
+                self.best_parameters = {name: value.clone() for name, value in self._trained().items()}
         if self.accelerator.is_main_process:
             self.run.save_state(self.settings.name, self._state())
             self.run.write_history(self.settings.name, self.history)
@@ -173,7 +188,23 @@ class Trainer:
             "history": self.history,
             "best": self.best,
             "waited": self.waited,
+            "best_parameters": self.best_parameters,
         }
+
+    def restore(self) -> None:
+        """Take over what this phase left in the run folder, without training.
+
+        Raises:
+            ResumeError: it has not come to its end there.
+        """
+        self._resume()
+        if self.step < self.total and not self._exhausted():
+            raise ResumeError(
+                f"{self.run.root}: {self.settings.name} stands at step {self.step} of {self.total}; "
+                f"train {self.settings.name} first, or train all"
+            )
+        if self.best_parameters is not None:
+            self._put(self.best_parameters)
 
     def _resume(self) -> None:
         """Go on from the run folder's state.
@@ -184,17 +215,21 @@ class Trainer:
         state = self.run.load_state(self.settings.name)
         if state is None:
             return
-        mine = dict(self.phase.named_parameters())
-        shapes = {n: tuple(p.shape) for n, p in mine.items() if p.requires_grad}
+        shapes = {n: tuple(p.shape) for n, p in self.phase.named_parameters() if p.requires_grad}
         theirs = {n: tuple(p.shape) for n, p in state["parameters"].items()}
         if shapes != theirs or state["total"] != self.total:
             raise ResumeError(
                 f"{self.run.state(self.settings.name)} is of another run: it has {len(theirs)} tensors and "
                 f"{state['total']} steps, this configuration {len(shapes)} and {self.total}; use another --out"
             )
-        with torch.no_grad():
-            for name, value in state["parameters"].items():
-                mine[name].copy_(value)
+        self._put(state["parameters"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.history = state["step"], state["history"]
         self.best, self.waited = state["best"], state["waited"]
+        self.best_parameters = state.get("best_parameters")
+
+    @torch.no_grad()
+    def _put(self, parameters: dict[str, Tensor]) -> None:
+        mine = dict(self.phase.named_parameters())
+        for name, value in parameters.items():
+            mine[name].copy_(value)

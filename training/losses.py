@@ -17,15 +17,24 @@ def grounding_loss(logits: Tensor, share: Tensor) -> Tensor:
     return GROUNDING_SCALE * F.binary_cross_entropy_with_logits(logits, share)
 
 
-def findings_loss(logits: Tensor, target: Tensor) -> Tensor:
+def findings_loss(logits: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:
     """Cross-entropy of presence, sides and sites; (B, findings, outputs), NaN targets carry no loss.
 
-    Presence and sides weigh as much together as all sites.
+    Presence and sides weigh as much together as all sites. Where this is one part of a step's batch, `whole` holds the
+    targets of all of it, so that the mean over the parts is the loss of the whole.
     """
+    weight = _balanced_weight(target)
+    total = weight.sum()
+    if whole is not None and len(whole) != len(target):
+        total = _balanced_weight(whole).sum() * (len(target) / len(whole))
+    raw = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(target), reduction="none")
+    return (raw * weight).sum() / total.clamp(min=1.0)
+
+
+def _balanced_weight(target: Tensor) -> Tensor:
     weight = findings_weight(target)
     weight[..., :3] = weight[..., :3] * 3.0
-    raw = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(target), reduction="none")
-    return (raw * weight).sum() / weight.sum().clamp(min=1.0)
+    return weight
 
 
 def pairwise_sigmoid_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

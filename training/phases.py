@@ -94,7 +94,7 @@ class GroundingPhase(Phase):
             losses["parts"] = grounding_loss(self.to_parts(features), shares)
         found = model.findings_logits(tokens)
         if found is not None and settings.findings:
-            losses["findings"] = findings_loss(found, batch["targets"])
+            losses["findings"] = findings_loss(found, batch["targets"], batch.get("all_targets"))
         if settings.contrast:
             losses["contrast"] = self._contrast(model.projector(tokens), batch)
         weights = {name: getattr(settings, name) for name in losses}
@@ -129,8 +129,10 @@ class CaptionPhase(Phase):
         tokens = batch["tokens"] if "tokens" in batch else model.resample(model.patch_features(batch["volumes"]))
         visual = model.projector(tokens)
         embeddings = language.embed_with_image(model.language_model, batch["input_ids"], visual)
+        # Of a part of a step's batch: its share of the tokens, so that the mean over the parts is the loss of the whole.
+        share = {"num_items_in_batch": batch["part_tokens"]} if "part_tokens" in batch else {}
         output = model.language_model(
-            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], labels=batch["labels"]
+            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], labels=batch["labels"], **share
         )
         return {"loss": output.loss}
 

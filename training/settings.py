@@ -98,10 +98,10 @@ class DataSettings:
     Attributes:
         kind: "phantoms" or "manifest".
         count: Phantoms for training.
-        seed: First seed of the phantoms; each case has its own.
+        seed: First seed of the phantoms; each case has its own. With a manifest: of the split, where it states none.
         validation: Cases held out for validation: the phantoms after the training ones.
         manifest: JSONL or CSV with `image`, `report` and optional `mask`, `patient`, `split`.
-        cache: Folder for prepared cases; empty: none.
+        cache: Folder for prepared cases; empty: the run folder's.
     """
 
     kind: str = "phantoms"
@@ -123,13 +123,33 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """A whole run: model sizes, data, and the phases in order."""
+    """A whole run: model sizes, data, and the phases in order.
+
+    Attributes:
+        weights: Folder or hub id to start from; empty: `model` says how to make one.
+        quantization: Of the frozen language model: "none", "4bit" or "auto".
+        precision: "no": float32 throughout; "bf16": float32 weights, arithmetic in bfloat16 where autocast takes it.
+        model: Sizes of a model from nothing (tables `vision` and `text`), or hub ids or folders of the two models that
+            a new one is made of (strings `vision` and `text`), with further fields of `BrainGemmaConfig`.
+        data: Where cases come from.
+        language: The text-only stage.
+        phases: In order.
+    """
 
     weights: str = ""
+    quantization: str = "none"
+    precision: str = "no"
     model: dict[str, Any] = field(default_factory=dict)
     data: DataSettings = field(default_factory=DataSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     phases: tuple[PhaseSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the choices."""
+        if self.quantization not in ("none", "4bit", "auto"):
+            raise SettingsError(f"quantization must be none, 4bit or auto, got {self.quantization!r}")
+        if self.precision not in ("no", "bf16"):
+            raise SettingsError(f"precision must be no or bf16, got {self.precision!r}")
 
     def phase(self, name: str) -> PhaseSettings:
         """The phase of this name."""
@@ -147,30 +167,44 @@ PHASES: Final = ("phase1", "phase2a", "phase2b")
 
 
 def load_settings(source: str | Path) -> TrainingSettings:
-    """Read a TOML file, or a bundled configuration by name ("demo", "card").
+    """Read a TOML file, or a bundled configuration by name ("demo", "card", "phase1", ...).
+
+    `include = ["other.toml"]` at the top of a file takes over what it does not state itself, from files beside it.
 
     Raises:
         SettingsError: no such file, not TOML, or an unknown or impossible value.
     """
-    path = Path(source)
-    bundled = files("training").joinpath("configs", f"{source}.toml")
-    try:
-        text = bundled.read_text() if not path.suffix and bundled.is_file() else path.read_text()
-        raw = tomllib.loads(text)
-    except FileNotFoundError as error:
-        raise SettingsError(f"{source}: no such configuration file") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{source}: not TOML: {error}") from error
-    unknown = set(raw) - {"weights", "model", "data", "language", *PHASES}
+    raw = _read(source)
+    unknown = set(raw) - {"weights", "quantization", "precision", "model", "data", "language", *PHASES}
     if unknown:
         raise SettingsError(f"{source}: unknown sections {', '.join(sorted(unknown))}")
     return TrainingSettings(
         weights=str(raw.get("weights", "")),
+        quantization=str(raw.get("quantization", "none")),
+        precision=str(raw.get("precision", "no")),
         model=dict(raw.get("model", {})),
         data=_section(DataSettings, raw.get("data", {}), "data"),
         language=_section(LanguageSettings, raw.get("language", {}), "language"),
         phases=tuple(_section(PhaseSettings, {"name": n, **raw[n]}, n) for n in PHASES if n in raw),
     )
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    """The sections of a file and of what it includes; the file's own win."""
+    path = Path(source)
+    bundled = files("training").joinpath("configs", f"{source}.toml")
+    if not path.suffix and bundled.is_file():
+        path = Path(str(bundled))
+    try:
+        raw = tomllib.loads(path.read_text())
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise SettingsError(f"{source}: no such configuration file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{source}: not TOML: {error}") from error
+    included: dict[str, Any] = {}
+    for name in raw.pop("include", []):
+        included |= _read(path.parent / str(name))
+    return {**included, **raw}
 
 
 def _section(kind: Any, values: dict[str, Any], name: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from braingemma.findings import Finding, mirror_text
+from braingemma.language import IGNORE
 from braingemma.model import BrainGemma3D
 from training.datasets import Augmentation, Cases, flip_where
 from training.grammar import write_report
@@ -35,6 +36,19 @@ def reports_for(cases: Cases, index: list[int], flips: list[bool], rng: np.rando
         else:
             texts.append(mirror_text(cases.reports[i]) if flip else cases.reports[i])
     return texts
+
+
+def text_part(model: BrainGemma3D, texts: list[str], part: slice) -> Batch:
+    """Ids, mask and labels of `texts[part]`; with `part_tokens`, its even share of the step's tokens, where it is a part.
+
+    A mean over each part's own tokens would weigh the words of short reports more.
+    """
+    batch: Batch = model.training_batch(texts[part])
+    own = len(texts[part])
+    if own < len(texts):
+        tokens = (model.training_batch(texts)["labels"] != IGNORE).sum()
+        batch["part_tokens"] = tokens * (own / len(texts))
+    return batch
 
 
 class VolumeSource:
@@ -65,10 +79,11 @@ class VolumeSource:
         batch: Batch = {"volumes": volumes[part], "masks": masks[part], "targets": targets[part]}
         texts = reports_for(self.cases, index, flip.tolist(), np.random.default_rng([seed, 5]))
         if self.settings.name != "phase1":
-            return {**batch, **self.model.training_batch(texts[part])}
+            return {**batch, **text_part(self.model, texts, part)}
+        batch["all_targets"] = targets
         if self.settings.contrast:
             own = torch.full((targets[part].shape[0],), part.start or 0)
-            batch |= {**self.model.training_batch(texts), "all_targets": targets, "own": own}
+            batch |= {**self.model.training_batch(texts), "own": own}
         return batch
 
 
@@ -93,7 +108,8 @@ class TokenSource:
             rows = slice(start, start + 32)
             volumes, _ = Augmentation().apply(self.cases.volumes[rows], self.cases.masks[rows], limit, rng)
             volumes = volumes.flip(-1) if flip else volumes
-            parts.append(self.model.resample(self.model.patch_features(volumes)).half())
+            features = self.model.patch_features(volumes.to(self.model.compute_device))
+            parts.append(self.model.resample(features).half().cpu())
         return torch.cat(parts)
 
     def batch(self, index: list[int], step: int, part: slice) -> Batch:
@@ -102,7 +118,7 @@ class TokenSource:
         copies = rng.integers(len(self.tokens), size=len(index))
         texts = reports_for(self.cases, index, [bool(c % 2) for c in copies], rng)
         tokens = self.tokens[torch.from_numpy(copies), torch.tensor(index)].float()
-        return {"tokens": tokens[part], **self.model.training_batch(texts[part])}
+        return {"tokens": tokens[part], **text_part(self.model, texts, part)}
 
 
 def validation_batch(cases: Cases, model: BrainGemma3D, seed: int = 0) -> Batch:
