@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
-from daemon.terminal import JsonOption, data, emit_json, working
+from daemon.terminal import JsonOption, data, emit_json, messages, working
 from training import cli as training
 
 train_app = typer.Typer(help="Train the model.", no_args_is_help=True)
@@ -33,17 +38,124 @@ def train_demo(
     data.print(str(weights))
 
 
+OutOption = Annotated[Path, typer.Option(help="Run folder; a run that was killed goes on from it.")]
+PhaseConfig = Annotated[
+    str, typer.Option("--config", "-c", help="TOML file, or a bundled configuration: card, demo, phase1 and so on.")
+]
+
+
+@train_app.command("phase1")
+def train_phase1(config: PhaseConfig = "phase1", out: OutOption = Path("runs/card")) -> None:
+    """Contrastive grounding: encoder, resampler and projector learn; the language model is frozen."""
+    _train(["phase1"], config, out)
+
+
+@train_app.command("phase2a")
+def train_phase2a(config: PhaseConfig = "phase2a", out: OutOption = Path("runs/card")) -> None:
+    """Projector warm-up by next-token loss, after phase 1 in the same run folder."""
+    _train(["phase2a"], config, out)
+
+
+@train_app.command("phase2b")
+def train_phase2b(config: PhaseConfig = "phase2b", out: OutOption = Path("runs/card")) -> None:
+    """Projector and adapters by next-token loss, after phase 2A in the same run folder."""
+    _train(["phase2b"], config, out)
+
+
+@train_app.command("all")
+def train_all(config: PhaseConfig = "card", out: OutOption = Path("runs/card")) -> None:
+    """All phases of a configuration, in order."""
+    _train([], config, out)
+
+
+def _train(names: list[str], config: str, out: Path) -> None:
+    with training_progress() as (say, progress):
+        weights = training.train_phases(names, config, out, say, progress)
+    data.print(str(weights))
+
+
+@contextmanager
+def training_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int, dict[str, float]], None]]]:
+    """What is being done, and how far each phase is: bars on a terminal, a line for every twentieth elsewhere."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    if os.environ.get("RANK", "0") != "0":  # one process of many speaks
+        yield (lambda _text: None), (lambda _phase, _step, _total, _losses: None)
+        return
+    with Progress(*columns, console=messages, disable=not messages.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(phase: str, step: int, total: int, losses: dict[str, float]) -> None:
+            if phase not in tasks:
+                tasks[phase] = bars.add_task(phase, total=total)
+            bars.update(tasks[phase], completed=step, description=f"{phase} loss {losses['loss']:.3f}")
+            if not messages.is_terminal and (step == total or step % max(1, total // 20) == 0):
+                messages.print(f"{phase} {step}/{total}: loss {losses['loss']:.4f}", markup=False)
+
+        said: list[str] = []
+
+        def say(text: str) -> None:
+            kind = text.rstrip("0123456789/ ")
+            if said[-1:] != [kind]:
+                said.append(kind)
+                messages.print(text, markup=False)
+
+        yield say, progress
+
+
+@train_app.command("manifest")
+def train_manifest(
+    out: Annotated[Path, typer.Option(help="The manifest to write, JSONL.")] = Path("manifest.jsonl"),
+    brats: Annotated[Path | None, typer.Option(help="BraTS 2020: the folder above BraTS20_Training_NNN.")] = None,
+    reports: Annotated[Path | None, typer.Option(help="TextBraTS: its folder, or JSONL with id and report.")] = None,
+    official: Annotated[Path | None, typer.Option(help="Folder of TextBraTS's Train.json and Test.json.")] = None,
+    controls: Annotated[Path | None, typer.Option(help="Healthy controls, BIDS (MPI-Leipzig).")] = None,
+    seed: Annotated[int, typer.Option(help="Of the 70/10/20 split by patient and side, where no split is stated.")] = 0,
+) -> None:
+    """List BraTS 2020 with TextBraTS reports and healthy controls, checked and split by patient."""
+    with working("reading"):
+        counts = training.manifest(out, brats=brats, reports=reports, splits=official, controls=controls, seed=seed)
+    data.print(f"{out}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
+
+
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the tables.")],
     weights: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")] = "demo",
-    count: Annotated[int, typer.Option(min=1, help="Phantoms.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first; training uses 200000 and up.")] = 7_000_000,
+    count: Annotated[int, typer.Option(min=1, help="Phantoms to draw, where no cases are named.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first; training uses 200000 and up.")] = 7_000_000,
+    cases: Annotated[Path | None, typer.Option(help="Folder that `braingemma phantom` wrote.")] = None,
+    manifest: Annotated[Path | None, typer.Option(help="CSV or JSONL with image and report.")] = None,
+    split: Annotated[str | None, typer.Option(help="Of the manifest: train, val or test.")] = None,
+    insert: Annotated[
+        list[Path] | None, typer.Option(help="Real FLAIR without a mass, to insert lesions into; may be repeated.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="medgemma-2d or med3dvlm, with --checkpoint.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder of the baseline's checkpoint.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that lies in the checkpoint's folder.")
+    ] = False,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Also report each volume mirrored.")] = True,
+    as_json: JsonOption = False,
 ) -> None:
-    """Judge reports on phantoms that the weights never saw, beside reports that never look."""
+    """Judge reports on cases with truth, beside reports that never look."""
+    if (baseline is None) != (checkpoint is None):
+        raise typer.BadParameter("--baseline and --checkpoint go together")
+    judged = training.Judged(
+        weights=weights if checkpoint is None else str(checkpoint),
+        count=count,
+        seed=seed,
+        folders=cases,
+        manifest=manifest,
+        split=split,
+        insert=tuple(insert or ()),
+        baseline=baseline,
+        trust_remote_code=trust_remote_code,
+    )
     with working("loading") as say:
-        table = training.evaluate(weights, out, count, seed, say, flip=flip)
-    data.print(table)
+        training.evaluate(judged, out, say, flip=flip)
+    if as_json:
+        sys.stdout.write((out / "evaluation.json").read_text())
+    else:
+        data.print((out / "evaluation.md").read_text())
 
 
 def phantom(

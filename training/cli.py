@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.errors import DataError
 from training.phantoms import make_phantom, write_phantom
+from training.records import Record
 from training.settings import load_settings
+
+if TYPE_CHECKING:
+    from training.evaluate import Evaluation
+    from training.evaluation_cases import EvaluationCase
+    from training.reporters import Reporter
 
 Say = Callable[[str], None]
 
@@ -30,6 +38,45 @@ def train_demo(out: Path, say: Say, config: str = "demo") -> Path:
 
     demo.train_demo(load_settings(config), out, progress, say)
     return out / "weights"
+
+
+def train_phases(
+    names: Sequence[str],
+    config: str,
+    out: Path,
+    say: Say,
+    progress: Callable[[str, int, int, dict[str, float]], None],
+) -> Path:
+    """Phases of the card by a configuration; see `training.run.train_phases`. Returns the folder of the weights."""
+    from training import run
+
+    settings = load_settings(config)
+    run.train_phases(settings, out, names or [phase.name for phase in settings.phases], progress, say)
+    return out / "weights"
+
+
+def manifest(
+    out: Path, *, brats: Path | None, reports: Path | None, splits: Path | None, controls: Path | None, seed: int = 0
+) -> dict[str, int]:
+    """Write one manifest for BraTS 2020 with TextBraTS and for controls; returns the cases of each split.
+
+    Raises:
+        DataError: everything that is missing or in two splits, at once.
+    """
+    from training.public_data import brats_records, control_records
+    from training.records import SPLITS, check_records, write_manifest
+    from training.splits import with_splits
+
+    records: list[Record] = []
+    if brats is not None:
+        records += with_splits(brats_records(brats, reports or brats, splits), seed)
+    if controls is not None:
+        records += with_splits(control_records(controls), seed)
+    if not records:
+        raise DataError("expected a folder of BraTS 2020, of controls, or both")
+    check_records(records)
+    write_manifest(records, out)
+    return {split: sum(record.split == split for record in records) for split in SPLITS}
 
 
 def phantoms(out: Path, count: int, seed: int, say: Say, each: Callable[[Path], None] | None = None) -> list[Path]:
@@ -58,18 +105,81 @@ def phantoms(out: Path, count: int, seed: int, say: Say, each: Callable[[Path], 
     return folders
 
 
-def evaluate(weights: str, out: Path, count: int, seed: int, say: Say, *, flip: bool = True) -> str:
-    """Judge the reports of weights on phantoms; writes `evaluation.md`, `.json` and `cases.csv` to `out`.
+@dataclass(frozen=True)
+class Judged:
+    """What `evaluate` is to judge.
 
-    Returns:
-        The table as Markdown.
+    Attributes:
+        weights: `demo`, a folder or a hub id; with a baseline, its checkpoint's folder.
+        count: Phantoms to draw, where no cases are named.
+        seed: Of the first, or of the inserted lesions.
+        folders: Cases that `braingemma phantom` wrote.
+        manifest: Cases of a manifest.
+        split: One split of it.
+        insert: Real scans without a mass, to put lesions into.
+        baseline: "medgemma-2d" or "med3dvlm"; None: our model.
+        trust_remote_code: Whether code that lies in the checkpoint's folder may run.
     """
-    from braingemma.model import BrainGemma3D
-    from training.evaluate import evaluate_phantoms, markdown, write_evaluation
 
-    model = BrainGemma3D.from_pretrained(weights).eval()
-    seeds = range(seed, seed + count)
-    found = evaluate_phantoms(model, seeds, flip=flip, progress=lambda done, total: say(f"case {done}/{total}"))
-    title = f"{model.config.name} {model.config.version} on {count} phantoms, seeds {seed} to {seed + count - 1}"
-    write_evaluation(found, out, title)
-    return markdown(found, title)
+    weights: str = "demo"
+    count: int = 60
+    seed: int = 7_000_000
+    folders: Path | None = None
+    manifest: Path | None = None
+    split: str | None = None
+    insert: tuple[Path, ...] = ()
+    baseline: str | None = None
+    trust_remote_code: bool = False
+
+
+def evaluate(judged: Judged, out: Path, say: Say, *, flip: bool = True) -> Evaluation:
+    """Judge reports; writes `evaluation.md`, `.json`, `.png`, `reliability.png` and `cases.csv` to `out`.
+
+    Raises:
+        DataError: the cases cannot be used, or all of them failed.
+    """
+    from training.evaluate import evaluate_cases
+    from training.evaluation_files import write_evaluation
+
+    cases, described, total = _cases(judged)
+    reporter = _reporter(judged)
+    found = evaluate_cases(reporter, cases, flip=flip, progress=lambda done: say(f"case {done}/{total}"))
+    write_evaluation(found, out, f"{reporter.name} on {described}")
+    if found.cases and found.failed == len(found.cases):
+        raise DataError(f"all {found.failed} cases failed, the first: {found.cases[0].name}: {found.cases[0].error}")
+    return found
+
+
+def _cases(judged: Judged) -> tuple[Iterable[EvaluationCase], str, int]:
+    """(cases, what they are, how many)."""
+    from training import evaluation_cases as sources
+
+    named = [bool(judged.folders), bool(judged.manifest), bool(judged.insert)]
+    if sum(named) > 1:
+        raise DataError("expected one of folders, a manifest or scans to insert lesions into, got several")
+    if judged.folders:
+        found = sources.folder_cases(judged.folders)
+        return found, f"{len(found)} cases of {judged.folders.name}", len(found)
+    if judged.manifest:
+        found = sources.manifest_cases(judged.manifest, judged.split)
+        part = f", split {judged.split}" if judged.split else ""
+        return found, f"{len(found)} cases of {judged.manifest.name}{part}", len(found)
+    if judged.insert:
+        each = 8
+        total = len(judged.insert) * (each + 1)
+        drawn = sources.inserted_cases(judged.insert, each, judged.seed)
+        return drawn, f"{len(judged.insert)} real scans, as they are and with {each} inserted lesions each", total
+    seeds = range(judged.seed, judged.seed + judged.count)
+    described = f"{judged.count} phantoms, seeds {judged.seed} to {judged.seed + judged.count - 1}"
+    return sources.phantom_cases(seeds), described, judged.count
+
+
+def _reporter(judged: Judged) -> Reporter:
+    if judged.baseline is None:
+        from braingemma.model import BrainGemma3D
+        from training.reporters import ModelReporter
+
+        return ModelReporter(BrainGemma3D.from_pretrained(judged.weights).eval())
+    from training.baselines import load_baseline
+
+    return load_baseline(judged.baseline, Path(judged.weights), trust_remote_code=judged.trust_remote_code)

@@ -159,7 +159,7 @@ def train_demo(settings: TrainingSettings, out: Path, progress: Progress, say: S
     train = phantom_cases(model.config, data.seed, data.count, cache, say)
     validation = phantom_cases(model.config, data.seed + data.count, data.validation, cache, say)
     run.start(settings, data_digest(train))
-    _language_stage(model, settings, run, progress)
+    language_stage(model, settings, run, progress)
     rounded = round_to_nf4(model.language_model)
     say(f"language model rounded to 4 bit: {rounded} layers")
     for phase in settings.phases:
@@ -171,7 +171,7 @@ def train_demo(settings: TrainingSettings, out: Path, progress: Progress, say: S
     return model
 
 
-def _language_stage(model: BrainGemma3D, settings: TrainingSettings, run: RunFolder, progress: Progress) -> None:
+def language_stage(model: BrainGemma3D, settings: TrainingSettings, run: RunFolder, progress: Progress) -> None:
     """Text-only training, or what an earlier start of this run left of it."""
     kept = run.root / "language.safetensors"
     if kept.exists():

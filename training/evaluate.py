@@ -1,45 +1,64 @@
-"""Judge weights on cases with truth: from the text of their reports, beside reports that never look at the picture.
+"""Judge reports on cases with truth, beside reports that never look at the picture.
 
-A case that fails is a failed case: it is listed, counted, and scored as a report that says nothing.
+Everything is read from the reports' text. A case that fails is a failed case: it is listed, counted, and scored as a
+report that says nothing.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
-import nibabel
 import numpy as np
 
 from braingemma.errors import BrainGemmaError
-from braingemma.findings import FINDINGS, Finding, findings_from_text
+from braingemma.findings import FINDINGS, Finding, findings_from_text, mirror_text
 from braingemma.model import BrainGemma3D
-from braingemma.preprocess import prepare_image
-from training.errors import DataError
-from training.metrics import Findings, Pair, bootstrap, calibration_error, constant_baselines, finding, measure
-from training.phantoms import make_phantom
+from training.errors import TrainingError
+from training.evaluation_cases import EvaluationCase, phantom_cases
+from training.grammar import write_report
+from training.metrics import (
+    Findings,
+    ReliabilityBin,
+    bootstrap,
+    calibration_error,
+    finding,
+    fixed_case,
+    majority_findings,
+    measure,
+    permuted,
+    reliability,
+)
+from training.reporters import Grounding, ModelReporter, Reporter, judge_grounding
 from training.sources import mirrored_findings
+from training.text_measures import keyword_f1, text_intervals, text_measures
 
+#: What the tables show of `measure`, each F1 with its chance-corrected agreement.
 HEADLINE: Final = (
+    "laterality_f1",
+    "laterality_kappa",
+    "anatomy_f1",
+    "anatomy_kappa",
+    "pathology_f1",
+    "pathology_kappa",
     "side_accuracy",
     "side_accuracy_one_sided",
     "wrong_side",
+    "side_kappa",
     "site_f1",
+    "site_kappa",
     "presence_f1",
+    "presence_kappa",
     "lesion_presence_accuracy",
     "lesion_sensitivity",
     "healthy_specificity",
-    "side_kappa",
-    "lesion_kappa",
-    "edema_kappa",
-    "necrosis_kappa",
-    "ventricular_compression_kappa",
+    *(f"{name}_{kind}" for name in FINDINGS for kind in ("presence_f1", "kappa", "informedness")),
 )
-Progress = Callable[[int, int], None]
+#: What a third-party model may raise on a case: torch and transformers raise these two.
+_FOREIGN: Final = (RuntimeError, ValueError)
+_TEXT_ORDERS: Final = 5
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -48,120 +67,185 @@ class CaseResult:
 
     name: str
     truth: Findings
+    reference: str
     report: str
-    predicted: Findings
-    mirrored: Findings | None = None
+    mirrored: str | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
+    grounding: Grounding | None = None
     error: str | None = None
+
+    @property
+    def predicted(self) -> Findings:
+        """What the report says."""
+        return findings_from_text(self.report)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is truly no lesion."""
+        return finding(self.truth, "lesion").presence == "absent"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Reports of one writer, true or not, on the same cases."""
+
+    truths: tuple[Findings, ...]
+    references: tuple[str, ...]
+    reports: tuple[str, ...]
+
+    def pairs(self) -> list[tuple[Findings, Findings]]:
+        """(truth, stated) of each case."""
+        return [(t, findings_from_text(r)) for t, r in zip(self.truths, self.reports, strict=True)]
+
+    def scores(self) -> dict[str, Any]:
+        """All measures."""
+        return {**self.texts(), **measure(self.pairs()), **keyword_f1(self.references, self.reports)}
+
+    def texts(self) -> dict[str, float | None]:
+        """Overlap with the references."""
+        return text_measures(self.references, self.reports)
+
+    def select(self, index: Sequence[int]) -> Row:
+        """Some of the cases."""
+        return Row(
+            tuple(self.truths[i] for i in index),
+            tuple(self.references[i] for i in index),
+            tuple(self.reports[i] for i in index),
+        )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results of all cases and the table made of them."""
+    """Results of all cases and the tables made of them.
+
+    Attributes:
+        cases: In order.
+        table: Measures of each row: "model", then the reports that never look, then the mirrored pictures.
+        apart: The model's measures on "pathological" and on "healthy" cases.
+        intervals: 95 % bootstrap intervals of the model's measures.
+        flip_consistency: Share of cases whose mirrored picture gets the mirrored side.
+        calibration: Expected calibration error of each finding.
+        reliability: Its bins.
+        grounding: Peak of the map inside the lesion, its side, its height on healthy cases.
+    """
 
     cases: tuple[CaseResult, ...]
     table: dict[str, dict[str, Any]]
+    apart: dict[str, dict[str, Any]]
     intervals: dict[str, tuple[float, float]]
     flip_consistency: float | None
     calibration: dict[str, float | None]
+    reliability: dict[str, list[ReliabilityBin]]
+    grounding: dict[str, float | None]
 
     @property
     def failed(self) -> int:
         """Cases that gave no report."""
         return sum(case.error is not None for case in self.cases)
 
-    def to_json(self) -> dict[str, Any]:
-        """For `evaluation.json`."""
-        return {
-            "cases": len(self.cases),
-            "failed": self.failed,
-            "flip_consistency": self.flip_consistency,
-            "calibration_error": self.calibration,
-            "intervals_95": self.intervals,
-            "table": self.table,
-        }
+
+def evaluate_cases(
+    reporter: Reporter, cases: Iterable[EvaluationCase], *, flip: bool = True, progress: Progress = lambda _done: None
+) -> Evaluation:
+    """Have every case reported, and judge the reports."""
+    results = []
+    for number, case in enumerate(cases, 1):
+        results.append(judge_case(reporter, case, flip=flip))
+        progress(number)
+    return summarise(results)
 
 
 def evaluate_phantoms(
-    model: BrainGemma3D, seeds: Sequence[int], *, flip: bool = True, progress: Progress = lambda _done, _all: None
+    model: BrainGemma3D, seeds: Sequence[int], *, flip: bool = True, progress: Progress = lambda _done: None
 ) -> Evaluation:
     """Draw phantoms as `braingemma phantom` does, prepare them as serving does, and judge the reports' text."""
-    results = []
-    for number, seed in enumerate(seeds):
-        phantom = make_phantom(seed)
-        results.append(judge_case(model, phantom.volume, phantom.findings, f"phantom-{seed}", flip=flip))
-        progress(number + 1, len(seeds))
-    return summarise(results)
+    return evaluate_cases(ModelReporter(model), phantom_cases(seeds), flip=flip, progress=progress)
 
 
-def evaluate_folders(
-    model: BrainGemma3D, root: Path, *, flip: bool = True, progress: Progress = lambda _done, _all: None
-) -> Evaluation:
-    """Judge the reports on cases that `braingemma phantom` wrote."""
-    results, cases = [], read_case_folders(root)
-    for number, (name, picture, truth) in enumerate(cases):
-        results.append(judge_case(model, nibabel.load(picture), truth, name, flip=flip))
-        progress(number + 1, len(cases))
-    return summarise(results)
-
-
-def judge_case(model: BrainGemma3D, image: Any, truth: Findings, name: str, *, flip: bool = True) -> CaseResult:
-    """One report, and one of the mirrored volume; a refusal by the model is kept as the case's error."""
+def judge_case(reporter: Reporter, case: EvaluationCase, *, flip: bool = True) -> CaseResult:
+    """One report, and one of the mirrored picture; a refusal is kept as the case's error."""
     try:
-        volume = prepare_image(image, model.config, name=name).tensor
-        report = str(model.generate_report(volume))
-        mirrored = findings_from_text(str(model.generate_report(volume.flip(-1)))) if flip else None
-        probabilities = model.finding_probabilities(volume)
-    except BrainGemmaError as error:
-        silent = tuple(Finding(n, "undetermined") for n in FINDINGS)
-        return CaseResult(name, truth, "", silent, error=str(error))
-    known = probabilities if isinstance(probabilities, dict) else {}
+        image, mask = case.open()
+        reading = reporter.read(image, case.name, flip=flip)
+        grounding = judge_grounding(reading, mask)
+    except (BrainGemmaError, TrainingError, *_FOREIGN) as error:
+        return CaseResult(case.name, case.truth, case.reference, "", error=str(error) or repr(error))
     return CaseResult(
-        name,
-        truth,
-        report,
-        findings_from_text(report),
-        mirrored,
-        {n: float(known[n]["presence"]) for n in FINDINGS if n in known},
+        case.name,
+        case.truth,
+        case.reference,
+        reading.report,
+        reading.mirrored,
+        dict(reading.probabilities),
+        grounding,
     )
 
 
-def read_case_folders(root: Path) -> list[tuple[str, Path, tuple[Finding, ...]]]:
-    """Cases as `braingemma phantom` writes them: (name, picture, truth); everything missing is listed at once.
-
-    Raises:
-        DataError: no case, or files that are missing or broken.
-    """
-    cases, problems = [], []
-    for truth_file in sorted(root.glob("*/truth.json")):
-        picture = truth_file.parent / "flair.nii.gz"
-        try:
-            entries = json.loads(truth_file.read_text())["findings"]
-            cases.append((truth_file.parent.name, picture, tuple(Finding.from_json(e) for e in entries)))
-        except (KeyError, ValueError) as error:
-            problems.append(f"{truth_file}: {error}")
-        if not picture.exists():
-            problems.append(f"{picture}: missing")
-    if problems or not cases:
-        raise DataError("\n".join(problems) or f"{root}: expected folders with truth.json and flair.nii.gz, found none")
-    return cases
+# ---- the tables
 
 
 def summarise(results: Sequence[CaseResult]) -> Evaluation:
-    """The table: the model, then the reports that never look, on the same cases."""
-    pairs: list[Pair] = [(case.truth, case.predicted) for case in results]
-    truths = [case.truth for case in results]
-    table = {"model": measure(pairs)}
-    for name, reports in constant_baselines(truths).items():
-        table[name] = measure(list(zip(truths, reports, strict=True)))
-    shuffled = np.random.default_rng(1).permutation(len(results))
-    table["shuffled images"] = measure([(truths[i], results[j].predicted) for i, j in enumerate(shuffled)])
+    """The model's measures beside those of reports that never look, on the same cases."""
+    model = Row(tuple(c.truth for c in results), tuple(c.reference for c in results), tuple(c.report for c in results))
+    pairs = model.pairs()
+    table = {"model": model.scores(), **{name: row.scores() for name, row in _constant_rows(model).items()}}
+    table["shuffled images"] = _shuffled(model)
+    mirrored = _mirrored_row(results)
+    if mirrored is not None:
+        table["left-right flip"] = mirrored.scores()
+    healthy = [case.healthy for case in results]
+    apart = {
+        name: model.select(index).scores()
+        for name, wanted in (("pathological", False), ("healthy", True))
+        if (index := [i for i, h in enumerate(healthy) if h == wanted])
+    }
+    known = {name: _known(results, name) for name in FINDINGS}
     return Evaluation(
         cases=tuple(results),
         table=table,
-        intervals=bootstrap(pairs, HEADLINE),
+        apart=apart,
+        intervals={**text_intervals(model.references, model.reports), **bootstrap(pairs, HEADLINE)},
         flip_consistency=_flip_consistency(results),
-        calibration={name: _calibration(results, name) for name in FINDINGS},
+        calibration={name: calibration_error(*answers) for name, answers in known.items()},
+        reliability={name: reliability(*answers) for name, answers in known.items() if answers[0]},
+        grounding=_grounding(results),
+    )
+
+
+def _constant_rows(model: Row) -> dict[str, Row]:
+    """One case's reference for all, and a report of the commonest answers."""
+    count = len(model.truths)
+    fixed = model.references[fixed_case(model.truths)]
+    common = [
+        Finding(f.finding, "absent") if f.presence == "undetermined" else f for f in majority_findings(model.truths)
+    ]
+    majority = write_report(common, np.random.default_rng(0))
+    return {
+        "constant report": Row(model.truths, model.references, (fixed,) * count),
+        "majority report": Row(model.truths, model.references, (majority,) * count),
+    }
+
+
+def _shuffled(model: Row) -> dict[str, Any]:
+    """Means over random orders: one order of a few hundred cases may agree by luck."""
+    rng = np.random.default_rng(2)
+    texts = []
+    for _ in range(_TEXT_ORDERS):
+        order = rng.permutation(len(model.reports))
+        row = Row(model.truths, model.references, tuple(model.reports[i] for i in order))
+        texts.append({**row.texts(), **keyword_f1(row.references, row.reports)})
+    means = {name: _mean([t[name] for t in texts]) for name in texts[0]}
+    return {**means, **permuted(model.pairs())}
+
+
+def _mirrored_row(results: Sequence[CaseResult]) -> Row | None:
+    """The mirrored pictures against the mirrored truth; a failed case says nothing."""
+    if all(case.mirrored is None for case in results):
+        return None
+    return Row(
+        tuple(mirrored_findings(tuple(c.truth)) for c in results),
+        tuple(mirror_text(c.reference) for c in results),
+        tuple(c.mirrored or "" for c in results),
     )
 
 
@@ -170,65 +254,36 @@ def _flip_consistency(results: Sequence[CaseResult]) -> float | None:
     answers = []
     for case in results:
         if case.mirrored is not None:
-            back = mirrored_findings(tuple(case.mirrored))
+            back = mirrored_findings(findings_from_text(case.mirrored))
             first, second = finding(case.predicted, "lesion"), finding(back, "lesion")
             answers.append((first.presence, first.laterality) == (second.presence, second.laterality))
     return float(np.mean(answers)) if answers else None
 
 
-def _calibration(results: Sequence[CaseResult], name: str) -> float | None:
+def _known(results: Sequence[CaseResult], name: str) -> tuple[list[float], list[bool]]:
+    """(probability, truth) of the cases where both are known."""
     known = [c for c in results if name in c.probabilities and finding(c.truth, name).presence != "undetermined"]
-    return calibration_error(
-        [c.probabilities[name] for c in known], [finding(c.truth, name).presence == "present" for c in known]
-    )
+    return [c.probabilities[name] for c in known], [finding(c.truth, name).presence == "present" for c in known]
 
 
-def write_evaluation(evaluation: Evaluation, folder: Path, title: str) -> None:
-    """`evaluation.json`, `evaluation.md` and `cases.csv` in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(evaluation.to_json(), indent=2) + "\n")
-    (folder / "evaluation.md").write_text(markdown(evaluation, title))
-    with (folder / "cases.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "error", "report", *(f"{n} {side}" for n in FINDINGS for side in ("true", "stated"))])
-        for case in evaluation.cases:
-            cells = [_short(finding(f, n)) for n in FINDINGS for f in (case.truth, case.predicted)]
-            writer.writerow([case.name, case.error or "", case.report, *cells])
+def _grounding(results: Sequence[CaseResult]) -> dict[str, float | None]:
+    """Of the grounding maps: where they peak in lesion cases, and how high in healthy ones."""
+    mapped = [(case, case.grounding) for case in results if case.grounding is not None]
+    sided = [(finding(c.truth, "lesion").laterality, g) for c, g in mapped]
+    right_side = [(g.left_share > 0.5) == (side == "left") for side, g in sided if side in ("left", "right")]
+    inside = [float(g.inside) for _, g in mapped if g.inside is not None]
+    return {
+        "peak_inside_lesion": _mean(inside),
+        "more_on_true_side": _mean([float(r) for r in right_side]),
+        "peak_lesion_median": _median([g.peak for c, g in mapped if not c.healthy]),
+        "peak_healthy_median": _median([g.peak for c, g in mapped if c.healthy]),
+    }
 
 
-def _short(entry: Finding) -> str:
-    if entry.presence != "present":
-        return entry.presence
-    return " ".join(filter(None, [entry.laterality or "", "/".join(entry.sites)])) or "present"
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
 
 
-def markdown(evaluation: Evaluation, title: str) -> str:
-    """The table as Markdown, with 95 % intervals for the model."""
-    columns = list(evaluation.table)
-    lines = [
-        f"# {title}",
-        "",
-        f"{len(evaluation.cases)} cases, {evaluation.failed} failed (scored as saying nothing). All figures are read "
-        "from the reports' text. Brackets: 95 % bootstrap interval.",
-        "",
-        "| measure | " + " | ".join(columns) + " |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for name in HEADLINE:
-        cells = [_cell(evaluation.table[column].get(name)) for column in columns]
-        if name in evaluation.intervals:
-            low, high = evaluation.intervals[name]
-            cells[0] += f" [{low:.2f}, {high:.2f}]"
-        lines.append(f"| {name.replace('_', ' ')} | " + " | ".join(cells) + " |")
-    calibration = ", ".join(f"{n.replace('_', ' ')} {_cell(v)}" for n, v in evaluation.calibration.items())
-    lines += [
-        "",
-        f"Left-right flip consistency: {_cell(evaluation.flip_consistency)}. Calibration error of the findings head: "
-        f"{calibration}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _median(values: Sequence[float]) -> float | None:
+    return float(np.median(values)) if values else None

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from braingemma.findings import FINDINGS, Finding
+from braingemma.findings import FINDINGS, SITES, Finding
 
 Findings = Sequence[Finding]
 Pair = tuple[Findings, Findings]
@@ -39,6 +39,23 @@ def kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     return None if expected >= 1 - 1e-12 else (observed - expected) / (1 - expected)
 
 
+def pooled_kappa(strata: Sequence[Sequence[tuple[Hashable, Hashable]]]) -> float | None:
+    """Cohen's kappa over several questions, with the chance of each by its own answers.
+
+    Pooling answers to different questions into one kappa would credit a constant report for knowing which finding or
+    lobe is common; here each constant answer agrees exactly as often as chance.
+    """
+    observed = expected = total = 0.0
+    for pairs in strata:
+        labels = {label for pair in pairs for label in pair}
+        size = len(pairs)
+        total += size
+        observed += sum(a == b for a, b in pairs)
+        for label in labels:
+            expected += sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) / size
+    return None if total - expected <= 1e-9 else (observed - expected) / (total - expected)
+
+
 @dataclass(frozen=True)
 class Counts:
     """True positives, false positives, false negatives, true negatives."""
@@ -47,6 +64,11 @@ class Counts:
     fp: int = 0
     fn: int = 0
     tn: int = 0
+
+    @staticmethod
+    def total(parts: Sequence[Counts]) -> Counts:
+        """All of them together."""
+        return Counts(*(sum(getattr(p, name) for p in parts) for name in ("tp", "fp", "fn", "tn")))
 
     @property
     def f1(self) -> float | None:
@@ -93,6 +115,52 @@ def sides(pairs: Sequence[Pair], name: str) -> list[tuple[str, str]]:
     return [(t.laterality, p.laterality or "none") for t, p in both if t.presence == "present" and t.laterality]
 
 
+def _side_set(entry: Finding) -> set[str]:
+    if entry.laterality == "bilateral":
+        return {"left", "right"}
+    return {entry.laterality} if entry.laterality else set()
+
+
+def side_counts(pairs: Sequence[Pair], name: str) -> Counts:
+    """Sides of one finding over the cases that truly have it; bilateral is left and right."""
+    tp = fp = fn = 0
+    for truth, predicted in pairs:
+        t, p = finding(truth, name), finding(predicted, name)
+        if t.presence == "present" and t.laterality:
+            true, stated = _side_set(t), _side_set(p)
+            tp, fp, fn = tp + len(true & stated), fp + len(stated - true), fn + len(true - stated)
+    return Counts(tp, fp, fn)
+
+
+def _presence_pairs(pairs: Sequence[Pair], name: str) -> list[tuple[bool, bool]]:
+    both = [(finding(t, name), finding(p, name)) for t, p in pairs]
+    return [(t.presence == "present", p.presence == "present") for t, p in both if t.presence != "undetermined"]
+
+
+def _site_strata(pairs: Sequence[Pair], name: str) -> list[list[tuple[bool, bool]]]:
+    """For each site, whether it is true and whether it is stated, over the cases that truly have the finding."""
+    both = [(finding(t, name), finding(p, name)) for t, p in pairs]
+    ill = [(t, p) for t, p in both if t.presence == "present"]
+    return [[(site in t.sites, site in p.sites) for t, p in ill] for site in SITES] if ill else []
+
+
+def clinical(pairs: Sequence[Pair]) -> dict[str, float | None]:
+    """Laterality, anatomy and pathology over all findings: F1, and beside each its chance-corrected agreement.
+
+    Pathology: whether each finding is there. Laterality and anatomy: its sides, and its sites, where it truly is. The
+    site of a ventricular compression is no question, and is left out.
+    """
+    placed = [name for name in FINDINGS if name != "ventricular_compression"]
+    return {
+        "laterality_f1": Counts.total([side_counts(pairs, name) for name in FINDINGS]).f1,
+        "laterality_kappa": pooled_kappa([sides(pairs, name) for name in FINDINGS]),
+        "anatomy_f1": Counts.total([site_counts(pairs, name) for name in placed]).f1,
+        "anatomy_kappa": pooled_kappa([stratum for name in placed for stratum in _site_strata(pairs, name)]),
+        "pathology_f1": Counts.total([presence_counts(pairs, name) for name in FINDINGS]).f1,
+        "pathology_kappa": pooled_kappa([_presence_pairs(pairs, name) for name in FINDINGS]),
+    }
+
+
 def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
     """All measures of a set of (truth, predicted) findings; values are floats or None."""
     lesion = presence_counts(pairs, "lesion")
@@ -108,7 +176,10 @@ def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
         "wrong_side": _share([{t, p} == {"left", "right"} for t, p in one_sided]),
         "side_kappa": kappa(sides(pairs, "lesion")),
         "site_f1": site_counts(pairs, "lesion").f1,
+        "site_kappa": pooled_kappa(_site_strata(pairs, "lesion")),
         "presence_f1": _mean([presence_counts(pairs, name).f1 for name in PRESENCE_FINDINGS]),
+        "presence_kappa": pooled_kappa([_presence_pairs(pairs, name) for name in PRESENCE_FINDINGS]),
+        **clinical(pairs),
     }
     for name in FINDINGS:
         counts = presence_counts(pairs, name)
@@ -116,8 +187,11 @@ def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
         result[f"{name}_informedness"] = counts.informedness
         result[f"{name}_kappa"] = kappa([(finding(t, name).presence, finding(p, name).presence) for t, p in pairs])
         result[f"{name}_side_accuracy"] = _share([t == p for t, p in sides(pairs, name)])
+        result[f"{name}_side_f1"] = side_counts(pairs, name).f1
+        result[f"{name}_side_kappa"] = kappa(sides(pairs, name))
         if name in ("edema", "necrosis"):
             result[f"{name}_site_f1"] = site_counts(pairs, name).f1
+            result[f"{name}_site_kappa"] = pooled_kappa(_site_strata(pairs, name))
     return result
 
 
@@ -146,26 +220,50 @@ def bootstrap(
 
 def calibration_error(probability: Sequence[float], truth: Sequence[bool], bins: int = 10) -> float | None:
     """Expected calibration error (Naeini et al., 2015) over equal-width bins."""
-    p, t = np.asarray(probability, float), np.asarray(truth, float)
-    if not p.size:
+    if not probability:
         return None
+    found = reliability(probability, truth, bins)
+    return sum(b.count * abs(b.probability - b.frequency) for b in found) / len(probability)
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Cases whose probability lies in one bin: how many, their mean probability, how often it was so."""
+
+    count: int
+    probability: float
+    frequency: float
+
+
+def reliability(probability: Sequence[float], truth: Sequence[bool], bins: int = 10) -> list[ReliabilityBin]:
+    """The bins that have cases, of equal width over [0, 1]: what a reliability plot shows."""
+    p, t = np.asarray(probability, float), np.asarray(truth, float)
     which = np.minimum((p * bins).astype(int), bins - 1)
-    gaps = [(which == b).mean() * abs(p[which == b].mean() - t[which == b].mean()) for b in np.unique(which)]
-    return float(sum(gaps))
+    return [
+        ReliabilityBin(int((which == b).sum()), float(p[which == b].mean()), float(t[which == b].mean()))
+        for b in np.unique(which)
+    ]
 
 
-def constant_baselines(truths: Sequence[Findings], seed: int = 0) -> dict[str, list[Findings]]:
-    """Reports that never look: one fixed report for all cases, and the commonest answer for each finding."""
+def majority_findings(truths: Sequence[Findings]) -> tuple[Finding, ...]:
+    """The commonest answer for each finding."""
+    return tuple(_commonest([finding(t, name) for t in truths]) for name in FINDINGS)
+
+
+def fixed_case(truths: Sequence[Findings], seed: int = 0) -> int:
+    """The case whose report is given for all: drawn out of those with a lesion, where there are any."""
+    ill = [i for i, t in enumerate(truths) if finding(t, "lesion").presence == "present"]
+    return ill[int(np.random.default_rng(seed).integers(len(ill)))] if ill else 0
+
+
+def permuted(pairs: Sequence[Pair], samples: int = 100, seed: int = 1) -> dict[str, Any]:
+    """Means of all measures when each case gets the answer of another one, over random orders."""
     rng = np.random.default_rng(seed)
-    ill = [t for t in truths if finding(t, "lesion").presence == "present"]
-    fixed = ill[int(rng.integers(len(ill)))] if ill else truths[0]
-    majority = tuple(_commonest([finding(t, name) for t in truths]) for name in FINDINGS)
-    order = rng.permutation(len(truths))
-    return {
-        "constant": [fixed] * len(truths),
-        "majority": [majority] * len(truths),
-        "shuffled": [truths[i] for i in order],
-    }
+    drawn = [
+        measure([(truth, pairs[j][1]) for (truth, _), j in zip(pairs, rng.permutation(len(pairs)), strict=True)])
+        for _ in range(samples)
+    ]
+    return {name: _mean([row[name] for row in drawn]) for name in drawn[0]}
 
 
 def _commonest(findings: Sequence[Finding]) -> Finding:

@@ -129,7 +129,7 @@ class CaptionPhase(Phase):
         tokens = batch["tokens"] if "tokens" in batch else model.resample(model.patch_features(batch["volumes"]))
         visual = model.projector(tokens)
         embeddings = language.embed_with_image(model.language_model, batch["input_ids"], visual)
-        # Of a part of a step's batch: its share of the tokens, so that the mean over the parts is the loss of the whole.
+        # A part of a step's batch has its share of the tokens: the mean over the parts is then the loss of the whole.
         share = {"num_items_in_batch": batch["part_tokens"]} if "part_tokens" in batch else {}
         output = model.language_model(
             inputs_embeds=embeddings, attention_mask=batch["attention_mask"], labels=batch["labels"], **share

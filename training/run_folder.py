@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from training.datasets import Cases
+from training.errors import ResumeError
 from training.settings import TrainingSettings
 
 
@@ -23,6 +24,23 @@ class RunFolder:
     """Where a run keeps what it made."""
 
     root: Path
+
+    def check_same(self, settings: TrainingSettings, data_digest: str) -> None:
+        """Refuse to go on in the folder of another run.
+
+        Raises:
+            ResumeError: it holds a run of another model or of other data.
+        """
+        file = self.root / "run.json"
+        if not file.exists():
+            return
+        before = json.loads(file.read_text())
+        now = json.loads(json.dumps(settings.to_json()))
+        differs = [name for name in ("weights", "model", "language") if before["settings"].get(name) != now[name]]
+        if before["data_sha256"] != data_digest:
+            differs.append("data")
+        if differs:
+            raise ResumeError(f"{self.root} holds a run with another {' and '.join(differs)}: use another --out")
 
     def start(self, settings: TrainingSettings, data_digest: str) -> None:
         """Write `run.json`: settings, git revision, digest of the data, versions."""

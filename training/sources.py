@@ -39,7 +39,7 @@ def reports_for(cases: Cases, index: list[int], flips: list[bool], rng: np.rando
 
 
 def text_part(model: BrainGemma3D, texts: list[str], part: slice) -> Batch:
-    """Ids, mask and labels of `texts[part]`; with `part_tokens`, its even share of the step's tokens, where it is a part.
+    """Ids, mask and labels of `texts[part]`; where that is not all, `part_tokens`, its even share of all tokens.
 
     A mean over each part's own tokens would weigh the words of short reports more.
     """
