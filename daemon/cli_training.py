@@ -102,6 +102,19 @@ def training_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, 
         yield say, progress
 
 
+@train_app.command("ablation")
+def train_ablation(
+    config: PhaseConfig = "ablation",
+    out: OutOption = Path("runs/ablation"),
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
+    count: Annotated[int, typer.Option(min=2, help="Unseen phantoms to judge on.")] = 100,
+) -> None:
+    """After each phase, Perceiver against the published pooling: same data, same budget; under two hours."""
+    with training_progress() as (say, progress):
+        table = training.ablation(config, out, seeds, count, say, progress)
+    data.print(table)
+
+
 @train_app.command("manifest")
 def train_manifest(
     out: Annotated[Path, typer.Option(help="The manifest to write, JSONL.")] = Path("manifest.jsonl"),

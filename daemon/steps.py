@@ -21,6 +21,7 @@ import torch
 from braingemma.errors import BrainGemmaError, CheckpointError, ExplainError, GenerationError
 from braingemma.explain import run_interpretability
 from braingemma.findings import Finding, findings_from_text
+from braingemma.lesion_estimate import LesionEstimate, disagreements, estimate_lesion
 from braingemma.model import BrainGemma3D
 from braingemma.preprocess import PreparedVolume, prepare_volume
 from braingemma.weights import WeightsInfo, describe_weights
@@ -136,13 +137,21 @@ class Steps:
         generated = model.generate(
             volume, max_new_tokens=limit, progress=lambda done: self.progress(done, limit, "writing, token")
         )
-        findings = _with_confidence(findings_from_text(generated.text), model.finding_probabilities(volume))
-        warnings = [*_conversion_warnings(folder), *prepared.warnings, *_disagreements(findings)]
+        probabilities = model.finding_probabilities(volume)
+        findings = _with_confidence(findings_from_text(generated.text), probabilities)
+        estimate = self._lesion_estimate(prepared)
+        warnings = [
+            *_conversion_warnings(folder),
+            *prepared.warnings,
+            *_disagreements(findings, probabilities),
+            *(disagreements(findings, estimate) if estimate is not None else ()),
+        ]
         write_report(
             folder,
             {
                 "report": generated.text,
                 "findings": [finding.to_json() for finding in findings],
+                "lesion_estimate": None if estimate is None else estimate.to_json(),
                 "input": self._input_facts(folder, prepared),
                 "model": self._model_facts(),
                 "explain": None,
@@ -151,6 +160,11 @@ class Steps:
                 "intended_use": INTENDED_USE,
             },
         )
+
+    def _lesion_estimate(self, prepared: PreparedVolume) -> LesionEstimate | None:
+        """Size and place of the lesion by the grounding map; None where the weights have none."""
+        patches = self.model.ground(prepared.tensor.to(self.model.compute_device))
+        return None if patches is None else estimate_lesion(patches[0].float().cpu().numpy(), prepared)
 
     def explain(self, folder: JobFolder) -> None:
         """The saliency volume and its pictures, beside the report."""
@@ -289,13 +303,27 @@ def _with_confidence(
     return result
 
 
-def _disagreements(findings: Sequence[Finding]) -> list[str]:
-    return [
+def _disagreements(
+    findings: Sequence[Finding], probabilities: dict[str, Any] | list[dict[str, Any]] | None
+) -> list[str]:
+    """Where text and findings head differ on presence, or on the side of what both call present."""
+    warnings = [
         f"The text calls {finding.finding.replace('_', ' ')} {finding.presence}, but the image classifier gives that "
         f"only {finding.confidence:.0%}: read with care."
         for finding in findings
         if finding.confidence is not None and finding.confidence < 0.5
     ]
+    for finding in findings:
+        other = {"left": "right", "right": "left"}.get(finding.laterality or "")
+        if not isinstance(probabilities, dict) or other is None or finding.presence != "present":
+            continue
+        known = probabilities[finding.finding]
+        if known["presence"] >= 0.5 and known[other] >= 0.5 > known[finding.laterality]:
+            warnings.append(
+                f"The text places {finding.finding.replace('_', ' ')} on the {finding.laterality}, but the image "
+                f"classifier on the {other} ({known[other]:.0%}): check the side."
+            )
+    return warnings
 
 
 def _conversion_warnings(folder: JobFolder) -> list[str]:
@@ -319,6 +347,7 @@ def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
             for f in report["findings"]
         ),
         warnings=tuple(report["warnings"]),
+        lesion_volume_ml=(report.get("lesion_estimate") or {}).get("volume_ml"),
         banner=report["banner"],
         intended_use=report["intended_use"],
         model=ModelIdentity(

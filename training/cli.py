@@ -55,6 +55,21 @@ def train_phases(
     return out / "weights"
 
 
+def ablation(
+    config: str,
+    out: Path,
+    seeds: int,
+    count: int,
+    say: Say,
+    progress: Callable[[str, int, int, dict[str, float]], None],
+) -> str:
+    """The ablation table; see `training.ablation.run_ablation`. Returns it as Markdown."""
+    from training.ablation import run_ablation
+
+    run_ablation(load_settings(config), out, seeds=seeds, count=count, progress=progress, say=say)
+    return (out / "ablation.md").read_text()
+
+
 def manifest(
     out: Path, *, brats: Path | None, reports: Path | None, splits: Path | None, controls: Path | None, seed: int = 0
 ) -> dict[str, int]:

@@ -106,10 +106,17 @@ def mask_on_grid(mask: NDArray[np.float32], prepared: PreparedVolume) -> NDArray
     return np.ascontiguousarray(share.transpose(2, 1, 0) > 0.5)
 
 
-def patch_share(masks: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """(B, parts, D, H, W) masks to the lesion's share of each patch (B, d, h, w)."""
+def patch_share(masks: Tensor, patch: tuple[int, int, int], grid: tuple[int, ...] | None = None) -> Tensor:
+    """(B, parts, D, H, W) masks to the lesion's share of each patch (B, d, h, w).
+
+    `grid` (d, h, w) may have one plane more than the volume: patches that overlap along D, as the published tower's.
+    """
     lesion = masks[:, : len(PARTS) - 1].float().sum(dim=1, keepdim=True)
-    return F.avg_pool3d(lesion, patch).squeeze(1).clamp(0, 1)
+    if grid is not None and grid[0] == masks.shape[2] + 1:
+        shares = F.avg_pool3d(lesion, patch, stride=(1, *patch[1:]), padding=(patch[0] // 2, 0, 0))
+    else:
+        shares = F.avg_pool3d(lesion, patch)
+    return shares.squeeze(1).clamp(0, 1)
 
 
 def cell_shares(masks: Tensor, patch: tuple[int, int, int]) -> Tensor:

@@ -145,14 +145,19 @@ class Evaluation:
 
 
 def evaluate_cases(
-    reporter: Reporter, cases: Iterable[EvaluationCase], *, flip: bool = True, progress: Progress = lambda _done: None
+    reporter: Reporter,
+    cases: Iterable[EvaluationCase],
+    *,
+    flip: bool = True,
+    samples: int = 300,
+    progress: Progress = lambda _done: None,
 ) -> Evaluation:
-    """Have every case reported, and judge the reports."""
+    """Have every case reported, and judge the reports; intervals from `samples` draws."""
     results = []
     for number, case in enumerate(cases, 1):
         results.append(judge_case(reporter, case, flip=flip))
         progress(number)
-    return summarise(results)
+    return summarise(results, samples)
 
 
 def evaluate_phantoms(
@@ -184,7 +189,7 @@ def judge_case(reporter: Reporter, case: EvaluationCase, *, flip: bool = True) -
 # ---- the tables
 
 
-def summarise(results: Sequence[CaseResult]) -> Evaluation:
+def summarise(results: Sequence[CaseResult], samples: int = 300) -> Evaluation:
     """The model's measures beside those of reports that never look, on the same cases."""
     model = Row(tuple(c.truth for c in results), tuple(c.reference for c in results), tuple(c.report for c in results))
     pairs = model.pairs()
@@ -204,7 +209,10 @@ def summarise(results: Sequence[CaseResult]) -> Evaluation:
         cases=tuple(results),
         table=table,
         apart=apart,
-        intervals={**text_intervals(model.references, model.reports), **bootstrap(pairs, HEADLINE)},
+        intervals={
+            **text_intervals(model.references, model.reports, min(samples, 100)),
+            **bootstrap(pairs, HEADLINE, samples),
+        },
         flip_consistency=_flip_consistency(results),
         calibration={name: calibration_error(*answers) for name, answers in known.items()},
         reliability={name: reliability(*answers) for name, answers in known.items() if answers[0]},

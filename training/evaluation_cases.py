@@ -15,7 +15,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from braingemma.errors import VolumeError
-from braingemma.findings import FINDINGS, Finding, findings_from_text
+from braingemma.findings import FINDINGS, Finding, Laterality, findings_from_text
 from training.errors import DataError
 from training.grammar import write_report
 from training.insertion import insert_lesion
@@ -99,16 +99,30 @@ def inserted_cases(scans: Sequence[Path], each: int = 8, seed: int = 0) -> Itera
         absent = tuple(Finding(finding, "absent") for finding in FINDINGS)
         yield EvaluationCase(name, absent, _report_of(absent, name), _opener(scan, None))
         for number, (region, side) in zip(range(each), _places(), strict=False):
-            image = load_picture(scan)
-            found = insert_lesion(image, seed + number, region=region, side=side)
-            label = f"{name} + {side} {region}"
-            pictures = (found.volume, found.lesion)
-            yield EvaluationCase(label, found.findings, _report_of(found.findings, label), _kept(*pictures))
+            yield _inserted(scan, f"{name} + {side} {region}", seed + number, region, side)
 
 
-def _places() -> Iterator[tuple[str, str]]:
+def _inserted(scan: Path, label: str, seed: int, region: str, side: Laterality) -> EvaluationCase:
+    """The scan with a lesion; one that cannot be read is a case whose picture fails to open."""
+    try:
+        found = insert_lesion(load_picture(scan), seed, region=region, side=side)
+    except VolumeError as error:
+        wanted = (Finding("lesion", "present", side, (region,)), *(Finding(n, "absent") for n in FINDINGS[1:]))
+        return EvaluationCase(label, wanted, _report_of(wanted, label), _failing(str(error)))
+    return EvaluationCase(label, found.findings, _report_of(found.findings, label), _kept(found.volume, found.lesion))
+
+
+def _failing(reason: str) -> Callable[[], Pictures]:
+    def fail() -> Pictures:
+        raise VolumeError(reason)
+
+    return fail
+
+
+def _places() -> Iterator[tuple[str, Laterality]]:
+    sides: tuple[Laterality, ...] = ("left", "right")
     while True:
-        yield from product(_LOBES, ("left", "right"))
+        yield from product(_LOBES, sides)
 
 
 def _report_of(truth: Findings, name: str) -> str:

@@ -6,6 +6,7 @@ denies everything scores as one that denies everything. Where nothing can be cou
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,6 +17,7 @@ from braingemma.findings import FINDINGS, SITES, Finding
 
 Findings = Sequence[Finding]
 Pair = tuple[Findings, Findings]
+_SILENT: Final = {name: Finding(name, "undetermined") for name in FINDINGS}
 PRESENCE_FINDINGS: Final = ("edema", "necrosis", "ventricular_compression")
 
 
@@ -24,19 +26,12 @@ def finding(findings: Findings, name: str) -> Finding:
     for entry in findings:
         if entry.finding == name:
             return entry
-    return Finding(name, "undetermined")
+    return _SILENT[name] if name in _SILENT else Finding(name, "undetermined")
 
 
 def kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
     """Cohen's kappa (1960); None without pairs or where chance alone agrees always."""
-    if not pairs:
-        return None
-    labels = {label for pair in pairs for label in pair}
-    observed = float(np.mean([a == b for a, b in pairs]))
-    expected = sum(
-        float(np.mean([a == label for a, _ in pairs]) * np.mean([b == label for _, b in pairs])) for label in labels
-    )
-    return None if expected >= 1 - 1e-12 else (observed - expected) / (1 - expected)
+    return pooled_kappa([pairs])
 
 
 def pooled_kappa(strata: Sequence[Sequence[tuple[Hashable, Hashable]]]) -> float | None:
@@ -47,12 +42,10 @@ def pooled_kappa(strata: Sequence[Sequence[tuple[Hashable, Hashable]]]) -> float
     """
     observed = expected = total = 0.0
     for pairs in strata:
-        labels = {label for pair in pairs for label in pair}
-        size = len(pairs)
-        total += size
+        total += len(pairs)
         observed += sum(a == b for a, b in pairs)
-        for label in labels:
-            expected += sum(a == label for a, _ in pairs) * sum(b == label for _, b in pairs) / size
+        first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+        expected += sum(times * second[label] for label, times in first.items()) / max(1, len(pairs))
     return None if total - expected <= 1e-9 else (observed - expected) / (total - expected)
 
 

@@ -88,7 +88,9 @@ class GroundingPhase(Phase):
         losses: Batch = {}
         logits = model.grounding_logits(features)
         if logits is not None and settings.grounding:
-            losses["grounding"] = grounding_loss(logits, patch_share(batch["masks"], model.vision.patch))
+            losses["grounding"] = grounding_loss(
+                logits, patch_share(batch["masks"], model.vision.patch, tuple(logits.shape[1:]))
+            )
         if settings.parts:
             shares = cell_shares(batch["masks"], model.vision.patch)
             losses["parts"] = grounding_loss(self.to_parts(features), shares)

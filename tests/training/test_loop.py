@@ -121,6 +121,24 @@ def test_accumulated_passes_give_the_curve_of_one_pass(settings, cases, tmp_path
     )
 
 
+def test_a_phase_that_stops_improving_ends_at_its_best(settings, cases, tmp_path) -> None:
+    patient = dataclasses.replace(PHASE1, steps=20, validate_every=1, patience=2)
+    runner = trainer(new_model(settings), cases, tmp_path, patient)
+    measured = iter([3.0, 1.0, 2.0, 2.5, 0.0])
+    kept: list[torch.Tensor] = []
+    weight = runner.phase.model.resampler.latents
+
+    def validate() -> dict[str, float]:
+        kept.append(weight.detach().clone())
+        return {"loss": next(measured)}
+
+    runner.validate = validate
+    outcome = runner.train()
+    assert (outcome.steps, outcome.best, outcome.stopped_early) == (4, 1.0, True)
+    assert torch.equal(weight, kept[1])
+    assert not torch.equal(weight, kept[3])
+
+
 def test_contrast_teaches_at_batch_one() -> None:
     image = torch.randn(1, 8, requires_grad=True)
     texts, same = torch.randn(4, 8), torch.zeros(1, 4, dtype=torch.bool)

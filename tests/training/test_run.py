@@ -1,0 +1,166 @@
+"""The phases by configuration: one process or two, killed or not, in parts or at once: the same curve and weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from braingemma.model import BrainGemma3D
+from tests.training.run_support import (
+    free_port,
+    losses,
+    processes,
+    tiny_settings,
+    train_as_rank,
+    train_slowly,
+    write_config,
+)
+from training.errors import DataError, ResumeError, SettingsError
+from training.phantoms import make_phantom, write_phantom
+from training.records import Record, write_manifest
+from training.run import train_phases
+from training.settings import load_settings
+
+ALL = ["phase1", "phase2a", "phase2b"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten cases on disk, listed in a manifest with masks and splits."""
+    folder = tmp_path_factory.mktemp("data")
+    records = []
+    for seed in range(10):
+        phantom = make_phantom(seed, spacing=5.0, stripped=True)
+        write_phantom(folder / str(seed), phantom)
+        split = "train" if seed < 8 else "val"
+        files = folder / str(seed) / "flair.nii.gz", folder / str(seed) / "lesion.nii.gz"
+        records.append(Record(str(seed), files[0], str(phantom.truth["report"]), f"p{seed}", files[1], split))
+    write_manifest(records, folder / "manifest.jsonl")
+    return write_config(folder, folder / "manifest.jsonl")
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one process that nobody disturbs."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    train_phases(tiny_settings(config), out, ALL)
+    return out
+
+
+@pytest.fixture
+def prepared(whole: Path, tmp_path: Path) -> Iterator[Path]:
+    """A new run folder with the cases that are prepared already."""
+    out = tmp_path / "run"
+    shutil.copytree(whole / "cases", out / "cases")
+    return out
+
+
+def test_a_run_keeps_what_it_was_made_of(whole: Path, config: Path) -> None:
+    facts = json.loads((whole / "run.json").read_text())
+    assert facts["settings"]["phases"][0]["name"] == "phase1"
+    assert len(facts["data_sha256"]) == 64
+    assert facts["git_revision"]
+    for phase in ALL:
+        assert (whole / f"{phase}.png").read_bytes().startswith(b"\x89PNG")
+        assert all(np.isfinite(losses(whole, phase)))
+
+
+def test_saved_weights_are_those_that_were_trained(whole: Path, config: Path) -> None:
+    saved = BrainGemma3D.from_pretrained(whole / "weights", quantization="none", device="cpu", dtype="float32")
+    after = dict(saved.named_parameters())
+    state = torch.load(whole / "phase2b.state.pt", weights_only=False)["parameters"]
+    kept = {n.removeprefix("model."): v for n, v in state.items()}
+    assert any("lora_B" in name for name in kept)
+    for name, value in kept.items():
+        assert torch.equal(after[name], value), name
+    vision = torch.load(whole / "phase1.state.pt", weights_only=False)["parameters"]
+    for name in ("model.vision.patch_embedding.weight", "model.resampler.latents", "model.grounding_head.mlp.0.weight"):
+        assert torch.equal(after[name.removeprefix("model.")], vision[name]), name
+
+
+def test_phases_one_by_one_give_what_all_at_once_give(whole: Path, prepared: Path, config: Path) -> None:
+    settings = tiny_settings(config)
+    with pytest.raises(ResumeError, match="phase1 stands at step 0 of 5"):
+        train_phases(settings, prepared, ["phase2a"])
+    said: list[str] = []
+    for name in ALL:
+        train_phases(settings, prepared, [name], say=said.append)
+    for name in ALL:
+        assert losses(prepared, name) == losses(whole, name)
+    assert any("phase2b" in text and "lora" in text and "vision" not in text for text in said)
+
+
+def test_a_folder_of_other_data_is_refused(whole: Path, prepared: Path, config: Path, tmp_path: Path) -> None:
+    manifest = [json.loads(line) for line in Path(tiny_settings(config).data.manifest).read_text().splitlines()]
+    manifest[0]["report"] = "No lesion area is seen."
+    other = tmp_path / "manifest.jsonl"
+    other.write_text("\n".join(map(json.dumps, manifest)))
+    shutil.copy(whole / "run.json", prepared / "run.json")
+    with pytest.raises(ResumeError, match="another data"):
+        train_phases(tiny_settings(write_config(tmp_path, other)), prepared, ["phase1"])
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_give_the_curve_of_one(whole: Path, prepared: Path, config: Path) -> None:
+    """Two processes on gloo, as `accelerate launch` starts them: contrast, findings and words over both halves."""
+    context, port = processes(), free_port()
+    ranks = [context.Process(target=train_as_rank, args=(rank, 2, port, config, prepared)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(timeout=800)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    for name in ALL:
+        assert losses(prepared, name) == pytest.approx(losses(whole, name), rel=2e-5)
+
+
+@pytest.mark.timeout(900)
+def test_a_run_killed_by_sigkill_goes_on_to_the_same_curve(whole: Path, prepared: Path, config: Path) -> None:
+    process = processes().Process(target=train_slowly, args=(config, prepared))
+    process.start()
+    deadline = time.monotonic() + 800
+    while not (prepared / "third").exists() and time.monotonic() < deadline and process.is_alive():
+        time.sleep(0.1)
+    assert (prepared / "third").exists()
+    process.kill()
+    process.join()
+    assert process.exitcode == -9
+    assert len(losses(prepared, "phase1")) == 2  # saved after the second step, killed after the third
+    train_phases(tiny_settings(config), prepared, ["phase1"])
+    assert losses(prepared, "phase1") == pytest.approx(losses(whole, "phase1"), abs=1e-6)
+
+
+def test_dense_losses_need_masks(config: Path, tmp_path: Path) -> None:
+    entries = [json.loads(line) for line in Path(tiny_settings(config).data.manifest).read_text().splitlines()]
+    without = tmp_path / "manifest.jsonl"
+    without.write_text("\n".join(json.dumps({k: v for k, v in e.items() if k != "mask"}) for e in entries))
+    with pytest.raises(DataError, match="needs a mask for every lesion"):
+        train_phases(tiny_settings(write_config(tmp_path, without)), tmp_path / "run", ["phase1"])
+
+
+def test_steps_that_do_not_divide_are_refused(config: Path, prepared: Path) -> None:
+    text = config.read_text().replace("steps = 5\nbatch = 4", "steps = 5\nbatch = 12\naccumulate = 3")
+    other = config.parent / "uneven.toml"
+    other.write_text(text)
+    with pytest.raises(SettingsError, match="8 cases a step do not fall into 3 equal parts"):
+        train_phases(load_settings(other), prepared, ["phase1"])
+
+
+def test_the_bundled_configurations_hold_the_cards_values() -> None:
+    for name, phases in (("phase1", 1), ("phase2a", 2), ("phase2b", 3), ("card", 3)):
+        settings = load_settings(name)
+        assert [p.name for p in settings.phases] == ALL[:phases]
+        assert all(p.epochs == 100 for p in settings.phases)
+    card = load_settings("card")
+    assert card.model["lora_rank"] == 4
+    assert card.model["text"] == "google/medgemma-1.5-4b-it"
+    assert "vision" in card.phase("phase1").trainable
+    assert not {"vision", "language", "lora"} & set(card.phase("phase2a").trainable)
+    assert "lora" in card.phase("phase2b").trainable
