@@ -232,7 +232,7 @@ def _plot(results: Sequence[AblationResult], path: Path) -> None:
         figure = Figure(figsize=(9, 4), layout="constrained")
         axes = figure.subplots()
         for number, ((variant, phase), group) in enumerate(groups.items()):
-            values = [[r.scores[name] for r in group if r.scores[name] is not None] for name in shown]
+            values = [[v for r in group if (v := r.scores[name]) is not None] for name in shown]
             places = np.arange(len(shown)) + number * width
             means = [float(np.mean(v)) if v else 0.0 for v in values]
             axes.bar(

@@ -126,7 +126,10 @@ def _places() -> Iterator[tuple[str, Laterality]]:
 
 
 def _report_of(truth: Findings, name: str) -> str:
-    return write_report(truth, np.random.default_rng(stable_number(name)))
+    """A report that states the truth; what is not known is worded as not there."""
+    known = {f.finding: f for f in truth if f.presence != "undetermined"}
+    whole = [known.get(finding) or Finding(finding, "absent") for finding in FINDINGS]
+    return write_report(whole, np.random.default_rng(stable_number(name)))
 
 
 def _kept(image: Any, mask: Any) -> Callable[[], Pictures]:

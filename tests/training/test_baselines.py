@@ -118,7 +118,9 @@ def medgemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eoi_token_index=vocabulary["<end_of_image>"],
         image_token_index=vocabulary["<image_soft_token>"],
     )  # fmt: skip
-    Gemma3ForConditionalGeneration(config).save_pretrained(folder)
+    model = Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight)  # zeros, until trained
+    model.save_pretrained(folder)
     pictures = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
     Gemma3Processor(pictures, tokenizer, chat_template=TEMPLATE, image_seq_length=4).save_pretrained(folder)
     return folder

@@ -43,7 +43,7 @@ def test_answers_that_never_look_agree_by_chance_only(truths, baseline: str) -> 
         assert result[name] is None or abs(result[name]) < 1e-9, name
     assert result["pathology_kappa"] is not None
     if baseline == "constant":
-        assert result["pathology_f1"] > 0.5  # what F1 alone makes of it
+        assert result["pathology_f1"] > 0.4  # what F1 alone makes of it
 
 
 def test_shuffled_answers_agree_by_chance_only(truths) -> None:
