@@ -21,7 +21,7 @@ import torch
 from braingemma.errors import BrainGemmaError, CheckpointError, ExplainError, GenerationError
 from braingemma.explain import run_interpretability
 from braingemma.findings import Finding, findings_from_text
-from braingemma.lesion_estimate import LesionEstimate, disagreements, estimate_lesion
+from braingemma.lesion_estimate import LIKELY, LesionEstimate, disagreements, estimate_lesion
 from braingemma.model import BrainGemma3D
 from braingemma.preprocess import PreparedVolume, prepare_volume
 from braingemma.weights import WeightsInfo, describe_weights
@@ -339,6 +339,7 @@ def _conversion_warnings(folder: JobFolder) -> list[str]:
 
 
 def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
+    estimate = report.get("lesion_estimate")
     facts = {k: v for k, v in report["model"].items() if k not in ("name", "version", "weights_sha256")}
     return ReportContent(
         report_text=report["report"],
@@ -347,7 +348,7 @@ def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
             for f in report["findings"]
         ),
         warnings=tuple(report["warnings"]),
-        lesion_volume_ml=(report.get("lesion_estimate") or {}).get("volume_ml"),
+        lesion_volume_ml=estimate["volume_ml"] if estimate and estimate["peak"] >= LIKELY else None,
         banner=report["banner"],
         intended_use=report["intended_use"],
         model=ModelIdentity(
