@@ -140,12 +140,12 @@ def load(
         model = BrainGemma3D(config, tokenizer, language_model)
     for part in visual_parts(info.folder, model):
         for name, tensor in part.pairs():
-            put(model, name, _cast(read_finite(tensor), visual_dtype).to(target))
+            put(model, name, _own(read_finite(tensor), visual_dtype, target))
     if not (info.folder / DELTA_FILE).exists():
         _derive_published(model, visual_dtype, target)
     if config.lora:
         for name, tensor in adapter_part(info.folder, model).pairs():
-            put(model, name, read_finite(tensor).to(target, torch.float32))
+            put(model, name, _own(read_finite(tensor), torch.float32, target))
     _buffers_to(model, target)
     model.quantization = "4bit" if four_bit else "none"
     model.weights_info = info
@@ -245,8 +245,9 @@ def _derive_published(model: BrainGemma3D, dtype: torch.dtype, device: torch.dev
     model.vision.inflate()
 
 
-def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    return value.to(dtype) if value.is_floating_point() else value
+def _own(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of its own: a tensor as read is a window on its file, and one small one would keep all of it mapped."""
+    return value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
 
 
 def _buffers_to(model: nn.Module, device: torch.device) -> None:
@@ -285,7 +286,7 @@ def load_language_model(
         elif quantize.is_four_bit(owner) and name.endswith(".weight"):
             quantize.put_quantized(owner, value.to(dtype), device)
         else:
-            put(model, name, (quantize.unpack(value, stats[name]) if name in stats else value).to(device, dtype))
+            put(model, name, _own(quantize.unpack(value, stats[name]) if name in stats else value, dtype, device))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     _buffers_to(model, device)
