@@ -40,22 +40,26 @@ def engine(postgres: Postgres) -> Iterator[sa.Engine]:
 
 
 def test_tables_are_made_by_many_at_once(postgres: Postgres) -> None:
-    with make_engine(database_url(postgres.url, Path("/unused"))).begin() as connection:
+    url = database_url(postgres.url, Path("/unused"))
+    engines = [make_engine(url) for _ in range(5)]
+    with engines[0].begin() as connection:
         connection.execute(sa.text("DROP SCHEMA public CASCADE"))
         connection.execute(sa.text("CREATE SCHEMA public"))
     failures: list[BaseException] = []
 
-    def make() -> None:
+    def make(engine: sa.Engine) -> None:
         try:
-            create_tables(make_engine(database_url(postgres.url, Path("/unused"))))
+            create_tables(engine)
         except sa.exc.SQLAlchemyError as error:
             failures.append(error)
 
-    threads = [threading.Thread(target=make) for _ in range(4)]
+    threads = [threading.Thread(target=make, args=[engine]) for engine in engines[1:]]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    for engine in engines:
+        engine.dispose()
     assert failures == []
 
 

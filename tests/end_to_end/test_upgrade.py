@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 from e2e_support import sections
 
+from daemon.artefacts import unpack
 from daemon.database import database_url, make_engine
 from daemon.jobs import JobState
 from daemon.trial_pacs import EmbeddedPacs
@@ -26,7 +27,7 @@ OLD = Path(__file__).parent / "data-0.1.0.tar.xz"
 def test_jobs_in_flight_survive_the_upgrade(pacs: EmbeddedPacs, tmp_path: Path) -> None:
     service = TrialService(tmp_path / "daemon", sections(pacs.port, explain={"enabled": False}))
     with tarfile.open(OLD) as archive:
-        archive.extractall(service.folder, filter="data")
+        unpack(archive, service.folder)
     before = _move_jobs(service)
     assert before == {"running", "queued"}
     service.start()
