@@ -130,8 +130,8 @@ class Assembly(Section):
 class Selection(Section):
     """`[selection]`: site rules beside the built-in ones."""
 
-    report: Literal["best", "all"] = "best"
-    """Report the best FLAIR of a study, or all of them."""
+    report: Literal["best"] = "best"
+    """The best FLAIR of a study is reported; "all" is refused until it is built."""
     include: tuple[dict[str, str], ...] = ()
     """Rules {DICOM keyword: regular expression}; a series that matches one counts as named FLAIR."""
     exclude: tuple[dict[str, str], ...] = ()
@@ -182,7 +182,14 @@ class Results(Section):
     tid1500: bool = False
     """Comprehensive 3D SR with a region of interest."""
     deidentify: bool = False
-    """Replace identities in results (PS3.15 basic profile)."""
+    """Replace identities in results (PS3.15 basic profile): true is refused until it is built."""
+
+    @field_validator("deidentify")
+    @classmethod
+    def _not_built_yet(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("expected false: this version cannot replace identities in results yet")
+        return value
 
 
 class Destination(Section):

@@ -60,6 +60,12 @@ def test_wrong_files_are_refused_in_words(tmp_path: Path, text: str, expected: s
         load_settings(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("text", ["[results]\ndeidentify = true\n", '[selection]\nreport = "all"\n'])
+def test_what_is_not_built_yet_is_refused_and_not_ignored(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"results\.deidentify.*expected false|selection\.report.*'best'"):
+        load_settings(write(tmp_path, text))
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"nowhere\.toml"):
         load_settings(tmp_path / "nowhere.toml")
