@@ -28,6 +28,7 @@ import sqlalchemy as sa
 from pydicom import Dataset
 
 from daemon.arrival import ARRIVAL_FILE, Arrival, Row, arrival_record, job_name, read_arrival
+from daemon.backpressure import set_behind
 from daemon.config import Settings
 from daemon.database import upsert
 from daemon.errors import Retryable
@@ -36,10 +37,7 @@ from daemon.received_files import MR_IMAGE, DamagedInstance, read_header, read_i
 from daemon.received_follow import SegmentFollower
 from daemon.received_gaps import TAGS, Gap, find_gaps
 from daemon.received_index import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
-from daemon.spool import (
-    make_private_folder,
-    sync_folder,
-)
+from daemon.spool_files import make_private_folder, sync_folder
 from dicom_io.own_results import is_own_result
 
 LOGGER = logging.getLogger(__name__)
@@ -65,12 +63,14 @@ class Assembler:
         submit: Gives an arrival to the pipeline; may be called again with the same one. Raises Retryable where it
             should be called again later.
         own_result: Whether a data set is one of our own results.
+        waiting: How many jobs the pipeline has not finished with.
     """
 
     settings: Settings
     engine: sa.Engine
     folder: Path
     submit: Submit
+    waiting: Callable[[], int] = lambda: 0
     own_result: Callable[[Dataset], bool] = is_own_result
     beat: Callable[[], None] = lambda: None
     """Called on each round: a sign of life."""
@@ -127,15 +127,30 @@ class Assembler:
         """
         self._follower.follow()
         self._keep_conflicts()
+        room = self._room_in_pipeline()
         for study_uid in self._complete_studies(now):
+            if room <= 0:
+                break
             if self._waits_for_slices(study_uid, now):
                 continue
             try:
                 self._hand_over(study_uid, now)
+                room -= 1
             except OSError as error:  # disk full or failing: what was received stays in the spool
                 LOGGER.warning("study %s cannot be handed over, next try in %g s: %s", study_uid, RETRY_SECONDS, error)
                 self._paused[study_uid] = now + RETRY_SECONDS
         return self._submit_arrivals()
+
+    def _room_in_pipeline(self) -> int:
+        """How many studies may be handed over; none are where the pipeline is behind, and senders are told."""
+        limit = self.settings.assembly.max_waiting_jobs
+        room = max(0, limit - self.waiting())
+        if set_behind(self.spool, behind=room == 0):
+            if room:
+                LOGGER.info("the pipeline has caught up; associations are accepted again")
+            else:
+                LOGGER.warning("%d jobs wait for the pipeline; new associations are refused for now", limit)
+        return room
 
     def _complete_studies(self, now: float) -> tuple[str, ...]:
         pending = sa.select(INSTANCES.c.study_uid).where(INSTANCES.c.state == InstanceState.PENDING.value).distinct()
@@ -143,6 +158,7 @@ class Assembler:
             sa.select(INSTANCES.c.study_uid, sa.func.max(INSTANCES.c.last_received).label("last"))
             .where(INSTANCES.c.study_uid.in_(pending), INSTANCES.c.state != InstanceState.OWN_RESULT.value)
             .group_by(INSTANCES.c.study_uid)
+            .order_by("last")
         )
         with self.engine.connect() as connection:
             rows = connection.execute(last).all()

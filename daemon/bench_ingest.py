@@ -3,7 +3,9 @@
 Every run starts its receiver afresh on an empty folder of the same file system, sends by dcmtk's storescu with as many
 associations as asked for, and checks that everything arrived. Runs of the contestants take turns, so that whatever
 else the machine does hits all of them. All processes get `TCP_NODELAY=1`; Orthanc gets `SyncStorageArea` true;
-storescp does not sync at all. Our listener runs as in the daemon, with the index following it.
+storescp does not sync at all. Our listener runs as in the daemon, with the index following it; the clock starts when
+the room that it prepares ahead (`listener.reserve_mb`) is there, as in a daemon that has run for a moment. A run that
+sends more than that shows the speed without it, too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ from daemon.database import create_tables, make_engine
 from daemon.errors import DaemonError
 from daemon.listener import start_receivers
 from daemon.received_follow import SegmentFollower
-from daemon.spool import RecordKind, read_records
+from daemon.spool import SEGMENT_BYTES
+from daemon.spool_records import RecordKind, read_records
 from daemon.trial_pacs import LOOPBACK, Orthanc
 from dicom_io.own_results import is_own_result
 
@@ -42,6 +45,8 @@ MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
 OURS, DCMTK, ORTHANC = "braingemma", "dcmtk_storescp", "orthanc_sync"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
+
+_SETTLE_SECONDS = 60.0
 
 Progress = Callable[[str], None]
 
@@ -68,6 +73,9 @@ class Contestant(Protocol):
 
     port: int
 
+    def settle(self) -> None:
+        """Wait until what it prepares in the background after its start is done."""
+
     def stored(self) -> int:
         """How many instances it holds."""
 
@@ -88,9 +96,17 @@ class _Ours:
         self._engine = make_engine(f"sqlite:///{folder / 'bench.sqlite'}")
         create_tables(self._engine)
         self._follower = SegmentFollower(self._engine, self._spool, folder / "damaged", is_own_result)
+        self._reserve = processes * -(-(listener.reserve_mb << 20) // SEGMENT_BYTES) * SEGMENT_BYTES
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow)
         self._thread.start()
+
+    def settle(self) -> None:
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while sum(path.stat().st_size for path in self._spool.glob(".*.spare")) < self._reserve:
+            if time.monotonic() > deadline:
+                raise DaemonError(f"bench ingest: the reserve was not prepared within {_SETTLE_SECONDS:g} s")
+            time.sleep(0.05)
 
     def _follow(self) -> None:
         while not self._stop.wait(0.25):
@@ -142,6 +158,9 @@ class _Storescp:
                 )
                 self._processes.append(process)
 
+    def settle(self) -> None:
+        """It prepares nothing."""
+
     def stored(self) -> int:
         return sum(1 for _ in self._files.iterdir())
 
@@ -170,6 +189,9 @@ class _Orthanc:
         self._orthanc = Orthanc(folder, modalities=modalities, ae_title=CALLED, extra=extra)
         self._pids = [pid for pid in _children() if pid not in before]
         self.port = self._orthanc.port
+
+    def settle(self) -> None:
+        """It prepares nothing."""
 
     def stored(self) -> int:
         return int(self._orthanc.get("/statistics")["CountInstances"])
@@ -262,8 +284,9 @@ def _run(root: Path, starter: Callable[[Path], Contestant], files: Sequence[Path
     try:
         with _running(starter, folder) as contestant:
             _send(contestant.port, files[:associations], associations)  # everything is loaded before the clock starts
-            before = contestant.usage()
+            contestant.settle()
             os.sync()
+            before = contestant.usage()
             began = time.perf_counter()
             _send(contestant.port, files[associations:], associations)
             seconds = time.perf_counter() - began

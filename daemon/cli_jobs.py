@@ -17,7 +17,7 @@ from daemon import control, retention
 from daemon.artefacts import JobFiles, LocalFiles, SharedFiles
 from daemon.audit import AuditLog
 from daemon.config import Settings, load_settings
-from daemon.database import open_database
+from daemon.database import open_database, open_index
 from daemon.errors import DaemonError
 from daemon.jobs import JobStore
 from daemon.reviews import all_reviews
@@ -84,9 +84,9 @@ def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = Fa
 @jobs_app.command("why")
 def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Say why a series was reported or not, rule by rule."""
-    _, engine, store = _store(config)
+    settings, engine, store = _store(config)
     verdicts = store.verdicts(series_uid=series_uid)
-    arrival = control.arrival_of_series(engine, series_uid)
+    arrival = control.arrival_of_series(open_index(settings, engine), series_uid)
     if not verdicts and arrival is None:
         raise DaemonError(f"nothing was ever received of series {series_uid}")
     if as_json:

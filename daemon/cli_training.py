@@ -236,13 +236,22 @@ def bench_ingest(
     folder: Annotated[Path | None, typer.Option(help="Where the receivers write; on a disk.")] = None,
     images: Annotated[int, typer.Option(min=1, help="Images of one run.")] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each receiver; medians count.")] = 3,
+    size: Annotated[list[int] | None, typer.Option(min=8, help="Rows and columns; may be repeated [256, 512].")] = None,
+    associations: Annotated[list[int] | None, typer.Option(min=1, help="At once; may be repeated [1, 4, 16].")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Images a second into this listener, dcmtk storescp and Orthanc."""
     from daemon.bench_ingest import bench_ingest as run
 
     with working("starting") as say:
-        result = run(folder, images=images, rounds=rounds, progress=say)
+        result = run(
+            folder,
+            images=images,
+            rounds=rounds,
+            sizes=size or (256, 512),
+            associations=associations or (1, 4, 16),
+            progress=say,
+        )
     _show(result, as_json=as_json)
 
 

@@ -90,14 +90,30 @@ class Listener(Section):
     """Receiver processes on the one listening socket."""
     allowed_peers: tuple[Peer, ...] = ()
     """Who may send; empty accepts every calling AE title."""
+    storage_classes: tuple[str, ...] = ("all",)
+    """Storage SOP classes that are taken: `all` of the standard, keywords such as `MRImageStorage`, and UIDs."""
+    refused_storage_classes: tuple[str, ...] = ()
+    """Of these, the ones that are refused all the same, named in the same way."""
     max_associations: int = Field(50, ge=1)
     """Associations at once, for each process."""
     idle_seconds: float = Field(60, gt=0)
     """An association that is silent this long is aborted."""
     max_pdu: int = Field(131072, ge=0)
     """Largest PDU that we receive, bytes; 0: unlimited."""
+    reserve_mb: int = Field(256, ge=0)
+    """Room in the spool that each process keeps prepared, MB: bursts of this size are acknowledged fastest."""
     tls: Tls | None = None
     """Present: associations must use TLS."""
+
+    @field_validator("storage_classes", "refused_storage_classes")
+    @classmethod
+    def _are_known(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        if set(entries) - {"all"}:
+            # Not on top: the dictionary of UIDs takes longer to load than all else that the command line needs.
+            from daemon.storage_classes import resolve_storage_classes
+
+            resolve_storage_classes(entries)
+        return entries
 
 
 class Assembly(Section):
@@ -107,6 +123,8 @@ class Assembly(Section):
     """No instance of the study arrived for this long, and no association that sent one is open."""
     max_wait_seconds: float = Field(3600, gt=0)
     """An association that stays open cannot hold a study back for longer than this since its last instance."""
+    max_waiting_jobs: int = Field(200, ge=1)
+    """With so many jobs waiting, complete studies stay in the spool and new associations are refused for now."""
 
 
 class Selection(Section):

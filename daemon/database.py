@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -115,3 +116,24 @@ def open_database(settings: Settings) -> sa.Engine:
     engine = make_engine(database_url(settings.engine.database_url, settings.storage.folder))
     create_tables(engine)
     return engine
+
+
+def open_index(settings: Settings, engine: sa.Engine) -> sa.Engine:
+    """The database that holds the index of this host's spool.
+
+    The index names places in this host's files, so where several hosts share one database it stays beside the spool.
+
+    Args:
+        settings: The whole configuration.
+        engine: The daemon's database.
+    """
+    if not settings.engine.database_url:
+        return engine
+    return _index_in(settings.storage.folder)
+
+
+@functools.cache
+def _index_in(folder: Path) -> sa.Engine:
+    index = make_engine(f"sqlite:///{folder / 'received.sqlite'}")
+    create_tables(index)
+    return index

@@ -207,6 +207,12 @@ class JobStore:
         with self.engine.connect() as connection:
             return [job_of_row(row) for row in connection.execute(query)]
 
+    def waiting(self) -> int:
+        """How many jobs the pipeline has not finished with."""
+        query = sa.select(sa.func.count()).where(JOBS.c.state.in_([JobState.QUEUED, JobState.RUNNING]))
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
     def remove(self, job_id: str) -> None:
         """Forget a job with its verdicts and deliveries."""
         with self._writing() as connection:

@@ -26,7 +26,8 @@ from daemon.errors import ConfigurationError, Permanent
 from daemon.receiver_blocking import BlockingReceiver
 from daemon.receiver_negotiation import Incompatible, self_check
 from daemon.receiver_stock import StockReceiver, server_tls_context
-from daemon.spool import SpoolWriter, make_private_folder
+from daemon.spool import SEGMENT_BYTES, SpoolWriter
+from daemon.spool_files import make_private_folder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -186,7 +187,11 @@ def run_receiver(order: Order) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    writer = SpoolWriter(order.spool, min_free_bytes=order.min_free_bytes)
+    writer = SpoolWriter(
+        order.spool,
+        min_free_bytes=order.min_free_bytes,
+        reserve=-(-(order.listener.reserve_mb << 20) // SEGMENT_BYTES),
+    )
     receiver = choose_receiver()(order.listener, socket.socket(fileno=order.socket), writer)
     server = threading.Thread(target=receiver.serve, name="accept", daemon=True)
     server.start()

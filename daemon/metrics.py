@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from daemon import overview
 from daemon.config import Settings
+from daemon.database import open_index
 from daemon.folders import make_private
 from daemon.jobs import now
 
@@ -73,11 +74,12 @@ class DatabaseFigures(Collector):
     def __init__(self, settings: Settings, engine: sa.Engine) -> None:
         self._settings = settings
         self._engine = engine
+        self._index = open_index(settings, engine)
 
     def collect(self) -> Iterator[Metric]:
         """The gauges, as they are now."""
         yield _gauge("braingemma_jobs", "Jobs by state.", "state", overview.count_by_state(self._engine).items())
-        waiting = overview.arriving(self._engine, limit=10_000)
+        waiting = overview.arriving(self._index, limit=10_000)
         yield GaugeMetricFamily("braingemma_studies_arriving", "Studies not complete yet.", value=len(waiting))
         oldest = overview.oldest_queued(self._engine)
         age = 0.0 if oldest is None else now() - oldest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -19,7 +20,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import Tag
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
-from daemon.spool import read_data, sync_folder
+from daemon.spool_files import read_data, sync_folder
 
 LOGGER = logging.getLogger(__name__)
 
@@ -84,6 +85,10 @@ def read_instance(spool: Path, row: sa.Row[tuple[object, ...]]) -> bytes:
         raise DamagedInstance(f"segment {row.segment} is gone") from error
     except EOFError as error:
         raise DamagedInstance(str(error)) from error
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise  # may pass: tried again later
+        raise DamagedInstance(f"{row.segment} at {row.data_offset}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() != row.sha256:
         raise DamagedInstance(f"{row.segment} at {row.data_offset}: the checksum differs")
     return data

@@ -15,15 +15,8 @@ from pydicom import Dataset, dcmread
 from daemon.database import upsert
 from daemon.received_files import MR_IMAGE, UNDECODABLE, part10_head
 from daemon.received_index import INSTANCES, OPEN_ASSOCIATIONS, SEGMENTS, InstanceState
-from daemon.spool import (
-    Damage,
-    Record,
-    RecordKind,
-    is_alive,
-    make_private_folder,
-    read_records,
-    segment_receiver,
-)
+from daemon.spool_files import is_alive, make_private_folder, read_data, segment_receiver
+from daemon.spool_records import Damage, Record, RecordKind, read_records
 from dicom_io.own_results import is_own_result
 
 LOGGER = logging.getLogger(__name__)
@@ -104,9 +97,11 @@ class SegmentFollower:
     def _set_damage_aside(self, path: Path, damage: Damage) -> None:
         """Keep a copy of what cannot be read; nothing in it was acknowledged unless the disk itself failed."""
         make_private_folder(self.damaged)
-        with path.open("rb") as source:
-            source.seek(damage.offset)
-            data = source.read(damage.end - damage.offset)
+        try:
+            data = read_data(path, damage.offset, damage.end - damage.offset)
+        except OSError as error:
+            LOGGER.warning("%s: bytes at %d are lost: %s: %s", path.name, damage.offset, damage.reason, error)
+            return
         copy = self.damaged / f"{path.name}.{damage.offset}"
         copy.write_bytes(data)
         LOGGER.warning("%s: %d bytes at %d set aside: %s", path.name, len(data), damage.offset, damage.reason)
@@ -200,10 +195,14 @@ class SegmentFollower:
                     freed += path.stat().st_size
                     path.unlink()
                 connection.execute(sa.delete(SEGMENTS).where(SEGMENTS.c.segment == segment))
-        self._remove_locks_of_dead()
+        self._remove_remains_of_dead()
         return freed
 
-    def _remove_locks_of_dead(self) -> None:
+    def _remove_remains_of_dead(self) -> None:
+        """Locks, and segments that were prepared and never used."""
+        for spare in self.spool.glob(".*.spare"):
+            if not is_alive(self.spool, segment_receiver(spare.name)):
+                spare.unlink()
         in_use = {segment_receiver(path.name) for path in self.spool.glob("*.seg")}
         for lock in self.spool.glob("*.lock"):
             if lock.stem not in in_use and not lock.name.startswith(".") and not is_alive(self.spool, lock.stem):

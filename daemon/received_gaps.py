@@ -14,6 +14,7 @@ TAGS = ("ImageOrientationPatient", "ImagePositionPatient", "ImagesInAcquisition"
 """What is read of each header."""
 MIN_SLICES = 4
 """Fewer slices of one orientation say nothing: localizers."""
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 GAP = 1.5
 """A step of more than this many usual steps is a gap."""
 
@@ -42,7 +43,7 @@ def find_gaps(series_uid: str, headers: Sequence[Dataset]) -> tuple[Gap, ...]:
         series_uid: Whose headers these are.
         headers: One for each instance, with at least `TAGS`, as far as the instance has them.
     """
-    expected = {int(header.get("ImagesInAcquisition") or 0) for header in headers}
+    expected = {_count(header.get("ImagesInAcquisition")) for header in headers}
     acquisitions = {str(header.get("AcquisitionNumber", "")) for header in headers}
     gaps = []
     if len(expected) == 1 and len(acquisitions) == 1 and max(expected) > len(headers):
@@ -54,20 +55,34 @@ def find_gaps(series_uid: str, headers: Sequence[Dataset]) -> tuple[Gap, ...]:
     return tuple(gaps)
 
 
-def _positions(headers: Sequence[Dataset]) -> list[np.ndarray[Any, np.dtype[np.float64]]]:
+def _count(value: object) -> int:
+    """A number of images; 0 where it is none, as senders write anything."""
+    return int(value) if isinstance(value, int) and value > 0 else 0
+
+
+def _numbers(value: object, count: int) -> FloatArray | None:
+    """So many finite numbers, or None where the value is anything else."""
+    try:
+        numbers = np.asarray(value, dtype=float)
+    except (TypeError, ValueError):
+        return None
+    return numbers if numbers.shape == (count,) and bool(np.isfinite(numbers).all()) else None
+
+
+def _positions(headers: Sequence[Dataset]) -> list[FloatArray]:
     """Positions along the normal, mm, rising and each once, for each orientation."""
     by_orientation: dict[tuple[float, ...], list[float]] = defaultdict(list)
     for header in headers:
-        orientation, position = header.get("ImageOrientationPatient"), header.get("ImagePositionPatient")
-        if orientation is None or position is None or len(orientation) != 6 or len(position) != 3:
+        orientation = _numbers(header.get("ImageOrientationPatient"), 6)
+        position = _numbers(header.get("ImagePositionPatient"), 3)
+        if orientation is None or position is None:
             continue
-        axes = np.asarray(orientation, dtype=float).reshape(2, 3)
-        normal = np.cross(axes[0], axes[1])
-        by_orientation[tuple(np.round(axes.ravel(), 3))].append(float(normal @ np.asarray(position, dtype=float)))
+        normal = np.cross(orientation[:3], orientation[3:])
+        by_orientation[tuple(np.round(orientation, 3))].append(float(normal @ position))
     return [np.unique(np.round(found, 2)) for found in by_orientation.values()]
 
 
-def _missing_steps(positions: np.ndarray[Any, np.dtype[np.float64]]) -> int:
+def _missing_steps(positions: FloatArray) -> int:
     if len(positions) < MIN_SLICES:
         return 0
     steps = np.diff(positions)

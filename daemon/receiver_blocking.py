@@ -8,6 +8,7 @@ answers after the commit. Negotiation is pynetdicom's (`receiver_negotiation`); 
 from __future__ import annotations
 
 import logging
+import math
 import select
 import socket
 import threading
@@ -16,6 +17,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 
+from daemon.backpressure import is_behind
 from daemon.config import Listener
 from daemon.receiver_messages import (
     C_CANCEL_RQ,
@@ -44,8 +46,18 @@ from daemon.receiver_negotiation import (
     release_response,
 )
 from daemon.receiver_stock import server_tls_context, supported_contexts
-from daemon.receiver_store import Refusal, Sender, Status, StoreRequest, refuse_sender, store
+from daemon.receiver_store import (
+    CONGESTED,
+    TOO_MANY,
+    Sender,
+    Status,
+    StoreRequest,
+    log_refused_contexts,
+    refuse_sender,
+    store,
+)
 from daemon.receiver_stream import (
+    ARTIM_SECONDS,
     INVALID_PARAMETER,
     LINGER_SECONDS,
     UNEXPECTED_PDU,
@@ -61,7 +73,6 @@ LOGGER = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 1 << 20
 _IDLE_AT_STOP = 0.5
-_TOO_MANY = Refusal(2, 3, 2, "listener.max_associations reached")
 
 
 @dataclass(eq=False)
@@ -96,6 +107,7 @@ class _Connection:
             self.receiver.forget(self)
 
     def _associate(self, buffer: Buffer) -> None:
+        self.stream.limit(ARTIM_SECONDS)
         kind, length = self.stream.pdu_header()
         if kind != ASSOCIATE_RQ:
             raise Abort(UNEXPECTED_PDU, f"expected an A-ASSOCIATE-RQ, got PDU type {kind}")
@@ -106,8 +118,10 @@ class _Connection:
         except MalformedRequest as error:
             raise Abort(INVALID_PARAMETER, f"A-ASSOCIATE-RQ: {error}") from error
         refusal = refuse_sender(self.receiver.listener, request.called_aet, request.calling_aet, self.peer)
+        if refusal is None and is_behind(self.receiver.writer.folder):
+            refusal = CONGESTED
         if refusal is None and not self.receiver.admit(self):
-            refusal = _TOO_MANY
+            refusal = TOO_MANY
         if refusal is not None:
             LOGGER.warning("association from %r at %s refused: %s", request.calling_aet, self.peer, refusal.text)
             self.stream.send_last(refuse(refusal))
@@ -122,6 +136,8 @@ class _Connection:
         name = f"{self.receiver.writer.receiver}/{uuid.uuid4().hex}"
         sender = Sender(name, request.calling_aet, self.peer)
         LOGGER.info("association from %r at %s", request.calling_aet, self.peer)
+        refused = (uid for number, uid in request.contexts.items() if number not in self._contexts)
+        log_refused_contexts(refused, request.calling_aet, self.peer)
         self.stream.set_timeout(self.receiver.listener.idle_seconds)
         try:
             self.stream.send(answer)
@@ -136,9 +152,11 @@ class _Connection:
     def _serve_pdu(self, sender: Sender, buffer: Buffer) -> bool:
         """Take what comes next, between two messages; False where that was the end."""
         self.between_messages_since = time.monotonic()
+        self.stream.limit(math.inf)
         kind, length = self.stream.pdu_header()
         self.between_messages_since = float("inf")
         if kind == P_DATA:
+            self.stream.limit(self.receiver.listener.idle_seconds)
             self._serve_message(length, sender, buffer)
             return True
         if kind == RELEASE_RQ:
@@ -162,8 +180,7 @@ class _Connection:
         buffer.reset()
         if command.has_data_set:
             for length in fragments.of_kind(is_command=False):
-                self.stream.read_into(buffer.room(length))
-                buffer.used += length
+                buffer.receive(self.stream, length)
         fragments.expect_end()
         self._answer(command, fragments.context_id, sender, buffer)
 
@@ -179,7 +196,7 @@ class _Connection:
                 abstract_syntax=context.abstract_syntax,
                 transfer_syntax_uid=context.transfer_syntax_uid,
             )
-            outcome = store(self.receiver.writer, request, [buffer.view()], sender)
+            outcome = store(self.receiver.writer, request, [buffer.view()], sender, buffer.checksum)
             status, comment = int(outcome.status), outcome.comment
             self._counts[status] += 1
             buffer.reset()
@@ -198,7 +215,7 @@ class BlockingReceiver:
     writer: SpoolWriter
 
     def __post_init__(self) -> None:
-        self.contexts = supported_contexts()
+        self.contexts = supported_contexts(self.listener)
         self.tls = server_tls_context(self.listener)
         self.large = threading.Lock()
         self._lock = threading.Lock()

@@ -55,6 +55,8 @@ class AssociationRequest:
     primitive: Any
     called_aet: str
     calling_aet: str
+    contexts: dict[int, str]
+    """Abstract syntax by presentation context ID."""
 
 
 def read_request(pdu: bytes) -> AssociationRequest:
@@ -70,7 +72,10 @@ def read_request(pdu: bytes) -> AssociationRequest:
         contexts = primitive.presentation_context_definition_list
         if any(not context.transfer_syntax or not context.abstract_syntax for context in contexts):
             raise MalformedRequest("a presentation context without abstract or transfer syntax")
-        return AssociationRequest(primitive, primitive.called_ae_title.strip(), primitive.calling_ae_title.strip())
+        asked = {context.context_id: str(context.abstract_syntax) for context in contexts}
+        return AssociationRequest(
+            primitive, primitive.called_ae_title.strip(), primitive.calling_ae_title.strip(), asked
+        )
     except _MALFORMED as error:
         raise MalformedRequest(type(error).__name__) from error
 

@@ -7,20 +7,24 @@ import socket
 import ssl
 import time
 import uuid
+from collections.abc import Sequence
 from socketserver import BaseServer
 from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, _config, evt
-from pynetdicom.presentation import AllStoragePresentationContexts, PresentationContext, build_context
-from pynetdicom.sop_class import Verification
+from pynetdicom.presentation import PresentationContext, build_context
+from pynetdicom.service_class import StorageServiceClass
+from pynetdicom.sop_class import Verification, register_uid, uid_to_service_class
 from pynetdicom.transport import ThreadedAssociationServer
 
+from daemon.backpressure import is_behind
 from daemon.config import Listener
-from daemon.receiver_store import Sender, Status, StoreRequest, refuse_sender, store
+from daemon.receiver_store import CONGESTED, Sender, Status, StoreRequest, log_refused_contexts, refuse_sender, store
 from daemon.receiver_stream import HANDSHAKE_SECONDS
 from daemon.spool import SpoolWriter
+from daemon.storage_classes import resolve_storage_classes
 
 LOGGER = logging.getLogger(__name__)
 
@@ -29,11 +33,24 @@ TRANSFER_SYNTAXES = (*_UNCOMPRESSED, *(uid for uid in ALL_TRANSFER_SYNTAXES if u
 """In the order in which one is picked from a context that offers several; explicit VR keeps private VRs."""
 
 
-def supported_contexts() -> list[PresentationContext]:
-    """Verification, and every storage class in every transfer syntax: a PACS forwards whole studies."""
+def supported_contexts(listener: Listener) -> list[PresentationContext]:
+    """Verification, and the storage classes that are taken, in every transfer syntax.
+
+    By default these are all of the standard, as a PACS forwards whole studies. Another one is refused in the
+    negotiation as an abstract syntax that is not supported (PS3.8 Table 9-18, 3).
+    """
+    refused = set(resolve_storage_classes(listener.refused_storage_classes))
+    taken = [uid for uid in resolve_storage_classes(listener.storage_classes) if uid not in refused]
     syntaxes = list(TRANSFER_SYNTAXES)
-    storage = [build_context(context.abstract_syntax, syntaxes) for context in AllStoragePresentationContexts]
-    return [build_context(Verification, list(_UNCOMPRESSED)), *storage]
+    return [build_context(Verification, list(_UNCOMPRESSED)), *(build_context(uid, syntaxes) for uid in taken)]
+
+
+def _register_storage_classes(contexts: Sequence[PresentationContext]) -> None:
+    """Private and retired classes are stored as the others are; pynetdicom must be told."""
+    for context in contexts:
+        uid = str(context.abstract_syntax)
+        if uid_to_service_class(uid) is not StorageServiceClass:
+            register_uid(uid, f"Storage_{uid.replace('.', '_')}", StorageServiceClass)
 
 
 class SharedSocketServer(ThreadedAssociationServer):
@@ -100,7 +117,8 @@ class StockReceiver:
         entity.maximum_pdu_size = listener.max_pdu
         entity.network_timeout = listener.idle_seconds
         entity.dimse_timeout = listener.idle_seconds
-        entity.supported_contexts = supported_contexts()
+        entity.supported_contexts = supported_contexts(listener)
+        _register_storage_classes(entity.supported_contexts[1:])
         self._entity = entity
         self._server = SharedSocketServer(
             inherited,
@@ -111,6 +129,7 @@ class StockReceiver:
             server_tls_context(listener),
             evt_handlers=[
                 (evt.EVT_REQUESTED, self._on_requested),
+                (evt.EVT_ACCEPTED, self._on_accepted),
                 (evt.EVT_C_ECHO, self._on_echo),
                 (evt.EVT_C_STORE, self._on_store),
                 (evt.EVT_CONN_CLOSE, self._on_close),
@@ -140,12 +159,21 @@ class StockReceiver:
         called, calling = request.called_ae_title, request.calling_ae_title
         peer = association.requestor.address
         refusal = refuse_sender(self._listener, called, calling, peer)
+        if refusal is None and is_behind(self._writer.folder):
+            refusal = CONGESTED
         if refusal is None:
             LOGGER.info("association from %r at %s", calling, peer)
             return
         LOGGER.warning("association from %r at %s refused: %s", calling, peer, refusal.text)
         association.acse.send_reject(refusal.result, refusal.source, refusal.reason)
         association.kill()
+
+    def _on_accepted(self, event: Any) -> None:
+        log_refused_contexts(
+            (context.abstract_syntax for context in event.assoc.rejected_contexts),
+            event.assoc.requestor.ae_title,
+            event.assoc.requestor.address,
+        )
 
     def _on_echo(self, event: Any) -> int:
         del event

@@ -6,14 +6,16 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 from daemon.config import Listener
 from daemon.receiver_dataset import DatasetError, read_identity
 from daemon.receiver_figures import count
-from daemon.spool import Buffer, InstanceMeta, NotDurable, SpoolFull, SpoolWriter
+from daemon.spool import NotDurable, SpoolFull, SpoolWriter
+from daemon.spool_files import Buffer
+from daemon.spool_records import InstanceMeta
 
 LOGGER = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class StoreOutcome:
     """Error Comment (0000,0902), 64 characters at most, free of patient data."""
 
 
+TOO_MANY = Refusal(2, 3, 2, "listener.max_associations reached")
+CONGESTED = Refusal(2, 3, 1, "assembly.max_waiting_jobs reached: the pipeline is behind")
+
+
 def refuse_sender(listener: Listener, called_aet: str, calling_aet: str, peer: str) -> Refusal | None:
     """Why an association is refused, or None where it is welcome."""
     if called_aet.strip() != listener.ae_title.strip():
@@ -79,6 +85,13 @@ def refuse_sender(listener: Listener, called_aet: str, calling_aet: str, peer: s
         return None
     what = "address" if known else "calling AE title"
     return Refusal(1, 1, 3, f"{what} not among listener.allowed_peers")
+
+
+def log_refused_contexts(abstract_syntaxes: Iterable[str], calling_aet: str, peer: str) -> None:
+    """For the audit: what a sender offered that is not taken."""
+    refused = sorted(set(abstract_syntaxes))
+    if refused:
+        LOGGER.warning("presentation contexts of %r at %s refused: %s", calling_aet, peer, ", ".join(refused))
 
 
 def _is_host(host: str, peer: str) -> bool:
@@ -98,7 +111,9 @@ def _plain(address: object) -> str:
     return str(mapped or parsed)
 
 
-def store(writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], sender: Sender) -> StoreOutcome:
+def store(
+    writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], sender: Sender, checksum: int | None = None
+) -> StoreOutcome:
     """Check one instance and write it; Success means that it is durable.
 
     Args:
@@ -106,14 +121,17 @@ def store(writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], se
         request: What the command set says.
         data: The encoded data set, in one or more pieces.
         sender: Who sent it.
+        checksum: CRC-32 of the data set where it is known already.
     """
     started = time.perf_counter()
-    outcome = _store(writer, request, data, sender)
+    outcome = _store(writer, request, data, sender, checksum)
     count(outcome.status.name.lower(), sum(len(part) for part in data), time.perf_counter() - started)
     return outcome
 
 
-def _store(writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], sender: Sender) -> StoreOutcome:
+def _store(
+    writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], sender: Sender, checksum: int | None
+) -> StoreOutcome:
     if request.affected_sop_class_uid != request.abstract_syntax:
         return StoreOutcome(Status.SOP_CLASS_NOT_SUPPORTED, "Affected SOP Class is not that of the context")
     whole = data[0] if len(data) == 1 else b"".join(data)
@@ -137,7 +155,7 @@ def _store(writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], s
         received=time.time(),
     )
     try:
-        writer.append(meta, [whole])
+        writer.append(meta, [whole], checksum)
     except SpoolFull as error:
         LOGGER.warning("instance from %s refused: %s", sender.calling_aet, error)
         return StoreOutcome(Status.OUT_OF_RESOURCES, "out of storage space")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import ssl
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Collection, Iterator
 
 from daemon.receiver_negotiation import ABORT, ASSOCIATE_RQ, P_DATA, PDU_HEADER, abort
@@ -26,6 +28,8 @@ PDU_SLACK = 64
 USER, PROVIDER = 0, 2
 UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
 """Source and reason of an A-ABORT (PS3.8 Table 9-26)."""
+MIN_BYTES_PER_SECOND = 1024
+"""A sender that is slower than this, beyond the time that it may be silent, holds an association for nothing."""
 _READ_AHEAD_BYTES = 512
 """Headers and commands come many to a system call; data sets go from the kernel to their place."""
 _PDV_HEADER = struct.Struct(">LBB")
@@ -51,6 +55,16 @@ class Buffer:
         self._large = large
         self._holds_large = False
         self.used = 0
+        self.checksum = 0
+        """CRC-32 of what was received."""
+
+    def receive(self, stream: Stream, count: int) -> None:
+        """Take the next `count` bytes; the checksum is computed while the sender sends what follows."""
+        place = self.room(count)
+        stream.expect(count)
+        stream.read_into(place)
+        self.used += count
+        self.checksum = zlib.crc32(place, self.checksum)
 
     def room(self, count: int) -> memoryview:
         """Where the next `count` bytes go."""
@@ -75,7 +89,7 @@ class Buffer:
 
     def reset(self) -> None:
         """Ready for the next instance."""
-        self.used = 0
+        self.used = self.checksum = 0
         if len(self._bytes) > LARGE_BYTES:
             self._bytes = bytearray(256 << 10)
         if self._holds_large:
@@ -90,6 +104,7 @@ class Stream:
         self._socket = connection
         self._max_pdu = max_pdu or MAX_INSTANCE_BYTES
         self._stopping = False
+        self._deadline = math.inf
         self._wait_all = int(socket.MSG_WAITALL)
         self._small = bytearray(_READ_AHEAD_BYTES)
         self._ahead = memoryview(b"")
@@ -119,6 +134,14 @@ class Stream:
         self._socket.settimeout(None)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def limit(self, seconds: float) -> None:
+        """From now on everything must have come within this time, so that trickling bytes hold nothing up."""
+        self._deadline = time.monotonic() + seconds
+
+    def expect(self, count: int) -> None:
+        """Allow for so many more bytes."""
+        self._deadline += count / MIN_BYTES_PER_SECOND
 
     def interrupt(self) -> None:
         """From another thread: make a blocked read return, so that the association ends."""
@@ -161,6 +184,8 @@ class Stream:
             if self._stopping:
                 raise Abort(0, "the receiver is shutting down", source=USER)
             raise Closed("closed by the peer")
+        if time.monotonic() > self._deadline:
+            raise Abort(0, "too slow", source=USER)
         return count
 
     def read(self, count: int) -> bytearray:

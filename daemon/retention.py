@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from daemon.config import Settings, Storage
 from daemon.control import forget_workflows
+from daemon.database import open_index
 from daemon.jobs import DELIVERIES, JOBS, DeliveryState, Job, JobState, JobStore, job_of_row, now
 from daemon.received_index import forget_study
 
@@ -58,9 +59,10 @@ def purge(
         forget_files: Removes a job's files from where several hosts share them.
         free: Free space at a folder, bytes.
     """
+    index = open_index(settings, store.engine)
     removed = []
     for job in _over(store, settings.storage):
-        removed.append(_remove(store, job, "its time is over", forget_files, dry_run=dry_run))
+        removed.append(_remove(store, index, job, "its time is over", forget_files, dry_run=dry_run))
     gone = {purged.job_id for purged in removed}
     wanted = settings.storage.low_free_gb * GB
     promised = sum(purged.size for purged in removed) if dry_run else 0
@@ -69,7 +71,7 @@ def purge(
             break
         if job.job_id in gone:
             continue
-        removed.append(_remove(store, job, "the disk is low", forget_files, dry_run=dry_run))
+        removed.append(_remove(store, index, job, "the disk is low", forget_files, dry_run=dry_run))
         promised += removed[-1].size if dry_run else 0
     return removed
 
@@ -101,7 +103,9 @@ def _ended(engine: sa.Engine, state: JobState, *, before: float) -> list[Job]:
         return [job_of_row(row) for row in connection.execute(query)]
 
 
-def _remove(store: JobStore, job: Job, why: str, forget_files: Callable[[str], None], *, dry_run: bool) -> Purged:
+def _remove(
+    store: JobStore, index: sa.Engine, job: Job, why: str, forget_files: Callable[[str], None], *, dry_run: bool
+) -> Purged:
     folder = Path(job.folder)
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     if not dry_run:
@@ -111,7 +115,7 @@ def _remove(store: JobStore, job: Job, why: str, forget_files: Callable[[str], N
         forget_workflows(store.engine, job.job_id)
         store.remove(job.job_id)
         if not _has_jobs(store.engine, job.study_uid):
-            forget_study(store.engine, job.study_uid)
+            forget_study(index, job.study_uid)
         log.info("job %s (%s) removed: %s", job.job_id, job.state, why)
     return Purged(job.job_id, str(job.state), size, why)
 

@@ -25,7 +25,7 @@ from daemon.artefacts import RECEIVED, JobFiles, LocalFiles, SharedFiles
 from daemon.assembler import Assembler
 from daemon.audit import AuditLog
 from daemon.config import Settings
-from daemon.database import open_database, schema_lock
+from daemon.database import open_database, open_index, schema_lock
 from daemon.errors import ConfigurationError
 from daemon.folders import JobFolder, make_private, read_json, write_json
 from daemon.health import Health
@@ -106,6 +106,7 @@ def _only_service(folder: Path) -> Iterator[IO[str]]:
 def serve(settings: Settings) -> NoReturn:
     """Run until SIGTERM or SIGINT, then end the process: associations first, then the rest, in under 10 s."""
     stop = stop_on_signals()
+    os.umask(0o077)  # what is received, and what is made of it, is for this user alone
     folder = settings.storage.folder
     info = check_weights(settings)
     make_private(folder)
@@ -194,7 +195,12 @@ class _Parts:
             prepare_for_enqueueing(settings, self.engine)
         give_every_job_a_workflow(self.engine, alone=self.lease is None and settings.engine.work)
         self.assembler = Assembler(
-            settings, self.engine, folder, self._submit, beat=lambda: self.health.beat("assembler")
+            settings,
+            open_index(settings, self.engine),
+            folder,
+            self._submit,
+            beat=lambda: self.health.beat("assembler"),
+            waiting=self.store.waiting,
         )
         self._threads: list[threading.Thread] = []
 

@@ -17,6 +17,7 @@ from braingemma.pictures import Plane
 from daemon import metrics as figures
 from daemon import overview as queries
 from daemon.config import without_password
+from daemon.database import open_index
 from daemon.errors import DaemonError
 from daemon.folders import JobFolder
 from daemon.jobs import FINAL_STATES, Job, JobState
@@ -62,7 +63,7 @@ def overview(request: Request) -> Response:
         "overview.html",
         counts=counts,
         total=sum(counts.values()),
-        arriving=queries.arriving(page.engine),
+        arriving=queries.arriving(open_index(page.settings, page.engine)),
         at_work=[(job, views.steps_of(job)) for job in at_work],
         backlogs=backlogs,
         idle_destinations=[name for name in configured if name not in {b.destination for b in backlogs}],

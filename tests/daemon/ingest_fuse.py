@@ -5,8 +5,9 @@ root but no library. A file's bytes survive a cut as of its last fsync or fdatas
 was synced after it was made, moved or removed.
 
 As a script, `python ingest_fuse.py MOUNTPOINT` serves until its input ends. Commands, one on a line, each answered by
-`ok`: `cut FOLDER` writes what survives into FOLDER and lets everything fail afterwards; `fail_sync CODE` lets syncs
-fail with that errno (0: no more); `capacity BYTES` bounds the sum of all files.
+`ok`: `cut FOLDER` writes what survives into FOLDER and lets everything fail afterwards; `tear SEED` lets, at the cut,
+some of what was not synced survive too, name by name and block by block, as caches empty themselves in any order;
+`fail_sync CODE` lets syncs fail with that errno (0: no more); `capacity BYTES` bounds the sum of all files.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import random
 import stat
 import struct
 import subprocess
@@ -51,6 +53,7 @@ class PowerCutFS:
         self.dead = False
         self.sync_error = 0
         self.capacity = 1 << 40
+        self.chance: random.Random | None = None
 
     # --- control
 
@@ -62,12 +65,27 @@ class PowerCutFS:
 
     def _write_kept(self, node: Node, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, number in node.kept_names.items():
+        for name, number in self.surviving_names(node).items():
             child = self.nodes[number]
             if stat.S_ISDIR(child.mode):
                 self._write_kept(child, folder / name)
             else:
-                (folder / name).write_bytes(child.kept_data)
+                (folder / name).write_bytes(self.surviving_data(child))
+
+    def surviving_names(self, node: Node) -> dict[str, int]:
+        names = dict(node.kept_names)
+        if self.chance is not None:
+            names |= {name: number for name, number in node.names.items() if self.chance.random() < 0.5}
+        return names
+
+    def surviving_data(self, node: Node) -> bytes:
+        if self.chance is None or self.chance.random() < 0.3:
+            return node.kept_data
+        data = bytearray(node.kept_data.ljust(len(node.data), b"\0"))
+        for at in range(0, len(node.data), _BLOCK):
+            if self.chance.random() < 0.5:
+                data[at : at + _BLOCK] = node.data[at : at + _BLOCK]
+        return bytes(data)
 
     # --- requests
 
@@ -282,6 +300,8 @@ def main() -> None:
         command, argument = line.split(maxsplit=1)
         if command == "cut":
             system.cut(Path(argument.strip()))
+        elif command == "tear":
+            system.chance = random.Random(int(argument))
         elif command == "fail_sync":
             system.sync_error = int(argument)
         else:

@@ -1,6 +1,6 @@
 """Runs the receiver in a child that is forked, not started, so that it can be killed often; or with a broken disk.
 
-As a script: `python ingest_receiver.py SPOOL [--no-sync]` prints the port and receives until its input ends.
+`python ingest_receiver.py SPOOL [--no-sync] [--reserve]` prints the port and receives until its input ends.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from pathlib import Path
 from daemon.config import Listener
 from daemon.receiver_blocking import BlockingReceiver
 from daemon.spool import SpoolWriter
+
+SMALL_RESERVE: dict[str, object] = {"reserve": 2, "segment_bytes": 1 << 20}
+"""Room that is used up and prepared again all the time."""
 
 
 def bind() -> socket.socket:
@@ -33,7 +36,7 @@ def fork_receiver(listening: socket.socket, spool: Path) -> int:
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(KeyboardInterrupt):
-            receive(listening, spool)
+            receive(listening, spool, **SMALL_RESERVE)
         os._exit(0)
     return pid
 
@@ -46,6 +49,8 @@ def main() -> None:
     writer: dict[str, object] = {}
     if "--no-sync" in sys.argv:
         writer["sync"] = lambda _: None
+    if "--reserve" in sys.argv:
+        writer |= SMALL_RESERVE
     threading.Thread(target=receive, args=(listening, Path(sys.argv[1])), kwargs=writer, daemon=True).start()
     sys.stdin.read()
     os._exit(0)

@@ -21,11 +21,13 @@ def item(kind: int, body: bytes) -> bytes:
     return struct.pack(">BxH", kind, len(body)) + body
 
 
-def associate_request(contexts: dict[int, str], *, called: str = "BRAINGEMMA", calling: str = "RAW") -> bytes:
+def associate_request(
+    contexts: dict[int, str], *, called: str = "BRAINGEMMA", calling: str = "RAW", syntax: str = EXPLICIT
+) -> bytes:
     """A-ASSOCIATE-RQ with one transfer syntax for each context."""
     items = item(0x10, b"1.2.840.10008.3.1.1.1")
     for number, abstract in contexts.items():
-        syntaxes = item(0x30, abstract.encode()) + item(0x40, EXPLICIT.encode())
+        syntaxes = item(0x30, abstract.encode()) + item(0x40, syntax.encode())
         items += item(0x20, bytes((number, 0, 0, 0)) + syntaxes)
     items += item(0x50, item(0x51, struct.pack(">L", 1 << 17)) + item(0x52, b"1.2.3"))
     return pdu(1, struct.pack(">H2x16s16s32x", 1, called.encode().ljust(16), calling.encode().ljust(16)) + items)

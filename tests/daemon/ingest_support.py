@@ -28,7 +28,9 @@ from daemon.config import Assembly, Listener, Settings, Storage
 from daemon.database import create_tables, make_engine
 from daemon.receiver_blocking import BlockingReceiver
 from daemon.receiver_stock import StockReceiver
-from daemon.spool import InstanceMeta, Record, RecordKind, SpoolWriter, read_data, read_records
+from daemon.spool import SpoolWriter
+from daemon.spool_files import read_data
+from daemon.spool_records import InstanceMeta, Record, RecordKind, read_records
 
 
 def make_instance(
@@ -179,7 +181,7 @@ class InProcess:
 def listener_settings(folder: Path, **listener: object) -> Settings:
     """A listener on a free port of the loopback address."""
     return Settings(
-        listener=Listener(**{"host": "127.0.0.1", "port": 0, **listener}),  # type: ignore[arg-type]
+        listener=Listener(**{"host": "127.0.0.1", "port": 0, "reserve_mb": 0, **listener}),  # type: ignore[arg-type]
         storage=Storage(folder=folder, min_free_gb=0),
     )
 

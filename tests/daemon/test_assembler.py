@@ -1,19 +1,29 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
 import random
 import stat
+import struct
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ingest_support import Bench, data_set_bytes, encode, make_instance, make_series, meta_of
 from pydicom import dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.tag import Tag
 from pydicom.uid import BasicTextSRStorage, generate_uid
 
+from daemon import received_files, received_follow, spool_files
 from daemon.assembler import Assembler, read_arrival
+from daemon.backpressure import is_behind
+from daemon.config import Engine
+from daemon.database import make_engine, open_index
 from daemon.errors import Retryable
+from daemon.received_gaps import TAGS
 from daemon.received_index import (
     ARRIVALS,
     INSTANCES,
@@ -23,7 +33,9 @@ from daemon.received_index import (
     forget_study,
     received_studies,
 )
+from daemon.receiver_dataset import read_identity
 from daemon.spool import SpoolWriter
+from daemon.spool_records import read_records
 from dicom_io.own_results import MANUFACTURER, MODEL_NAME
 
 
@@ -430,3 +442,161 @@ def test_writer_of_another_process_is_followed_too(bench):
     [arrival] = bench.assembler.step(1010.0)
     assert arrival.instances == 4
     other.close()
+
+
+# --- the pipeline is behind
+
+
+def test_while_the_pipeline_is_behind_studies_stay_in_the_spool_and_senders_are_told(tmp_path):
+    waiting = 2
+    bench = Bench(tmp_path, max_waiting_jobs=3)
+    bench.assembler = Assembler(
+        bench.settings, bench.engine, tmp_path, bench.arrivals.append, waiting=lambda: waiting + len(bench.arrivals)
+    )
+    bench.assembler.recover(0.0)
+    studies = [make_series(2) for _ in range(3)]
+    for number, series in enumerate(studies):
+        bench.receive(series, at=1000.0 + number, association=f"a{number}")
+    assert [arrival.study_uid for arrival in bench.assembler.step(2000.0)] == [studies[0][0].StudyInstanceUID]
+    assert bench.assembler.step(2001.0) == ()
+    assert is_behind(tmp_path / "spool")
+    assert len(list((tmp_path / "jobs").iterdir())) == 1, "what waits is on the disk once"
+    waiting = 0
+    later = [*bench.assembler.step(2002.0), *bench.assembler.step(2003.0)]
+    assert [arrival.study_uid for arrival in later] == [series[0].StudyInstanceUID for series in studies[1:]]
+    assert not is_behind(tmp_path / "spool") or len(bench.arrivals) == 3
+    waiting = -3
+    bench.assembler.step(2004.0)
+    assert not is_behind(tmp_path / "spool")
+    bench.close()
+
+
+def test_two_hosts_on_one_database_do_not_see_each_others_spool(tmp_path):
+    """The index names places in a host's own files; another host would find nothing there and count it as lost."""
+    shared = make_engine(f"sqlite:///{tmp_path / 'shared.sqlite'}")
+    hosts = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        bench = Bench(tmp_path / name)
+        settings = bench.settings.model_copy(update={"engine": Engine(database_url="postgresql://one/for_all")})
+        bench.engine.dispose()
+        bench.engine = open_index(settings, shared)
+        bench.assembler = bench.new_assembler()
+        hosts.append(bench)
+    first, second = make_series(3), make_series(3)
+    hosts[0].receive(first)
+    hosts[1].receive(second)
+    for bench, series in zip(hosts, (first, second), strict=True):
+        [arrival] = bench.assembler.step(1010.0)
+        assert job_files(bench, arrival.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}
+        assert states(bench) == [InstanceState.HANDED_OVER] * 3
+    assert open_index(hosts[0].settings, shared) is shared, "one host: one database"
+    for bench in hosts:
+        bench.close()
+    shared.dispose()
+
+
+# --- what senders make up
+
+
+ODD = (
+    "",
+    " ",
+    "abc",
+    "1e999",
+    "nan",
+    "-inf",
+    "0",
+    "1\\2",
+    "1\\0\\0\\0\\1\\nan",
+    "9" * 20,
+    "\\\\",
+    "1\\0\\0\\0\\1",
+    "1\\2\\inf",
+)
+USUAL = {
+    "AcquisitionNumber": "1",
+    "ImagePositionPatient": "0\\0\\{}",
+    "ImageOrientationPatient": "1\\0\\0\\0\\1\\0",
+    "ImagesInAcquisition": "8",
+}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_that_was_accepted_stops_the_assembler(bench, seed):
+    """Values that break their rules, and bytes changed behind the UIDs: such a study is handed over like any other."""
+    chance = random.Random(seed)
+    assert set(USUAL) == set(TAGS)
+    study = generate_uid()
+    sent = 0
+    for number, dataset in enumerate(make_series(8, study=study)):
+        raw = bytearray(encode(dataset))
+        odd = b""
+        for keyword, usual in USUAL.items():
+            value = (chance.choice(ODD) if chance.random() < 0.3 else usual.format(number)).encode()
+            value += b" " * (len(value) % 2)
+            group, element = divmod(int(Tag(keyword)), 1 << 16)
+            odd += struct.pack("<HH2sH", group, element, dictionary_VR(keyword).encode(), len(value)) + value
+        place = raw.index(b"\x28\0\x02\0US")  # Samples per Pixel follows
+        raw[place:place] = odd
+        if chance.random() < 0.5:
+            behind = raw.index(str(dataset.SeriesInstanceUID).encode()) + 70
+            for _ in range(5):
+                raw[chance.randrange(behind, len(raw))] = chance.randrange(256)
+        if number % 3 == 0:
+            raw = raw[: chance.randrange(len(raw) // 2, len(raw))]
+        identity = read_identity(raw, "1.2.840.10008.1.2.1")
+        assert identity.study_uid == study
+        bench.writer.append(meta_of(dataset), [raw])
+        sent += 1
+    bench.writer.end_association("a1")
+    [arrival] = bench.assembler.step(9000.0)
+    assert arrival.instances == sent
+
+
+def test_room_that_a_killed_receiver_prepared_is_given_back(bench):
+    """A live receiver's is left alone."""
+    alive = bench.folder / "spool" / f".{bench.writer.receiver}-000001.spare"
+    dead = bench.folder / "spool" / ".00000000000000000001-1-000001.spare"
+    for path in (alive, dead):
+        path.write_bytes(b"")
+    bench.assembler.reclaim()
+    assert alive.exists()
+    assert not dead.exists()
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_a_sector_that_cannot_be_read_costs_one_instance(bench, monkeypatch, indexed):
+    """The others of the study are handed over, and the daemon goes on; a resend mends it."""
+    series = make_series(3)
+    bench.receive(series)
+    bench.writer.close()
+    [segment] = (bench.folder / "spool").glob("*.seg")
+    bad = list(read_records(segment, final=True))[1].data_offset
+    if indexed:
+        bench.assembler.step(1001.0)
+
+    def refuse(offset: int, length: int) -> None:
+        if offset <= bad < offset + length:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    real_pread, real_read = os.pread, spool_files.read_data
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        refuse(offset, length)
+        return real_pread(descriptor, length, offset)
+
+    def read_data(path: Path, offset: int, length: int) -> bytes:
+        refuse(offset, length)
+        return real_read(path, offset, length)
+
+    monkeypatch.setattr(os, "pread", pread)
+    for module in (received_files, received_follow):
+        monkeypatch.setattr(module, "read_data", read_data)
+    [arrival] = bench.assembler.step(1100.0)
+    assert arrival.instances == 2
+    bench.writer = SpoolWriter(bench.folder / "spool")
+    monkeypatch.undo()
+    bench.receive([series[1]], at=2000.0, association="a2")
+    [mended] = bench.assembler.step(2010.0)
+    assert job_files(bench, mended.job_id) == {str(d.SOPInstanceUID): encode(d) for d in series}

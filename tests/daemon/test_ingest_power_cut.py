@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from ingest_fuse import Mounted
 from ingest_sender import RawSender
-from ingest_support import Bench, data_set_bytes, encode, instances_in, make_series, meta_of
+from ingest_support import Bench, InProcess, data_set_bytes, encode, instances_in, make_series, meta_of
 from test_ingest_durability import Load, endless_instances, start_driver
 
+from daemon.receiver_blocking import BlockingReceiver
 from daemon.receiver_store import Status
 from daemon.spool import SpoolWriter
 
@@ -76,8 +77,10 @@ def sync(path: Path) -> None:
     os.close(descriptor)
 
 
-def lost_after_cut(disk: Mounted, port: int, after: Path, seed: int) -> tuple[int, int]:
+def lost_after_cut(disk: Mounted, port: int, after: Path, seed: int, *, tear: bool = False) -> tuple[int, int]:
     """Cut under load; acknowledged instances, and those of them that are lost or changed."""
+    if tear:
+        disk.tell("tear", seed)
     with Load(port, endless_instances()) as load:
         deadline = time.monotonic() + 20
         while len(load.acknowledged) < 20 and time.monotonic() < deadline:
@@ -90,18 +93,31 @@ def lost_after_cut(disk: Mounted, port: int, after: Path, seed: int) -> tuple[in
     return len(load.acknowledged), len(lost)
 
 
-@pytest.mark.parametrize(
-    "seed", [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-)
+SEEDS = [1, 2, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 21))]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_power_cut_under_load_loses_nothing_acknowledged(disk, receiver, tmp_path, seed):
-    acknowledged, lost = lost_after_cut(disk, receiver(), tmp_path / "after", seed)
+    """With and without prepared room; losing all that was not synced, or just some of it."""
+    port = receiver(*(("--reserve",) if seed & 2 else ()))
+    acknowledged, lost = lost_after_cut(disk, port, tmp_path / "after", seed, tear=bool(seed & 1))
     assert acknowledged >= 20
     assert lost == 0
+    assembler_serves(tmp_path / "after", acknowledged)
 
 
-def test_without_the_sync_the_power_cut_loses_instances(disk, receiver, tmp_path):
+def assembler_serves(folder: Path, acknowledged: int) -> None:
+    """After the cut the index is built from what is there, and every study with its instances is handed over."""
+    bench = Bench(folder)
+    bench.assembler.step(9e9)
+    assert sum(arrival.instances for arrival in bench.arrivals) >= acknowledged
+    bench.close()
+
+
+@pytest.mark.parametrize("options", [("--no-sync",), ("--no-sync", "--reserve")])
+def test_without_the_sync_the_power_cut_loses_instances(disk, receiver, tmp_path, options):
     """The negative control."""
-    acknowledged, lost = lost_after_cut(disk, receiver("--no-sync"), tmp_path / "after", 1)
+    acknowledged, lost = lost_after_cut(disk, receiver(*options), tmp_path / "after", 1)
     assert acknowledged >= 20
     assert lost == acknowledged
 
@@ -145,6 +161,51 @@ def test_a_full_disk_is_answered_out_of_resources_and_room_mends_it(disk, receiv
     disk.tell("cut", tmp_path / "after")
     stored = {r.meta["sop_instance_uid"]: data for r, data in instances_in(tmp_path / "after" / "spool")}
     assert {uid: stored.get(uid) for uid in acknowledged} == acknowledged
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 2 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("watermark", [0, 1 << 20], ids=["until it is full", "at the watermark"])
+def test_a_real_disk_that_fills_up_and_gets_room_again(small_disk, watermark):
+    """The kernel's own ENOSPC, and the watermark; no restart between."""
+    receiver = InProcess(BlockingReceiver, small_disk, min_free_bytes=watermark)
+    instances = endless_instances()
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(700_000))
+    acknowledged = {}
+    with RawSender(receiver.address) as sender:
+        assert sender.associate() == 2
+
+        def store() -> int:
+            uid, data = next(instances)
+            status = sender.store(uid, data)
+            if status == Status.SUCCESS:
+                acknowledged[uid] = data
+            return status
+
+        statuses = [store() for _ in range(250)]
+        assert set(statuses) == {Status.SUCCESS, Status.OUT_OF_RESOURCES}
+        assert statuses[-20:] == [Status.OUT_OF_RESOURCES] * 20
+        before = len(acknowledged)
+        filler.unlink()
+        assert [store() for _ in range(5)] == [Status.SUCCESS] * 5
+        assert len(acknowledged) == before + 5
+    receiver.stop(0.5)
+    stored = {r.meta["sop_instance_uid"]: data for r, data in instances_in(small_disk / "spool")}
+    assert {uid: stored.get(uid) for uid in acknowledged} == acknowledged
+    assert len(list((small_disk / "spool").glob("*.seg"))) < 20, "a full disk is not littered with empty segments"
 
 
 def test_a_power_cut_after_the_hand_over_finds_every_instance_in_the_job_folder(disk, tmp_path):

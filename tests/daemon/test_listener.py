@@ -97,9 +97,30 @@ def test_receivers_leave_when_their_parent_is_killed(tmp_path):
     parent.wait()
     parent.stdout.close()
     wait_until(lambda: all(not Path(f"/proc/{pid}").exists() or is_zombie(pid) for pid in children))
-    with socket.socket() as free:
-        free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        free.bind(("127.0.0.1", port))
+    # A thread that is just syncing ends, and frees the port, when the disk has answered.
+    wait_until(lambda: is_free(port), seconds=30)
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def test_room_is_prepared_in_the_spool_and_goes_with_the_receiver(tmp_path, start):
+    receivers = start(reserve_mb=64)
+    wait_until(lambda: [p.stat().st_size for p in (tmp_path / "spool").glob(".*.spare")] == [64 << 20], seconds=60)
+    with associate(receivers.address) as association:
+        assert association.send_c_store(make_series(1)[0]).Status == Status.SUCCESS
+    [segment] = (tmp_path / "spool").glob("*.seg")
+    assert segment.stat().st_size == 64 << 20
+    receivers.stop()
+    assert list((tmp_path / "spool").glob(".*.spare")) == []
+    assert len(instances_in(tmp_path / "spool")) == 1
 
 
 def is_zombie(pid: int) -> bool:

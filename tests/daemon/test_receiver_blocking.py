@@ -8,7 +8,9 @@ import socket
 import ssl
 import struct
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pynetdicom
@@ -19,6 +21,7 @@ from ingest_sender import MR, RawSender, associate_request, command_set, message
 from ingest_support import InProcess, associate, encode, instances_in, make_series, wait_until
 from pynetdicom import AE
 
+import daemon.receiver_blocking as blocking
 import daemon.receiver_negotiation as negotiation
 import daemon.receiver_stream as stream
 from daemon.listener import choose_receiver
@@ -140,6 +143,33 @@ def test_a_sender_that_falls_silent_within_an_instance_is_aborted(tmp_path):
     assert instances_in(receiver.spool) == []
 
 
+@pytest.mark.parametrize("where", ["in the request", "in an instance"])
+def test_a_sender_whose_bytes_trickle_for_ever_is_aborted(tmp_path, monkeypatch, where):
+    """It is never silent for long, yet it holds an association only as long as its bytes allow."""
+    monkeypatch.setattr(blocking, "ARTIM_SECONDS", 0.6)
+    receiver = InProcess(BlockingReceiver, tmp_path, idle_seconds=0.6)
+    with RawSender(receiver.address) as sender:
+        slow = ASSOCIATE
+        if where == "in an instance":
+            assert sender.associate() == 2
+            sender.socket.sendall(message(1, COMMAND)[0])
+            slow = b"".join(pdu(4, struct.pack(">LBB", 3, 1, 0) + b"x") for _ in range(100))
+        began = time.monotonic()
+        with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe, as it comes
+            trickle(sender.socket, slow)
+        assert 0.5 < time.monotonic() - began < 15
+    wait_until(lambda: not receiver.receiver._connections)
+    good_instance_is_taken(receiver)
+    receiver.stop(0.5)
+
+
+def trickle(connection: socket.socket, data: bytes) -> None:
+    """Four bytes every tenth of a second, for 20 s at most."""
+    for at in range(0, 800, 4):
+        connection.sendall(data[at : at + 4])
+        time.sleep(0.1)
+
+
 def test_an_instance_beyond_the_limit_is_aborted(receiver, monkeypatch):
     monkeypatch.setattr(stream, "MAX_INSTANCE_BYTES", 100_000)
     kind, _ = last_pdu(receiver, ASSOCIATE, *message(1, COMMAND, bytes(200_000), max_pdu=20_000))
@@ -219,13 +249,26 @@ def test_after_all_that_nothing_is_left_open(receiver):
 
 
 def test_fifty_associations_at_once(receiver):
-    senders = [RawSender(receiver.address).__enter__() for _ in range(50)]
-    assert [sender.associate() for sender in senders] == [2] * 50
-    for sender, dataset in zip(senders, make_series(50, rows=8), strict=True):
-        assert sender.store(str(dataset.SOPInstanceUID), encode(dataset)) == Status.SUCCESS
-    for sender in senders:
-        sender.release()
-        sender.__exit__()
+    """All of them are open before the first sends, and all send at the same time."""
+    together = threading.Barrier(50)
+    sent: dict[str, bytes] = {}
+
+    def send(series: list) -> None:
+        with RawSender(receiver.address, timeout=60) as sender:
+            assert sender.associate() == 2
+            together.wait(60)
+            for dataset in series:
+                uid, data = str(dataset.SOPInstanceUID), encode(dataset)
+                assert sender.store(uid, data) == Status.SUCCESS
+                sent[uid] = data
+            together.wait(60)
+            assert sender.release() == 6
+
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(send, [make_series(4, rows=8) for _ in range(50)]))
+    stored = {r.meta["sop_instance_uid"]: data for r, data in instances_in(receiver.spool)}
+    assert len(sent) == 200
+    assert {uid: stored.get(uid) for uid in sent} == sent
 
 
 def test_connections_that_ask_for_nothing_are_bounded(tmp_path):

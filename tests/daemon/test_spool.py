@@ -3,27 +3,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tarfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ingest_support import encode, instances_in, make_series, meta_of
+from ingest_support import encode, instances_in, make_series, meta_of, wait_until
 
-from daemon.spool import (
-    SEGMENT_MAGIC,
-    Damage,
-    NotDurable,
-    Record,
-    RecordKind,
-    SpoolFull,
-    SpoolWriter,
-    is_alive,
-    read_data,
-    read_records,
-    segment_receiver,
-)
+from daemon.artefacts import unpack
+from daemon.spool import NotDurable, SpoolFull, SpoolWriter
+from daemon.spool_files import is_alive, read_data, segment_receiver
+from daemon.spool_records import BLOCK_BYTES, SEGMENT_MAGIC, Damage, Record, RecordKind, read_records
+
+UPGRADE_DATA = Path(__file__).parents[1] / "end_to_end" / "data-0.1.0.tar.xz"
 
 
 @pytest.fixture
@@ -208,22 +203,51 @@ def test_the_segment_names_its_receiver(writer):
     assert segment_receiver(segments(writer)[0].name) == writer.receiver
 
 
-@pytest.fixture(scope="module")
-def sound_segment(tmp_path_factory):
+@pytest.fixture(scope="module", params=["blocks", "packed as by 0.1.0"])
+def sound_segment(request, tmp_path_factory):
+    """The bytes of a segment, its records, and of what multiple of bytes each begins at."""
     folder = tmp_path_factory.mktemp("sound")
     writer = SpoolWriter(folder)
     for dataset in make_series(4, rows=16):
         writer.append(meta_of(dataset), [encode(dataset)])
     writer.close()
     [segment] = folder.glob("*.seg")
-    return segment.read_bytes(), list(read_records(segment, final=True))
+    alignment = BLOCK_BYTES
+    if request.param != "blocks":
+        segment.write_bytes(packed(segment))
+        alignment = 1
+    return segment.read_bytes(), list(read_records(segment, final=True)), alignment
+
+
+def packed(segment: Path) -> bytes:
+    """The same records in the layout of version 0.1.0: another magic line, and nothing between the records."""
+    raw = segment.read_bytes()
+    records = read_records(segment, final=True)
+    return b"BG3D spool 1\n" + b"".join(raw[record.offset : record.end] for record in records)
+
+
+def test_segments_written_by_version_0_1_0_are_read(tmp_path):
+    """Taken from the data folder of that version: one study was received and not handed over when it was killed."""
+    with tarfile.open(UPGRADE_DATA) as archive:
+        unpack(archive, tmp_path)
+    found = [entry for path in tmp_path.rglob("*.seg") for entry in read_records(path, final=True)]
+    instances = [entry for entry in found if isinstance(entry, Record) and entry.kind is RecordKind.INSTANCE]
+    assert len(instances) > 20
+    assert not any(isinstance(entry, Damage) for entry in found)
+
+
+def test_a_packed_segment_is_read_on_from_where_version_0_1_0_had_stopped(sound_segment, tmp_path):
+    raw, records, _ = sound_segment
+    path = tmp_path / "known.seg"
+    path.write_bytes(raw)
+    assert list(read_records(path, records[1].end, final=True)) == records[2:]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_torn_tail_costs_only_the_torn_record(tmp_path, sound_segment, data):
     """Cut anywhere: every record that ends before the cut is served, the rest is damage when nobody writes any more."""
-    raw, records = sound_segment
+    raw, records, alignment = sound_segment
     cut = data.draw(st.integers(len(SEGMENT_MAGIC), len(raw)))
     path = tmp_path / "cut.seg"
     path.write_bytes(raw[:cut])
@@ -231,22 +255,23 @@ def test_a_torn_tail_costs_only_the_torn_record(tmp_path, sound_segment, data):
     found = list(read_records(path, final=True))
     assert [entry for entry in found if isinstance(entry, Record)] == whole
     damage = [entry for entry in found if isinstance(entry, Damage)]
-    last = whole[-1].end if whole else len(SEGMENT_MAGIC)
-    assert sum(entry.end - entry.offset for entry in damage) == cut - last
+    last = -(-(whole[-1].end if whole else len(SEGMENT_MAGIC)) // alignment) * alignment
+    assert sum(entry.end - entry.offset for entry in damage) == len(raw[last:cut].rstrip(b"\0"))
     assert list(read_records(path, final=False)) == whole, "a record still being written is waited for"
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_byte_costs_only_its_record(tmp_path, sound_segment, data):
-    raw, records = sound_segment
-    place = data.draw(st.integers(len(SEGMENT_MAGIC), len(raw) - 1))
+    raw, records, _ = sound_segment
+    hit = data.draw(st.sampled_from(records))
+    place = data.draw(st.integers(hit.offset, hit.end - 1))
     changed = bytearray(raw)
     changed[place] ^= data.draw(st.integers(1, 255))
     path = tmp_path / "changed.seg"
     path.write_bytes(changed)
     found = list(read_records(path, final=True))
-    untouched = [record for record in records if not record.offset <= place < record.end]
+    untouched = [record for record in records if record is not hit]
     kept = [entry for entry in found if isinstance(entry, Record)]
     # The three spare bytes of the header are covered by the check, too: nothing changes unseen.
     assert kept == untouched
@@ -260,3 +285,121 @@ def test_a_file_that_is_no_segment_is_damage(tmp_path):
     assert damage == Damage(0, path.stat().st_size, "not a spool segment")
     path.write_bytes(b"")
     assert list(read_records(path, final=True)) == []
+
+
+# --- room prepared ahead
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A writer with prepared segments, once they are ready."""
+    writer = SpoolWriter(tmp_path / "spool", segment_bytes=1 << 20, reserve=2)
+    wait_until(lambda: writer._reserve.ready == 2)
+    yield writer
+    writer.close()
+
+
+def test_prepared_room_is_used_and_holds_what_is_written(prepared):
+    series = make_series(5)
+    for dataset in series[:4]:
+        prepared.append(meta_of(dataset), [encode(dataset)])
+    [segment] = segments(prepared)
+    assert segment.stat().st_size == 1 << 20, "it did not grow: the room was there"
+    found = list(read_records(segment, final=False))
+    assert [record.meta["sop_instance_uid"] for record in found] == [d.SOPInstanceUID for d in series[:4]]
+    prepared.append(meta_of(series[4]), [encode(series[4])])
+    [last] = read_records(segment, found[-1].end, final=False)
+    assert last.meta["sop_instance_uid"] == series[4].SOPInstanceUID
+    assert list(read_records(segment, final=True)) == [*found, last], "room that was not used is no damage"
+
+
+def test_a_sync_in_prepared_room_changes_no_metadata(prepared):
+    """Neither size nor number of blocks: an fdatasync need not wait for the file system's journal."""
+    first, second = make_series(2)
+    prepared.append(meta_of(first), [encode(first)])
+    before = segments(prepared)[0].stat()
+    prepared.append(meta_of(second), [encode(second)])
+    after = segments(prepared)[0].stat()
+    assert (after.st_size, after.st_blocks) == (before.st_size, before.st_blocks)
+
+
+def test_at_the_end_room_that_was_not_used_is_given_back(prepared):
+    dataset = make_series(1)[0]
+    prepared.append(meta_of(dataset), [encode(dataset)])
+    prepared.close()
+    assert segments(prepared)[0].stat().st_size < 20_000
+    assert list(prepared.folder.glob(".*.spare")) == []
+    assert len(instances_in(prepared.folder)) == 1
+
+
+def test_without_prepared_room_the_file_grows_and_the_next_is_a_prepared_one(tmp_path):
+    series = make_series(2)
+    writer = SpoolWriter(tmp_path, segment_bytes=1 << 20, reserve=1)
+    wait_until(lambda: writer._reserve.ready == 1)
+    spare = writer._reserve.take()
+    writer.append(meta_of(series[0]), [encode(series[0])])
+    assert segments(writer)[0].stat().st_size < 20_000
+    spare.unlink()
+    wait_until(lambda: writer._reserve.ready == 1)
+    writer.append(meta_of(series[1]), [encode(series[1])])
+    assert segments(writer)[1].stat().st_size == 1 << 20
+    assert len(instances_in(tmp_path)) == 2
+    writer.close()
+
+
+def test_prepared_room_leaves_the_free_space_that_was_asked_for(tmp_path):
+    writer = SpoolWriter(tmp_path, min_free_bytes=1 << 60, reserve=1)
+    time.sleep(0.2)
+    assert list(tmp_path.glob(".*.spare")) == []
+    writer.close()
+
+
+def test_a_torn_record_in_prepared_room_is_damage_and_the_zeros_behind_it_are_not(prepared):
+    series = make_series(2)
+    for dataset in series:
+        prepared.append(meta_of(dataset), [encode(dataset)])
+    [segment] = segments(prepared)
+    first, second = read_records(segment, final=True)
+    with segment.open("r+b") as file:
+        file.seek(second.offset + 30)
+        file.write(bytes(second.end - second.offset - 30))
+    found = list(read_records(segment, final=True))
+    assert found[0] == first
+    [damage] = found[1:]
+    assert second.offset < damage.end <= second.offset + 30
+    assert damage.offset == second.offset
+    assert list(read_records(segment, final=False)) == [first]
+
+
+def test_acknowledged_blocks_are_never_written_again(tmp_path):
+    """Each write begins with a block of its own, so that a torn write cannot reach what was acknowledged."""
+    ends = []
+    writer = SpoolWriter(tmp_path, sync=lambda descriptor: ends.append(os.fstat(descriptor).st_size))
+    for dataset in make_series(3):
+        writer.append(meta_of(dataset), [encode(dataset)])
+    assert all(end % BLOCK_BYTES == 0 for end in ends)
+    offsets = [record.offset for record in read_records(segments(writer)[0], final=True)]
+    assert offsets == ends[:3]
+    writer.close()
+
+
+def test_a_sector_that_cannot_be_read_costs_its_record_and_not_the_process(tmp_path, monkeypatch):
+    writer = SpoolWriter(tmp_path)
+    for dataset in make_series(3):
+        writer.append(meta_of(dataset), [encode(dataset)])
+    writer.close()
+    [segment] = segments(writer)
+    whole = list(read_records(segment, final=True))
+    real = os.pread
+    bad = whole[1].offset
+
+    def pread(descriptor: int, length: int, offset: int) -> bytes:
+        if offset <= bad < offset + length:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(descriptor, length, offset)
+
+    monkeypatch.setattr(os, "pread", pread)
+    found = list(read_records(segment, final=True))
+    assert [entry for entry in found if isinstance(entry, Record)] == [whole[0], whole[2]]
+    [damage] = [entry for entry in found if isinstance(entry, Damage)]
+    assert "cannot be read" in damage.reason
