@@ -27,7 +27,8 @@ import sqlalchemy as sa
 from daemon.database import metadata
 from daemon.errors import Permanent, Retryable
 from daemon.folders import JobFolder, make_private, write_json
-from daemon.jobs import now
+from daemon.jobs import FINAL_STATES, JOBS, JobState, now
+from daemon.received_index import ARRIVALS
 
 RECEIVED = "received"
 """The step before all others: the instances, and where they came from."""
@@ -39,6 +40,12 @@ CHUNK = 1 << 20
 
 PATIENCE = 60.0
 """Seconds for which a shared storage that does not answer is asked again."""
+
+COPY_SECONDS = 3600.0
+"""A worker keeps its copy of a job's files for so long after the job ended."""
+
+UNKNOWN_SECONDS = 86400.0
+"""A folder of a job that the database does not know is left alone for so long: it may be on its way in."""
 
 ARCHIVES = sa.Table(
     "artefacts",
@@ -81,6 +88,9 @@ class JobFiles(Protocol):
     def forget(self, job_id: str) -> None:
         """Remove what lies outside the data folder."""
 
+    def sweep(self) -> list[str]:
+        """Remove folders of jobs on this host that are of no use any more; their names."""
+
 
 @dataclass(frozen=True)
 class LocalFiles:
@@ -98,6 +108,10 @@ class LocalFiles:
     def forget(self, job_id: str) -> None:
         """Nothing to do: the caller removes the folder."""
 
+    def sweep(self) -> list[str]:
+        """Nothing to do: each folder is its job's only one."""
+        return []
+
 
 @dataclass(eq=False)
 class SharedFiles:
@@ -109,12 +123,14 @@ class SharedFiles:
         url: The shared storage, as fsspec reads it.
         holds_lease: Raises, or ends the process, unless this process may still work; called inside the transaction
             that makes an archive count.
+        scratch: Whether the folder holds copies only, which can be fetched again: a worker's.
     """
 
     engine: sa.Engine
     jobs: Path
     url: str
     holds_lease: Callable[[sa.Connection], None] = lambda _connection: None
+    scratch: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -169,6 +185,28 @@ class SharedFiles:
         path = f"{self._base}/{job_id}"
         if self._storage.exists(path):
             self._storage.rm(path, recursive=True)
+
+    def sweep(self) -> list[str]:
+        """Remove folders of jobs that were purged, here or by another host, and copies of jobs that ended a while ago.
+
+        Returns:
+            The jobs whose folders were removed.
+        """
+        removed = []
+        for folder in sorted(self.jobs.iterdir()):
+            with self._lock:  # nobody fetches it meanwhile
+                if not folder.name.startswith(".") and self._is_useless(folder):
+                    shutil.rmtree(folder)
+                    removed.append(folder.name)
+        return removed
+
+    def _is_useless(self, folder: Path) -> bool:
+        with self.engine.connect() as connection:
+            job = connection.execute(sa.select(JOBS).where(JOBS.c.job_id == folder.name)).one_or_none()
+            arriving = connection.execute(sa.select(ARRIVALS.c.job_id).where(ARRIVALS.c.job_id == folder.name)).all()
+        if job is None:
+            return not arriving and folder.stat().st_mtime < now() - UNKNOWN_SECONDS
+        return self.scratch and JobState(job.state) in FINAL_STATES and job.updated < now() - COPY_SECONDS
 
     def _pack(self, root: Path, target: str, name: str) -> tuple[str, int]:
         """Write the files that changed since `_remember` into one archive; its SHA-256 and its size, bytes."""

@@ -33,6 +33,7 @@ from daemon.config import Settings
 from daemon.database import upsert
 from daemon.errors import Retryable
 from daemon.folders import read_json, write_json
+from daemon.logs import tag
 from daemon.received_files import MR_IMAGE, DamagedInstance, read_header, read_instance, sync_files, write_instance
 from daemon.received_follow import SegmentFollower
 from daemon.received_gaps import TAGS, Gap, find_gaps
@@ -44,6 +45,7 @@ LOGGER = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 30.0
+DATABASE_SECONDS = 2.0
 RECLAIM_SECONDS = 60.0
 GAP_PATIENCE = 3
 """A study with a gap in a series waits this many quiet times."""
@@ -97,12 +99,17 @@ class Assembler:
         self.recover(time.time())
         next_reclaim = 0.0
         while not stop.is_set():
-            self.step(time.time())
+            pause = POLL_SECONDS
+            try:
+                self.step(time.time())
+                if time.monotonic() >= next_reclaim:
+                    self.reclaim()
+                    next_reclaim = time.monotonic() + RECLAIM_SECONDS
+            except sa.exc.OperationalError as error:  # acknowledging goes on: it needs the spool only
+                pause = DATABASE_SECONDS
+                LOGGER.warning("the database does not answer, next try in %g s: %s", pause, type(error.orig).__name__)
             self.beat()
-            if time.monotonic() >= next_reclaim:
-                self.reclaim()
-                next_reclaim = time.monotonic() + RECLAIM_SECONDS
-            stop.wait(POLL_SECONDS)
+            stop.wait(pause)
 
     def recover(self, now: float) -> None:
         """Bring index and disk together after a stop of any kind.
@@ -137,7 +144,9 @@ class Assembler:
                 self._hand_over(study_uid, now)
                 room -= 1
             except OSError as error:  # disk full or failing: what was received stays in the spool
-                LOGGER.warning("study %s cannot be handed over, next try in %g s: %s", study_uid, RETRY_SECONDS, error)
+                LOGGER.warning(
+                    "study %s cannot be handed over, next try in %g s: %s", tag(study_uid), RETRY_SECONDS, error
+                )
                 self._paused[study_uid] = now + RETRY_SECONDS
         return self._submit_arrivals()
 
@@ -245,7 +254,7 @@ class Assembler:
                 write_instance(folder / name, row, read_instance(self.spool, row))
                 files[name] = row
             except DamagedInstance as error:
-                LOGGER.warning("instance %s of study %s is lost: %s", row.sop_uid, row.study_uid, error)
+                LOGGER.warning("instance %s of study %s is lost: %s", tag(row.sop_uid), tag(row.study_uid), error)
                 damaged.append(row)
         return files, damaged
 
@@ -271,13 +280,13 @@ class Assembler:
             try:
                 write_instance(path, row, read_instance(self.spool, row))
             except OSError as error:
-                LOGGER.warning("conflicting instance %s stays in the spool: %s", row.sop_uid, error)
+                LOGGER.warning("conflicting instance %s stays in the spool: %s", tag(row.sop_uid), error)
                 return
             except DamagedInstance as error:
-                LOGGER.warning("conflicting instance %s is lost: %s", row.sop_uid, error)
+                LOGGER.warning("conflicting instance %s is lost: %s", tag(row.sop_uid), error)
                 self._note_damaged([row])
                 continue
-            LOGGER.warning("instance %s came again with other bytes; kept as %s", row.sop_uid, path)
+            LOGGER.warning("instance %s came again with other bytes; kept in %s", tag(row.sop_uid), aside)
             sync_files(aside)
             with self.engine.begin() as connection:
                 connection.execute(

@@ -77,6 +77,10 @@ class JobFolder:
         return self.root / "dicom"
 
 
+PRIVATE = 0o077
+"""umask of every process of the service: what it writes is for its own user only."""
+
+
 def make_private(folder: Path) -> Path:
     """Make a folder that only this user can enter; it may exist."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

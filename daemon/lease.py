@@ -30,6 +30,15 @@ EXIT_FENCED = 75
 TAKEOVER_LOCK = 7_361_024_502
 """PostgreSQL advisory lock under which one process at a time hands a dead one's work on."""
 
+RECEIVER_LOCK = 7_361_024_503
+"""PostgreSQL advisory lock that the one receiver holds."""
+
+KEEPALIVE = {"tcp_keepalives_idle": 20, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
+"""After how many seconds the server notices that a receiver's host is gone, and lets its lock go."""
+
+RECEIVER_PATIENCE = 75.0
+"""Seconds for which a receiver that starts waits for one before it to be noticed as gone."""
+
 OWN_SHARE = 0.7
 """Of the lease: for this long a process trusts it; others wait the whole of it before they take over."""
 
@@ -146,6 +155,56 @@ class Lease:
         log.error("this process ends itself: %s", why)
         logging.shutdown()
         os._exit(EXIT_FENCED)
+
+
+class SoleReceiver:
+    """The right to be the receiver of a PostgreSQL.
+
+    What the database knows of received instances speaks of the spool of one host: a second receiver would take the
+    first one's instances for lost. The lock is the connection's, so it goes when the process does.
+    """
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._connection: sa.Connection | None = None
+
+    def hold(self, *, patience: float = RECEIVER_PATIENCE) -> None:
+        """Take it, or take it again where the connection broke; waits for one that dies.
+
+        Raises:
+            ConfigurationError: another process holds it.
+            sqlalchemy.exc.OperationalError: the database does not answer.
+        """
+        deadline = time.monotonic() + patience
+        while not self._holds():
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    "another `braingemma serve` receives for this database: one receiver for each database; on other "
+                    "hosts run `braingemma worker`"
+                )
+            time.sleep(0.5)
+
+    def _holds(self) -> bool:
+        if self._connection is not None:
+            try:
+                return self._try()
+            except sa.exc.OperationalError:  # the server was away meanwhile, and the lock went with the connection
+                self.let_go()
+        self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        for name, seconds in KEEPALIVE.items():
+            self._connection.execute(sa.select(sa.func.set_config(name, str(seconds), False)))
+        return self._try()
+
+    def _try(self) -> bool:
+        assert self._connection is not None
+        return bool(self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(RECEIVER_LOCK))).scalar_one())
+
+    def let_go(self) -> None:
+        """Let others have it."""
+        if self._connection is not None:
+            self._connection.invalidate()
+            self._connection.close()
+            self._connection = None
 
 
 def take_over_from_dead(engine: sa.Engine, seconds: float) -> list[str]:

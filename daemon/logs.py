@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import logging
 import sys
@@ -16,6 +17,12 @@ NOISY = (
     "fsspec", "botocore",
 )  # fmt: skip
 """Libraries that are heard only from warnings on; some of them name patients in lesser lines."""
+
+
+def tag(uid: str) -> str:
+    """A UID as a log may hold it: the same for the same UID, and nobody can tell the UID from it."""
+    return "#" + hashlib.sha256(uid.encode()).hexdigest()[:12]
+
 
 _job: ContextVar[str] = ContextVar("job", default="")
 

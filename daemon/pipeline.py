@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbos import DBOS, SetWorkflowID
+from dbos import DBOS, PortableWorkflowError, SetWorkflowID
 from dbos import error as dbos_error
 
 from daemon import metrics
@@ -83,10 +83,8 @@ def _report_study(job_id: str) -> str:
         explain_step(job_id)
         encode_step(job_id)
         destinations = plan_step(job_id)
-    except DaemonError as error:
-        return end_step(job_id, type(error).__name__, str(error))
-    except dbos_error.DBOSMaxStepRetriesExceeded as error:  # the step's own errors are inside
-        return end_step(job_id, Retryable.__name__, f"given up after {STEP_ATTEMPTS} attempts: {error.errors[-1]}")
+    except (DaemonError, PortableWorkflowError, dbos_error.DBOSMaxStepRetriesExceeded) as error:
+        return end_step(job_id, _kind(error), str(error))
     state = end_step(job_id, "", "")
     for destination in destinations:
         with SetWorkflowID(f"{DBOS.workflow_id}:{destination}"):
@@ -105,6 +103,12 @@ def deliver_results(job_id: str, destination: str) -> str:
             if wait is None:
                 return finish_step(job_id)
             DBOS.sleep(wait)
+
+
+def _kind(error: Exception) -> str:
+    """Name of the error that ended a job; one that the engine recorded before a restart comes back by name only."""
+    name = error.name if isinstance(error, PortableWorkflowError) else type(error).__name__
+    return Retryable.__name__ if name == dbos_error.DBOSMaxStepRetriesExceeded.__name__ else str(name)
 
 
 def _retry(error: BaseException) -> bool:
@@ -166,9 +170,18 @@ def plan_step(job_id: str) -> list[str]:
 
 @DBOS.step(name="end")
 def end_step(job_id: str, error: str, text: str) -> str:
-    """Write down how the job ended, or that its results are on their way."""
+    """Write down how the job ended, or that its results are on their way.
+
+    Args:
+        job_id: The job.
+        error: Name of the error that ended it; empty where every step was done.
+        text: Of the error; why stands in the job's row, and here only in the records of versions before that.
+    """
     store = context().store
+    job = store.get(job_id)
+    reason = (job.reason if job is not None else "") or text
     if error == "":
+        reason = ""
         waiting = bool(store.deliveries(job_id))
         state = JobState.DELIVERING if waiting else JobState.DONE
     elif error == Rejected.__name__:
@@ -177,10 +190,12 @@ def end_step(job_id: str, error: str, text: str) -> str:
         state = JobState.CANCELLED
     else:
         state = JobState.FAILED
-    store.update(job_id, state=state, reason=text, progress="")
+    if error == Retryable.__name__:
+        reason = f"given up after {STEP_ATTEMPTS} attempts: {reason}"
+    store.update(job_id, state=state, reason=reason, progress="")
     if state is not JobState.DELIVERING:
         metrics.JOBS_ENDED.labels(str(state), error).inc()
-    log.info("job %s: %s%s", job_id, state, f": {text}" if text else "")
+    log.info("job %s: %s%s", job_id, state, f" ({error}; `braingemma jobs show` says why)" if error else "")
     return str(state)
 
 
@@ -220,7 +235,10 @@ def _folder(job_id: str) -> JobFolder:
 
 
 def _run(step: str, job_id: str) -> None:
-    """Run one step in the child process, with state, progress and time kept in the job's row."""
+    """Run one step in the child process, with state, progress and time kept in the job's row.
+
+    So is the reason of an error: it may name series, and the engine keeps what is raised here in its own tables.
+    """
     store = context().store
 
     def cancelled() -> bool:
@@ -229,7 +247,7 @@ def _run(step: str, job_id: str) -> None:
 
     if cancelled():
         raise Cancelled("cancelled by request")
-    store.update(job_id, state=JobState.RUNNING, step=step, progress="")
+    store.update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
     started = time.monotonic()
     folder = _folder(job_id)
     job = store.get(job_id)
@@ -244,8 +262,10 @@ def _run(step: str, job_id: str) -> None:
         )
     except DaemonError as error:
         metrics.STEP_FAILURES.labels(step, type(error).__name__).inc()
-        raise
+        store.update(job_id, reason=str(error))
+        raise type(error)(f"step {step}: why stands in the job's record") from None
     finally:
+        metrics.MODEL_GPU_BYTES.set(context().steps.gpu_bytes)
         context().files.keep(job_id, step)  # what a refusal leaves, too: the verdict on each series
     seconds = time.monotonic() - started
     metrics.STEP_SECONDS.labels(step).observe(seconds)

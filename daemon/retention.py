@@ -2,6 +2,7 @@
 
 Nothing that was not delivered is ever removed by itself: a job with an object that waits, or that lies in the dead
 letter, stays until a person retries it. The received instances of a job go with it; sent again they count as new.
+What lies outside a job's folder goes with the job, too: copies on other hosts, instances that were kept aside.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from daemon.config import Settings, Storage
 from daemon.control import forget_workflows
 from daemon.database import open_index
 from daemon.jobs import DELIVERIES, JOBS, DeliveryState, Job, JobState, JobStore, job_of_row, now
-from daemon.received_index import forget_study
+from daemon.received_index import INSTANCES, forget_study
 
 log = logging.getLogger(__name__)
 
@@ -127,18 +128,32 @@ def _has_jobs(engine: sa.Engine, study_uid: str) -> bool:
         return bool(connection.execute(query).scalar_one())
 
 
-def keep_house(
-    store: JobStore,
-    settings: Settings,
-    stop: threading.Event,
-    *,
-    on_purged: Callable[[Purged], None],
-    forget_files: Callable[[str], None],
-) -> None:
-    """Purge every ten minutes until `stop` is set; a disk or database that fails is tried again the next time."""
-    while not stop.wait(EVERY_SECONDS):
-        try:
-            for purged in purge(store, settings, dry_run=False, forget_files=forget_files):
-                on_purged(purged)
-        except (OSError, sa.exc.SQLAlchemyError) as error:
-            log.warning("nothing could be removed, next try in %.0f s: %s", EVERY_SECONDS, error)
+def forget_conflicts(engine: sa.Engine, folder: Path) -> list[Path]:
+    """Remove instances that were kept aside (`<folder>/conflicts`) of studies that are no longer known.
+
+    Returns:
+        The files that were removed.
+    """
+    removed = []
+    for path in sorted((folder / "conflicts").glob("*.dcm")):
+        sop_uid, _, digest = path.stem.rpartition(".")
+        known = sa.select(sa.func.count()).where(INSTANCES.c.sop_uid == sop_uid, INSTANCES.c.sha256.startswith(digest))
+        with engine.connect() as connection:
+            there = connection.execute(known).scalar_one()
+        if not there and path.stat().st_mtime < now() - SECONDS_PER_DAY:
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def keep_house(works: Sequence[Callable[[], object]], stop: threading.Event, *, every: float = EVERY_SECONDS) -> None:
+    """Do the `works`, one after the other, every ten minutes until `stop` is set.
+
+    A disk or database that fails is tried again the next time, and does not keep the other works from being done.
+    """
+    while not stop.wait(every):
+        for work in works:
+            try:
+                work()
+            except (OSError, sa.exc.SQLAlchemyError) as error:
+                log.warning("housekeeping failed, next try in %.0f s: %s", every, type(error).__name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
@@ -27,10 +28,10 @@ from daemon.audit import AuditLog
 from daemon.config import Settings
 from daemon.database import open_database, open_index, schema_lock
 from daemon.errors import ConfigurationError
-from daemon.folders import JobFolder, make_private, read_json, write_json
+from daemon.folders import PRIVATE, JobFolder, make_private, read_json, write_json
 from daemon.health import Health
 from daemon.jobs import DeliveryState, JobStore
-from daemon.lease import Lease
+from daemon.lease import Lease, SoleReceiver
 from daemon.listener import start_receivers
 from daemon.names import DELIVERY_QUEUE, EXECUTOR_ID, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.notify import notify
@@ -105,6 +106,7 @@ def _only_service(folder: Path) -> Iterator[IO[str]]:
 
 def serve(settings: Settings) -> NoReturn:
     """Run until SIGTERM or SIGINT, then end the process: associations first, then the rest, in under 10 s."""
+    os.umask(PRIVATE)
     stop = stop_on_signals()
     os.umask(0o077)  # what is received, and what is made of it, is for this user alone
     folder = settings.storage.folder
@@ -182,6 +184,9 @@ class _Parts:
         self.engine = open_database(settings)
         self.audit = AuditLog(folder / "audit")
         self.health = Health(settings, self.engine)
+        self.receiver = SoleReceiver(self.engine) if self.engine.dialect.name == "postgresql" else None
+        if self.receiver is not None:
+            self.receiver.hold()
         self.lease = take_lease(settings, self.engine, "serve") if settings.engine.work else None
         self.files = job_files(settings, self.engine, folder / "jobs", self.lease)
         self.store = make_store(self.engine, self.audit, self.files, self.lease)
@@ -202,6 +207,8 @@ class _Parts:
             beat=lambda: self.health.beat("assembler"),
             waiting=self.store.waiting,
         )
+        if self.lease is not None:
+            self.health.alive["lease"] = self.lease.alive
         self._threads: list[threading.Thread] = []
 
     def _submit(self, arrival: Arrival) -> None:
@@ -231,10 +238,20 @@ class _Parts:
             self.health.alive[thread.name] = thread.is_alive
 
     def _keep_house(self) -> None:
-        retention.keep_house(
-            self.store, self.settings, self.stop, forget_files=self.files.forget,
-            on_purged=lambda purged: self.audit.write("purged", job=purged.job_id, state=purged.state, why=purged.why),
-        )  # fmt: skip
+        works: list[Callable[[], object]] = [
+            self._purge,
+            self.files.sweep,
+            lambda: retention.forget_conflicts(self.engine, self.settings.storage.folder),
+            lambda: give_every_job_a_workflow(self.engine, alone=False),
+        ]
+        if self.receiver is not None:
+            works.append(functools.partial(self.receiver.hold, patience=0))
+        retention.keep_house(works, self.stop)
+
+    def _purge(self) -> None:
+        removed = retention.purge(self.store, self.settings, dry_run=False, forget_files=self.files.forget)
+        for purged in removed:
+            self.audit.write("purged", job=purged.job_id, state=purged.state, why=purged.why)
 
     def start_web(self, banner: str | None) -> WebServer | None:
         """The page, where it is switched on."""
@@ -272,14 +289,16 @@ def take_lease(settings: Settings, engine: sa.Engine, name: str) -> Lease | None
     return lease
 
 
-def job_files(settings: Settings, engine: sa.Engine, jobs: Path, lease: Lease | None) -> JobFiles:
-    """Where jobs' files are by this configuration."""
+def job_files(
+    settings: Settings, engine: sa.Engine, jobs: Path, lease: Lease | None, *, scratch: bool = False
+) -> JobFiles:
+    """Where jobs' files are by this configuration; `scratch`: `jobs` holds copies only."""
     if not settings.storage.shared_url:
         return LocalFiles(jobs)
     make_private(jobs)
     if lease is None:
-        return SharedFiles(engine, jobs, settings.storage.shared_url)
-    return SharedFiles(engine, jobs, settings.storage.shared_url, lease.check_in)
+        return SharedFiles(engine, jobs, settings.storage.shared_url, scratch=scratch)
+    return SharedFiles(engine, jobs, settings.storage.shared_url, lease.check_in, scratch=scratch)
 
 
 def make_store(engine: sa.Engine, audit: AuditLog, files: JobFiles, lease: Lease | None) -> JobStore:

@@ -1,7 +1,7 @@
 """A child process that runs the steps, so that a segfault or an out-of-memory kill takes only the child with it.
 
 Parent and child speak JSON lines over the child's standard input and a private copy of its standard output:
-`{"step", "folder"}` in; `{"progress": [done, total, text]}` any number of times, then `{"done"}` or
+`{"step", "folder"}` in; `{"progress": [done, total, text]}` any number of times, then `{"done", "gpu_bytes"}` or
 `{"error", "text"}` out. The child keeps the loaded model between jobs.
 """
 
@@ -54,6 +54,8 @@ class StepProcess:
         self._settings = settings
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
+        self.gpu_bytes = 0
+        """GPU memory that the child held after its last step."""
 
     def run(
         self,
@@ -91,6 +93,7 @@ class StepProcess:
             elif "error" in answer:
                 raise ERRORS.get(answer["error"], Permanent)(answer["text"])
             else:
+                self.gpu_bytes = answer["gpu_bytes"]
                 return
 
     def close(self) -> None:
@@ -113,6 +116,7 @@ class StepProcess:
             if pipe is not None:
                 pipe.close()
         self._child = None
+        self.gpu_bytes = 0
 
     def _running_child(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._child.poll() is not None:
@@ -183,7 +187,13 @@ def main() -> None:
             fault = f"{type(error).__name__}: {error}"
             answer({"error": "Permanent", "text": f"step {request['step']}: unexpected {fault} (see the log)"})
         else:
-            answer({"done": request["step"]})
+            answer({"done": request["step"], "gpu_bytes": _gpu_bytes()})
+
+
+def _gpu_bytes() -> int:
+    """GPU memory that this process holds; torch, where no step has loaded it, is not loaded for the answer."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.memory_reserved()) if torch is not None and torch.cuda.is_initialized() else 0
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from daemon.jobs import FINAL_STATES, Job, JobStore
 from daemon.service import STATUS_FILE
 from daemon.trial_pacs import LOOPBACK
 
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 def toml(sections: Mapping[str, Any]) -> str:

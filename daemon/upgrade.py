@@ -1,8 +1,9 @@
-"""At each start: every job that has not ended has a workflow that will end it.
+"""At each start, and now and then: every job that has not ended has a workflow that will end it.
 
 After an upgrade that changed the order of steps, workflows of the version before cannot be resumed: they are
 cancelled, and their jobs start anew (each step is idempotent; what was delivered is not sent again). The same look
-finds jobs whose workflow was never queued because the process was killed in between.
+finds jobs whose workflow was never queued because the process was killed in between, and those whose workflow ended
+with an error that nobody foresaw, such as a database that was away in the middle of a step.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ from daemon.names import WORKFLOW_VERSION
 log = logging.getLogger(__name__)
 
 LIVE = ["PENDING", "ENQUEUED", "DELAYED"]
+MOST_MENDED = 3
+"""So often in its life a job whose workflow broke gets a new one; then it has failed, and a person must look."""
+
 SETTLED_SECONDS = 30.0
 """A job that changed later than this may be on its way into a queue just now; with several hosts it is left alone."""
 
 
 def give_every_job_a_workflow(engine: sa.Engine, *, alone: bool) -> list[str]:
-    """Queue what has none; call it when the engine runs, before studies are handed over.
+    """Queue what has none; call it when the engine runs.
 
     Args:
         engine: The daemon's database.
-        alone: No other process hands studies over meanwhile.
+        alone: Nobody hands studies over meanwhile: neither another process nor this one's assembler.
 
     Returns:
         The workflows that were queued.
@@ -37,9 +41,13 @@ def give_every_job_a_workflow(engine: sa.Engine, *, alone: bool) -> list[str]:
     stamp = f"u{int(now())}"
     queued = []
     for job_id in _jobs(engine, (JobState.QUEUED, JobState.RUNNING), limit):
-        if not any(_job_of(name) == job_id and ":" not in name for name in live):
-            queued.append(f"{job_id}-{stamp}")
-            enqueue_report(engine, job_id, workflow_id=queued[-1])
+        if any(_job_of(name) == job_id and ":" not in name for name in live):
+            continue
+        if _times_mended(engine, job_id) >= MOST_MENDED:
+            _give_up(engine, job_id)
+            continue
+        queued.append(f"{job_id}-{stamp}")
+        enqueue_report(engine, job_id, workflow_id=queued[-1])
     for job_id, destination in _open_deliveries(engine, limit):
         if not any(_job_of(name) == job_id and _destination_of(name) == destination for name in live):
             queued.append(f"{job_id}-{stamp}:{destination}")
@@ -60,6 +68,26 @@ def _live_workflows(engine: sa.Engine) -> list[str]:
     return [w.workflow_id for w in found if w.app_version == WORKFLOW_VERSION]
 
 
+def _times_mended(engine: sa.Engine, job_id: str) -> int:
+    """How many workflows of this version were queued here for a job, and ended without ending it."""
+    with engine_client(engine) as client:
+        found = client.list_workflows(
+            workflow_id_prefix=f"{job_id}-u", status="ERROR", load_input=False, load_output=False
+        )
+    return sum(w.app_version == WORKFLOW_VERSION and ":" not in w.workflow_id for w in found)
+
+
+def _give_up(engine: sa.Engine, job_id: str) -> None:
+    reason = f"its workflow ended {MOST_MENDED} times with an error that was not foreseen; see the log of the service"
+    log.error("job %s: %s", job_id, reason)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.update(JOBS)
+            .where(JOBS.c.job_id == job_id, JOBS.c.state.in_([str(JobState.QUEUED), str(JobState.RUNNING)]))
+            .values(state=str(JobState.FAILED), reason=reason, updated=now())
+        )
+
+
 def _jobs(engine: sa.Engine, states: tuple[JobState, ...], before: float) -> list[str]:
     query = sa.select(JOBS.c.job_id).where(JOBS.c.state.in_([str(s) for s in states]), JOBS.c.updated < before)
     with engine.connect() as connection:
@@ -67,16 +95,19 @@ def _jobs(engine: sa.Engine, states: tuple[JobState, ...], before: float) -> lis
 
 
 def _open_deliveries(engine: sa.Engine, before: float) -> list[tuple[str, str]]:
-    """(job, destination) of delivering jobs with something that is not settled."""
+    """(job, destination) of delivering jobs with something that is not settled, or of which nobody wrote the end."""
     settled = [str(state) for state in DeliveryState if state.value in ("sent", "replaced", "dead_letter")]
-    query = (
+    delivering = (
         sa.select(DELIVERIES.c.job_id, DELIVERIES.c.destination)
         .join(JOBS, JOBS.c.job_id == DELIVERIES.c.job_id)
-        .where(JOBS.c.state == str(JobState.DELIVERING), JOBS.c.updated < before, DELIVERIES.c.state.not_in(settled))
+        .where(JOBS.c.state == str(JobState.DELIVERING), JOBS.c.updated < before)
         .distinct()
     )
+    unsettled = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.not_in(settled))
     with engine.connect() as connection:
-        return [(row.job_id, row.destination) for row in connection.execute(query)]
+        rows = connection.execute(delivering.where(DELIVERIES.c.state.not_in(settled))).all()
+        ended = connection.execute(delivering.where(DELIVERIES.c.job_id.not_in(unsettled))).all()
+    return [(row.job_id, row.destination) for row in (*rows, *{row.job_id: row for row in ended}.values())]
 
 
 def _job_of(workflow_id: str) -> str:

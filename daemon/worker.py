@@ -16,12 +16,12 @@ from typing import NoReturn
 
 from prometheus_client import start_http_server
 
-from daemon import metrics, pipeline
+from daemon import metrics, pipeline, retention
 from daemon.audit import AuditLog
 from daemon.config import Settings
 from daemon.database import open_database
 from daemon.errors import ConfigurationError
-from daemon.folders import make_private
+from daemon.folders import PRIVATE, make_private
 from daemon.notify import notify
 from daemon.service import (
     check_weights,
@@ -53,6 +53,7 @@ def work(settings: Settings, name: str, *, metrics_port: int | None = None) -> N
             "a worker needs engine.database_url (PostgreSQL) and storage.shared_url (a folder that all hosts see, or "
             "s3://...); with SQLite `braingemma serve` does all the work itself"
         )
+    os.umask(PRIVATE)
     stop = stop_on_signals()
     info = check_weights(settings)
     scratch = make_private(settings.storage.folder / f"worker-{name}")
@@ -72,10 +73,11 @@ def _work(
     lease = take_lease(settings, engine, name)
     if lease is None:
         raise ConfigurationError("engine.database_url: expected postgresql://..., got SQLite")
-    files = job_files(settings, engine, scratch / "jobs", lease)
+    files = job_files(settings, engine, scratch / "jobs", lease, scratch=True)
     store = make_store(engine, AuditLog(scratch / "audit"), files, lease)
     steps = StepProcess(settings)
     launch_engine(settings, engine, pipeline.Context(settings, store, steps, files), lease.executor_id)
+    threading.Thread(target=retention.keep_house, args=([files.sweep], stop), name="housekeeping", daemon=True).start()
     if metrics_port is not None:
         start_http_server(metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)
     log.info("working as %s, process %d; weights %s", lease.executor_id, os.getpid(), weights)

@@ -17,7 +17,8 @@ from postgres_support import Postgres, needs_postgres
 from daemon.artefacts import ARCHIVES, RECEIVED, SharedFiles
 from daemon.database import create_tables, database_url, make_engine
 from daemon.errors import ConfigurationError
-from daemon.lease import EXECUTORS, EXIT_FENCED, Lease, take_over_from_dead
+from daemon.jobs import JOBS, JobState, JobStore
+from daemon.lease import EXECUTORS, EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
 
 pytestmark = [needs_postgres, pytest.mark.e2e]
 
@@ -116,6 +117,49 @@ def test_one_that_was_frozen_ends_itself_when_it_thaws(engine: sa.Engine, postgr
     with engine.connect() as connection:
         state = connection.execute(sa.select(EXECUTORS.c.state)).scalar_one()
     assert state == "dead"
+
+
+def test_a_database_has_one_receiver_and_the_next_one_waits_until_it_is_gone(
+    engine: sa.Engine, postgres: Postgres
+) -> None:
+    other = make_engine(database_url(postgres.url, Path("/unused")))
+    first, second = SoleReceiver(engine), SoleReceiver(other)
+    first.hold()
+    first.hold()
+    with pytest.raises(ConfigurationError, match="one receiver for each database"):
+        second.hold(patience=0.2)
+    with engine.begin() as connection:  # as when the server is started again: the connection breaks, the lock goes
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        connection.execute(sa.text(f"{others} AND query LIKE '%pg_try_advisory_lock%'"))
+    first.hold(patience=0)
+    with pytest.raises(ConfigurationError):
+        second.hold(patience=0)
+    threading.Timer(1, first.let_go).start()
+    second.hold(patience=20)
+    second.let_go()
+    other.dispose()
+
+
+def test_a_worker_drops_copies_of_what_ended_and_a_receiver_what_was_purged(engine: sa.Engine, tmp_path: Path) -> None:
+    day_ago = time.time() - 2 * 86400
+    store = JobStore(engine)
+    for job_id, state in (("ended", JobState.DONE), ("fresh", JobState.DONE), ("at-work", JobState.RUNNING)):
+        store.add(job_id, study_uid="1.2", folder="/elsewhere", supersedes=None)
+        store.update(job_id, state=state)
+    with engine.begin() as connection:
+        connection.execute(sa.update(JOBS).where(JOBS.c.job_id != "fresh").values(updated=day_ago))
+    names = {"ended", "fresh", "at-work", "purged", "arriving", ".draft-1"}
+    for host, scratch in (("worker", True), ("receiver", False)):
+        files = SharedFiles(engine, tmp_path / host, f"file://{tmp_path}/shared", scratch=scratch)
+        for name in names:
+            (files.jobs / name / "input").mkdir(parents=True)
+            if name != "arriving":
+                os.utime(files.jobs / name, (day_ago, day_ago))
+        removed = {"ended", "purged"} if scratch else {"purged"}
+        assert set(files.sweep()) == removed
+        assert {folder.name for folder in files.jobs.iterdir()} == names - removed
+    with engine.begin() as connection:
+        connection.execute(sa.delete(JOBS))
 
 
 def test_files_travel_by_the_shared_storage_and_only_what_counts(engine: sa.Engine, tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import sqlalchemy as sa
 from daemon.config import Settings
 from daemon.database import open_database
 from daemon.jobs import JOBS, DeliveryState, JobState, JobStore, now
-from daemon.retention import purge
+from daemon.retention import forget_conflicts, keep_house, purge
 
 DAY = 86400.0
 
@@ -98,3 +100,38 @@ def test_a_study_that_has_another_job_keeps_its_index(store: JobStore, settings:
     purge(store, settings, dry_run=False)
     with store.engine.connect() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(ARRIVALS)).scalar_one() == 2
+
+
+def test_instances_kept_aside_go_with_their_study(store: JobStore, settings: Settings) -> None:
+    from daemon.received_index import INSTANCES, InstanceState
+
+    folder = settings.storage.folder
+    known, old, young = (folder / "conflicts" / f"1.2.{n}.{'ab' * 8}.dcm" for n in (1, 2, 3))
+    known.parent.mkdir()
+    for path in (known, old, young):
+        path.write_bytes(b"x")
+    for path in (known, old):
+        os.utime(path, (now() - 2 * DAY, now() - 2 * DAY))
+    with store.engine.begin() as connection:
+        row = dict.fromkeys((c.name for c in INSTANCES.columns if isinstance(c.type, sa.String)), "1.2.1")
+        numbers = dict.fromkeys(("data_offset", "data_length", "received", "last_received"), 1)
+        sha = {"sha256": "ab" * 32, "state": InstanceState.CONFLICT.value}
+        connection.execute(sa.insert(INSTANCES).values({**row, **numbers, **sha}))
+    assert forget_conflicts(store.engine, folder) == [old]
+    assert {path.name for path in known.parent.iterdir()} == {known.name, young.name}
+
+
+def test_housekeeping_goes_on_when_a_part_of_it_fails() -> None:
+    stop, done = threading.Event(), []
+
+    def fails() -> None:
+        done.append("fails")
+        raise OSError("the disk")
+
+    def ends() -> None:
+        done.append("ends")
+        if len(done) >= 4:
+            stop.set()
+
+    keep_house([fails, ends], stop, every=0.01)
+    assert done == ["fails", "ends"] * 2
