@@ -100,7 +100,7 @@ class Listener(Section):
     """An association that is silent this long is aborted."""
     max_pdu: int = Field(131072, ge=0)
     """Largest PDU that we receive, bytes; 0: unlimited."""
-    reserve_mb: int = Field(256, ge=0)
+    reserve_mb: int = Field(512, ge=0)
     """Room in the spool that each process keeps prepared, MB: bursts of this size are acknowledged fastest."""
     tls: Tls | None = None
     """Present: associations must use TLS."""

@@ -25,6 +25,7 @@ from daemon.config import Listener, Settings
 from daemon.errors import ConfigurationError, Permanent
 from daemon.receiver_blocking import BlockingReceiver
 from daemon.receiver_negotiation import Incompatible, self_check
+from daemon.receiver_scheduling import ask_for_short_slices
 from daemon.receiver_stock import StockReceiver, server_tls_context
 from daemon.spool import SEGMENT_BYTES, SpoolWriter
 from daemon.spool_files import make_private_folder
@@ -187,6 +188,7 @@ def run_receiver(order: Order) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ask_for_short_slices()
     writer = SpoolWriter(
         order.spool,
         min_free_bytes=order.min_free_bytes,

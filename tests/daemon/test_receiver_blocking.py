@@ -32,8 +32,8 @@ from daemon.receiver_store import Status
 # pynetdicom, the client here, forgets to close a socket whose shutdown fails; our own handles are counted below.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <(ssl|socket)")
 
-GOOD = encode(make_series(1, rows=8)[0])
-UID = str(make_series(1)[0].SOPInstanceUID)
+_INSTANCE = make_series(1, rows=8)[0]
+GOOD, UID = encode(_INSTANCE), str(_INSTANCE.SOPInstanceUID)
 
 
 @pytest.fixture(scope="module")
@@ -206,10 +206,28 @@ def test_mutated_pdus_neither_crash_nor_hang(receiver, data):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_two_thousand_mutations(receiver):
-    for seed in range(2000):
-        one_mutation(receiver, random.Random(seed))
+    """Half of them anywhere in the conversation, half only in the data set, so that they come as far as the checks."""
     good_instance_is_taken(receiver)
+    wait_until(lambda: not receiver.receiver._connections)
+    gc.collect()
+    handles, threads = open_handles(), threading.active_count()
+    for seed in range(1000):
+        one_mutation(receiver, random.Random(seed))
+        one_mutated_data_set(receiver, random.Random(seed))
+        if seed % 100 == 0:
+            good_instance_is_taken(receiver)
+    wait_until(lambda: not receiver.receiver._connections)
+    gc.collect()
+    assert open_handles() <= handles + 1
+    assert threading.active_count() <= threads + 1
+    good_instance_is_taken(receiver)
+
+
+def open_handles() -> int:
+    """File handles of this process, in which the receiver runs."""
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def one_mutation(receiver: InProcess, chance: random.Random) -> None:
@@ -236,15 +254,42 @@ def one_mutation(receiver: InProcess, chance: random.Random) -> None:
             pass
 
 
+def one_mutated_data_set(receiver: InProcess, chance: random.Random) -> None:
+    """Change, cut or lengthen the data set within sound PDUs: it is answered, whatever it holds."""
+    data = bytearray(GOOD)
+    for _ in range(chance.randint(1, 8)):
+        place = chance.randrange(min(len(data), 600)) if len(data) > 1 else 0
+        match chance.randrange(4):
+            case 0:
+                data[place] = chance.randrange(256)
+            case 1:
+                del data[place : place + chance.choice((1, 8, len(data)))]
+                data += b"\0" * (not data)
+            case 2:
+                data[place:place] = chance.randbytes(chance.randint(1, 20))
+            case _:
+                data[place : place + 4] = struct.pack("<L", chance.choice(LENGTHS))
+    with RawSender(receiver.address, timeout=20) as sender:
+        assert sender.associate() == 2
+        assert sender.store(UID, bytes(data)) in set(Status)
+        assert sender.release() == 6
+
+
+def test_mutated_data_sets_are_answered(receiver):
+    for seed in range(50):
+        one_mutated_data_set(receiver, random.Random(seed))
+    good_instance_is_taken(receiver)
+
+
 def test_after_all_that_nothing_is_left_open(receiver):
     good_instance_is_taken(receiver)
     wait_until(lambda: not receiver.receiver._connections)
     gc.collect()
-    handles = len(list(Path("/proc/self/fd").iterdir()))
+    handles = open_handles()
     for seed in range(50):
         one_mutation(receiver, random.Random(seed))
     wait_until(lambda: not receiver.receiver._connections)
-    assert len(list(Path("/proc/self/fd").iterdir())) <= handles + 1
+    assert open_handles() <= handles + 1
     good_instance_is_taken(receiver)
 
 
