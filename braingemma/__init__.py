@@ -6,6 +6,7 @@ The names below are loaded when they are first used, so that `import braingemma`
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ _HOME = {
     "load_nifti_volume": "braingemma.preprocess",
     "run_interpretability": "braingemma.explain",
 }
+
+
+# On some processors bitsandbytes asks its user for a package that downloads native code. It is kept out, and not needed
+# (see `braingemma.native`): nobody is to be sent after it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,14 +1,14 @@
 """The full-size model without its weights: random ones of the same shape, loaded in four bits, timed box by box.
 
 `bench_generate("full", folder)` writes a checkpoint of MedSigLIP-448 and MedGemma-4B shape in the published layout,
-one tensor at a time, then loads it and writes one report in a process of its own, so that memory is its own too.
+one layer at a time, then loads it and writes one report in a process of its own, so that memory is its own too.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-import math
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import bitsandbytes as bnb
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -30,7 +31,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from braingemma import language, quantize
+from braingemma import language, native, quantize
 from braingemma.errors import BrainGemmaError
 from braingemma.model import BrainGemma3D
 from braingemma.weights import LANGUAGE_FOLDER, PUBLISHED_PROJECTOR, VISION_FOLDER
@@ -38,6 +39,8 @@ from braingemma.weights import LANGUAGE_FOLDER, PUBLISHED_PROJECTOR, VISION_FOLD
 Size = Literal["tiny", "full"]
 #: Tokens that are written and timed.
 TOKENS = {"tiny": 16, "full": 24}
+#: Turns of our loop and of transformers' one, and tokens of the slow way without our layers.
+TURNS, STOCK_TOKENS = 3, 6
 GIB = 1024**3
 #: Random numbers that the weights are cut from; odd, so that the rows of a weight differ.
 POOL = (1 << 22) - 1
@@ -105,23 +108,14 @@ def _random_tensors(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str,
         yield prefix + name, values.repeat(-(-count // POOL))[:count].view(parameter.shape).clone()
 
 
-def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path, at_most: float = 0.3 * GIB) -> None:
-    """Write tensors into files of about `at_most` bytes, with the index that transformers writes."""
+def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
+    """Write one file for each layer, and for what stands between them, with the index that transformers writes."""
     weight_map: dict[str, str] = {}
-    shard: dict[str, Tensor] = {}
-
-    def flush() -> None:
-        name = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
-        save_file(shard, folder / name, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, name))
-        shard.clear()
-
-    for name, tensor in tensors:
-        shard[name] = tensor
-        if sum(t.nbytes for t in shard.values()) > at_most:
-            flush()
-    if shard:
-        flush()
+    shards = itertools.groupby(tensors, key=lambda named: named[0].partition("layers.")[2].partition(".")[0])
+    for number, (_, shard) in enumerate(shards, start=1):
+        content, name = dict(shard), f"model-{number:05d}.safetensors"
+        save_file(content, folder / name, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(content, name))
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
 
@@ -140,7 +134,7 @@ def _letters(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def write_random_weights(size: Size, folder: Path, seed: int = 0) -> Path:
-    """Random weights in the published layout; never more than one file's worth of them in memory."""
+    """Random weights in the published layout; never more than one layer of them in memory."""
     torch.manual_seed(seed)
     vision, text = shapes_of(size)
     for part in (VISION_FOLDER, LANGUAGE_FOLDER):
@@ -174,7 +168,7 @@ def bench_generate(
     """Write random weights, load them in four bits on the CPU, make one report, and say what it took.
 
     Args:
-        size: "full" needs 9 GB of disk and 9 GB of memory, and about ten minutes on two cores.
+        size: "full" needs 9 GB of disk and 9 GB of memory, and about five minutes on two cores.
         folder: Where the weights are written; None: a temporary folder, removed afterwards.
         log: Told what is going on.
 
@@ -248,8 +242,11 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
 
     Returns:
         Memory in GiB, times in seconds: `load_s`, `resting_gib`, `peak_load_gib`, `peak_gib`, `boxes` (vision,
-        resampler, projector, prefill, decode), `seconds_per_token`, `floor_seconds_per_token`, `over_floor`,
-        `transformers_seconds_per_token`, `vs_transformers` (above 1: ours is quicker), `copy_gb_per_s`.
+        resampler, projector, prefill, decode), `native` (what runs of `braingemma.native`), `seconds_per_token`,
+        `floor_seconds_per_token` (bytes of weights that a token needs over the bandwidth of a copy, each byte counted
+        once), `over_floor`, `copy_gb_per_s`; transformers' `generate` beside it, in turn: with these layers
+        (`transformers_seconds_per_token`, `vs_transformers`) and with those of bitsandbytes and torch
+        (`stock_seconds_per_token`, `vs_stock`); above 1: ours is quicker.
     """
     load_s, model = _timed(lambda: BrainGemma3D.from_pretrained(folder, device="cpu", quantization="4bit"))
     resting, peak_load = _memory("VmRSS"), _memory("VmHWM")
@@ -259,15 +256,19 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
     projector_s, visual = _timed(lambda: model.projector(pooled))
     ids = torch.tensor([model._prompt_ids(None)])
     prefix = language.embed_with_image(model.language_model, ids, visual)
-    prefill_s, ours, theirs, same = _race(model.language_model, prefix, tokens)
+    prefill_s, ours, theirs, written = _race(model.language_model, prefix, tokens)
+    peak = _memory("VmHWM")
     bandwidth = copy_bandwidth()
     floor = bytes_per_token(model) / bandwidth
+    stock = _stock(model.language_model, prefix, min(tokens, STOCK_TOKENS))
+    library = native.few_rows()
     return {
         "threads": torch.get_num_threads(),
+        "native": "none" if library is None else native.LEVELS[library.level],
         "load_s": round(load_s, 1),
         "resting_gib": round(resting, 2),
         "peak_load_gib": round(peak_load, 2),
-        "peak_gib": round(_memory("VmHWM"), 2),
+        "peak_gib": round(peak, 2),
         "boxes": {
             "vision_s": round(vision_s, 2),
             "resampler_s": round(resampler_s, 3),
@@ -280,8 +281,9 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
         "seconds_per_token": round(ours, 4),
         "transformers_seconds_per_token": round(theirs, 4),
         "vs_transformers": round(theirs / ours, 3),
-        "same_tokens": same,
-        "stock_linear_seconds_per_token": round(_stock(model.language_model, prefix), 4),
+        "same_tokens": len(set(written)) == 1,
+        "stock_seconds_per_token": round(stock, 4),
+        "vs_stock": round(stock / ours, 1),
         "bytes_per_token": bytes_per_token(model),
         "copy_gb_per_s": round(bandwidth / 1e9, 2),
         "floor_seconds_per_token": round(floor, 4),
@@ -289,19 +291,23 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
     }
 
 
-def _ours(model: Any, prefix: Tensor, tokens: int) -> tuple[float, float, tuple[int, ...]]:
-    """(prefill seconds, median seconds per token, tokens) of this project's loop."""
+def _steps(times: list[float]) -> list[float]:
+    return [b - a for a, b in itertools.pairwise(times)]
+
+
+def _ours(model: Any, prefix: Tensor, tokens: int) -> tuple[list[float], tuple[int, ...]]:
+    """(seconds of the prefill and of each further token, tokens) of this project's loop."""
     stamps = [time.perf_counter()]
     settings = language.GenerationSettings(max_new_tokens=tokens)
     written = language.decode(model, prefix, settings, ends=(), progress=lambda _: stamps.append(time.perf_counter()))
-    return stamps[1] - stamps[0], _median_step(stamps[1:]), written.token_ids[0]
+    return _steps(stamps), written.token_ids[0]
 
 
 class _Stamps:
     """A streamer that notes when each token of transformers' `generate` comes."""
 
     def __init__(self) -> None:
-        self.times: list[float] = []
+        self.times = [time.perf_counter()]
 
     def put(self, value: Tensor) -> None:
         """Called with each token."""
@@ -312,8 +318,8 @@ class _Stamps:
         """Called once at the end."""
 
 
-def _theirs(model: Any, prefix: Tensor, tokens: int) -> tuple[float, tuple[int, ...]]:
-    """(median seconds per token, tokens) of `generate`, on the same weights."""
+def _theirs(model: Any, prefix: Tensor, tokens: int) -> tuple[list[float], tuple[int, ...]]:
+    """(seconds of the prefill and of each further token, tokens) of `generate`, on the same weights."""
     stamps = _Stamps()
     written = model.generate(
         inputs_embeds=prefix,
@@ -323,34 +329,28 @@ def _theirs(model: Any, prefix: Tensor, tokens: int) -> tuple[float, tuple[int, 
         do_sample=False,
         streamer=stamps,
     )
-    return _median_step(stamps.times), tuple(written[0].tolist())
+    return _steps(stamps.times), tuple(written[0].tolist())
 
 
-def _median_step(times: list[float]) -> float:
-    steps = sorted(b - a for a, b in itertools.pairwise(times))
-    return steps[len(steps) // 2]
+def _race(model: Any, prefix: Tensor, tokens: int) -> tuple[float, float, float, list[tuple[int, ...]]]:
+    """(median prefill, our and their median seconds per token, what each turn wrote); turns are taken in turn."""
+    runs = [(_ours(model, prefix, tokens), _theirs(model, prefix, tokens)) for _ in range(TURNS)]
+    ours = [step for (steps, _), _ in runs for step in steps[1:]]
+    theirs = [step for _, (steps, _) in runs for step in steps[1:]]
+    written = [ids for run in runs for _, ids in run]
+    prefills = [steps[0] for (steps, _), _ in runs]
+    return statistics.median(prefills), statistics.median(ours), statistics.median(theirs), written
 
 
-def _race(model: Any, prefix: Tensor, tokens: int) -> tuple[float, float, float, bool]:
-    """(prefill, our and their seconds per token: the better of two turns each, taken in turn; same tokens)."""
-    prefill, ours, theirs, same = math.inf, math.inf, math.inf, True
-    for _ in range(2):
-        first, step, mine = _ours(model, prefix, tokens)
-        other, its = _theirs(model, prefix, tokens)
-        prefill, ours, theirs = min(prefill, first), min(ours, step), min(theirs, other)
-        same = same and mine == its
-    return prefill, ours, theirs, same
+def _stock(model: Any, prefix: Tensor, tokens: int) -> float:
+    """Median seconds per token of transformers' `generate` with the layers of bitsandbytes and torch in place of ours.
 
-
-def _stock(model: Any, prefix: Tensor) -> float:
-    """Seconds per token with bitsandbytes' own `Linear4bit`, for comparison: three tokens."""
-    blocked = [m for m in model.modules() if type(m) is quantize.BlockedLinear4bit]
-    for module in blocked:
-        module.__class__ = quantize.BlockedLinear4bit.__base__
-    step = _ours(model, prefix, 3)[1]
-    for module in blocked:
-        module.__class__ = quantize.BlockedLinear4bit
-    return step
+    Afterwards the weights are packed as bitsandbytes wants them on this processor, and the model is of no more use.
+    """
+    stock: dict[type, type] = {quantize.PackedLinear: bnb.nn.Linear4bit, native.FewRowsLinear: torch.nn.Linear}
+    for module in model.modules():
+        module.__class__ = stock.get(type(module), type(module))
+    return statistics.median(_theirs(model, prefix, tokens)[0][1:])
 
 
 if __name__ == "__main__":

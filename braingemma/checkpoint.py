@@ -34,6 +34,7 @@ from braingemma import quantize
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.errors import CheckpointError
 from braingemma.model import BrainGemma3D
+from braingemma.native import FewRowsLinear
 from braingemma.published import published_config, published_projector
 from braingemma.tensors import (
     Rename,
@@ -274,6 +275,7 @@ def load_language_model(
     """
     with init_empty_weights(include_buffers=False):
         model = Gemma3ForCausalLM(config)
+        model.lm_head = FewRowsLinear(config.hidden_size, config.vocab_size, bias=False)
     part, stats = _language_part(folder, model)
     if four_bit:
         quantize.make_linears_four_bit(model.model.layers, dtype)
@@ -367,16 +369,11 @@ def resolve_dtypes(
 ) -> tuple[torch.dtype, torch.dtype]:
     """(visual part, language model): see `load`."""
     chosen = resolve_dtype(dtype)
-    if dtype is not None or fast_bfloat16(device):
+    if dtype is not None or quantize.fast_bfloat16(device):
         return chosen, chosen
     text = config.text_config
     large = text.vocab_size * text.hidden_size * torch.float32.itemsize > LARGE_EMBEDDINGS
     return torch.float32, chosen if large else torch.float32
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 arithmetic is native on the device."""
-    return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 # ---------------------------------------------------------------------- saving

@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
+from braingemma import native
 from braingemma.errors import CheckpointError
 
 #: Tensors that bitsandbytes writes beside a packed weight (`QuantState.as_dict`).
 STAT_MARK = ".weight."
 #: Block sizes of NF4 in the order of preference; the first is bitsandbytes' own choice.
 BLOCK_SIZES = (64, 32)
-#: Weights that are unpacked at once: 4 MB in float32, which the second-level cache of two cores holds.
-BLOCK_ELEMENTS = 1 << 20
+#: Weights that are unpacked at once: 8 MB in bfloat16. With a quarter of that, the many small products cost more than
+#: the cache spares; with four times as much, it is the other way round.
+BLOCK_ELEMENTS = 1 << 22
 
 
 def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -29,6 +31,11 @@ def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=["lm_head"],
     )
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 arithmetic is native on the device."""
+    return device.type != "cpu" or bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def four_bit_works(device: torch.device) -> bool:
@@ -45,42 +52,60 @@ def block_size(in_features: int) -> int | None:
     return next((size for size in BLOCK_SIZES if in_features % size == 0), None)
 
 
-class BlockedLinear4bit(bnb.nn.Linear4bit):
-    """A `Linear4bit` that unpacks a few rows at a time on CPUs for which bitsandbytes has no fused kernel.
+class PackedLinear(bnb.nn.Linear4bit):
+    """A `Linear4bit` that never unpacks its whole weight on a CPU, and never changes how it is packed.
 
-    There its forward unpacks the whole weight into fresh memory for each token, and most of its time goes into page
-    faults and memory traffic; a block that stays in the cache spares both. Measured through this class in one run on
-    two loaded cores, for a 10240 x 2560 weight: 79 ms before, 28 ms so; for 128-wide layers there is no gain.
+    bitsandbytes' own forward does one or the other there, by the processor. Without avx512_bf16 it unpacks the weight
+    into fresh memory for each token. With avx512_bf16 it packs the weight in another order at first use and rounds the
+    scales to bfloat16, so that what is saved afterwards is not what was loaded, and it fails at a width that is no
+    multiple of 32. Here a few rows go through `native`; many, or all where that is not built, meet the weight a few
+    rows of it at a time, unpacked into a block that stays in the cache.
     """
+
+    _expanded: tuple[Any, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""
-        fused = self.support_avx512bf16_for_cpu or x.device.type != "cpu"
-        if fused or (torch.is_grad_enabled() and x.requires_grad):
-            return super().forward(x)
         state = self.weight.quant_state
-        rows = x.reshape(-1, self.in_features).float()
+        needs_grad = torch.is_grad_enabled() and x.requires_grad
+        if x.device.type != "cpu" or needs_grad or getattr(state, "packing_format_for_cpu", False):
+            return super().forward(x)
+        rows = x.reshape(-1, self.in_features)
+        library = native.few_rows() if rows.shape[0] <= native.FEW and state.quant_type == "nf4" else None
         packed = self.weight.data.view(torch.uint8).view(self.out_features, -1)
-        scales = _scales(state).view(self.out_features, -1)
+        if library is None:
+            out = self._by_blocks(rows, packed)
+        else:
+            out = library.nf4(rows, packed, self.scales(), state.blocksize)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def scales(self) -> Tensor:
+        """(out, in / block) float32: one scale for each block of weights, expanded once and kept."""
+        state = self.weight.quant_state
+        if self._expanded is None or self._expanded[0] is not state:
+            flat = state.absmax
+            if state.nested:
+                flat = bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+            self._expanded = state, flat.float().view(self.out_features, -1)
+        return self._expanded[1]
+
+    def _by_blocks(self, rows: Tensor, packed: Tensor) -> Tensor:
+        """(M, in) to (M, out)."""
+        state, scales = self.weight.quant_state, self.scales()
+        dtype = torch.bfloat16 if rows.dtype == torch.bfloat16 and fast_bfloat16(rows.device) else torch.float32
+        rows = rows.to(dtype)
         out = rows.new_empty(rows.shape[0], self.out_features)
         step = max(BLOCK_ELEMENTS // self.in_features, 1)
         for start in range(0, self.out_features, step):
             part = slice(start, min(start + step, self.out_features))
             shape = (part.stop - start, self.in_features)
             weight = torch.ops.bitsandbytes.dequantize_4bit(
-                packed[part], scales[part], state.blocksize, state.quant_type, shape, torch.float32
+                packed[part], scales[part], state.blocksize, state.quant_type, shape, dtype
             )
             torch.mm(rows, weight.T, out=out[:, part])
-        if self.bias is not None:
-            out += self.bias
-        return out.view(*x.shape[:-1], self.out_features).to(x.dtype)
-
-
-def _scales(state: Any) -> Tensor:
-    """One scale for each block of weights, float32."""
-    if not state.nested:
-        return state.absmax
-    return bnb.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+        return out
 
 
 def make_linears_four_bit(stack: nn.Module, dtype: torch.dtype) -> None:
@@ -89,7 +114,7 @@ def make_linears_four_bit(stack: nn.Module, dtype: torch.dtype) -> None:
         if type(module) is not nn.Linear or block_size(module.in_features) is None:
             continue
         parent, _, name = path.rpartition(".")
-        swapped = BlockedLinear4bit(
+        swapped = PackedLinear(
             module.in_features,
             module.out_features,
             bias=module.bias is not None,

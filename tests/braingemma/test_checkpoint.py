@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes.functional
 import pytest
 import torch
-from bitsandbytes.functional import dequantize_4bit
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
@@ -90,14 +90,14 @@ def test_four_bits_on_the_cpu_are_close_and_reproducible(tiny_checkpoint: Path) 
     packed = BrainGemma3D.from_pretrained(tiny_checkpoint, device="cpu", quantization="4bit", dtype=torch.float32)
     language = packed.language_model
     kinds = {type(m.base_layer).__name__ for n, m in language.named_modules() if n.endswith("self_attn.q_proj")}
-    assert kinds == {"BlockedLinear4bit"}
+    assert kinds == {"PackedLinear"}
     assert packed.quantization == "4bit"
-    assert type(packed.language_model.lm_head) is torch.nn.Linear
+    assert not quantize.is_four_bit(packed.language_model.lm_head)
     state = packed.language_model.model.layers[0].mlp.up_proj.weight.quant_state
     assert state.quant_type == "nf4"
     assert state.nested, "the scales are quantised too"
     true = exact.language_model.model.layers[0].mlp.up_proj.weight
-    held = dequantize_4bit(packed.language_model.model.layers[0].mlp.up_proj.weight, state)
+    held = bitsandbytes.functional.dequantize_4bit(packed.language_model.model.layers[0].mlp.up_proj.weight, state)
     error = (held - true).square().mean().sqrt() / true.square().mean().sqrt()
     assert 0.05 < error < 0.12, "the rounding error of NF4 on normal weights is about 9 %"
     ids = torch.randint(4, 90, (1, 9))
@@ -121,7 +121,7 @@ def test_weights_in_four_bits_are_saved_and_loaded_as_they_are(tiny_checkpoint: 
     assert verify_weights(tmp_path).sha256
 
 
-@pytest.mark.parametrize(("width", "kind"), [(128, "BlockedLinear4bit"), (160, "BlockedLinear4bit"), (72, "Linear")])
+@pytest.mark.parametrize(("width", "kind"), [(128, "PackedLinear"), (160, "PackedLinear"), (72, "Linear")])
 def test_rows_that_are_no_whole_blocks_are_not_garbled(width: int, kind: str) -> None:
     """bitsandbytes' CPU kernels read the wrong scales there."""
     stack = torch.nn.Sequential(torch.nn.Linear(width, 48, bias=False, device="meta"))
@@ -142,13 +142,24 @@ def test_rows_that_are_no_whole_blocks_are_not_garbled(width: int, kind: str) ->
 @pytest.mark.parametrize("rows", [1, 7])
 def test_unpacking_by_blocks_gives_what_bitsandbytes_gives(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize, "BLOCK_ELEMENTS", 128 * 20)  # so that several blocks, and a last short one, are used
-    stack = torch.nn.Sequential(torch.nn.Linear(128, 50, device="meta")).eval()
+    monkeypatch.setattr(quantize.native, "few_rows", lambda: None)
+    stack = torch.nn.Sequential(torch.nn.Linear(128, 50, device="meta"))
     quantize.make_linears_four_bit(stack, torch.float32)
     quantize.put_quantized(stack[0], torch.randn(50, 128), torch.device("cpu"))
     stack[0].bias = torch.nn.Parameter(torch.randn(50))
     x = torch.randn(2, rows, 128)
-    stock = super(quantize.BlockedLinear4bit, stack[0]).forward(x)
-    torch.testing.assert_close(stack(x), stock, atol=1e-5, rtol=1e-5)
+    weight = bitsandbytes.functional.dequantize_4bit(stack[0].weight.data, stack[0].weight.quant_state)
+    torch.testing.assert_close(stack(x), x @ weight.T + stack[0].bias, atol=1e-5, rtol=1e-5)
+
+
+def test_writing_a_report_leaves_the_packed_weights_as_they_were(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """bitsandbytes' own layer packs them anew at first use on some processors, with coarser scales."""
+    model = BrainGemma3D.from_pretrained(tiny_checkpoint, quantization="4bit")
+    model.save_pretrained(tmp_path / "before")
+    model.generate_report(torch.randn(1, 1, *model.config.grid), max_new_tokens=3)
+    model.save_pretrained(tmp_path / "after")
+    name = "language_model/model.safetensors"
+    assert (tmp_path / "before" / name).read_bytes() == (tmp_path / "after" / name).read_bytes()
 
 
 @pytest.mark.parametrize("multimodal", [True, False])
@@ -165,7 +176,10 @@ def test_weights_quantised_by_bitsandbytes_elsewhere_load(tmp_path: Path, multim
     model = BrainGemma3D.from_pretrained(folder, quantization="4bit", dtype=torch.float32)
     ids = torch.randint(4, 90, (1, 9))
     with torch.no_grad():
-        torch.testing.assert_close(model.language_model(ids).logits, reference.eval()(ids).logits, atol=1e-4, rtol=1e-4)
+        # In training bitsandbytes keeps the weights as they are; else, where the CPU has avx512_bf16, it refuses widths
+        # that are no multiple of 32. Nothing here is random in training.
+        expected = reference.train()(ids).logits
+        torch.testing.assert_close(model.language_model(ids).logits, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_multimodal_config_is_read_where_the_layout_states_none(tmp_path: Path) -> None:
@@ -280,11 +294,11 @@ def test_wrong_choices_are_refused(tiny_checkpoint: Path, arguments: dict[str, s
 def test_the_default_type_suits_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, small = torch.device("cpu"), tiny_config()
     large = tiny_config(text_config={**small.text_config.to_dict(), "vocab_size": 262208, "hidden_size": 2560})
-    monkeypatch.setattr(checkpoint, "fast_bfloat16", lambda _device: False)
+    monkeypatch.setattr(quantize, "fast_bfloat16", lambda _device: False)
     assert checkpoint.resolve_dtypes(None, cpu, small) == (torch.float32, torch.float32)
     assert checkpoint.resolve_dtypes(None, cpu, large) == (torch.float32, torch.bfloat16)
     assert checkpoint.resolve_dtypes("bfloat16", cpu, small) == (torch.bfloat16, torch.bfloat16)
-    monkeypatch.setattr(checkpoint, "fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr(quantize, "fast_bfloat16", lambda _device: True)
     assert checkpoint.resolve_dtypes(None, cpu, small) == (torch.bfloat16, torch.bfloat16)
 
 

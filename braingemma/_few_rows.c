@@ -1,0 +1,362 @@
+/* A few rows times a weight that stays packed: what decoding token by token on a CPU consists of.
+ *
+ * The time of such a product is the time of reading the weight once. So each weight is taken from memory in the form
+ * in which it lies there, turned into floats in registers, and multiplied at once:
+ *
+ *   - NF4 (QLoRA, arXiv 2305.14314, appendix E): two codes to a byte, the first in the upper half, one float32 scale
+ *     for each block of a row; all arithmetic in float32, or, for an x in bfloat16, the codes in bfloat16 too.
+ *   - bfloat16: the upper half of a float32.
+ *
+ * A vector of 32-bit lanes is loaded as it lies and shifted right by 4 * k (NF4) or 16 * k (bfloat16) bits, which
+ * brings one value of each lane into place; so a row of x is first put into the order in which lanes and shifts meet
+ * its values (`arrange`), and nothing is unpacked or shuffled. Rows of a weight are short, too short for the processor's
+ * own prefetching to get going, so the rows that come next are asked for by hand. The file holds paths for AVX2, AVX-512 and
+ * AVX-512 with bfloat16; which ones run is asked of the processor at run time, and where none does, the caller has to
+ * do without (`best_level`).
+ */
+
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define ON_X86 1
+#else
+#define ON_X86 0
+#endif
+
+enum { NONE = 0, AVX2 = 1, AVX512 = 2, AVX512_BF16 = 3 };
+enum { NF4 = 0, BF16 = 1 };
+
+/* Rows of the weight that one thread takes at once: enough that each core reads far ahead in one piece. */
+enum { ROWS_AT_ONCE = 128 };
+
+/* A weight: `n` rows of `k` values; for NF4 with a scale for each `block` of them. */
+typedef struct {
+    int kind;
+    int64_t n, k, block;
+    const uint8_t *values;
+    const float *scales;
+} Weight;
+
+/* The most that this processor can do. */
+int best_level(void)
+{
+#if ON_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw")) return AVX512_BF16;
+    if (__builtin_cpu_supports("avx512f")) return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
+#endif
+    return NONE;
+}
+
+#if ON_X86
+
+static const float NF4_CODE[16] = {
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,
+    -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,
+    0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,
+    0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
+
+static int64_t row_bytes(const Weight *w) { return w->kind == NF4 ? w->k / 2 : w->k * 2; }
+
+/* Put one row of x into the order in which vectors of `lanes` lanes of `in_lane` values meet it; zeros fill the last. */
+static void arrange(const float *x, int64_t k, int kind, int lanes, int in_lane, float *out)
+{
+    int64_t step = (int64_t)lanes * in_lane;
+    for (int64_t start = 0; start < k; start += step)
+        for (int shift = 0; shift < in_lane; shift++)
+            for (int lane = 0; lane < lanes; lane++) {
+                /* The first code of a byte is its upper half: shifts 0, 1, 2, ... meet values 1, 0, 3, 2, ... */
+                int value = kind == NF4 ? shift ^ 1 : shift;
+                int64_t from = start + (int64_t)lane * in_lane + value;
+                *out++ = from < k ? x[from] : 0.0f;
+            }
+}
+
+/* The upper half of each float: bfloat16, exact for a number that was one. In place, into the front of the array. */
+static void halve(float *x, int64_t count)
+{
+    uint16_t *halves = (uint16_t *)x;
+    for (int64_t i = 0; i < count; i++) {
+        uint32_t whole;
+        memcpy(&whole, (const char *)x + 4 * i, sizeof whole);
+        uint16_t half = (uint16_t)(whole >> 16);
+        memcpy((char *)halves + 2 * i, &half, sizeof half);
+    }
+}
+
+/* ---------------------------------------------------------------- AVX-512: 16 lanes, four rows of the weight at once */
+
+#define WIDE __attribute__((target("avx512f"), always_inline)) static inline
+
+/* The scale of each lane: 128 values of a row, from value `start` on. */
+WIDE __m512 wide_scales(const Weight *w, const float *scales, int64_t start, int64_t count, __m512i which)
+{
+    int64_t blocks = (count + w->block - 1) / w->block;
+    return _mm512_permutexvar_ps(which, _mm512_maskz_loadu_ps((__mmask16)((1u << blocks) - 1), scales + start / w->block));
+}
+
+/* Which of those scales each of the 16 lanes needs. */
+WIDE __m512i wide_which(const Weight *w)
+{
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    return w->block >= 128 ? _mm512_setzero_si512() : _mm512_srli_epi32(lane, w->block == 64 ? 3 : 2);
+}
+
+WIDE void wide_nf4(const Weight *w, int64_t row, int rows, const float *x, float *out)
+{
+    const __m512 code = _mm512_loadu_ps(NF4_CODE);
+    const __m512i which = wide_which(w);
+    const int64_t bytes = row_bytes(w), blocks = w->k / w->block;
+    const uint8_t *values = w->values + row * bytes;
+    const float *scales = w->scales + row * blocks;
+    __m512 total[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t start = 0; start < w->k; start += 128, x += 128) {
+        int64_t count = w->k - start < 128 ? w->k - start : 128;
+        __mmask16 there = (__mmask16)((1u << (count / 8)) - 1);
+        __m512i packed[4];
+        __m512 part[4];
+        for (int r = 0; r < rows; r++) {
+            _mm_prefetch((const char *)(values + (rows + r) * bytes + start / 2), _MM_HINT_T0);
+            packed[r] = _mm512_maskz_loadu_epi32(there, values + r * bytes + start / 2);
+            part[r] = _mm512_mul_ps(_mm512_permutexvar_ps(packed[r], code), _mm512_loadu_ps(x));
+        }
+#pragma GCC unroll 7
+        for (int shift = 1; shift < 8; shift++) {
+            __m512 own = _mm512_loadu_ps(x + 16 * shift);
+            for (int r = 0; r < rows; r++)
+                part[r] = _mm512_fmadd_ps(
+                    _mm512_permutexvar_ps(_mm512_srli_epi32(packed[r], 4 * shift), code), own, part[r]);
+        }
+        for (int r = 0; r < rows; r++)
+            total[r] = _mm512_fmadd_ps(part[r], wide_scales(w, scales + r * blocks, start, count, which), total[r]);
+    }
+    for (int r = 0; r < rows; r++) out[r] = _mm512_reduce_add_ps(total[r]);
+}
+
+WIDE void wide_bf16(const Weight *w, int64_t row, int rows, const float *x, float *out)
+{
+    const int64_t bytes = row_bytes(w);
+    const uint8_t *values = w->values + row * bytes;
+    const __m512i upper = _mm512_set1_epi32((int)0xffff0000u);
+    __m512 even[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 odd[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t start = 0; start < w->k; start += 32, x += 32) {
+        int64_t count = w->k - start < 32 ? w->k - start : 32;
+        __mmask16 there = (__mmask16)((1u << (count / 2)) - 1);
+        __m512 first = _mm512_loadu_ps(x), second = _mm512_loadu_ps(x + 16);
+        for (int r = 0; r < rows; r++) {
+            __m512i pair = _mm512_maskz_loadu_epi32(there, values + r * bytes + 2 * start);
+            even[r] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), first, even[r]);
+            odd[r] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), second, odd[r]);
+        }
+    }
+    for (int r = 0; r < rows; r++) out[r] = _mm512_reduce_add_ps(_mm512_add_ps(even[r], odd[r]));
+}
+
+__attribute__((target("avx512f"))) static void wide_dots(
+    const Weight *w, int64_t row, int rows, const float *x, float *out)
+{
+    if (w->kind == NF4 && rows == 4) wide_nf4(w, row, 4, x, out);
+    else if (w->kind == NF4) for (int r = 0; r < rows; r++) wide_nf4(w, row + r, 1, x, out + r);
+    else if (rows == 4) wide_bf16(w, row, 4, x, out);
+    else for (int r = 0; r < rows; r++) wide_bf16(w, row + r, 1, x, out + r);
+}
+
+/* ---------------------------------------------------------------- AVX-512 with bfloat16: 32 lanes of 16 bits, in pairs */
+
+#define HALF __attribute__((target("avx512f,avx512bw,avx512bf16"), always_inline)) static inline
+
+/* As `wide_nf4`, for an arranged and halved x: twice the values in each step. */
+HALF void half_nf4(const Weight *w, int64_t row, int rows, const uint16_t *x, float *out)
+{
+    /* The codes rounded to bfloat16, twice: a permutation of 32 lanes also looks at the bit above the code. */
+    const __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(NF4_CODE), _mm512_loadu_ps(NF4_CODE));
+    const __m512i code = (__m512i)rounded;
+    const __m512i which = wide_which(w);
+    const int64_t bytes = row_bytes(w), blocks = w->k / w->block;
+    const uint8_t *values = w->values + row * bytes;
+    const float *scales = w->scales + row * blocks;
+    __m512 total[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    for (int64_t start = 0; start < w->k; start += 128, x += 128) {
+        int64_t count = w->k - start < 128 ? w->k - start : 128;
+        __mmask16 there = (__mmask16)((1u << (count / 8)) - 1);
+        __m512i packed[4];
+        __m512 part[4];
+        for (int r = 0; r < rows; r++) {
+            _mm_prefetch((const char *)(values + (rows + r) * bytes + start / 2), _MM_HINT_T0);
+            packed[r] = _mm512_maskz_loadu_epi32(there, values + r * bytes + start / 2);
+            part[r] = _mm512_setzero_ps();
+        }
+#pragma GCC unroll 4
+        for (int shift = 0; shift < 4; shift++) {
+            __m512bh own = (__m512bh)_mm512_loadu_si512(x + 32 * shift);
+            for (int r = 0; r < rows; r++)
+                part[r] = _mm512_dpbf16_ps(
+                    part[r], (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(packed[r], 4 * shift), code), own);
+        }
+        for (int r = 0; r < rows; r++)
+            total[r] = _mm512_fmadd_ps(part[r], wide_scales(w, scales + r * blocks, start, count, which), total[r]);
+    }
+    for (int r = 0; r < rows; r++) out[r] = _mm512_reduce_add_ps(total[r]);
+}
+
+__attribute__((target("avx512f,avx512bw,avx512bf16"))) static void half_dots(
+    const Weight *w, int64_t row, int rows, const uint16_t *x, float *out)
+{
+    if (rows == 4) half_nf4(w, row, 4, x, out);
+    else for (int r = 0; r < rows; r++) half_nf4(w, row + r, 1, x, out + r);
+}
+
+/* ---------------------------------------------------------------- AVX2: 8 lanes, two rows of the weight at once */
+
+#define NARROW __attribute__((target("avx2,fma"), always_inline)) static inline
+
+NARROW __m256i narrow_mask(int64_t lanes)
+{
+    const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)lanes), lane);
+}
+
+NARROW float narrow_sum(__m256 v)
+{
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+}
+
+/* Sixteen codes in two tables of eight: the index's bit 3, moved to the sign, chooses between them. */
+#define NARROW_CODE(packed, shift)                                                              \
+    _mm256_blendv_ps(_mm256_permutevar8x32_ps(below, _mm256_srli_epi32(packed, 4 * (shift))),   \
+                     _mm256_permutevar8x32_ps(above, _mm256_srli_epi32(packed, 4 * (shift))),   \
+                     _mm256_castsi256_ps(_mm256_slli_epi32(packed, 28 - 4 * (shift))))
+
+NARROW void narrow_nf4(const Weight *w, int64_t row, int rows, const float *x, float *out)
+{
+    const __m256 below = _mm256_loadu_ps(NF4_CODE), above = _mm256_loadu_ps(NF4_CODE + 8);
+    const int64_t bytes = row_bytes(w), blocks = w->k / w->block;
+    const uint8_t *values = w->values + row * bytes;
+    const float *scales = w->scales + row * blocks;
+    __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t start = 0; start < w->k; start += 64, x += 64) {
+        int64_t count = w->k - start < 64 ? w->k - start : 64;
+        __m256i there = narrow_mask(count / 8);
+        __m256i packed[2];
+        __m256 part[2];
+        for (int r = 0; r < rows; r++) {
+            _mm_prefetch((const char *)(values + (rows + r) * bytes + start / 2), _MM_HINT_T0);
+            packed[r] = _mm256_maskload_epi32((const int *)(values + r * bytes + start / 2), there);
+            part[r] = _mm256_mul_ps(NARROW_CODE(packed[r], 0), _mm256_loadu_ps(x));
+        }
+#pragma GCC unroll 7
+        for (int shift = 1; shift < 8; shift++) {
+            __m256 own = _mm256_loadu_ps(x + 8 * shift);
+            for (int r = 0; r < rows; r++)
+                part[r] = _mm256_fmadd_ps(NARROW_CODE(packed[r], shift), own, part[r]);
+        }
+        for (int r = 0; r < rows; r++) {
+            const float *here = scales + r * blocks + start / w->block;
+            /* Of blocks of 32 the upper four lanes are the second, where the row still has one. */
+            float second = w->block == 32 && count > 32 ? here[1] : here[0];
+            __m256 scale = _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(here[0]));
+            total[r] = _mm256_fmadd_ps(part[r], scale, total[r]);
+        }
+    }
+    for (int r = 0; r < rows; r++) out[r] = narrow_sum(total[r]);
+}
+
+NARROW void narrow_bf16(const Weight *w, int64_t row, int rows, const float *x, float *out)
+{
+    const int64_t bytes = row_bytes(w);
+    const uint8_t *values = w->values + row * bytes;
+    const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
+    __m256 even[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    __m256 odd[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    for (int64_t start = 0; start < w->k; start += 16, x += 16) {
+        int64_t count = w->k - start < 16 ? w->k - start : 16;
+        __m256i there = narrow_mask(count / 2);
+        __m256 first = _mm256_loadu_ps(x), second = _mm256_loadu_ps(x + 8);
+        for (int r = 0; r < rows; r++) {
+            __m256i pair = _mm256_maskload_epi32((const int *)(values + r * bytes + 2 * start), there);
+            even[r] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)), first, even[r]);
+            odd[r] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(pair, upper)), second, odd[r]);
+        }
+    }
+    for (int r = 0; r < rows; r++) out[r] = narrow_sum(_mm256_add_ps(even[r], odd[r]));
+}
+
+__attribute__((target("avx2,fma"))) static void narrow_dots(
+    const Weight *w, int64_t row, int rows, const float *x, float *out)
+{
+    int r = 0;
+    for (; r + 2 <= rows; r += 2)
+        if (w->kind == NF4) narrow_nf4(w, row + r, 2, x, out + r);
+        else narrow_bf16(w, row + r, 2, x, out + r);
+    if (r < rows && w->kind == NF4) narrow_nf4(w, row + r, 1, x, out + r);
+    else if (r < rows) narrow_bf16(w, row + r, 1, x, out + r);
+}
+
+/* One arranged row of x times up to four rows of the weight. */
+static void dots(const Weight *w, int level, int64_t row, int rows, const float *x, float *out)
+{
+    if (level == AVX512_BF16) half_dots(w, row, rows, (const uint16_t *)x, out);
+    else if (level == AVX512) wide_dots(w, row, rows, x, out);
+    else narrow_dots(w, row, rows, x, out);
+}
+
+/* out (m, n) = x (m, k) times the weight (n, k) transposed. 0, or -1 where it cannot be done: no memory, or no path. */
+static int product(const Weight *w, int64_t m, const float *x, float *out, int threads, int level)
+{
+    if (level == NONE || level > best_level()) return -1;
+    const int lanes = level == AVX512_BF16 ? 32 : level == AVX512 ? 16 : 8;
+    const int in_lane = w->kind == BF16 ? 2 : level == AVX512_BF16 ? 4 : 8;
+    const int64_t step = lanes * in_lane;
+    const int64_t width = (w->k + step - 1) / step * step;
+    const int64_t shares = (w->n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    float *ordered = malloc((size_t)(m * width) * sizeof *ordered);
+    if (!ordered) return -1;
+    for (int64_t i = 0; i < m; i++) {
+        arrange(x + i * w->k, w->k, w->kind, lanes, in_lane, ordered + i * width);
+        if (level == AVX512_BF16) halve(ordered + i * width, width);
+    }
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t share = 0; share < shares; share++) {
+        const int64_t first = share * ROWS_AT_ONCE;
+        const int64_t last = first + ROWS_AT_ONCE < w->n ? first + ROWS_AT_ONCE : w->n;
+        for (int64_t row = first; row < last; row += 4)
+            for (int64_t i = 0; i < m; i++)
+                dots(w, level, row, (int)(last - row < 4 ? last - row : 4), ordered + i * width, out + i * w->n + row);
+    }
+    free(ordered);
+    return 0;
+}
+
+#else
+
+static int product(const Weight *w, int64_t m, const float *x, float *out, int threads, int level)
+{
+    (void)w, (void)m, (void)x, (void)out, (void)threads, (void)level;
+    return -1;
+}
+
+#endif
+
+/* x (m, k) float32; packed (n, k / 2); scales (n, k / block) float32; out (m, n) float32; `block` is at least 32.
+ * At level AVX512_BF16 the values of x must be bfloat16 ones, and the codes are rounded to such. */
+int nf4_product(int64_t m, int64_t n, int64_t k, int64_t block, const float *x, const uint8_t *packed,
+                const float *scales, float *out, int threads, int level)
+{
+    const Weight weight = {NF4, n, k, block, packed, scales};
+    return product(&weight, m, x, out, threads, level);
+}
+
+/* x (m, k) float32; values (n, k) bfloat16, k even; out (m, n) float32. */
+int bf16_product(int64_t m, int64_t n, int64_t k, const float *x, const uint8_t *values, float *out, int threads,
+                 int level)
+{
+    const Weight weight = {BF16, n, k, 0, values, NULL};
+    return product(&weight, m, x, out, threads, level < AVX512 ? level : AVX512);
+}
