@@ -124,6 +124,7 @@ class SharedFiles:
         holds_lease: Raises, or ends the process, unless this process may still work; called inside the transaction
             that makes an archive count.
         scratch: Whether the folder holds copies only, which can be fetched again: a worker's.
+        index: Where this host keeps the index of what it received (`open_index`); None: in the daemon's database.
     """
 
     engine: sa.Engine
@@ -131,6 +132,7 @@ class SharedFiles:
     url: str
     holds_lease: Callable[[sa.Connection], None] = lambda _connection: None
     scratch: bool = False
+    index: sa.Engine | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -203,6 +205,7 @@ class SharedFiles:
     def _is_useless(self, folder: Path) -> bool:
         with self.engine.connect() as connection:
             job = connection.execute(sa.select(JOBS).where(JOBS.c.job_id == folder.name)).one_or_none()
+        with (self.index or self.engine).connect() as connection:
             arriving = connection.execute(sa.select(ARRIVALS.c.job_id).where(ARRIVALS.c.job_id == folder.name)).all()
         if job is None:
             return not arriving and folder.stat().st_mtime < now() - UNKNOWN_SECONDS

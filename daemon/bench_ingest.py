@@ -6,6 +6,9 @@ else the machine does hits all of them. All processes get `TCP_NODELAY=1`; Ortha
 storescp does not sync at all. Our listener runs as in the daemon, with the index following it; the clock starts when
 the room that it prepares ahead (`listener.reserve_mb`) is there, as in a daemon that has run for a moment. A run that
 sends more than that shows the speed without it, too.
+
+A machine that computes meanwhile measures its own scheduler: each wait for a disk or a peer ends with a tick of 4 ms.
+Where it cannot be left alone, `chrt -r 10 braingemma bench ingest` lets senders and all receivers alike go first.
 """
 
 from __future__ import annotations

@@ -128,8 +128,12 @@ def _has_jobs(engine: sa.Engine, study_uid: str) -> bool:
         return bool(connection.execute(query).scalar_one())
 
 
-def forget_conflicts(engine: sa.Engine, folder: Path) -> list[Path]:
+def forget_conflicts(index: sa.Engine, folder: Path) -> list[Path]:
     """Remove instances that were kept aside (`<folder>/conflicts`) of studies that are no longer known.
+
+    Args:
+        index: Where the index of received instances is (`open_index`).
+        folder: The daemon's data folder.
 
     Returns:
         The files that were removed.
@@ -138,7 +142,7 @@ def forget_conflicts(engine: sa.Engine, folder: Path) -> list[Path]:
     for path in sorted((folder / "conflicts").glob("*.dcm")):
         sop_uid, _, digest = path.stem.rpartition(".")
         known = sa.select(sa.func.count()).where(INSTANCES.c.sop_uid == sop_uid, INSTANCES.c.sha256.startswith(digest))
-        with engine.connect() as connection:
+        with index.connect() as connection:
             there = connection.execute(known).scalar_one()
         if not there and path.stat().st_mtime < now() - SECONDS_PER_DAY:
             path.unlink()

@@ -241,7 +241,7 @@ class _Parts:
         works: list[Callable[[], object]] = [
             self._purge,
             self.files.sweep,
-            lambda: retention.forget_conflicts(self.engine, self.settings.storage.folder),
+            lambda: retention.forget_conflicts(open_index(self.settings, self.engine), self.settings.storage.folder),
             lambda: give_every_job_a_workflow(self.engine, alone=False),
         ]
         if self.receiver is not None:
@@ -296,9 +296,11 @@ def job_files(
     if not settings.storage.shared_url:
         return LocalFiles(jobs)
     make_private(jobs)
+    index = engine if scratch else open_index(settings, engine)
+    url = settings.storage.shared_url
     if lease is None:
-        return SharedFiles(engine, jobs, settings.storage.shared_url, scratch=scratch)
-    return SharedFiles(engine, jobs, settings.storage.shared_url, lease.check_in, scratch=scratch)
+        return SharedFiles(engine, jobs, url, scratch=scratch, index=index)
+    return SharedFiles(engine, jobs, url, lease.check_in, scratch=scratch, index=index)
 
 
 def make_store(engine: sa.Engine, audit: AuditLog, files: JobFiles, lease: Lease | None) -> JobStore:

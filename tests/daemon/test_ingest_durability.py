@@ -87,7 +87,8 @@ def kill_rounds(folder: Path, moments: int, seed: int) -> tuple[int, int]:
         receivers = [ingest_receiver.fork_receiver(listening, spool) for _ in range(2)]
         with Load(listening.getsockname()[1], endless_instances()) as load:
             for _ in range(moments):
-                time.sleep(moment.uniform(0.05, 0.4))
+                under_load(load)
+                time.sleep(moment.uniform(0.0, 0.3))
                 victim = moment.randrange(len(receivers))
                 os.kill(receivers[victim], signal.SIGKILL)
                 os.waitpid(receivers[victim], 0)
@@ -102,6 +103,13 @@ def kill_rounds(folder: Path, moments: int, seed: int) -> tuple[int, int]:
             os.waitpid(pid, 0)
         listening.close()
     return len(load.acknowledged), moments
+
+
+def under_load(load: Load) -> None:
+    """Wait until more is acknowledged than after the last kill, so that each one hits a receiver at work."""
+    before, deadline = len(load.acknowledged), time.monotonic() + 30
+    while len(load.acknowledged) < before + 6 and time.monotonic() < deadline:
+        time.sleep(0.005)
 
 
 def run_kills(folder: Path, moments: int) -> tuple[int, int]:

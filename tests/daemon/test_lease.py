@@ -15,10 +15,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from postgres_support import Postgres, needs_postgres
 
 from daemon.artefacts import ARCHIVES, RECEIVED, SharedFiles
-from daemon.database import create_tables, database_url, make_engine
+from daemon.config import Settings
+from daemon.database import create_tables, database_url, make_engine, open_index
 from daemon.errors import ConfigurationError
 from daemon.jobs import JOBS, JobState, JobStore
 from daemon.lease import EXECUTORS, EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
+from daemon.received_index import ARRIVALS
+from daemon.service import job_files
 
 pytestmark = [needs_postgres, pytest.mark.e2e]
 
@@ -160,6 +163,24 @@ def test_a_worker_drops_copies_of_what_ended_and_a_receiver_what_was_purged(engi
         assert {folder.name for folder in files.jobs.iterdir()} == names - removed
     with engine.begin() as connection:
         connection.execute(sa.delete(JOBS))
+
+
+def test_what_waits_to_be_handed_over_is_kept_however_old_it_is(engine: sa.Engine, tmp_path: Path) -> None:
+    """It stands in this host's index, not in the database that the hosts share, and is all there is of the study."""
+    url = f"file://{tmp_path}/shared"
+    settings = Settings.model_validate(
+        {"engine": {"database_url": "postgresql://one/for_all"}, "storage": {"folder": tmp_path, "shared_url": url}}
+    )
+    files = job_files(settings, engine, tmp_path / "jobs", None)
+    for name in ("waiting", "unknown"):
+        (tmp_path / "jobs" / name).mkdir()
+        os.utime(tmp_path / "jobs" / name, (1.0, 1.0))
+    index = open_index(settings, engine)
+    with index.begin() as connection:
+        row = {"job_id": "waiting", "study_uid": "1.2", "created": 1.0, "submitted": False}
+        connection.execute(sa.insert(ARRIVALS).values(row))
+    assert files.sweep() == ["unknown"]
+    index.dispose()
 
 
 def test_files_travel_by_the_shared_storage_and_only_what_counts(engine: sa.Engine, tmp_path: Path) -> None:
