@@ -74,9 +74,9 @@ def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = Fa
         data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
     for verdict in verdicts:
         data.print(f"series {verdict.series_uid}: {verdict.verdict}")
-    table = Table("destination", "kind", "file", "state", "status", "attempts", "reason", box=None)
+    table = Table("destination", "kind", "file", "state", "status", "confirmed by", "attempts", "reason", box=None)
     for d in deliveries:
-        table.add_row(d.destination, d.kind, d.file, str(d.state), d.status, str(d.attempts), d.reason)
+        table.add_row(d.destination, d.kind, d.file, str(d.state), d.status, d.confirmed, str(d.attempts), d.reason)
     if deliveries:
         data.print(table)
 

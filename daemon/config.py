@@ -9,9 +9,11 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -192,8 +194,25 @@ class Results(Section):
         return value
 
 
+class ClientTls(Section):
+    """How a destination is reached by TLS."""
+
+    cert: Path | None = None
+    """Our certificate chain, PEM; the other side may ask for one."""
+    key: Path | None = None
+    """Its private key, PEM."""
+    ca: Path | None = None
+    """Authorities whose certificates the other side must show, PEM; None: the system's."""
+
+    @model_validator(mode="after")
+    def _certificate_with_its_key(self) -> ClientTls:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key must be set together")
+        return self
+
+
 class Destination(Section):
-    """One `[[destinations]]` entry: an AE for C-STORE."""
+    """One `[[destinations]]` entry: an AE for C-STORE, or a DICOMweb server for STOW-RS."""
 
     name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
     """How the job list calls it."""
@@ -203,22 +222,61 @@ class Destination(Section):
     """Its address, for C-STORE."""
     port: int | None = Field(None, ge=1, le=65535)
     """Its TCP port, for C-STORE."""
-    tls: Tls | None = None
-    """Present: associate by TLS."""
+    stow_url: str | None = Field(None, pattern=r"^https?://[^/\s]+(/\S*)?$")
+    """Root of a DICOMweb server, such as `https://pacs.example/dicom-web`: STOW-RS in place of C-STORE."""
+    username: str = ""
+    """HTTP basic authentication, for STOW-RS."""
+    password: SecretStr = SecretStr("")
+    """Its password."""
+    token: SecretStr = SecretStr("")
+    """Bearer token, for STOW-RS, in place of a user name."""
+    tls: ClientTls | None = None
+    """Present: associate by TLS; with `https://`: the certificates to use."""
     max_attempts: int = Field(20, ge=1)
     """Attempts before the dead letter."""
+    from_aets: tuple[str, ...] = ()
+    """Only results of studies that one of these calling AE titles sent (`*` and `?` as in file names); empty: all."""
+    confirm: Literal["auto", "query", "none"] = "auto"
+    """After it accepted an object, make sure that it holds it: `auto` by storage commitment where it has that, else by
+    C-FIND or QIDO-RS; `query` by the latter only; `none` believes the status."""
+    commitment_seconds: float = Field(600, gt=0)
+    """How long the answer to a request for storage commitment may take before we ask by C-FIND."""
+    reject_replaced: bool = False
+    """Tell it by a Key Object (IHE IOCM) to hide images that later results replace."""
 
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> Destination:
-        missing = [k for k in ("ae_title", "host", "port") if getattr(self, k) is None]
+        address = {k: getattr(self, k) for k in ("ae_title", "host", "port")}
+        if self.stow_url is not None:
+            given = [k for k, value in address.items() if value is not None]
+            if given:
+                raise ValueError(
+                    f"destination {self.name!r}: expected stow_url or an AE, got both ({', '.join(given)})"
+                )
+            if self.token.get_secret_value() and self.username:
+                raise ValueError(f"destination {self.name!r}: expected token or username, got both")
+            return self
+        missing = [k for k, value in address.items() if value is None]
         if missing:
-            raise ValueError(f"destination {self.name!r}: {', '.join(missing)} must be set")
+            raise ValueError(f"destination {self.name!r}: {', '.join(missing)} must be set, or stow_url")
+        if self.username or self.token.get_secret_value():
+            raise ValueError(f"destination {self.name!r}: username and token are for stow_url only")
         return self
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return self.stow_url or f"{self.ae_title}@{self.host}:{self.port}"
 
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine."""
-        return is_loopback(self.host or "")
+        return is_loopback((urlsplit(self.stow_url).hostname if self.stow_url else self.host) or "")
+
+    def takes(self, calling_aets: Iterable[str]) -> bool:
+        """Whether results of a study from these senders go here."""
+        senders = [aet.strip() for aet in calling_aets]
+        return not self.from_aets or any(fnmatchcase(aet, rule) for aet in senders for rule in self.from_aets)
 
 
 class Engine(Section):
@@ -399,7 +457,9 @@ def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:
         variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
         source = f"environment {variable}" if variable in os.environ else str(path or "defaults")
         value: Any = fault.get("input")
-        secret = fault["loc"][:1] in (("web",), ("engine",))
+        secret = fault["loc"][:1] in (("web",), ("engine",)) or (
+            fault["loc"][:1] == ("destinations",) and (isinstance(value, dict) or "port" not in fault["loc"])
+        )
         yield f"{source}: {where}: {fault['msg']}" + ("" if secret else f" (got {value!r:.80})")
 
 

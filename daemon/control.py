@@ -10,7 +10,14 @@ from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
 
 from daemon.errors import DaemonError
 from daemon.jobs import FINAL_STATES, DeliveryState, Job, JobState, JobStore
-from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW, WORKFLOW_VERSION
+from daemon.names import (
+    DELIVERY_WORKFLOW,
+    DESTINATION_QUEUE,
+    FIRST_TURN,
+    REPORT_QUEUE,
+    REPORT_WORKFLOW,
+    WORKFLOW_VERSION,
+)
 from daemon.received_index import INSTANCES
 
 
@@ -62,9 +69,7 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
             store.update(job_id, state=JobState.DELIVERING, runs=run, reason="")
             for destination in dead:
                 store.revive_deliveries(job_id, destination)
-                _enqueue(
-                    client, DELIVERY_QUEUE, DELIVERY_WORKFLOW, f"{job_id}-r{run}:{destination}", job_id, destination
-                )
+                _enqueue_delivery(client, f"{job_id}-r{run}:{destination}", job_id, destination)
             return f"delivery to {', '.join(dead)}"
         store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="")
         _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id)
@@ -80,7 +85,7 @@ def enqueue_report(engine: sa.Engine, job_id: str, *, workflow_id: str | None = 
 def enqueue_delivery(engine: sa.Engine, workflow_id: str, job_id: str, destination: str) -> None:
     """Queue one job's waiting objects for one destination; queueing them twice starts it once."""
     with engine_client(engine) as client:
-        _enqueue(client, DELIVERY_QUEUE, DELIVERY_WORKFLOW, workflow_id, job_id, destination)
+        _enqueue_delivery(client, workflow_id, job_id, destination)
 
 
 @contextmanager
@@ -101,6 +106,17 @@ def _enqueue(client: DBOSClient, queue: str, workflow: str, workflow_id: str, *a
         "app_version": WORKFLOW_VERSION,
     }
     client.enqueue(options, *arguments)
+
+
+def _enqueue_delivery(client: DBOSClient, workflow_id: str, job_id: str, destination: str) -> None:
+    options: EnqueueOptions = {
+        "queue_name": DESTINATION_QUEUE,
+        "queue_partition_key": destination,
+        "workflow_name": DELIVERY_WORKFLOW,
+        "workflow_id": workflow_id,
+        "app_version": WORKFLOW_VERSION,
+    }
+    client.enqueue(options, job_id, destination, FIRST_TURN)
 
 
 def cancel(store: JobStore, job_id: str) -> None:

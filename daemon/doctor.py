@@ -18,8 +18,9 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from braingemma.errors import BrainGemmaError
-from daemon import scu
+from daemon import scu, stow
 from daemon.config import Settings, without_password
+from daemon.confirmation import peer_of
 from daemon.database import database_url, make_engine
 from daemon.errors import ConfigurationError, DaemonError
 from daemon.receiver_negotiation import Incompatible, self_check
@@ -184,13 +185,16 @@ def _can_bind(name: str, host: str, port: int) -> Check:
 
 def _destinations(settings: Settings) -> Iterator[Check]:
     for destination in settings.destinations:
-        peer = scu.Peer(destination.ae_title or "", destination.host or "", destination.port or 0, destination.tls)
+        how = "C-ECHO" if destination.stow_url is None else "QIDO-RS"
         try:
-            scu.echo(peer, settings.listener.ae_title)
+            if destination.stow_url is None:
+                scu.echo(peer_of(destination), settings.listener.ae_title)
+            else:
+                stow.echo(destination)
         except DaemonError as error:
             yield Check(f"destination {destination.name}", False, str(error))
         else:
-            yield Check(f"destination {destination.name}", True, f"{peer} answers C-ECHO")
+            yield Check(f"destination {destination.name}", True, f"{destination.address} answers {how}")
 
 
 def _tools(_settings: Settings) -> Iterator[Check]:

@@ -76,6 +76,11 @@ class JobFolder:
         """SR, SC, PM, SEG."""
         return self.root / "dicom"
 
+    @property
+    def rejection(self) -> Path:
+        """Beside them: the Key Object that withdraws the images of the job that this one supersedes."""
+        return self.dicom / "rejection.dcm"
+
 
 PRIVATE = 0o077
 """umask of every process of the service: what it writes is for its own user only."""

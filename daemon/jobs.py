@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import enum
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +40,22 @@ class DeliveryState(enum.StrEnum):
     """Where one object stands on its way to one destination."""
 
     WAITING = "waiting"
+    """To be sent, for the first time or again."""
+    UNCONFIRMED = "unconfirmed"
+    """Accepted with Success or a warning; whether the destination holds it is being asked."""
     SENT = "sent"
+    """Accepted, and confirmed where the destination can be asked."""
     DEAD = "dead_letter"
+    """Given up with a reason; `braingemma jobs retry` lets it wait again."""
+    REPLACED = "replaced"
+    """An image that a later job of the series replaces: not sent any more."""
+
+
+OPEN_DELIVERIES = frozenset({DeliveryState.WAITING, DeliveryState.UNCONFIRMED})
+"""Something is still to be done about these, by itself."""
+
+REPLACED_KINDS = ("sc", "pm", "seg", "tid1500")
+"""What a later job replaces; the report stays, and its successor names it."""
 
 
 JOBS = sa.Table(
@@ -49,7 +63,7 @@ JOBS = sa.Table(
     metadata,
     sa.Column("job_id", sa.String(64), primary_key=True),
     sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("supersedes", sa.String(64)),
+    sa.Column("supersedes", sa.String(64), index=True),
     sa.Column("folder", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("step", sa.String(16), nullable=False, default=""),
@@ -83,6 +97,9 @@ DELIVERIES = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("reason", sa.Text, nullable=False, default=""),
     sa.Column("updated", sa.Float, nullable=False),
+    sa.Column("transaction_uid", sa.String(64), nullable=False, default=""),
+    sa.Column("checks", sa.Integer, nullable=False, default=0),
+    sa.Column("confirmed", sa.String(64), nullable=False, default=""),
 )
 
 
@@ -126,7 +143,15 @@ class SeriesVerdict:
 
 @dataclass(frozen=True)
 class Delivery:
-    """One object on its way to one destination; `status` is the DIMSE status in hexadecimal."""
+    """One object on its way to one destination.
+
+    Attributes:
+        status: DIMSE status of the last attempt, hexadecimal; HTTP's reason code where it went by STOW-RS.
+        attempts: How often it was sent, or its destination could not be reached.
+        transaction_uid: The storage commitment that was asked for since it was accepted; empty: none.
+        checks: How often since then the destination was asked in vain whether it holds the object.
+        confirmed: How the destination said that it holds the object; empty: it did not.
+    """
 
     job_id: str
     destination: str
@@ -138,6 +163,9 @@ class Delivery:
     attempts: int
     reason: str
     updated: float
+    transaction_uid: str = ""
+    checks: int = 0
+    confirmed: str = ""
 
 
 def now() -> float:
@@ -248,43 +276,99 @@ class JobStore:
                 row = {
                     "job_id": job_id, "destination": destination, "sop_instance_uid": sop_instance_uid, "kind": kind,
                     "file": file, "state": DeliveryState.WAITING, "status": "", "attempts": 0, "reason": "",
-                    "updated": now(),
+                    "updated": now(), "transaction_uid": "", "checks": 0, "confirmed": "",
                 }  # fmt: skip
                 connection.execute(upsert(self.engine, DELIVERIES, row, update=()))
 
     def note_delivery(
         self, job_id: str, destination: str, sop_instance_uid: str, *, state: DeliveryState, status: str, reason: str
     ) -> None:
-        """Record one attempt to deliver one object."""
-        with self._writing() as connection:
-            connection.execute(
-                sa.update(DELIVERIES)
-                .where(
-                    DELIVERIES.c.job_id == job_id,
-                    DELIVERIES.c.destination == destination,
-                    DELIVERIES.c.sop_instance_uid == sop_instance_uid,
-                )
-                .values(state=state, status=status, reason=reason, attempts=DELIVERIES.c.attempts + 1, updated=now())
-            )
+        """Record one attempt to deliver one object; an earlier question whether it is held is over."""
+        self._set_delivery(
+            job_id, destination, sop_instance_uid, state=state, status=status, reason=reason,
+            attempts=DELIVERIES.c.attempts + 1, transaction_uid="", checks=0, confirmed="",
+        )  # fmt: skip
         self._on_attempt(job_id, destination, sop_instance_uid, state, status)
+
+    def note_check(self, delivery: Delivery, *, reason: str | None = None, transaction_uid: str | None = None) -> None:
+        """Record that an accepted object is still not confirmed: why, or which storage commitment was asked for."""
+        values: dict[str, Any] = {"checks": DELIVERIES.c.checks + 1} if transaction_uid is None else {}
+        if transaction_uid is not None:
+            values["transaction_uid"] = transaction_uid
+        if reason is not None:
+            values["reason"] = reason
+        self._set_delivery(delivery.job_id, delivery.destination, delivery.sop_instance_uid, **values)
+
+    def settle_check(self, delivery: Delivery, state: DeliveryState, *, reason: str, confirmed: str = "") -> None:
+        """Record that an accepted object is held (sent), is not (waiting again), or cannot be asked for (dead)."""
+        self._set_delivery(
+            delivery.job_id, delivery.destination, delivery.sop_instance_uid, state=state, reason=reason,
+            confirmed=confirmed, transaction_uid="",
+        )  # fmt: skip
+        self._on_attempt(delivery.job_id, delivery.destination, delivery.sop_instance_uid, state, delivery.status)
+
+    def _set_delivery(self, job_id: str, destination: str, sop_instance_uid: str, **values: Any) -> None:
+        mine = (
+            DELIVERIES.c.job_id == job_id,
+            DELIVERIES.c.destination == destination,
+            DELIVERIES.c.sop_instance_uid == sop_instance_uid,
+        )
+        with self._writing() as connection:
+            connection.execute(sa.update(DELIVERIES).where(*mine).values(updated=now(), **values))
 
     def give_up_delivery(self, job_id: str, destination: str, reason: str | None = None) -> None:
         """Move what waits for a destination to the dead letter; without a reason the last attempt's stays."""
-        values: dict[str, Any] = {"state": DeliveryState.DEAD, "updated": now()}
+        values: dict[str, Any] = {"state": DeliveryState.DEAD}
         if reason is not None:
             values["reason"] = reason
-        self._move_deliveries(job_id, destination, DeliveryState.WAITING, values)
+        self._move_deliveries(job_id, destination, (DeliveryState.WAITING,), values)
 
     def revive_deliveries(self, job_id: str, destination: str) -> None:
-        """Let what is in the dead letter wait again."""
-        self._move_deliveries(
-            job_id, destination, DeliveryState.DEAD, {"state": DeliveryState.WAITING, "updated": now()}
-        )
+        """Let what is in the dead letter wait again, with all its attempts."""
+        values = {"state": DeliveryState.WAITING, "attempts": 0}
+        self._move_deliveries(job_id, destination, (DeliveryState.DEAD,), values)
 
-    def _move_deliveries(self, job_id: str, destination: str, old: DeliveryState, values: dict[str, Any]) -> None:
-        mine = (DELIVERIES.c.job_id == job_id, DELIVERIES.c.destination == destination, DELIVERIES.c.state == old)
+    def drop_replaced_deliveries(self, job_id: str, destination: str, by: str) -> None:
+        """Send no more images of a job whose results those of job `by` replace."""
+        values = {"state": DeliveryState.REPLACED, "reason": f"replaced by the results of job {by}"}
+        images = DELIVERIES.c.kind.in_(REPLACED_KINDS)
+        self._move_deliveries(job_id, destination, tuple(OPEN_DELIVERIES), values, images)
+
+    def successor(self, job_id: str, destination: str) -> str | None:
+        """The job whose results replace this one's at a destination: it supersedes it, and has results for it."""
+        has_results = sa.exists().where(DELIVERIES.c.job_id == JOBS.c.job_id, DELIVERIES.c.destination == destination)
+        query = sa.select(JOBS.c.job_id, has_results.label("has_results")).order_by(JOBS.c.created)
+        later = [job_id]
+        with self.engine.connect() as connection:
+            while later:
+                rows = connection.execute(query.where(JOBS.c.supersedes.in_(later))).all()
+                found = [row.job_id for row in rows if row.has_results]
+                if found:
+                    return str(found[-1])
+                later = [row.job_id for row in rows]
+        return None
+
+    def superseded_by(self, job_id: str) -> list[str]:
+        """The earlier jobs that a job supersedes, the latest of them first."""
+        earlier: list[str] = []
+        job = self.get(job_id)
+        while job is not None and job.supersedes is not None and job.supersedes not in earlier:
+            earlier.append(job.supersedes)
+            job = self.get(job.supersedes)
+        return earlier
+
+    def _move_deliveries(
+        self,
+        job_id: str,
+        destination: str,
+        old: Sequence[DeliveryState],
+        values: Mapping[str, Any],
+        *more: sa.ColumnElement[bool],
+    ) -> None:
+        states = DELIVERIES.c.state.in_([str(state) for state in old])
+        mine = (DELIVERIES.c.job_id == job_id, DELIVERIES.c.destination == destination, states, *more)
         with self._writing() as connection:
-            connection.execute(sa.update(DELIVERIES).where(*mine).values(**values))
+            connection.execute(sa.update(DELIVERIES).where(*mine).values(updated=now(), **values))
 
     def deliveries(self, job_id: str, destination: str | None = None) -> list[Delivery]:
         """Deliveries of a job, by destination and file."""

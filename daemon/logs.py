@@ -74,3 +74,6 @@ def set_up_logging(form: Literal["text", "json"] = "text") -> None:
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     for library in NOISY:
         logging.getLogger(library).setLevel(logging.WARNING)
+    # An association that does not come about is an error to this library; ours say which, and what follows from it.
+    for module in ("acse", "transport"):
+        logging.getLogger(f"pynetdicom.{module}").setLevel(logging.CRITICAL)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from daemon.jobs import (
     DELIVERIES,
     JOBS,
+    OPEN_DELIVERIES,
     VERDICTS,
     DeliveryState,
     Job,
@@ -19,6 +20,8 @@ from daemon.jobs import (
     verdict_of_row,
 )
 from daemon.received_index import INSTANCES, OPEN_ASSOCIATIONS, InstanceState
+
+OPEN = sorted(str(state) for state in OPEN_DELIVERIES)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def arriving(engine: sa.Engine, *, limit: int = 50) -> list[Arriving]:
 
 def backlogs(engine: sa.Engine) -> list[Backlog]:
     """What waits for each destination, or lies in its dead letter."""
-    waiting = sa.func.sum(sa.case((DELIVERIES.c.state == DeliveryState.WAITING.value, 1), else_=0))
+    waiting = sa.func.sum(sa.case((DELIVERIES.c.state.in_(OPEN), 1), else_=0))
     dead = sa.func.sum(sa.case((DELIVERIES.c.state == DeliveryState.DEAD.value, 1), else_=0))
     query = (
         sa.select(
@@ -106,7 +109,7 @@ def backlogs(engine: sa.Engine) -> list[Backlog]:
             sa.func.max(DELIVERIES.c.reason).label("reason"),
         )
         .join(JOBS, JOBS.c.job_id == DELIVERIES.c.job_id)
-        .where(DELIVERIES.c.state.in_([DeliveryState.WAITING.value, DeliveryState.DEAD.value]))
+        .where(DELIVERIES.c.state.in_([*OPEN, DeliveryState.DEAD.value]))
         .group_by(DELIVERIES.c.destination)
         .order_by(DELIVERIES.c.destination)
     )

@@ -13,18 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dbos import DBOS, PortableWorkflowError, SetWorkflowID
+from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
 from dbos import error as dbos_error
 
 from daemon import metrics
 from daemon.artefacts import JobFiles
 from daemon.config import Settings
-from daemon.delivery import deliver_to, plan_deliveries
+from daemon.confirmation import NOT_POSSIBLE
+from daemon.delivery import deliver_to, is_open, plan_deliveries
 from daemon.errors import DaemonError, Rejected, Retryable
 from daemon.folders import JobFolder, read_json
 from daemon.jobs import FINAL_STATES, DeliveryState, JobState, JobStore
 from daemon.logs import about_job
-from daemon.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
+from daemon.names import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.step_process import Cancelled, StepProcess
 
 log = logging.getLogger(__name__)
@@ -87,22 +88,43 @@ def _report_study(job_id: str) -> str:
         return end_step(job_id, _kind(error), str(error))
     state = end_step(job_id, "", "")
     for destination in destinations:
-        with SetWorkflowID(f"{DBOS.workflow_id}:{destination}"):
-            DBOS.enqueue_workflow(DELIVERY_QUEUE, deliver_results, job_id, destination)
+        _queue_delivery(f"{DBOS.workflow_id}:{destination}", job_id, destination, FIRST_TURN)
     return state
 
 
+def _queue_delivery(workflow_id: str, job_id: str, destination: str, turn: int, wait: float | None = None) -> None:
+    """Queue one attempt for its destination, seconds from now where `wait` is given."""
+    options = SetEnqueueOptions(queue_partition_key=destination, delay_seconds=wait)
+    with SetWorkflowID(workflow_id), options:
+        DBOS.enqueue_workflow(DESTINATION_QUEUE, deliver_results, job_id, destination, turn)
+
+
 @DBOS.workflow(name=DELIVERY_WORKFLOW, max_recovery_attempts=RECOVERY_ATTEMPTS)
-def deliver_results(job_id: str, destination: str) -> str:
-    """Send until everything is there, or the attempts are used up."""
-    attempt = 0
+def deliver_results(job_id: str, destination: str, turn: int = 0) -> str:
+    """One attempt at one destination; the next is another workflow, later: nothing waits in a thread.
+
+    So a destination that is down holds up no other, and a job that it refuses holds up no other job.
+    """
     with about_job(job_id):
-        while True:
-            attempt += 1
-            wait = attempt_step(job_id, destination, attempt)
-            if wait is None:
-                return finish_step(job_id)
-            DBOS.sleep(wait)
+        if not turn:
+            return _deliver_in_one_workflow(job_id, destination)
+        wait = attempt_step(job_id, destination, turn)
+        if wait is None:
+            return finish_step(job_id)
+        first = str(DBOS.workflow_id).partition("#")[0]
+        _queue_delivery(f"{first}#{turn + 1}", job_id, destination, turn + 1, wait)
+        return "waiting"
+
+
+def _deliver_in_one_workflow(job_id: str, destination: str) -> str:
+    """As 0.1.0 queued it: all attempts in one workflow. Its order of steps is that of what is in flight; keep it."""
+    attempt = 0
+    while True:
+        attempt += 1
+        wait = attempt_step(job_id, destination, attempt)
+        if wait is None:
+            return finish_step(job_id)
+        DBOS.sleep(wait)
 
 
 def _kind(error: Exception) -> str:
@@ -201,7 +223,11 @@ def end_step(job_id: str, error: str, text: str) -> str:
 
 @DBOS.step(name="attempt")
 def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
-    """One attempt at one destination; returns the wait before the next in seconds, or None when it is over."""
+    """One attempt at one destination; returns the wait before the next in seconds, or None when it is over.
+
+    How often it was tried is on record with each object; `attempt` names the step in the engine's record only.
+    """
+    del attempt
     there = next((d for d in context().settings.destinations if d.name == destination), None)
     store = context().store
     job = store.get(job_id)
@@ -210,8 +236,11 @@ def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
     if there is None:
         reason = f"destination {destination!r} is no longer in the configuration"
         store.give_up_delivery(job_id, destination, reason)
+        for d in store.deliveries(job_id, destination):
+            if d.state is DeliveryState.UNCONFIRMED:
+                store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
         return None
-    return deliver_to(store, job_id, _folder(job_id), there, context().settings.listener.ae_title, attempt)
+    return deliver_to(store, job_id, _folder(job_id), there, context().settings.listener.ae_title)
 
 
 @DBOS.step(name="finish")
@@ -220,7 +249,7 @@ def finish_step(job_id: str) -> str:
     store = context().store
     job = store.get(job_id)
     deliveries = store.deliveries(job_id)
-    if job is None or job.state in FINAL_STATES or any(d.state is DeliveryState.WAITING for d in deliveries):
+    if job is None or job.state in FINAL_STATES or is_open(deliveries):
         return "waiting"
     dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state is DeliveryState.DEAD})
     state = JobState.FAILED if dead else JobState.DONE
@@ -250,9 +279,8 @@ def _run(step: str, job_id: str) -> None:
     store.update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
     started = time.monotonic()
     folder = _folder(job_id)
-    job = store.get(job_id)
-    if step == "encode" and job is not None and job.supersedes is not None:
-        context().files.fetch(job.supersedes)  # its report is named as predecessor
+    for earlier in store.superseded_by(job_id) if step == "encode" else ():
+        context().files.fetch(earlier)  # its report is named as predecessor, its images are rejected
     try:
         context().steps.run(
             step,

@@ -2,7 +2,8 @@
 
 pynetdicom polls its socket and its queues every millisecond, which is most of what an instance costs there. Here the
 association's thread sleeps in the kernel until bytes are there, reads them to where the writer takes them from, and
-answers after the commit. Negotiation is pynetdicom's (`receiver_negotiation`); C-STORE and C-ECHO are all that follows.
+answers after the commit. Negotiation is pynetdicom's (`receiver_negotiation`); C-STORE, C-ECHO and N-EVENT-REPORT are
+all that follows.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from daemon.backpressure import is_behind
+from daemon.commitment_report import STORAGE_COMMITMENT
 from daemon.config import Listener
 from daemon.receiver_messages import (
     C_CANCEL_RQ,
     C_ECHO_RQ,
     C_STORE_RQ,
     MAX_COMMAND_BYTES,
+    N_EVENT_REPORT_RQ,
     RESPONSE,
     UNRECOGNIZED_OPERATION,
     Command,
@@ -55,6 +58,7 @@ from daemon.receiver_store import (
     log_refused_contexts,
     refuse_sender,
     store,
+    take_commitment,
 )
 from daemon.receiver_stream import (
     ARTIM_SECONDS,
@@ -200,6 +204,11 @@ class _Connection:
             status, comment = int(outcome.status), outcome.comment
             self._counts[status] += 1
             buffer.reset()
+        elif command.command == N_EVENT_REPORT_RQ and command.sop_class_uid == STORAGE_COMMITMENT:
+            syntax = self._contexts[context_id].transfer_syntax_uid
+            outcome = take_commitment(self.receiver.writer, bytes(buffer.view()), syntax, sender.calling_aet)
+            status, comment = int(outcome.status), outcome.comment
+            buffer.reset()
         elif command.command != C_ECHO_RQ:
             status = UNRECOGNIZED_OPERATION
         body = response(command, status, comment)
@@ -208,7 +217,7 @@ class _Connection:
 
 @dataclass(eq=False)
 class BlockingReceiver:
-    """C-ECHO and C-STORE by blocking threads; the same interface as `StockReceiver`."""
+    """C-ECHO, C-STORE and reports of storage commitment by blocking threads; the same interface as `StockReceiver`."""
 
     listener: Listener
     inherited: socket.socket

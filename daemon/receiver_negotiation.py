@@ -19,6 +19,7 @@ from pynetdicom.pdu_primitives import (
     ImplementationClassUIDNotification,
     ImplementationVersionNameNotification,
     MaximumLengthNotification,
+    SCP_SCU_RoleSelectionNegotiation,
 )
 from pynetdicom.presentation import PresentationContext, build_context, negotiate_as_acceptor
 
@@ -98,7 +99,13 @@ def _accept(
     request: AssociationRequest, supported: Sequence[PresentationContext], max_pdu: int
 ) -> tuple[bytes, dict[int, Context]]:
     asked = request.primitive
-    results, _ = negotiate_as_acceptor(asked.presentation_context_definition_list, list(supported))
+    # A PACS that reports on storage commitment is the SCP, although it opens the association (PS3.7 D.3.3.4).
+    roles = {
+        item.sop_class_uid: (item.scu_role, item.scp_role)
+        for item in asked.user_information
+        if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
+    }
+    results, role_answers = negotiate_as_acceptor(asked.presentation_context_definition_list, list(supported), roles)
     answer = A_ASSOCIATE()
     answer.application_context_name = UID(APPLICATION_CONTEXT)
     answer.calling_ae_title, answer.called_ae_title = asked.calling_ae_title, asked.called_ae_title
@@ -112,7 +119,7 @@ def _accept(
     length.maximum_length_received = max_pdu
     implementation.implementation_class_uid = UID(PYNETDICOM_IMPLEMENTATION_UID)
     version.implementation_version_name = PYNETDICOM_IMPLEMENTATION_VERSION
-    answer.user_information = [length, implementation, version]
+    answer.user_information = [length, implementation, version, *role_answers]
     accepted = {
         context.context_id: Context(str(context.abstract_syntax), str(context.transfer_syntax[0]))
         for context in results

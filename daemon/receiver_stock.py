@@ -20,8 +20,18 @@ from pynetdicom.sop_class import Verification, register_uid, uid_to_service_clas
 from pynetdicom.transport import ThreadedAssociationServer
 
 from daemon.backpressure import is_behind
+from daemon.commitment_report import STORAGE_COMMITMENT
 from daemon.config import Listener
-from daemon.receiver_store import CONGESTED, Sender, Status, StoreRequest, log_refused_contexts, refuse_sender, store
+from daemon.receiver_store import (
+    CONGESTED,
+    Sender,
+    Status,
+    StoreRequest,
+    log_refused_contexts,
+    refuse_sender,
+    store,
+    take_commitment,
+)
 from daemon.receiver_stream import HANDSHAKE_SECONDS
 from daemon.spool import SpoolWriter
 from daemon.storage_classes import resolve_storage_classes
@@ -34,7 +44,7 @@ TRANSFER_SYNTAXES = (*_UNCOMPRESSED, *(uid for uid in ALL_TRANSFER_SYNTAXES if u
 
 
 def supported_contexts(listener: Listener) -> list[PresentationContext]:
-    """Verification, and the storage classes that are taken, in every transfer syntax.
+    """Verification, reports of storage commitment, and the storage classes that are taken, in every transfer syntax.
 
     By default these are all of the standard, as a PACS forwards whole studies. Another one is refused in the
     negotiation as an abstract syntax that is not supported (PS3.8 Table 9-18, 3).
@@ -42,14 +52,17 @@ def supported_contexts(listener: Listener) -> list[PresentationContext]:
     refused = set(resolve_storage_classes(listener.refused_storage_classes))
     taken = [uid for uid in resolve_storage_classes(listener.storage_classes) if uid not in refused]
     syntaxes = list(TRANSFER_SYNTAXES)
-    return [build_context(Verification, list(_UNCOMPRESSED)), *(build_context(uid, syntaxes) for uid in taken)]
+    commitment = build_context(STORAGE_COMMITMENT, list(_UNCOMPRESSED[:2]))
+    commitment.scu_role, commitment.scp_role = False, True  # whoever reports to us is the SCP
+    storage = [build_context(uid, syntaxes) for uid in taken]
+    return [build_context(Verification, list(_UNCOMPRESSED)), commitment, *storage]
 
 
 def _register_storage_classes(contexts: Sequence[PresentationContext]) -> None:
     """Private and retired classes are stored as the others are; pynetdicom must be told."""
     for context in contexts:
         uid = str(context.abstract_syntax)
-        if uid_to_service_class(uid) is not StorageServiceClass:
+        if uid != STORAGE_COMMITMENT and uid_to_service_class(uid) is not StorageServiceClass:
             register_uid(uid, f"Storage_{uid.replace('.', '_')}", StorageServiceClass)
 
 
@@ -132,6 +145,7 @@ class StockReceiver:
                 (evt.EVT_ACCEPTED, self._on_accepted),
                 (evt.EVT_C_ECHO, self._on_echo),
                 (evt.EVT_C_STORE, self._on_store),
+                (evt.EVT_N_EVENT_REPORT, self._on_event_report),
                 (evt.EVT_CONN_CLOSE, self._on_close),
             ],
         )
@@ -195,6 +209,12 @@ class StockReceiver:
         if outcome.comment:
             answer.ErrorComment = outcome.comment
         return answer
+
+    def _on_event_report(self, event: Any) -> tuple[int, None]:
+        encoded = event.request.EventInformation.getvalue()
+        sender = event.assoc.requestor.ae_title
+        outcome = take_commitment(self._writer, encoded, str(event.context.transfer_syntax), sender)
+        return int(outcome.status), None
 
     def _on_close(self, event: Any) -> None:
         if getattr(event.assoc, "has_stored", False):

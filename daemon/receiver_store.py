@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from daemon.commitment_report import reports_folder, take_event
 from daemon.config import Listener
 from daemon.receiver_dataset import DatasetError, read_identity
 from daemon.receiver_figures import count
@@ -127,6 +128,26 @@ def store(
     outcome = _store(writer, request, data, sender, checksum)
     count(outcome.status.name.lower(), sum(len(part) for part in data), time.perf_counter() - started)
     return outcome
+
+
+def take_commitment(writer: SpoolWriter, encoded: bytes, transfer_syntax_uid: str, sender: str) -> StoreOutcome:
+    """Keep a PACS's word on storage commitment for the service; Success means that it is durable.
+
+    Args:
+        writer: Its spool is in the data folder.
+        encoded: Event Information of the N-EVENT-REPORT.
+        transfer_syntax_uid: Of its presentation context.
+        sender: Calling AE title.
+    """
+    try:
+        take_event(reports_folder(writer.folder.parent), encoded, transfer_syntax_uid)
+    except ValueError as error:
+        LOGGER.warning("N-EVENT-REPORT from %s refused: %s", sender, error)
+        return StoreOutcome(Status.PROCESSING_FAILURE, f"Event Information: {error}"[:64])
+    except OSError as error:
+        LOGGER.warning("N-EVENT-REPORT from %s failed: %s", sender, error)
+        return StoreOutcome(Status.PROCESSING_FAILURE, "the report could not be written durably")
+    return StoreOutcome(Status.SUCCESS)
 
 
 def _store(

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from daemon.commitment import forget as forget_commitments
 from daemon.config import Settings, Storage
 from daemon.control import forget_workflows
 from daemon.database import open_index
-from daemon.jobs import DELIVERIES, JOBS, DeliveryState, Job, JobState, JobStore, job_of_row, now
+from daemon.jobs import DELIVERIES, JOBS, OPEN_DELIVERIES, DeliveryState, Job, JobState, JobStore, job_of_row, now
 from daemon.received_index import INSTANCES, forget_study
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ GB = 1e9
 EVERY_SECONDS = 600.0
 """How often the service looks."""
 
-UNDELIVERED = (DeliveryState.WAITING, DeliveryState.DEAD)
+UNDELIVERED = (*OPEN_DELIVERIES, DeliveryState.DEAD)
 """An object in one of these states keeps its job."""
 
 
@@ -114,6 +115,7 @@ def _remove(
             shutil.rmtree(folder)
         forget_files(job.job_id)
         forget_workflows(store.engine, job.job_id)
+        forget_commitments(store.engine, job.job_id)
         store.remove(job.job_id)
         if not _has_jobs(store.engine, job.study_uid):
             forget_study(index, job.study_uid)

@@ -1,9 +1,10 @@
 """Every module that has tables, so that whoever opens the database makes all of them, whatever else it imports."""
 
-from daemon import artefacts, jobs, lease, received_index, reviews
+from daemon import artefacts, commitment, jobs, lease, received_index, reviews
 
 TABLES = (
     artefacts.ARCHIVES,
+    commitment.COMMITMENTS,
     jobs.DELIVERIES,
     jobs.JOBS,
     jobs.VERDICTS,

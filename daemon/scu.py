@@ -1,4 +1,4 @@
-"""The client side of DICOM: C-ECHO and C-STORE to another application entity (PS3.7 C.9.1.1, PS3.4 Annex B)."""
+"""The client side of DICOM: C-ECHO, C-STORE, C-FIND to another application entity (PS3.7 9.1, PS3.4 Annexes B, C)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
@@ -18,9 +19,9 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.sop_class import Verification
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
 
-from daemon.config import Tls
+from daemon.config import ClientTls
 from daemon.errors import DaemonError, Permanent, Retryable
 
 MAX_CONTEXTS = 128
@@ -31,6 +32,13 @@ CONVERTIBLE = frozenset(
 )
 """Uncompressed transfer syntaxes, between which pynetdicom re-encodes when the peer accepts another one."""
 
+FIND_PENDING = (0xFF00, 0xFF01)
+"""A match, PS3.4 Table C.4-1."""
+
+
+class NotOffered(Retryable):
+    """The peer takes associations, but offers nothing of what was asked for."""
+
 
 @dataclass(frozen=True)
 class Peer:
@@ -39,7 +47,7 @@ class Peer:
     ae_title: str
     host: str
     port: int
-    tls: Tls | None = None
+    tls: ClientTls | None = None
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"
@@ -60,6 +68,9 @@ def parse_peer(text: str) -> Peer:
     return Peer(ae_title, host.strip("[]"), int(port))
 
 
+IDENTITY = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+
+
 @dataclass(frozen=True)
 class Outgoing:
     """One file to send; the UIDs are read from it."""
@@ -68,6 +79,8 @@ class Outgoing:
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
+    study_uid: str = ""
+    series_uid: str = ""
 
     @classmethod
     def read(cls, path: Path) -> Outgoing:
@@ -77,9 +90,14 @@ class Outgoing:
             DaemonError: the file is not DICOM.
         """
         try:
-            header = pydicom.dcmread(path, specific_tags=["SOPClassUID", "SOPInstanceUID"], stop_before_pixels=True)
+            header = pydicom.dcmread(path, specific_tags=IDENTITY, stop_before_pixels=True)
             return cls(
-                path, str(header.SOPClassUID), str(header.SOPInstanceUID), str(header.file_meta.TransferSyntaxUID)
+                path,
+                str(header.SOPClassUID),
+                str(header.SOPInstanceUID),
+                str(header.file_meta.TransferSyntaxUID),
+                str(header.get("StudyInstanceUID", "")),
+                str(header.get("SeriesInstanceUID", "")),
             )
         except (InvalidDicomError, AttributeError, EOFError) as error:
             raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error
@@ -90,7 +108,8 @@ class StoreOutcome:
     """What the peer said to one C-STORE.
 
     Attributes:
-        status: DIMSE status; None where no answer came (context refused, association lost).
+        status: DIMSE status, which STOW-RS gives as well; None where no answer came (context refused, association
+            lost).
         reason: Empty on plain success.
     """
 
@@ -104,15 +123,18 @@ class StoreOutcome:
         return self.status == 0x0000 or (self.status is not None and self.status >> 12 == 0xB)
 
 
+OnOutcome = Callable[[StoreOutcome], None]
+
+
 def echo(peer: Peer, calling_aet: str, *, timeout: float = 10) -> None:
     """C-ECHO.
 
     Raises:
         Retryable: the peer cannot be reached, refuses, or answers with a failure.
     """
-    ae = _application_entity(calling_aet, timeout)
+    ae = application_entity(calling_aet, timeout)
     ae.add_requested_context(Verification)
-    association = _associate(ae, peer)
+    association = associate(ae, peer)
     try:
         status = association.send_c_echo()
     finally:
@@ -128,7 +150,7 @@ def store(
     calling_aet: str,
     *,
     timeout: float = 60,
-    on_outcome: Callable[[StoreOutcome], None] | None = None,
+    on_outcome: OnOutcome | None = None,
 ) -> list[StoreOutcome]:
     """C-STORE all files, in as few associations as the presentation contexts allow.
 
@@ -139,10 +161,10 @@ def store(
     """
     outcomes: list[StoreOutcome] = []
     for batch, contexts in _batches(files):
-        ae = _application_entity(calling_aet, timeout)
+        ae = application_entity(calling_aet, timeout)
         for sop_class_uid, syntaxes in contexts:
             ae.add_requested_context(sop_class_uid, list(syntaxes))
-        association = _associate(ae, peer)
+        association = associate(ae, peer)
         try:
             for outgoing in batch:
                 outcome = _store_one(association, outgoing)
@@ -155,37 +177,80 @@ def store(
     return outcomes
 
 
-def _application_entity(calling_aet: str, timeout: float) -> AE:
+def find_instances(peer: Peer, calling_aet: str, study_uid: str, series_uid: str, *, timeout: float = 60) -> set[str]:
+    """SOP Instance UIDs of a series that the peer knows, by C-FIND at image level (PS3.4 C.4.1).
+
+    Raises:
+        NotOffered: the peer has no Study Root C-FIND, or not at this level.
+        Retryable: it cannot be reached, or does not answer to the end.
+    """
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "IMAGE"
+    identifier.StudyInstanceUID = study_uid
+    identifier.SeriesInstanceUID = series_uid
+    identifier.SOPInstanceUID = ""
+    ae = application_entity(calling_aet, timeout)
+    ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+    association = associate(ae, peer)
+    found: set[str] = set()
+    try:
+        for answer, match in association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
+            if "Status" not in answer:
+                raise Retryable(f"{peer}: C-FIND: no answer")
+            if answer.Status in FIND_PENDING and match is not None:
+                found.add(str(match.get("SOPInstanceUID", "")))
+            elif answer.Status != 0x0000:
+                raise NotOffered(f"{peer}: C-FIND: status 0x{answer.Status:04X}")
+    finally:
+        if association.is_established:
+            association.release()
+    return found
+
+
+def application_entity(calling_aet: str, timeout: float) -> AE:
+    """An AE of ours that waits `timeout` seconds for answers."""
     ae = AE(ae_title=calling_aet)
     ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
     ae.connection_timeout = min(timeout, 10)
     return ae
 
 
-def _associate(ae: AE, peer: Peer) -> Association:
-    tls_args = None
-    if peer.tls is not None:
-        context = ssl.create_default_context(cafile=str(peer.tls.ca) if peer.tls.ca else None)
-        context.load_cert_chain(peer.tls.cert, peer.tls.key)
-        tls_args = (context, peer.host)
+def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callable[..., object]]] = ()) -> Association:
+    """An established association.
+
+    Raises:
+        NotOffered: the peer accepts none of the presentation contexts.
+        Retryable: it cannot be reached, refuses, aborts, or shows no certificate that we trust.
+    """
     connected: list[evt.Event] = []
     association = ae.associate(
         peer.host,
         peer.port,
         ae_title=peer.ae_title,
         max_pdu=0,
-        tls_args=tls_args,
-        evt_handlers=[(evt.EVT_CONN_OPEN, connected.append)],
+        tls_args=None if peer.tls is None else (_tls_context(peer.tls), peer.host),
+        evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
     )
     if association.is_established:
         return association
     if association.is_rejected:
         raise Retryable(f"{peer} refused the association: {_refusal(association)}")
+    if association.rejected_contexts:
+        asked = ", ".join(sorted({context.abstract_syntax.name for context in association.rejected_contexts}))
+        raise NotOffered(f"{peer} accepted none of the presentation contexts: {asked}")
     if connected:
-        raise Retryable(
-            f"{peer} aborted the association, did not answer, or accepted none of the presentation contexts"
-        )
-    raise Retryable(f"{peer} cannot be reached: no TCP connection")
+        raise Retryable(f"{peer} aborted the association or did not answer")
+    raise Retryable(f"{peer} cannot be reached: no {'TLS' if peer.tls else 'TCP'} connection")
+
+
+def _tls_context(tls: ClientTls) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+        if tls.cert is not None and tls.key is not None:
+            context.load_cert_chain(tls.cert, tls.key)
+    except OSError as error:  # ssl.SSLError is one
+        raise Permanent(f"destination's tls: {error}") from error
+    return context
 
 
 def _refusal(association: Association) -> str:

@@ -25,6 +25,8 @@ from daemon.arrival import Arrival
 from daemon.artefacts import RECEIVED, JobFiles, LocalFiles, SharedFiles
 from daemon.assembler import Assembler
 from daemon.audit import AuditLog
+from daemon.commitment import take_reports
+from daemon.commitment_report import reports_folder
 from daemon.config import Settings
 from daemon.database import open_database, open_index, schema_lock
 from daemon.errors import ConfigurationError
@@ -33,7 +35,7 @@ from daemon.health import Health
 from daemon.jobs import DeliveryState, JobStore
 from daemon.lease import Lease, SoleReceiver
 from daemon.listener import start_receivers
-from daemon.names import DELIVERY_QUEUE, EXECUTOR_ID, REPORT_QUEUE, WORKFLOW_VERSION
+from daemon.names import DELIVERY_QUEUE, DESTINATION_QUEUE, EXECUTOR_ID, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.notify import notify
 from daemon.step_process import StepProcess
 from daemon.upgrade import give_every_job_a_workflow
@@ -62,7 +64,7 @@ def check_weights(settings: Settings) -> WeightsInfo:
     info = describe_weights(settings.model.weights)
     away = [d for d in settings.destinations if not d.is_loopback]
     if info.synthetic_only and away and not settings.model.allow_demo:
-        names = ", ".join(f"{d.name} ({d.host})" for d in away)
+        names = ", ".join(f"{d.name} ({d.address})" for d in away)
         raise ConfigurationError(
             f"[model] weights = {settings.model.weights!r} were trained on synthetic images only; expected "
             f"destinations on loopback, got {names}. Use other weights, or, for tests, set [model] allow_demo = true."
@@ -91,6 +93,7 @@ def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Conte
             worker_concurrency=max(1, len(settings.destinations)),
             polling_interval_sec=POLL_SECONDS,
         )
+        DBOS.register_queue(DESTINATION_QUEUE, partition_worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
 
 
 @contextmanager
@@ -132,6 +135,7 @@ def serve(settings: Settings) -> NoReturn:
                 if not receivers.alive():
                     log.error("a receiver process ended unexpectedly; it is started again")
                     receivers.restart_dead()
+                parts.take_commitments()
                 _tell_watchdog(parts.health)
         finally:
             notify("STOPPING=1")
@@ -228,6 +232,13 @@ class _Parts:
                 instances=arrival.instances, calling_aets=record["calling_aets"], peers=record["peers"],
             )  # fmt: skip
 
+    def take_commitments(self) -> None:
+        """What PACSs told our receivers about storage commitment."""
+        try:
+            take_reports(self.engine, reports_folder(self.settings.storage.folder))
+        except sa.exc.SQLAlchemyError as error:  # the files stay for the next time
+            log.warning("reports of storage commitment wait: %s", error)
+
     def start_threads(self) -> None:
         """The assembler, and the housekeeping."""
         assembling = threading.Thread(target=_guard, args=(self.assembler, self.stop), name="assembler", daemon=True)
@@ -313,8 +324,9 @@ def make_store(engine: sa.Engine, audit: AuditLog, files: JobFiles, lease: Lease
             manifest = files.fetch(job_id).dicom / MANIFEST
             if manifest.exists():
                 metrics.DELIVERY_LAG.labels(destination).observe(max(0.0, time.time() - manifest.stat().st_mtime))
+        event = {DeliveryState.UNCONFIRMED: "accepted", DeliveryState.SENT: "sent"}.get(state, "not_sent")
         audit.write(
-            "sent" if sent else "not_sent", durably=False, job=job_id, destination=destination,
+            event, durably=False, job=job_id, destination=destination,
             sop_instance_uid=sop_instance_uid, status=status,
         )  # fmt: skip
 

@@ -33,10 +33,10 @@ from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
 from dicom_io.errors import DicomIoError, PackError
 from dicom_io.geometry import SeriesGeometry
 from dicom_io.nifti import convert_series
-from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
+from dicom_io.pack import MANIFEST, Pack, PackOptions, encode_pack, load_pack, reports_of
+from dicom_io.rejection import REJECTED_KINDS, encode_rejection
 from dicom_io.selection import Reason, SelectionRules, Verdict, rank
 from dicom_io.series import FileProblem, Series, scan_folder
-from dicom_io.sources import InstanceReference
 
 Progress = Callable[[int, int, str], None]
 
@@ -214,6 +214,7 @@ class Steps:
         report = read_report(folder)
         results = self.settings.results
         sources = [Path(file) for file in self._chosen(folder).files]
+        replaced = _replaced_pack(folder)
         saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
         encode_pack(
             source_files=sources,
@@ -225,8 +226,11 @@ class Steps:
             options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
             identity=_identity(report, self.settings),
             out=folder.dicom,
-            predecessors=_predecessors(folder),
+            predecessors=() if replaced is None else reports_of(replaced),
         )
+        wanted = any(destination.reject_replaced for destination in self.settings.destinations)
+        if wanted and replaced is not None and any(replaced.of_kind(kind) for kind in REJECTED_KINDS):
+            encode_rejection(replaced, folder.rejection)
 
     # ------------------------------------------------------------------ helpers
 
@@ -362,17 +366,16 @@ def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
     )
 
 
-def _predecessors(folder: JobFolder) -> tuple[InstanceReference, ...]:
-    """The report of the job that this one supersedes (late slices), where it came as far as a report."""
-    if not folder.arrival.exists():
-        return ()
-    supersedes = read_json(folder.arrival)["supersedes"]
-    if supersedes is None:
-        return ()
-    earlier = JobFolder(folder.root.parent / supersedes).dicom
-    if not (earlier / MANIFEST).exists():
-        return ()
-    return reports_of(load_pack(earlier))
+def _replaced_pack(folder: JobFolder) -> Pack | None:
+    """The results that this job's replace: of the latest of the jobs that it supersedes that came as far as results."""
+    while folder.arrival.exists():
+        supersedes = read_json(folder.arrival)["supersedes"]
+        if supersedes is None:
+            return None
+        folder = JobFolder(folder.root.parent / supersedes)
+        if (folder.dicom / MANIFEST).exists():
+            return load_pack(folder.dicom)
+    return None
 
 
 def _identity(report: dict[str, Any], settings: Settings) -> str:

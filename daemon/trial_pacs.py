@@ -84,6 +84,10 @@ class EmbeddedPacs:
         return [pydicom.dcmread(f, stop_before_pixels=True) for f in sorted(self.folder.glob("*/*.dcm"))]
 
 
+DICOM_WEB = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
+"""Debian's orthanc-dicomweb."""
+
+
 class Orthanc:
     """Debian's Orthanc as a child process, with a database of its own and its checks of AE titles on.
 
@@ -102,6 +106,7 @@ class Orthanc:
         ae_title: str = "ORTHANC",
         port: int = 0,
         extra: Mapping[str, Any] | None = None,
+        dicom_web: bool = False,
     ) -> None:
         """Start it and wait until it answers.
 
@@ -111,6 +116,7 @@ class Orthanc:
             ae_title: Its own AE title.
             port: Its DICOM port; 0 chooses a free one.
             extra: More keys of Orthanc's configuration.
+            dicom_web: Load Debian's DICOMweb plug-in; its root is `/dicom-web/` on `http_port`.
 
         Raises:
             DaemonError: Orthanc is not installed, or does not answer in time.
@@ -124,7 +130,11 @@ class Orthanc:
         self.http_port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
         configuration = folder / "orthanc.json"
-        configuration.write_text(json.dumps(self._configuration(modalities) | dict(extra or {}), indent=1))
+        plugins = (
+            {"Plugins": [str(DICOM_WEB)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}} if dicom_web else {}
+        )
+        settings = self._configuration(modalities) | plugins | dict(extra or {})
+        configuration.write_text(json.dumps(settings, indent=1))
         self.log = folder / "orthanc.log"
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
@@ -171,6 +181,11 @@ class Orthanc:
         self.stop()
         tail = self.log.read_text(errors="replace")[-2000:]
         raise DaemonError(f"Orthanc did not answer within {self.START_SECONDS} s; its log ends:\n{tail}")
+
+    @property
+    def web_url(self) -> str:
+        """Root of its DICOMweb."""
+        return f"http://{LOOPBACK}:{self.http_port}/dicom-web"
 
     def get(self, path: str) -> Any:
         """JSON of a GET on its REST interface."""

@@ -13,7 +13,7 @@ import logging
 import sqlalchemy as sa
 
 from daemon.control import engine_client, enqueue_delivery, enqueue_report
-from daemon.jobs import DELIVERIES, JOBS, DeliveryState, JobState, now
+from daemon.jobs import DELIVERIES, JOBS, OPEN_DELIVERIES, JobState, now
 from daemon.names import WORKFLOW_VERSION
 
 log = logging.getLogger(__name__)
@@ -96,16 +96,16 @@ def _jobs(engine: sa.Engine, states: tuple[JobState, ...], before: float) -> lis
 
 def _open_deliveries(engine: sa.Engine, before: float) -> list[tuple[str, str]]:
     """(job, destination) of delivering jobs with something that is not settled, or of which nobody wrote the end."""
-    settled = [str(state) for state in DeliveryState if state.value in ("sent", "replaced", "dead_letter")]
+    still_open = [str(state) for state in OPEN_DELIVERIES]
     delivering = (
         sa.select(DELIVERIES.c.job_id, DELIVERIES.c.destination)
         .join(JOBS, JOBS.c.job_id == DELIVERIES.c.job_id)
         .where(JOBS.c.state == str(JobState.DELIVERING), JOBS.c.updated < before)
         .distinct()
     )
-    unsettled = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.not_in(settled))
+    unsettled = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.in_(still_open))
     with engine.connect() as connection:
-        rows = connection.execute(delivering.where(DELIVERIES.c.state.not_in(settled))).all()
+        rows = connection.execute(delivering.where(DELIVERIES.c.state.in_(still_open))).all()
         ended = connection.execute(delivering.where(DELIVERIES.c.job_id.not_in(unsettled))).all()
     return [(row.job_id, row.destination) for row in (*rows, *{row.job_id: row for row in ended}.values())]
 

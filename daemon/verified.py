@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from braingemma.findings import findings_from_text
 from daemon.config import Settings
 from daemon.control import enqueue_delivery
+from daemon.delivery import takers
 from daemon.errors import DaemonError
 from daemon.folders import JobFolder, read_json
 from daemon.jobs import Job, JobState, JobStore
@@ -56,10 +57,11 @@ def send_verified(
         draft=folder.dicom,
         out=folder.dicom / name,
     )
-    if not settings.destinations:
+    destinations = takers(folder, settings.destinations)
+    if not destinations:
         return
     store.update(job.job_id, state=JobState.DELIVERING)
-    for destination in settings.destinations:
+    for destination in destinations:
         store.put_deliveries(job.job_id, destination.name, [(uid, "sr", name)])
         enqueue_delivery(engine, f"{job.job_id}-v{review.review_id}:{destination.name}", job.job_id, destination.name)
 

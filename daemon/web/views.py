@@ -12,7 +12,7 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from daemon.folders import JobFolder, read_json
-from daemon.jobs import Delivery, DeliveryState, Job, JobState, now
+from daemon.jobs import OPEN_DELIVERIES, Delivery, DeliveryState, Job, JobState, now
 from daemon.report_files import INTENDED_USE, provenance_rows, read_report
 
 STEPS = ("select", "convert", "report", "explain", "encode", "deliver")
@@ -78,7 +78,7 @@ class DestinationView:
 
     @property
     def total(self) -> int:
-        """All objects."""
+        """All objects but those that later results replaced before they were sent."""
         return self.sent + self.waiting + self.dead
 
 
@@ -87,13 +87,13 @@ def destinations_of(deliveries: Sequence[Delivery]) -> list[DestinationView]:
     views = []
     for name in sorted({d.destination for d in deliveries}):
         mine = [d for d in deliveries if d.destination == name]
-        waiting = sum(d.state is DeliveryState.WAITING for d in mine)
+        waiting = sum(d.state in OPEN_DELIVERIES for d in mine)
         dead = sum(d.state is DeliveryState.DEAD for d in mine)
-        reasons = [d.reason for d in mine if d.reason and d.state in (DeliveryState.WAITING, DeliveryState.DEAD)]
+        reasons = [d.reason for d in mine if d.reason and d.state in (*OPEN_DELIVERIES, DeliveryState.DEAD)]
         views.append(
             DestinationView(
                 name,
-                len(mine) - waiting - dead,
+                sum(d.state is DeliveryState.SENT for d in mine),
                 waiting,
                 dead,
                 max(d.attempts for d in mine),

@@ -97,6 +97,7 @@ def test_a_database_of_an_earlier_version_gets_what_it_lacks_and_keeps_its_rows(
     with engine.begin() as connection:
         connection.execute(sa.text("DROP INDEX ix_deliveries_state"))
         connection.execute(sa.text("ALTER TABLE deliveries DROP COLUMN attempts"))
+        connection.execute(sa.text("DROP INDEX ix_jobs_supersedes"))
         connection.execute(sa.text("ALTER TABLE jobs DROP COLUMN supersedes"))
         connection.execute(sa.text("DROP TABLE reviews"))
     create_tables(engine)

@@ -1,0 +1,121 @@
+"""Storage commitment whose answer comes on an association that the PACS opens to our listener, of either kind."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from delivery_support import FaultyPacs, add_job, deliver, make_store, outcomes
+from ingest_support import InProcess
+from pydicom import Dataset
+from pynetdicom import AE, build_role
+from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+
+from daemon import commitment
+from daemon.commitment_report import MAX_BYTES, reports_folder, take_event
+from daemon.delivery import plan_deliveries
+from daemon.receiver_blocking import BlockingReceiver
+from daemon.receiver_stock import StockReceiver
+
+EXPLICIT = "1.2.840.10008.1.2.1"
+
+
+@pytest.fixture(params=[BlockingReceiver, StockReceiver])
+def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InProcess]:
+    running = InProcess(request.param, tmp_path, ae_title="US")
+    yield running
+    running.stop(0.5)
+
+
+def kept(tmp_path: Path) -> list[Path]:
+    folder = reports_folder(tmp_path)
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_the_report_comes_on_a_new_association(receiver: InProcess, tmp_path: Path, forgets: bool) -> None:
+    store = make_store(tmp_path)
+    folder = add_job(store, tmp_path, "j1")
+    pacs = FaultyPacs(commitment="new", forgets=forgets)
+    pacs.listener = receiver.address
+    there = pacs.destination()
+    plan_deliveries(store, "j1", folder, [there])
+    try:
+        assert deliver(store, folder, there) is not None
+        assert {v[0] for v in outcomes(store).values()} == {"unconfirmed"}
+        wait_for(lambda: kept(tmp_path))
+        assert commitment.take_reports(store.engine, reports_folder(tmp_path)) == 1
+        wait = deliver(store, folder, there)
+    finally:
+        pacs.stop()
+    assert kept(tmp_path) == []
+    if forgets:
+        assert wait is not None
+        assert all("0x0112 no such object instance" in d.reason for d in store.deliveries("j1"))
+        assert {v[0] for v in outcomes(store).values()} == {"waiting"}
+    else:
+        assert wait is None
+        assert outcomes(store) == {k: ("sent", "0000", "storage commitment") for k in ("sr", "seg")}
+
+
+@pytest.mark.parametrize("role", [True, False])
+def test_a_pacs_may_leave_out_the_role(receiver: InProcess, tmp_path: Path, role: bool) -> None:
+    """PS3.7 D.3.3.4 asks for role selection; some PACSs report without it."""
+    if not role and isinstance(receiver.receiver, StockReceiver):
+        pytest.skip("the stock reactor is strict; it serves only where the quick one cannot")
+    report = Dataset()
+    report.TransactionUID = "1.2.3"
+    status = send_report(receiver, report, role=role)
+    assert status == 0x0000
+    assert [f.name for f in kept(tmp_path)] == ["report-1.2.3.json"]
+
+
+def test_what_names_no_transaction_is_refused(receiver: InProcess, tmp_path: Path) -> None:
+    report = Dataset()
+    report.TransactionUID = ""
+    assert send_report(receiver, report, role=True) == 0x0110
+    assert kept(tmp_path) == []
+
+
+def send_report(receiver: InProcess, report: Dataset, *, role: bool) -> int:
+    ae = AE("PACS")
+    ae.add_requested_context(StorageCommitmentPushModel)
+    roles = [build_role(StorageCommitmentPushModel, scp_role=True)] if role else []
+    association = ae.associate(*receiver.address, ae_title="US", ext_neg=roles)
+    assert association.is_established
+    if not role:  # pynetdicom itself would not send as an SCU
+        for context in association.accepted_contexts:
+            context._as_scp = True
+    status, _ = association.send_n_event_report(
+        report, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+    )
+    association.release()
+    return int(status.Status)
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [b"", b"\x08", b"\x08\x00\x95\x11UI\x08\x00../../x\0", b"x" * (MAX_BYTES + 1)],
+)
+def test_bytes_that_are_no_report_leave_nothing(encoded: bytes, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected|decoding|end of file"):
+        take_event(tmp_path / "reports", encoded, EXPLICIT)
+    assert not (tmp_path / "reports").exists()
+
+
+def test_a_disk_that_fails_is_no_success(receiver: InProcess, tmp_path: Path) -> None:
+    reports_folder(tmp_path).write_text("a file in the way")
+    report = Dataset()
+    report.TransactionUID = "1.2.3"
+    assert send_report(receiver, report, role=True) == 0x0110
+    shutil.rmtree(tmp_path / "spool", ignore_errors=True)

@@ -1,0 +1,337 @@
+"""Destinations that are down, refuse, abort, answer failures, or accept and forget: the end is delivered, or a dead
+letter with the true reason; nothing arrives under other UIDs, and nothing is called sent that was not."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, make_store, outcomes
+
+from daemon import commitment, confirmation
+from daemon.config import Destination
+from daemon.delivery import plan_deliveries
+from daemon.folders import JobFolder
+from daemon.jobs import DeliveryState, JobStore
+from daemon.trial_pacs import LOOPBACK, free_port
+
+# pynetdicom drops the socket of a refused connection without closing it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+SENT, DEAD = "sent", "dead_letter"
+
+
+@dataclass
+class Clock:
+    """Simulated time, s."""
+
+    time: float = 1_000_000.0
+    waits: list[float] = field(default_factory=list)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    ours = Clock()
+    for module in (commitment, confirmation):
+        monkeypatch.setattr(module, "now", lambda: ours.time)
+    return ours
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return make_store(tmp_path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, store: JobStore) -> JobFolder:
+    return add_job(store, tmp_path, "j1")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., FaultyPacs]]:
+    running: list[FaultyPacs] = []
+
+    def build(**how: Any) -> FaultyPacs:
+        running.append(FaultyPacs(**how))
+        return running[-1]
+
+    yield build
+    for pacs in running:
+        pacs.stop()
+
+
+def until_settled(
+    store: JobStore, folder: JobFolder, there: Destination, clock: Clock, each: Callable[[], object] = lambda: None
+) -> None:
+    """Deliver, wait by the clock, deliver again, as the workflows do; `each` is called before each turn."""
+    plan_deliveries(store, folder.root.name, folder, [there])
+    for _ in range(200):
+        each()
+        wait = deliver(store, folder, there)
+        if wait is None:
+            return
+        assert wait > 0
+        clock.waits.append(wait)
+        clock.time += wait
+    raise AssertionError(f"never settled: {store.deliveries(folder.root.name)}")
+
+
+def uids(store: JobStore, job_id: str = "j1") -> set[str]:
+    return {d.sop_instance_uid for d in store.deliveries(job_id)}
+
+
+# --- the faults of the list
+
+
+def test_down_for_30_minutes(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    port, up = free_port(), clock.time + 1800
+    started: list[FaultyPacs] = []
+
+    def come_up() -> None:
+        if clock.time >= up and not started:
+            started.append(start(port=port))
+
+    there = Destination(name="pacs", ae_title="PACS", host=LOOPBACK, port=port)
+    until_settled(store, folder, there, clock, come_up)
+    assert outcomes(store) == {k: (SENT, "0000", "not possible") for k in ("sr", "seg")}
+    assert sorted(started[0].received) == sorted(uids(store))
+    assert 9 <= max(d.attempts for d in store.deliveries("j1")) <= 14
+    assert clock.time < up + 1.25 * 900
+
+
+def test_down_for_ever(store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    there = Destination(name="pacs", ae_title="PACS", host=LOOPBACK, port=free_port())
+    until_settled(store, folder, there, clock)
+    assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
+    assert all("cannot be reached" in d.reason and d.attempts == 20 for d in store.deliveries("j1"))
+    store.revive_deliveries("j1", "pacs")
+    assert deliver(store, folder, there) is not None, "a retry has all its attempts again"
+
+
+def test_refuses_the_association(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    pacs = start()
+    there = Destination(name="pacs", ae_title="OTHER", host=LOOPBACK, port=pacs.port, max_attempts=3)
+    pacs._server.ae.require_called_aet = True
+    until_settled(store, folder, there, clock)
+    assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
+    assert all("Called AE title not recognised" in d.reason for d in store.deliveries("j1"))
+    assert pacs.received == []
+
+
+def test_refuses_the_seg_but_takes_the_report(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    pacs = start(classes=(KINDS["sr"],), find=True)
+    until_settled(store, folder, pacs.destination(max_attempts=3), clock)
+    assert outcomes(store) == {"sr": (SENT, "0000", "C-FIND"), "seg": (DEAD, "", "")}
+    assert len(pacs.received) == 1, "the stored report is not sent again with the refused SEG"
+    [dead] = [d for d in store.deliveries("j1") if d.kind == "seg"]
+    assert "presentation context" in dead.reason.lower()
+
+
+def test_aborts_midway_once(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    calls: list[str] = []
+
+    def abort_the_second(event: Any) -> int:
+        calls.append("c")
+        if len(calls) == 2:
+            event.assoc.abort()
+        return 0x0000
+
+    pacs = start(answer=abort_the_second, find=True)
+    until_settled(store, folder, pacs.destination(), clock)
+    assert outcomes(store) == {k: (SENT, "0000", "C-FIND") for k in ("sr", "seg")}
+    assert set(pacs.received) == uids(store)
+    assert len(pacs.received) == 3
+    assert {d.kind: d.attempts for d in store.deliveries("j1")} == {"sr": 1, "seg": 2}
+
+
+def test_out_of_resources_for_ever(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    pacs = start(answer=lambda _event: 0xA700, find=True)
+    until_settled(store, folder, pacs.destination(max_attempts=4), clock)
+    assert outcomes(store) == {k: (DEAD, "A700", "") for k in ("sr", "seg")}
+    assert all("0xA700" in d.reason for d in store.deliveries("j1"))
+    assert set(pacs.received) == uids(store)
+
+
+def test_a_warning_is_recorded_and_confirmed(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    pacs = start(answer=lambda _event: 0xB000, find=True)
+    until_settled(store, folder, pacs.destination(), clock)
+    assert outcomes(store) == {k: (SENT, "B000", "C-FIND") for k in ("sr", "seg")}
+    assert all("0xB000" in d.reason for d in store.deliveries("j1"))
+
+
+@pytest.mark.parametrize("how", [{"find": True}, {"commitment": "same"}])
+def test_accepts_and_forgets(start: Any, store: JobStore, folder: JobFolder, clock: Clock, how: Any) -> None:
+    pacs = start(forgets=True, **how)
+    until_settled(store, folder, pacs.destination(max_attempts=3), clock)
+    assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
+    word = "C-FIND does not find it" if "find" in how else "0x0112 no such object instance"
+    assert all(word in d.reason and "accepted" in d.reason for d in store.deliveries("j1"))
+    assert set(pacs.received) == uids(store)
+    assert len(pacs.received) == 6
+
+
+def test_forgets_once(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    pacs = start(forgets=True, find=True)
+
+    def mend() -> None:
+        pacs.forgets = len(pacs.received) < 2
+
+    until_settled(store, folder, pacs.destination(), clock, lambda: None if len(pacs.received) < 2 else mend())
+    assert outcomes(store) == {k: (SENT, "0000", "C-FIND") for k in ("sr", "seg")}
+    assert set(pacs.held) == uids(store)
+
+
+# --- storage commitment
+
+
+def test_commitment_on_the_same_association(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
+    pacs = start(commitment="same")
+    until_settled(store, folder, pacs.destination(), clock)
+    assert outcomes(store) == {k: (SENT, "0000", "storage commitment") for k in ("sr", "seg")}
+    assert pacs.associations == 2
+
+
+def test_nothing_is_sent_before_the_commitment_comes(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock
+) -> None:
+    pacs = start(commitment="late", find=True)
+    there = pacs.destination()
+    plan_deliveries(store, "j1", folder, [there])
+    wait = deliver(store, folder, there)
+    assert wait is not None
+    assert outcomes(store) == {k: ("unconfirmed", "0000", "") for k in ("sr", "seg")}
+    assert deliver(store, folder, there) is not None
+    assert len(pacs.received) == 2, "what is accepted is not sent again while the commitment is awaited"
+
+
+def test_a_commitment_that_never_comes_is_followed_by_a_query(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock
+) -> None:
+    pacs = start(commitment="late", find=True)
+    began = clock.time
+    until_settled(store, folder, pacs.destination(commitment_seconds=120), clock)
+    assert outcomes(store) == {k: (SENT, "0000", "C-FIND") for k in ("sr", "seg")}
+    assert 120 < clock.time - began < 240
+
+
+def test_a_refused_commitment_is_followed_by_a_query(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock
+) -> None:
+    pacs = start(commitment="refused", find=True)
+    until_settled(store, folder, pacs.destination(), clock)
+    assert outcomes(store) == {k: (SENT, "0000", "C-FIND") for k in ("sr", "seg")}
+
+
+def test_a_report_on_a_transaction_that_is_not_ours_changes_nothing(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock
+) -> None:
+    pacs = start(commitment="late", find=True)
+    there = pacs.destination()
+    plan_deliveries(store, "j1", folder, [there])
+    deliver(store, folder, there)
+    commitment.record_answer(store.engine, commitment.Report("1.2.3.4", tuple(uids(store))))
+    assert deliver(store, folder, there) is not None
+    assert outcomes(store)["sr"][0] == "unconfirmed"
+
+
+# --- each destination alone
+
+
+def test_routing_by_calling_ae(tmp_path: Path, store: JobStore) -> None:
+    def to(name: str, *rules: str) -> Destination:
+        return Destination(name=name, ae_title="X", host=LOOPBACK, port=104, from_aets=rules)
+
+    everywhere = [to("all"), to("mr", "MR*"), to("pet", "PET1", "PET2")]
+    for job_id, senders, wanted in (
+        ("j2", ("MR_3T",), ["all", "mr"]),
+        ("j3", ("PET2",), ["all", "pet"]),
+        ("j4", ("CT", "PET1 "), ["all", "pet"]),
+    ):
+        folder = add_job(store, tmp_path, job_id, senders=senders)
+        assert plan_deliveries(store, job_id, folder, everywhere) == wanted
+        assert {d.destination for d in store.deliveries(job_id)} == set(wanted)
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_tls(start: Any, store: JobStore, folder: JobFolder, clock: Clock, tmp_path: Path, trusted: bool) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    certificates(keys)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys / "server.pem", keys / "server.key")
+    context.load_verify_locations(keys / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    pacs = start(ssl_context=context, find=True)
+    tls = {"cert": keys / "client.pem", "key": keys / "client.key", "ca": keys / "ca.pem"}
+    if not trusted:
+        del tls["ca"]  # the system's authorities do not know ours
+    until_settled(store, folder, pacs.destination(tls=tls, max_attempts=2), clock)
+    if trusted:
+        assert outcomes(store) == {k: (SENT, "0000", "C-FIND") for k in ("sr", "seg")}
+    else:
+        assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
+        assert all("no TLS connection" in d.reason for d in store.deliveries("j1"))
+
+
+# --- results that replace others
+
+
+def replaced(store: JobStore, tmp_path: Path, there: Destination) -> tuple[JobFolder, JobFolder]:
+    old = add_job(store, tmp_path, "old", kinds=("sr", "sc", "seg"))
+    new = add_job(store, tmp_path, "new", kinds=("sr", "sc", "seg", "rejection"), supersedes="old")
+    plan_deliveries(store, "old", old, [there])
+    return old, new
+
+
+def test_the_new_report_goes_first_and_then_the_old_images_are_rejected(
+    start: Any, store: JobStore, tmp_path: Path, clock: Clock
+) -> None:
+    pacs = start(find=True)
+    there = pacs.destination(reject_replaced=True)
+    old, new = replaced(store, tmp_path, there)
+    until_settled(store, old, there, clock)
+    until_settled(store, new, there, clock)
+    kinds = {uid: kind for kind, uid in ((d.kind, d.sop_instance_uid) for d in store.deliveries("new"))}
+    assert [kinds[uid] for uid in pacs.received[3:]] == ["sr", "sc", "seg", "rejection"]
+    assert outcomes(store, "new")["rejection"] == (SENT, "0000", "C-FIND")
+
+
+def test_images_that_wait_are_not_sent_once_they_are_replaced(
+    start: Any, store: JobStore, tmp_path: Path, clock: Clock
+) -> None:
+    pacs = start(find=True)
+    there = pacs.destination(reject_replaced=True)
+    old, new = replaced(store, tmp_path, there)
+    until_settled(store, new, there, clock)
+    until_settled(store, old, there, clock)
+    assert {k: v[0] for k, v in outcomes(store, "old").items()} == {"sr": SENT, "sc": "replaced", "seg": "replaced"}
+    assert len(pacs.received) == 5
+
+
+def test_old_images_stay_where_the_new_report_is_refused(
+    start: Any, store: JobStore, tmp_path: Path, clock: Clock
+) -> None:
+    pacs = start(find=True)
+    there = pacs.destination(reject_replaced=True, max_attempts=2)
+    old, new = replaced(store, tmp_path, there)
+    until_settled(store, old, there, clock)
+    pacs.answer = lambda event: 0xA900 if event.request.AffectedSOPClassUID == KINDS["sr"] else 0x0000
+    until_settled(store, new, there, clock)
+    ends = {d.kind: (str(d.state), d.reason) for d in store.deliveries("new")}
+    assert ends["rejection"] == (DEAD, "held back until the new report is there")
+    assert "0xA900" in ends["sr"][1]
+    assert KINDS["rejection"] not in {d.SOPClassUID for d in pacs.held.values()}
+
+
+def test_a_destination_that_does_not_know_iocm_gets_no_key_object(
+    start: Any, store: JobStore, tmp_path: Path, clock: Clock
+) -> None:
+    pacs = start()
+    old, new = replaced(store, tmp_path, pacs.destination())
+    until_settled(store, old, pacs.destination(), clock)
+    until_settled(store, new, pacs.destination(), clock)
+    assert "rejection" not in outcomes(store, "new")

@@ -1,0 +1,152 @@
+"""Deliveries as durable workflows, on the real engine: destinations apart from each other, and after an upgrade."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import sqlalchemy as sa
+from dbos import DBOS
+from delivery_support import FaultyPacs, add_job, make_store
+
+from daemon import control, delivery, names, pipeline, service, upgrade
+from daemon.artefacts import LocalFiles
+from daemon.config import Destination, Settings, Storage
+from daemon.jobs import JobState, JobStore
+from daemon.step_process import StepProcess
+from daemon.trial_pacs import LOOPBACK, free_port
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+DOWN, UP = "down", "up"
+
+
+class Site:
+    """Jobs with results, a PACS that answers and one that does not, and the engine when it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pacs = FaultyPacs(find=True)
+        up = self.pacs.destination(name=UP)
+        down = Destination(name=DOWN, ae_title="PACS", host=LOOPBACK, port=free_port())
+        self.settings = Settings(destinations=(down, up), storage=Storage(folder=folder))
+        self.store: JobStore = make_store(folder)
+        self.running = False
+
+    def add(self, job_id: str, *destinations: str) -> None:
+        """A job whose results wait for these destinations."""
+        folder = add_job(self.store, self.folder / "jobs", job_id)
+        there = [d for d in self.settings.destinations if d.name in destinations]
+        delivery.plan_deliveries(self.store, job_id, folder, there)
+        self.store.update(job_id, state=JobState.DELIVERING)
+
+    def start(self) -> None:
+        """The engine; the model process is not needed for deliveries."""
+        files = LocalFiles(self.folder / "jobs")
+        context = pipeline.Context(self.settings, self.store, cast(StepProcess, None), files)
+        service.launch_engine(self.settings, self.store.engine, context, names.EXECUTOR_ID)
+        self.running = True
+
+    def states(self) -> dict[str, str]:
+        return {job.job_id: str(job.state) for job in self.store.recent()}
+
+    def workflows(self) -> list[Any]:
+        with control.engine_client(self.store.engine) as client:
+            return list(client.list_workflows(load_input=False, load_output=False))
+
+    def stop(self) -> None:
+        if self.running:
+            DBOS.destroy()
+        self.pacs.stop()
+        self.store.engine.dispose()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    running = Site(tmp_path)
+    yield running
+    running.stop()
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_destination_that_is_down_holds_up_no_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "FIRST_WAIT", 3600.0)
+    jobs = [f"j{number}" for number in range(3)]
+    for job_id in jobs:
+        site.add(job_id, DOWN)
+    site.add("last", UP)
+    site.start()
+    for job_id in jobs:
+        control.enqueue_delivery(site.store.engine, f"{job_id}:{DOWN}", job_id, DOWN)
+    control.enqueue_delivery(site.store.engine, f"last:{UP}", "last", UP)
+    wait_for(lambda: site.states()["last"] == "done")
+    later = {f"{job_id}:{DOWN}#2" for job_id in jobs}  # queued for later: nobody waits in a thread
+    wait_for(lambda: later == {w.workflow_id for w in site.workflows() if w.status == "DELAYED"})
+
+
+def test_the_next_turn_comes_by_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delivery, "FIRST_WAIT", 0.1)
+    answers = iter([0xA700, 0xA700])
+    site.pacs.answer = lambda _event: next(answers, 0x0000)
+    site.add("j1", UP)
+    site.start()
+    control.enqueue_delivery(site.store.engine, f"j1:{UP}", "j1", UP)
+    wait_for(lambda: site.states()["j1"] == "done")
+    assert {d.attempts for d in site.store.deliveries("j1")} == {2}
+    assert {f"j1:{UP}", f"j1:{UP}#2"} <= {w.workflow_id for w in site.workflows()}
+
+
+def test_deliveries_that_0_1_0_queued_go_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It queued them elsewhere and without a turn; the loop that it began is still here."""
+    monkeypatch.setattr(delivery, "FIRST_WAIT", 0.1)
+    answers = iter([0xA700, 0xA700])
+    site.pacs.answer = lambda _event: next(answers, 0x0000)
+    site.add("j1", UP)
+    DBOS.migrate(site.store.engine.url.render_as_string())
+    with control.engine_client(site.store.engine) as client:
+        client.enqueue(
+            {
+                "queue_name": "delivery", "workflow_name": "deliver_results", "workflow_id": f"j1:{UP}",
+                "app_version": "1",
+            },
+            "j1", UP,
+        )  # fmt: skip
+    site.start()
+    assert upgrade.give_every_job_a_workflow(site.store.engine, alone=True) == []
+    wait_for(lambda: site.states()["j1"] == "done")
+    assert [w.workflow_id for w in site.workflows()] == [f"j1:{UP}"]
+
+
+def test_a_new_workflow_version_strands_no_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a version before left behind, in whichever state, is queued anew and finished."""
+    site.add("j1", UP)
+    site.add("j2", UP)
+    site.store.add("j3", study_uid="1.2", folder=str(site.folder / "jobs" / "j3"), supersedes=None)
+    DBOS.migrate(site.store.engine.url.render_as_string())
+    for job_id in ("j1", "j2"):
+        control.enqueue_delivery(site.store.engine, f"{job_id}:{UP}", job_id, UP)
+    control.enqueue_report(site.store.engine, "j3")
+    with site.store.engine.begin() as connection:  # killed while one was at work, and one was waiting for its turn
+        for job_id, status in (("j1", "PENDING"), ("j2", "DELAYED")):
+            connection.execute(
+                sa.text("UPDATE workflow_status SET status = :s, executor_id = 'main' WHERE workflow_uuid = :w"),
+                {"s": status, "w": f"{job_id}:{UP}"},
+            )
+    for module in (service, control, upgrade):
+        monkeypatch.setattr(module, "WORKFLOW_VERSION", "2")
+    reported: list[str] = []
+    monkeypatch.setattr(pipeline, "_run", lambda step, job_id: reported.append(f"{step} {job_id}"))
+    site.start()
+    queued = upgrade.give_every_job_a_workflow(site.store.engine, alone=True)
+    assert sorted(name.partition("-")[0] for name in queued) == ["j1", "j2", "j3"]
+    wait_for(lambda: site.states()["j1"] == site.states()["j2"] == "done")
+    wait_for(lambda: "convert j3" in reported)

@@ -1,0 +1,205 @@
+"""STOW-RS and QIDO-RS: what a server may say, by a scripted one; Orthanc's plug-in is in the end-to-end tests."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from delivery_support import add_job, deliver, make_store, outcomes
+
+from daemon.config import Destination
+from daemon.delivery import plan_deliveries
+from daemon.folders import JobFolder
+from daemon.jobs import JobStore
+from daemon.trial_pacs import LOOPBACK, free_port
+
+JSON = "application/dicom+json"
+
+
+class Server:
+    """Answers what the test says, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.stow: tuple[int, str, bytes] = (200, JSON, b"")
+        self.qido: tuple[int, str, bytes] = (200, JSON, b"[]")
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def _answer(self, body: bytes) -> None:
+                headers = {k.lower(): v for k, v in self.headers.items()}
+                outer.requests.append((self.command, self.path, headers, body))
+                paged = "offset=" in self.path and "offset=0" not in self.path
+                status, kind, content = outer.stow if self.command == "POST" else outer.qido
+                content = b"[]" if paged else content
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def do_GET(self) -> None:
+                self._answer(b"")
+
+            def do_POST(self) -> None:
+                self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer((LOOPBACK, 0), Handler)
+        self.url = f"http://{LOOPBACK}:{self._http.server_address[1]}/dicom-web"
+        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
+        self._thread.start()
+
+    def says(self, status: int, *, stored: dict[str, int] | None = None, failed: dict[str, int] | None = None) -> None:
+        """Answer a STOW-RS by naming instances, each with its warning (0: none) or failure reason."""
+        body: dict[str, Any] = {}
+        if stored is not None:
+            body["00081199"] = {"vr": "SQ", "Value": [item(u, "00081196", w) for u, w in stored.items()]}
+        if failed is not None:
+            body["00081198"] = {"vr": "SQ", "Value": [item(u, "00081197", r) for u, r in failed.items()]}
+        self.stow = (status, JSON, json.dumps(body).encode())
+
+    def holds(self, *uids: str) -> None:
+        found = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids]
+        self.qido = (200, JSON, json.dumps(found).encode())
+
+    def stop(self) -> None:
+        self._http.shutdown()
+        self._thread.join()
+        self._http.server_close()
+
+
+def item(uid: str, tag: str, reason: int) -> dict[str, Any]:
+    fields: dict[str, Any] = {"00081155": {"vr": "UI", "Value": [uid]}}
+    if reason:
+        fields[tag] = {"vr": "US", "Value": [reason]}
+    return fields
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return make_store(tmp_path)
+
+
+@pytest.fixture
+def job(tmp_path: Path, store: JobStore, server: Server) -> JobFolder:
+    folder = add_job(store, tmp_path, "j1")
+    plan_deliveries(store, "j1", folder, [to(server.url)])
+    return folder
+
+
+def to(url: str, **more: Any) -> Destination:
+    return Destination.model_validate({"name": "web", "stow_url": url, "max_attempts": 3, **more})
+
+
+def uid_of(store: JobStore, kind: str) -> str:
+    return next(d.sop_instance_uid for d in store.deliveries("j1") if d.kind == kind)
+
+
+def test_each_object_has_the_outcome_that_the_server_names(server: Server, store: JobStore, job: JobFolder) -> None:
+    sr, seg = uid_of(store, "sr"), uid_of(store, "seg")
+    server.says(202, stored={sr: 0xB000}, failed={seg: 0x0122})
+    server.holds(sr)
+    assert deliver(store, job, to(server.url)) is not None
+    assert outcomes(store) == {"sr": ("sent", "B000", "QIDO-RS"), "seg": ("waiting", "0122", "")}
+    reasons = {d.kind: d.reason for d in store.deliveries("j1")}
+    assert "0xB000" in reasons["sr"]
+    assert "failure reason 0x0122" in reasons["seg"]
+    server.says(200, stored={seg: 0})
+    server.holds(seg)
+    assert deliver(store, job, to(server.url)) is None
+    assert outcomes(store) == {"sr": ("sent", "B000", "QIDO-RS"), "seg": ("sent", "0000", "QIDO-RS")}
+    posts = [body for method, _, _, body in server.requests if method == "POST"]
+    assert [(sr.encode() in body, seg.encode() in body) for body in posts] == [(True, True), (False, True)]
+
+
+def test_a_conflict_is_not_called_sent(server: Server, store: JobStore, job: JobFolder) -> None:
+    """409: none was stored; the library raises, and the body still says why for each."""
+    server.says(409, failed={uid_of(store, k): 0xA700 for k in ("sr", "seg")})
+    assert deliver(store, job, to(server.url)) is not None
+    assert outcomes(store) == {k: ("waiting", "A700", "") for k in ("sr", "seg")}
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        ((401, "text/plain", b"no"), "HTTP 401"),
+        ((503, "text/html", b"<p>later</p>"), "HTTP 503"),
+        ((202, JSON, b""), "does not name the instance"),
+        ((409, "text/plain", b"?"), "does not name the instance"),
+        ((200, JSON, b"{"), "not JSON"),
+    ],
+)
+def test_what_is_no_word_on_an_object_is_no_success(
+    server: Server, store: JobStore, job: JobFolder, answer: tuple[int, str, bytes], word: str
+) -> None:
+    server.stow = answer
+    there = to(server.url)
+    for _ in range(3):
+        wait = deliver(store, job, there)
+    assert wait is None
+    assert {v[0] for v in outcomes(store).values()} == {"dead_letter"}
+    assert all(word in d.reason for d in store.deliveries("j1"))
+
+
+def test_a_plain_200_is_confirmed_by_a_query(server: Server, store: JobStore, job: JobFolder) -> None:
+    server.stow = (200, "application/dicom+xml", b"<x/>")
+    server.holds(uid_of(store, "sr"), uid_of(store, "seg"))
+    assert deliver(store, job, to(server.url)) is None
+    assert outcomes(store) == {k: ("sent", "0000", "QIDO-RS") for k in ("sr", "seg")}
+
+
+@pytest.mark.parametrize("answer", [(200, JSON, b"[]"), (404, "text/plain", b"")])
+def test_a_server_that_forgets_is_found_out(
+    server: Server, store: JobStore, job: JobFolder, answer: tuple[int, str, bytes]
+) -> None:
+    server.says(200, stored={uid_of(store, k): 0 for k in ("sr", "seg")})
+    server.qido = answer
+    for _ in range(20):
+        wait = deliver(store, job, to(server.url))
+        if wait is None:
+            break
+    assert {v[0] for v in outcomes(store).values()} == {"dead_letter"}
+    assert all("QIDO-RS does not find it" in d.reason for d in store.deliveries("j1"))
+
+
+def test_without_qido_the_record_says_that_nothing_was_confirmed(
+    server: Server, store: JobStore, job: JobFolder
+) -> None:
+    server.says(200, stored={uid_of(store, k): 0 for k in ("sr", "seg")})
+    server.qido = (501, "text/plain", b"")
+    assert deliver(store, job, to(server.url)) is None
+    assert outcomes(store) == {k: ("sent", "0000", "not possible") for k in ("sr", "seg")}
+
+
+def test_nobody_there(store: JobStore, job: JobFolder) -> None:
+    there = to(f"http://{LOOPBACK}:{free_port()}/dicom-web")
+    assert deliver(store, job, there) is not None
+    assert all(d.attempts == 1 and "refused" in d.reason for d in store.deliveries("j1"))
+
+
+def test_who_we_are_is_said_and_never_shown(server: Server, store: JobStore, job: JobFolder) -> None:
+    server.stow = (401, "text/plain", b"")
+    for how, expected in (
+        ({"username": "us", "password": "secret"}, "Basic dXM6c2VjcmV0"),
+        ({"token": "secret"}, "Bearer secret"),
+    ):
+        there = to(server.url, **how)
+        deliver(store, job, there)
+        assert server.requests[-1][2]["authorization"] == expected
+        assert "secret" not in repr(there)
+    assert all("secret" not in d.reason for d in store.deliveries("j1"))
