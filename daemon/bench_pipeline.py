@@ -71,7 +71,7 @@ def bench_pipeline(folder: Path | None = None, *, slices: int = SHAPE[2], rounds
 
 def _measure(work: Path, slices: int, rounds: int, say: Say) -> dict[str, Any]:
     say("drawing the study")
-    volume = _volume(slices)
+    volume = brats_like_volume(slices)
     pacs = EmbeddedPacs(work / "pacs")
     service = TrialService(
         work / "daemon",
@@ -98,7 +98,7 @@ def _measure(work: Path, slices: int, rounds: int, say: Say) -> dict[str, Any]:
     return _summary(passages, slices)
 
 
-def _volume(slices: int) -> nibabel.Nifti1Image:
+def brats_like_volume(slices: int) -> nibabel.Nifti1Image:
     """A phantom on the grid of a BraTS volume."""
     drawn = make_phantom(30107, spacing=1.5, with_lesion=True).volume
     voxels = np.asarray(drawn.dataobj, dtype=np.float32)

@@ -270,6 +270,21 @@ def bench_pipeline(
     _show(result, as_json=as_json)
 
 
+@bench_app.command("pack")
+def bench_pack(
+    folder: Annotated[Path | None, typer.Option(help="Where the results go; on a disk.")] = None,
+    slices: Annotated[int, typer.Option(min=8, help="Slices of the study.")] = 155,
+    rounds: Annotated[int, typer.Option(min=1, help="Packs; the median counts.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Seconds to encode, check and store the result objects of one study."""
+    from daemon.bench_pack import bench_pack as run
+
+    with working("starting") as say:
+        result = run(folder, slices=slices, rounds=rounds, say=say)
+    _show(result, as_json=as_json)
+
+
 @bench_app.command("site")
 def bench_site(
     per_day: Annotated[float, typer.Option(min=0.1, help="Studies with a FLAIR in a day.")] = 200,
