@@ -32,6 +32,11 @@ def _store(config: Path | None) -> tuple[Settings, sa.Engine, JobStore]:
     return settings, engine, JobStore(engine)
 
 
+def _files(settings: Settings, engine: sa.Engine) -> JobFiles:
+    shared, jobs = settings.storage.shared_url, settings.storage.folder / "jobs"
+    return SharedFiles(engine, jobs, shared) if shared else LocalFiles(jobs)
+
+
 def _audit(settings: Settings, event: str, **facts: Any) -> None:
     """Who did it, as the system knows them."""
     AuditLog(settings.storage.folder / "audit").write(event, by=f"{getpass.getuser()} (command line)", **facts)
@@ -102,10 +107,22 @@ def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption =
 
 
 @jobs_app.command("retry")
-def jobs_retry(job_id: str, config: ConfigOption = None) -> None:
-    """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again."""
+def jobs_retry(
+    job_id: str,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Report the study again with the weights and settings of now.")
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again.
+
+    With --anew a job that has results is reported again, as a new job whose results name and replace the old ones.
+    """
     settings, engine, store = _store(config)
-    started = control.retry(store, engine, job_id)
+    if anew:
+        started = f"all steps, as job {control.report_anew(store, engine, _files(settings, engine), job_id)}"
+    else:
+        started = control.retry(store, engine, job_id)
     _audit(settings, "retried", job=job_id, what=started)
     messages.print(f"queued again: {started}", markup=False)
 
@@ -135,10 +152,8 @@ def jobs_purge(
 ) -> None:
     """Remove jobs whose time is over (`storage.keep_days` and its like); undelivered results stay."""
     settings, engine, store = _store(config)
-    shared = settings.storage.shared_url
-    jobs = settings.storage.folder / "jobs"
-    files: JobFiles = SharedFiles(engine, jobs, shared) if shared else LocalFiles(jobs)
-    removed = retention.purge(store, settings, dry_run=dry_run, forget_files=files.forget)
+    forget = _files(settings, engine).forget
+    removed = retention.purge(store, settings, dry_run=dry_run, forget_files=forget)
     for purged in () if dry_run else removed:
         _audit(settings, "purged", job=purged.job_id, state=purged.state, why=purged.why)
     if as_json:

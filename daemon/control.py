@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
 from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
 
+from daemon.artefacts import RECEIVED, JobFiles
 from daemon.errors import DaemonError
+from daemon.folders import JobFolder, make_private, read_json, write_json
 from daemon.jobs import FINAL_STATES, DeliveryState, Job, JobState, JobStore
 from daemon.names import (
     DELIVERY_WORKFLOW,
@@ -19,6 +24,7 @@ from daemon.names import (
     WORKFLOW_VERSION,
 )
 from daemon.received_index import INSTANCES
+from dicom_io.manifest import MANIFEST
 
 
 def job_or_error(store: JobStore, job_id: str) -> Job:
@@ -74,6 +80,39 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
         store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="")
         _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id)
         return "all steps"
+
+
+def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str) -> str:
+    """Report a study again, with the weights and settings of now, as a job that replaces the results of this one.
+
+    Asked for twice it starts once.
+
+    Returns:
+        The new job.
+
+    Raises:
+        DaemonError: no such job, one that is at work, or one that has no results to replace.
+    """
+    job = job_or_error(store, job_id)
+    if job.state not in FINAL_STATES:
+        raise DaemonError(f"job {job_id} is {job.state}; only a job that has ended can be reported anew")
+    old = files.fetch(job_id)
+    if not (old.dicom / MANIFEST).exists():
+        raise DaemonError(f"job {job_id} has no results that could be replaced; `jobs retry {job_id}` starts it again")
+    new_id = "j" + hashlib.sha256(f"{job_id} anew".encode()).hexdigest()[:16]
+    folder = JobFolder(old.root.parent / new_id)
+    if not folder.root.exists():
+        partial = old.root.parent / f".{new_id}.part"
+        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
+        make_private(partial)
+        shutil.copytree(old.input, partial / "input", copy_function=os.link)
+        record = {**read_json(old.arrival), "job_id": new_id, "supersedes": job_id, "anew": True}
+        write_json(partial / old.arrival.name, record)
+        partial.rename(folder.root)
+    files.keep(new_id, RECEIVED)
+    store.add(new_id, study_uid=job.study_uid, folder=str(folder.root), supersedes=job_id)
+    enqueue_report(engine, new_id)
+    return new_id
 
 
 def enqueue_report(engine: sa.Engine, job_id: str, *, workflow_id: str | None = None) -> None:

@@ -215,6 +215,9 @@ class Steps:
         results = self.settings.results
         sources = [Path(file) for file in self._chosen(folder).files]
         replaced = _replaced_pack(folder)
+        identity = _identity(report, self.settings)
+        if replaced is not None and replaced.identity == identity and read_json(folder.arrival).get("anew"):
+            raise Rejected("reported anew, these weights and settings give the same results: nothing is replaced")
         saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
         encode_pack(
             source_files=sources,
@@ -224,7 +227,7 @@ class Steps:
             grounding_path=grounding if grounding.exists() else None,
             content=_content(report, self.weights),
             options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
-            identity=_identity(report, self.settings),
+            identity=identity,
             out=folder.dicom,
             predecessors=() if replaced is None else reports_of(replaced),
         )

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from e2e_support import sections
 
+from daemon import control
+from daemon.artefacts import LocalFiles
 from daemon.jobs import JobState
 from daemon.trial_pacs import DICOM_WEB, LOOPBACK, Orthanc
 from daemon.trial_service import TrialService
@@ -75,3 +77,11 @@ def test_late_slices_replace_what_both_hold(site: tuple[Orthanc, Orthanc, TrialS
     assert {i.ReferencedSOPInstanceUID for s in evidence for i in s.ReferencedSOPSequence} == images
     assert key_object.ConceptNameCodeSequence[0].CodeValue == "113001"
     assert KEY_OBJECT not in {d.SOPClassUID for d in by_web.instances()}
+
+    held = len(by_store.instances())
+    files = LocalFiles(service.data / "jobs")
+    again = control.report_anew(service.store, service.store.engine, files, second.job_id)
+    jobs = {job.job_id: job for job in service.wait_for_jobs(3, seconds=240)}
+    assert jobs[again].state is JobState.SET_ASIDE
+    assert "the same results: nothing is replaced" in jobs[again].reason
+    assert len(by_store.instances()) == held
