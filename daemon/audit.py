@@ -36,7 +36,7 @@ class AuditLog:
         """Append one line.
 
         Args:
-            event: What happened: received, sent, not_sent, retried, cancelled, purged, reviewed, downloaded, ...
+            event: What happened: received, refused, sent, not_sent, retried, cancelled, purged, reviewed, ...
             durably: Wait until it is on the disk; else it is only in the order of the lines.
             facts: Who and what; plain values, free of names of patients.
         """

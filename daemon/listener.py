@@ -21,10 +21,12 @@ from typing import IO
 
 from pydantic import BaseModel
 
+from daemon.audit import AuditLog
 from daemon.config import Listener, Settings
 from daemon.errors import ConfigurationError, Permanent
 from daemon.receiver_blocking import BlockingReceiver
 from daemon.receiver_negotiation import Incompatible, self_check
+from daemon.receiver_refusals import RefusalLog
 from daemon.receiver_scheduling import ask_for_short_slices
 from daemon.receiver_stock import StockReceiver, server_tls_context
 from daemon.spool import SEGMENT_BYTES, SpoolWriter
@@ -45,6 +47,8 @@ class Order(BaseModel):
 
     listener: Listener
     spool: Path
+    audit: Path
+    """Folder of the audit log."""
     min_free_bytes: int
     socket: int
     """Inherited file descriptor of the listening socket."""
@@ -122,6 +126,7 @@ def start_receivers(settings: Settings, folder: Path) -> Receivers:
     order = Order(
         listener=listener,
         spool=spool,
+        audit=folder / "audit",
         min_free_bytes=int(settings.storage.min_free_gb * _GIB),
         socket=listening.fileno(),
     )
@@ -194,7 +199,8 @@ def run_receiver(order: Order) -> None:
         min_free_bytes=order.min_free_bytes,
         reserve=-(-(order.listener.reserve_mb << 20) // SEGMENT_BYTES),
     )
-    receiver = choose_receiver()(order.listener, socket.socket(fileno=order.socket), writer)
+    listening, refusals = socket.socket(fileno=order.socket), RefusalLog(AuditLog(order.audit))
+    receiver = choose_receiver()(order.listener, listening, writer, refusals)
     server = threading.Thread(target=receiver.serve, name="accept", daemon=True)
     server.start()
     threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()

@@ -48,6 +48,7 @@ from daemon.receiver_negotiation import (
     refuse,
     release_response,
 )
+from daemon.receiver_refusals import RefusalLog
 from daemon.receiver_stock import server_tls_context, supported_contexts
 from daemon.receiver_store import (
     CONGESTED,
@@ -55,7 +56,6 @@ from daemon.receiver_store import (
     Sender,
     Status,
     StoreRequest,
-    log_refused_contexts,
     refuse_sender,
     store,
     take_commitment,
@@ -127,7 +127,9 @@ class _Connection:
         if refusal is None and not self.receiver.admit(self):
             refusal = TOO_MANY
         if refusal is not None:
-            LOGGER.warning("association from %r at %s refused: %s", request.calling_aet, self.peer, refusal.text)
+            self.receiver.refusals.association(
+                refusal, calling_aet=request.calling_aet, called_aet=request.called_aet, peer=self.peer
+            )
             self.stream.send_last(refuse(refusal))
             return
         self._serve(request, buffer)
@@ -141,7 +143,7 @@ class _Connection:
         sender = Sender(name, request.calling_aet, self.peer)
         LOGGER.info("association from %r at %s", request.calling_aet, self.peer)
         refused = (uid for number, uid in request.contexts.items() if number not in self._contexts)
-        log_refused_contexts(refused, request.calling_aet, self.peer)
+        self.receiver.refusals.contexts(refused, calling_aet=request.calling_aet, peer=self.peer)
         self.stream.set_timeout(self.receiver.listener.idle_seconds)
         try:
             self.stream.send(answer)
@@ -222,6 +224,7 @@ class BlockingReceiver:
     listener: Listener
     inherited: socket.socket
     writer: SpoolWriter
+    refusals: RefusalLog = field(default_factory=RefusalLog)
 
     def __post_init__(self) -> None:
         self.contexts = supported_contexts(self.listener)

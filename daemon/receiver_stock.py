@@ -22,16 +22,8 @@ from pynetdicom.transport import ThreadedAssociationServer
 from daemon.backpressure import is_behind
 from daemon.commitment_report import STORAGE_COMMITMENT
 from daemon.config import Listener
-from daemon.receiver_store import (
-    CONGESTED,
-    Sender,
-    Status,
-    StoreRequest,
-    log_refused_contexts,
-    refuse_sender,
-    store,
-    take_commitment,
-)
+from daemon.receiver_refusals import RefusalLog
+from daemon.receiver_store import CONGESTED, Sender, Status, StoreRequest, refuse_sender, store, take_commitment
 from daemon.receiver_stream import HANDSHAKE_SECONDS
 from daemon.spool import SpoolWriter
 from daemon.storage_classes import resolve_storage_classes
@@ -121,10 +113,13 @@ class SharedSocketServer(ThreadedAssociationServer):
 class StockReceiver:
     """C-ECHO and C-STORE by pynetdicom's reactor threads."""
 
-    def __init__(self, listener: Listener, inherited: socket.socket, writer: SpoolWriter) -> None:
+    def __init__(
+        self, listener: Listener, inherited: socket.socket, writer: SpoolWriter, refusals: RefusalLog | None = None
+    ) -> None:
         _config.LOG_HANDLER_LEVEL = "none"  # its handlers write data sets into debug logs
         self._listener = listener
         self._writer = writer
+        self._refusals = refusals or RefusalLog()
         entity = AE(ae_title=listener.ae_title)
         entity.maximum_associations = listener.max_associations
         entity.maximum_pdu_size = listener.max_pdu
@@ -178,15 +173,15 @@ class StockReceiver:
         if refusal is None:
             LOGGER.info("association from %r at %s", calling, peer)
             return
-        LOGGER.warning("association from %r at %s refused: %s", calling, peer, refusal.text)
+        self._refusals.association(refusal, calling_aet=calling, called_aet=called, peer=peer)
         association.acse.send_reject(refusal.result, refusal.source, refusal.reason)
         association.kill()
 
     def _on_accepted(self, event: Any) -> None:
-        log_refused_contexts(
+        self._refusals.contexts(
             (context.abstract_syntax for context in event.assoc.rejected_contexts),
-            event.assoc.requestor.ae_title,
-            event.assoc.requestor.address,
+            calling_aet=event.assoc.requestor.ae_title,
+            peer=event.assoc.requestor.address,
         )
 
     def _on_echo(self, event: Any) -> int:

@@ -6,7 +6,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -86,13 +86,6 @@ def refuse_sender(listener: Listener, called_aet: str, calling_aet: str, peer: s
         return None
     what = "address" if known else "calling AE title"
     return Refusal(1, 1, 3, f"{what} not among listener.allowed_peers")
-
-
-def log_refused_contexts(abstract_syntaxes: Iterable[str], calling_aet: str, peer: str) -> None:
-    """For the audit: what a sender offered that is not taken."""
-    refused = sorted(set(abstract_syntaxes))
-    if refused:
-        LOGGER.warning("presentation contexts of %r at %s refused: %s", calling_aet, peer, ", ".join(refused))
 
 
 def _is_host(host: str, peer: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,13 +13,17 @@ from pathlib import Path
 
 import pytest
 from ingest_support import associate, instances_in, listener_settings, make_series, wait_until
+from pydicom.uid import MRImageStorage
 from test_ingest_durability import Load, endless_instances
 
+from daemon.audit import check_chain
 from daemon.errors import ConfigurationError
 from daemon.listener import start_receivers
 from daemon.receiver_store import Status
 
 ROOT = Path(__file__).parents[2]
+PRINT = "1.2.840.10008.5.1.1.9"
+"""Basic Grayscale Print Management: no storage."""
 
 
 @pytest.fixture
@@ -125,6 +130,28 @@ def test_room_is_prepared_in_the_spool_and_goes_with_the_receiver(tmp_path, star
 
 def is_zombie(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+
+
+def test_refusals_stand_in_the_audit_log_and_cannot_fill_it(tmp_path, start):
+    """Who was refused, with the code of the standard; the same again is counted, not written."""
+    receivers = start(allowed_peers=[{"ae_title": "SENDER"}])
+    for calling in ("STRANGER", "STRANGER", "STRANGER", "OTHER"):
+        with associate(receivers.address, calling=calling) as association:
+            assert association.is_rejected
+    with associate(receivers.address, PRINT, MRImageStorage) as association:
+        assert association.is_established
+    [log] = (tmp_path / "audit").glob("audit-*.jsonl")
+    assert check_chain(log) == 3
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["calling_aet"], line.get("code")) for line in lines] == [
+        ("STRANGER", "1/1/3"),
+        ("OTHER", "1/1/3"),
+        ("SENDER", None),
+    ]
+    assert [line["left_out_before"] for line in lines] == [0, 2, 0]
+    assert {line["event"] for line in lines} == {"refused"}
+    assert {line["peer"] for line in lines} == {"127.0.0.1"}
+    assert lines[2]["presentation_contexts"] == PRINT
 
 
 def test_receivers_do_not_import_torch(start):

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingest_sender import MR, RawSender, associate_request, command_set, message, pdu, store_request
-from ingest_support import InProcess, associate, encode, instances_in, make_series, wait_until
+from ingest_support import InProcess, associate, encode, instances_in, make_series, save, storescu, wait_until
 from pynetdicom import AE
 
 import daemon.receiver_blocking as blocking
@@ -348,6 +348,7 @@ def certificates(tmp_path_factory) -> Path:
             "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial",
             "-out", f"{name}.pem", "-days", "2",
         )  # fmt: skip
+    openssl("req", "-x509", *new_key, "-keyout", "stranger.key", "-out", "stranger.pem", "-days", "2", "-subj", "/CN=x")
     return folder
 
 
@@ -378,6 +379,24 @@ def test_tls(tmp_path, certificates, kind, mutual):
     with associate(receiver.address) as plain:
         assert not plain.is_established
     receiver.stop(0.5)
+
+
+@pytest.mark.parametrize("mutual", [False, True])
+def test_tls_with_dcmtk(tmp_path, certificates, mutual):
+    """Another TLS client than Python's: with a certificate of the authority, without one, and with a stranger's."""
+    tls = {"cert": certificates / "server.pem", "key": certificates / "server.key"}
+    receiver = InProcess(BlockingReceiver, tmp_path, tls={**tls, "ca": certificates / "ca.pem"} if mutual else tls)
+    series = make_series(3, rows=256)
+    files = [save(dataset, tmp_path / f"{number}.dcm") for number, dataset in enumerate(series)]
+    trust = ("+cf", str(certificates / "ca.pem"))
+    known = ("+tls", str(certificates / "client.key"), str(certificates / "client.pem"))
+    stranger = ("+tls", str(certificates / "stranger.key"), str(certificates / "stranger.pem"))
+    for credentials, welcome in ((known, True), (("+tla",), not mutual), (stranger, not mutual)):
+        done = storescu(receiver.address, files, *credentials, *trust)
+        assert (done.returncode == 0) is welcome, done.stderr
+    receiver.stop(0.5)
+    stored = {r.meta["sop_instance_uid"]: data for r, data in instances_in(receiver.spool)}
+    assert stored == {str(dataset.SOPInstanceUID): encode(dataset) for dataset in series}
 
 
 def test_a_client_that_does_not_shake_hands_does_not_hold_up_others(tmp_path, certificates):
