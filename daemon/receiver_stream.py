@@ -30,6 +30,8 @@ UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
 """Source and reason of an A-ABORT (PS3.8 Table 9-26)."""
 MIN_BYTES_PER_SECOND = 1024
 """A sender that is slower than this, beyond the time that it may be silent, holds an association for nothing."""
+MIN_LARGE_BYTES_PER_SECOND = 128 << 10
+"""The same while others with large instances wait for its turn to end."""
 _READ_AHEAD_BYTES = 512
 """Headers and commands come many to a system call; data sets go from the kernel to their place."""
 _PDV_HEADER = struct.Struct(">LBB")
@@ -60,8 +62,11 @@ class Buffer:
 
     def receive(self, stream: Stream, count: int) -> None:
         """Take the next `count` bytes; the checksum is computed while the sender sends what follows."""
-        place = self.room(count)
-        stream.expect(count)
+        was_large = self._holds_large
+        place = self.room(count)  # a large one waits here for its turn
+        if self._holds_large and not was_large:
+            stream.limit_anew()
+        stream.expect(count, MIN_LARGE_BYTES_PER_SECOND if self._holds_large else MIN_BYTES_PER_SECOND)
         stream.read_into(place)
         self.used += count
         self.checksum = zlib.crc32(place, self.checksum)
@@ -104,7 +109,7 @@ class Stream:
         self._socket = connection
         self._max_pdu = max_pdu or MAX_INSTANCE_BYTES
         self._stopping = False
-        self._deadline = math.inf
+        self._limit = self._deadline = math.inf
         self._wait_all = int(socket.MSG_WAITALL)
         self._small = bytearray(_READ_AHEAD_BYTES)
         self._ahead = memoryview(b"")
@@ -137,11 +142,16 @@ class Stream:
 
     def limit(self, seconds: float) -> None:
         """From now on everything must have come within this time, so that trickling bytes hold nothing up."""
-        self._deadline = time.monotonic() + seconds
+        self._limit = seconds
+        self.limit_anew()
 
-    def expect(self, count: int) -> None:
-        """Allow for so many more bytes."""
-        self._deadline += count / MIN_BYTES_PER_SECOND
+    def limit_anew(self) -> None:
+        """The same limit from now on, whatever time was left or went by in waiting for others."""
+        self._deadline = time.monotonic() + self._limit
+
+    def expect(self, count: int, bytes_per_second: float) -> None:
+        """Allow for so many more bytes at this rate."""
+        self._deadline += count / bytes_per_second
 
     def interrupt(self) -> None:
         """From another thread: make a blocked read return, so that the association ends."""

@@ -163,6 +163,32 @@ def test_a_sender_whose_bytes_trickle_for_ever_is_aborted(tmp_path, monkeypatch,
     receiver.stop(0.5)
 
 
+def test_a_large_instance_that_trickles_in_gives_its_turn_to_the_next(tmp_path, monkeypatch):
+    """One at a time, so the slow one is aborted; the one that waited for it longer than it may be silent is taken."""
+    monkeypatch.setattr(stream, "LARGE_BYTES", 300_000)
+    receiver = InProcess(BlockingReceiver, tmp_path, idle_seconds=1)
+    first, second = make_series(2, rows=512)
+    parts = message(1, store_request(str(first.SOPInstanceUID), 1), encode(first))
+    with RawSender(receiver.address) as slow, RawSender(receiver.address, timeout=60) as patient:
+        assert slow.associate() == patient.associate() == 2
+        for part in parts[:-1]:
+            slow.socket.sendall(part)
+        wait_until(receiver.receiver.large.locked)
+        trickling = threading.Thread(target=trickle_until_aborted, args=(slow.socket, parts[-1]))
+        began = time.monotonic()
+        trickling.start()
+        assert patient.store(str(second.SOPInstanceUID), encode(second)) == Status.SUCCESS
+        assert 1.5 < time.monotonic() - began < 15, "it had to wait, and not for long"
+        trickling.join(30)
+    receiver.stop(0.5)
+    assert [record.meta["sop_instance_uid"] for record, _ in instances_in(receiver.spool)] == [second.SOPInstanceUID]
+
+
+def trickle_until_aborted(connection: socket.socket, data: bytes) -> None:
+    with pytest.raises(OSError):  # noqa: PT011 - reset or broken pipe, as it comes
+        trickle(connection, data)
+
+
 def trickle(connection: socket.socket, data: bytes) -> None:
     """Four bytes every tenth of a second, for 20 s at most."""
     for at in range(0, 800, 4):
