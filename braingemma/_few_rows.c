@@ -9,8 +9,8 @@
  *
  * A vector of 32-bit lanes is loaded as it lies and shifted right by 4 * k (NF4) or 16 * k (bfloat16) bits, which
  * brings one value of each lane into place; so a row of x is first put into the order in which lanes and shifts meet
- * its values (`arrange`), and nothing is unpacked or shuffled. Rows of a weight are short, too short for the processor's
- * own prefetching to get going, so the rows that come next are asked for by hand. The file holds paths for AVX2, AVX-512 and
+ * its values (`arrange`), and nothing is unpacked or shuffled. The rows of a weight are read one after the other, as
+ * they lie, and what comes a page later is asked for ahead. The file holds paths for AVX2, AVX-512 and
  * AVX-512 with bfloat16; which ones run is asked of the processor at run time, and where none does, the caller has to
  * do without (`best_level`).
  */
@@ -29,8 +29,8 @@
 enum { NONE = 0, AVX2 = 1, AVX512 = 2, AVX512_BF16 = 3 };
 enum { NF4 = 0, BF16 = 1 };
 
-/* Rows of the weight that one thread takes at once: enough that each core reads far ahead in one piece. */
-enum { ROWS_AT_ONCE = 128 };
+/* Bytes by which a weight is asked for ahead of its use: measured best among 1 to 8 KB. */
+enum { AHEAD = 4096 };
 
 /* A weight: `n` rows of `k` values; for NF4 with a scale for each `block` of them. */
 typedef struct {
@@ -88,140 +88,102 @@ static void halve(float *x, int64_t count)
     }
 }
 
-/* ---------------------------------------------------------------- AVX-512: 16 lanes, four rows of the weight at once */
+#define ASK_AHEAD(address) _mm_prefetch((const char *)(address) + AHEAD, _MM_HINT_T0)
 
-#define WIDE __attribute__((target("avx512f"), always_inline)) static inline
+/* ---------------------------------------------------------------- AVX-512: 16 lanes */
 
-/* The scale of each lane: 128 values of a row, from value `start` on. */
-WIDE __m512 wide_scales(const Weight *w, const float *scales, int64_t start, int64_t count, __m512i which)
-{
-    int64_t blocks = (count + w->block - 1) / w->block;
-    return _mm512_permutexvar_ps(which, _mm512_maskz_loadu_ps((__mmask16)((1u << blocks) - 1), scales + start / w->block));
-}
+#define WIDE __attribute__((target("avx512f")))
 
-/* Which of those scales each of the 16 lanes needs. */
-WIDE __m512i wide_which(const Weight *w)
+/* Which of up to four scales each lane needs, and how many there are in 128 values. */
+WIDE static inline __m512i wide_which(const Weight *w)
 {
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     return w->block >= 128 ? _mm512_setzero_si512() : _mm512_srli_epi32(lane, w->block == 64 ? 3 : 2);
 }
 
-WIDE void wide_nf4(const Weight *w, int64_t row, int rows, const float *x, float *out)
+/* The scale of each lane: `count` values of a row, from value `start` on. */
+WIDE static inline __m512 wide_scales(
+    const Weight *w, const float *scales, int64_t start, int64_t count, __m512i which)
+{
+    const __mmask16 blocks = (__mmask16)((1u << ((count + w->block - 1) / w->block)) - 1);
+    return _mm512_permutexvar_ps(which, _mm512_maskz_loadu_ps(blocks, scales + start / w->block));
+}
+
+WIDE static float wide_nf4(const Weight *w, int64_t row, const float *x)
 {
     const __m512 code = _mm512_loadu_ps(NF4_CODE);
     const __m512i which = wide_which(w);
-    const int64_t bytes = row_bytes(w), blocks = w->k / w->block;
-    const uint8_t *values = w->values + row * bytes;
-    const float *scales = w->scales + row * blocks;
-    __m512 total[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    const uint8_t *values = w->values + row * row_bytes(w);
+    const float *scales = w->scales + row * (w->k / w->block);
+    __m512 total = _mm512_setzero_ps();
     for (int64_t start = 0; start < w->k; start += 128, x += 128) {
-        int64_t count = w->k - start < 128 ? w->k - start : 128;
-        __mmask16 there = (__mmask16)((1u << (count / 8)) - 1);
-        __m512i packed[4];
-        __m512 part[4];
-        for (int r = 0; r < rows; r++) {
-            _mm_prefetch((const char *)(values + (rows + r) * bytes + start / 2), _MM_HINT_T0);
-            packed[r] = _mm512_maskz_loadu_epi32(there, values + r * bytes + start / 2);
-            part[r] = _mm512_mul_ps(_mm512_permutexvar_ps(packed[r], code), _mm512_loadu_ps(x));
-        }
+        const int64_t count = w->k - start < 128 ? w->k - start : 128;
+        ASK_AHEAD(values + start / 2);
+        const __m512i packed = _mm512_maskz_loadu_epi32((__mmask16)((1u << (count / 8)) - 1), values + start / 2);
+        __m512 part = _mm512_mul_ps(_mm512_permutexvar_ps(packed, code), _mm512_loadu_ps(x));
 #pragma GCC unroll 7
-        for (int shift = 1; shift < 8; shift++) {
-            __m512 own = _mm512_loadu_ps(x + 16 * shift);
-            for (int r = 0; r < rows; r++)
-                part[r] = _mm512_fmadd_ps(
-                    _mm512_permutexvar_ps(_mm512_srli_epi32(packed[r], 4 * shift), code), own, part[r]);
-        }
-        for (int r = 0; r < rows; r++)
-            total[r] = _mm512_fmadd_ps(part[r], wide_scales(w, scales + r * blocks, start, count, which), total[r]);
+        for (int shift = 1; shift < 8; shift++)
+            part = _mm512_fmadd_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(packed, 4 * shift), code),
+                                   _mm512_loadu_ps(x + 16 * shift), part);
+        total = _mm512_fmadd_ps(part, wide_scales(w, scales, start, count, which), total);
     }
-    for (int r = 0; r < rows; r++) out[r] = _mm512_reduce_add_ps(total[r]);
+    return _mm512_reduce_add_ps(total);
 }
 
-WIDE void wide_bf16(const Weight *w, int64_t row, int rows, const float *x, float *out)
+WIDE static float wide_bf16(const Weight *w, int64_t row, const float *x)
 {
-    const int64_t bytes = row_bytes(w);
-    const uint8_t *values = w->values + row * bytes;
+    const uint8_t *values = w->values + row * row_bytes(w);
     const __m512i upper = _mm512_set1_epi32((int)0xffff0000u);
-    __m512 even[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-    __m512 odd[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    __m512 even = _mm512_setzero_ps(), odd = _mm512_setzero_ps();
     for (int64_t start = 0; start < w->k; start += 32, x += 32) {
-        int64_t count = w->k - start < 32 ? w->k - start : 32;
-        __mmask16 there = (__mmask16)((1u << (count / 2)) - 1);
-        __m512 first = _mm512_loadu_ps(x), second = _mm512_loadu_ps(x + 16);
-        for (int r = 0; r < rows; r++) {
-            __m512i pair = _mm512_maskz_loadu_epi32(there, values + r * bytes + 2 * start);
-            even[r] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), first, even[r]);
-            odd[r] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), second, odd[r]);
-        }
+        const int64_t count = w->k - start < 32 ? w->k - start : 32;
+        ASK_AHEAD(values + 2 * start);
+        const __m512i pair = _mm512_maskz_loadu_epi32((__mmask16)((1u << (count / 2)) - 1), values + 2 * start);
+        even = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pair, 16)), _mm512_loadu_ps(x), even);
+        odd = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(pair, upper)), _mm512_loadu_ps(x + 16), odd);
     }
-    for (int r = 0; r < rows; r++) out[r] = _mm512_reduce_add_ps(_mm512_add_ps(even[r], odd[r]));
-}
-
-__attribute__((target("avx512f"))) static void wide_dots(
-    const Weight *w, int64_t row, int rows, const float *x, float *out)
-{
-    if (w->kind == NF4 && rows == 4) wide_nf4(w, row, 4, x, out);
-    else if (w->kind == NF4) for (int r = 0; r < rows; r++) wide_nf4(w, row + r, 1, x, out + r);
-    else if (rows == 4) wide_bf16(w, row, 4, x, out);
-    else for (int r = 0; r < rows; r++) wide_bf16(w, row + r, 1, x, out + r);
+    return _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
 }
 
 /* ---------------------------------------------------------------- AVX-512 with bfloat16: 32 lanes of 16 bits, in pairs */
 
-#define HALF __attribute__((target("avx512f,avx512bw,avx512bf16"), always_inline)) static inline
+#define HALF __attribute__((target("avx512f,avx512bw,avx512bf16")))
 
 /* As `wide_nf4`, for an arranged and halved x: twice the values in each step. */
-HALF void half_nf4(const Weight *w, int64_t row, int rows, const uint16_t *x, float *out)
+HALF static float half_nf4(const Weight *w, int64_t row, const uint16_t *x)
 {
     /* The codes rounded to bfloat16, twice: a permutation of 32 lanes also looks at the bit above the code. */
-    const __m512bh rounded = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(NF4_CODE), _mm512_loadu_ps(NF4_CODE));
-    const __m512i code = (__m512i)rounded;
+    const __m512i code = (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(NF4_CODE), _mm512_loadu_ps(NF4_CODE));
     const __m512i which = wide_which(w);
-    const int64_t bytes = row_bytes(w), blocks = w->k / w->block;
-    const uint8_t *values = w->values + row * bytes;
-    const float *scales = w->scales + row * blocks;
-    __m512 total[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
+    const uint8_t *values = w->values + row * row_bytes(w);
+    const float *scales = w->scales + row * (w->k / w->block);
+    __m512 total = _mm512_setzero_ps();
     for (int64_t start = 0; start < w->k; start += 128, x += 128) {
-        int64_t count = w->k - start < 128 ? w->k - start : 128;
-        __mmask16 there = (__mmask16)((1u << (count / 8)) - 1);
-        __m512i packed[4];
-        __m512 part[4];
-        for (int r = 0; r < rows; r++) {
-            _mm_prefetch((const char *)(values + (rows + r) * bytes + start / 2), _MM_HINT_T0);
-            packed[r] = _mm512_maskz_loadu_epi32(there, values + r * bytes + start / 2);
-            part[r] = _mm512_setzero_ps();
-        }
+        const int64_t count = w->k - start < 128 ? w->k - start : 128;
+        ASK_AHEAD(values + start / 2);
+        const __m512i packed = _mm512_maskz_loadu_epi32((__mmask16)((1u << (count / 8)) - 1), values + start / 2);
+        __m512 part = _mm512_setzero_ps();
 #pragma GCC unroll 4
-        for (int shift = 0; shift < 4; shift++) {
-            __m512bh own = (__m512bh)_mm512_loadu_si512(x + 32 * shift);
-            for (int r = 0; r < rows; r++)
-                part[r] = _mm512_dpbf16_ps(
-                    part[r], (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(packed[r], 4 * shift), code), own);
-        }
-        for (int r = 0; r < rows; r++)
-            total[r] = _mm512_fmadd_ps(part[r], wide_scales(w, scales + r * blocks, start, count, which), total[r]);
+        for (int shift = 0; shift < 4; shift++)
+            part = _mm512_dpbf16_ps(
+                part, (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(packed, 4 * shift), code),
+                (__m512bh)_mm512_loadu_si512(x + 32 * shift));
+        total = _mm512_fmadd_ps(part, wide_scales(w, scales, start, count, which), total);
     }
-    for (int r = 0; r < rows; r++) out[r] = _mm512_reduce_add_ps(total[r]);
+    return _mm512_reduce_add_ps(total);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512bf16"))) static void half_dots(
-    const Weight *w, int64_t row, int rows, const uint16_t *x, float *out)
-{
-    if (rows == 4) half_nf4(w, row, 4, x, out);
-    else for (int r = 0; r < rows; r++) half_nf4(w, row + r, 1, x, out + r);
-}
+/* ---------------------------------------------------------------- AVX2: 8 lanes */
 
-/* ---------------------------------------------------------------- AVX2: 8 lanes, two rows of the weight at once */
+#define NARROW __attribute__((target("avx2,fma")))
 
-#define NARROW __attribute__((target("avx2,fma"), always_inline)) static inline
-
-NARROW __m256i narrow_mask(int64_t lanes)
+NARROW static inline __m256i narrow_mask(int64_t lanes)
 {
     const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)lanes), lane);
 }
 
-NARROW float narrow_sum(__m256 v)
+NARROW static inline float narrow_sum(__m256 v)
 {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
@@ -234,77 +196,49 @@ NARROW float narrow_sum(__m256 v)
                      _mm256_permutevar8x32_ps(above, _mm256_srli_epi32(packed, 4 * (shift))),   \
                      _mm256_castsi256_ps(_mm256_slli_epi32(packed, 28 - 4 * (shift))))
 
-NARROW void narrow_nf4(const Weight *w, int64_t row, int rows, const float *x, float *out)
+NARROW static float narrow_nf4(const Weight *w, int64_t row, const float *x)
 {
     const __m256 below = _mm256_loadu_ps(NF4_CODE), above = _mm256_loadu_ps(NF4_CODE + 8);
-    const int64_t bytes = row_bytes(w), blocks = w->k / w->block;
-    const uint8_t *values = w->values + row * bytes;
-    const float *scales = w->scales + row * blocks;
-    __m256 total[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    const uint8_t *values = w->values + row * row_bytes(w);
+    const float *scales = w->scales + row * (w->k / w->block);
+    __m256 total = _mm256_setzero_ps();
     for (int64_t start = 0; start < w->k; start += 64, x += 64) {
-        int64_t count = w->k - start < 64 ? w->k - start : 64;
-        __m256i there = narrow_mask(count / 8);
-        __m256i packed[2];
-        __m256 part[2];
-        for (int r = 0; r < rows; r++) {
-            _mm_prefetch((const char *)(values + (rows + r) * bytes + start / 2), _MM_HINT_T0);
-            packed[r] = _mm256_maskload_epi32((const int *)(values + r * bytes + start / 2), there);
-            part[r] = _mm256_mul_ps(NARROW_CODE(packed[r], 0), _mm256_loadu_ps(x));
-        }
+        const int64_t count = w->k - start < 64 ? w->k - start : 64;
+        ASK_AHEAD(values + start / 2);
+        const __m256i packed = _mm256_maskload_epi32((const int *)(values + start / 2), narrow_mask(count / 8));
+        __m256 part = _mm256_mul_ps(NARROW_CODE(packed, 0), _mm256_loadu_ps(x));
 #pragma GCC unroll 7
-        for (int shift = 1; shift < 8; shift++) {
-            __m256 own = _mm256_loadu_ps(x + 8 * shift);
-            for (int r = 0; r < rows; r++)
-                part[r] = _mm256_fmadd_ps(NARROW_CODE(packed[r], shift), own, part[r]);
-        }
-        for (int r = 0; r < rows; r++) {
-            const float *here = scales + r * blocks + start / w->block;
-            /* Of blocks of 32 the upper four lanes are the second, where the row still has one. */
-            float second = w->block == 32 && count > 32 ? here[1] : here[0];
-            __m256 scale = _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(here[0]));
-            total[r] = _mm256_fmadd_ps(part[r], scale, total[r]);
-        }
+        for (int shift = 1; shift < 8; shift++)
+            part = _mm256_fmadd_ps(NARROW_CODE(packed, shift), _mm256_loadu_ps(x + 8 * shift), part);
+        /* Of blocks of 32 the upper four lanes are the second, where the row still has one. */
+        const float *here = scales + start / w->block;
+        const float second = w->block == 32 && count > 32 ? here[1] : here[0];
+        total = _mm256_fmadd_ps(part, _mm256_set_m128(_mm_set1_ps(second), _mm_set1_ps(here[0])), total);
     }
-    for (int r = 0; r < rows; r++) out[r] = narrow_sum(total[r]);
+    return narrow_sum(total);
 }
 
-NARROW void narrow_bf16(const Weight *w, int64_t row, int rows, const float *x, float *out)
+NARROW static float narrow_bf16(const Weight *w, int64_t row, const float *x)
 {
-    const int64_t bytes = row_bytes(w);
-    const uint8_t *values = w->values + row * bytes;
+    const uint8_t *values = w->values + row * row_bytes(w);
     const __m256i upper = _mm256_set1_epi32((int)0xffff0000u);
-    __m256 even[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
-    __m256 odd[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    __m256 even = _mm256_setzero_ps(), odd = _mm256_setzero_ps();
     for (int64_t start = 0; start < w->k; start += 16, x += 16) {
-        int64_t count = w->k - start < 16 ? w->k - start : 16;
-        __m256i there = narrow_mask(count / 2);
-        __m256 first = _mm256_loadu_ps(x), second = _mm256_loadu_ps(x + 8);
-        for (int r = 0; r < rows; r++) {
-            __m256i pair = _mm256_maskload_epi32((const int *)(values + r * bytes + 2 * start), there);
-            even[r] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)), first, even[r]);
-            odd[r] = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(pair, upper)), second, odd[r]);
-        }
+        const int64_t count = w->k - start < 16 ? w->k - start : 16;
+        ASK_AHEAD(values + 2 * start);
+        const __m256i pair = _mm256_maskload_epi32((const int *)(values + 2 * start), narrow_mask(count / 2));
+        even = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)), _mm256_loadu_ps(x), even);
+        odd = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(pair, upper)), _mm256_loadu_ps(x + 8), odd);
     }
-    for (int r = 0; r < rows; r++) out[r] = narrow_sum(_mm256_add_ps(even[r], odd[r]));
+    return narrow_sum(_mm256_add_ps(even, odd));
 }
 
-__attribute__((target("avx2,fma"))) static void narrow_dots(
-    const Weight *w, int64_t row, int rows, const float *x, float *out)
+/* One arranged row of x times one row of the weight. */
+static float dot(const Weight *w, int level, int64_t row, const float *x)
 {
-    int r = 0;
-    for (; r + 2 <= rows; r += 2)
-        if (w->kind == NF4) narrow_nf4(w, row + r, 2, x, out + r);
-        else narrow_bf16(w, row + r, 2, x, out + r);
-    if (r < rows && w->kind == NF4) narrow_nf4(w, row + r, 1, x, out + r);
-    else if (r < rows) narrow_bf16(w, row + r, 1, x, out + r);
-}
-
-/* One arranged row of x times up to four rows of the weight. */
-static void dots(const Weight *w, int level, int64_t row, int rows, const float *x, float *out)
-{
-    if (level == AVX512_BF16) half_dots(w, row, rows, (const uint16_t *)x, out);
-    else if (level == AVX512) wide_dots(w, row, rows, x, out);
-    else narrow_dots(w, row, rows, x, out);
+    if (level == AVX512_BF16) return half_nf4(w, row, (const uint16_t *)x);
+    if (level == AVX512) return w->kind == NF4 ? wide_nf4(w, row, x) : wide_bf16(w, row, x);
+    return w->kind == NF4 ? narrow_nf4(w, row, x) : narrow_bf16(w, row, x);
 }
 
 /* out (m, n) = x (m, k) times the weight (n, k) transposed. 0, or -1 where it cannot be done: no memory, or no path. */
@@ -315,21 +249,16 @@ static int product(const Weight *w, int64_t m, const float *x, float *out, int t
     const int in_lane = w->kind == BF16 ? 2 : level == AVX512_BF16 ? 4 : 8;
     const int64_t step = lanes * in_lane;
     const int64_t width = (w->k + step - 1) / step * step;
-    const int64_t shares = (w->n + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     float *ordered = malloc((size_t)(m * width) * sizeof *ordered);
     if (!ordered) return -1;
     for (int64_t i = 0; i < m; i++) {
         arrange(x + i * w->k, w->k, w->kind, lanes, in_lane, ordered + i * width);
         if (level == AVX512_BF16) halve(ordered + i * width, width);
     }
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
-    for (int64_t share = 0; share < shares; share++) {
-        const int64_t first = share * ROWS_AT_ONCE;
-        const int64_t last = first + ROWS_AT_ONCE < w->n ? first + ROWS_AT_ONCE : w->n;
-        for (int64_t row = first; row < last; row += 4)
-            for (int64_t i = 0; i < m; i++)
-                dots(w, level, row, (int)(last - row < 4 ? last - row : 4), ordered + i * width, out + i * w->n + row);
-    }
+    /* Each thread takes one run of rows: it reads on and on. */
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < w->n; row++)
+        for (int64_t i = 0; i < m; i++) out[i * w->n + row] = dot(w, level, row, ordered + i * width);
     free(ordered);
     return 0;
 }
