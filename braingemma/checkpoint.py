@@ -62,6 +62,16 @@ from braingemma.weights import (
 
 ADAPTER_FILE = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+#: Settings of PEFT by which the same tensors would mean something else.
+FOREIGN_ADAPTERS = (
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "bias",
+    "fan_in_fan_out",
+)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SIGLIP = "vision.siglip."
 LANGUAGE = "language_model."
@@ -183,15 +193,33 @@ def read_config(folder: Path) -> BrainGemmaConfig:
     else:
         config = published_config(folder)
     if (folder / LORA_FOLDER / ADAPTER_CONFIG).exists():
-        adapters = read_json(folder / LORA_FOLDER / ADAPTER_CONFIG)
-        config.lora, config.lora_rank, config.lora_alpha = True, adapters["r"], adapters["lora_alpha"]
-        if set(adapters["target_modules"]) != set(config.lora_targets):
-            config.lora_targets = sorted(adapters["target_modules"])
+        config.lora, (config.lora_rank, config.lora_alpha, targets) = True, _adapter_settings(folder / LORA_FOLDER)
+        if set(targets) != set(config.lora_targets):
+            config.lora_targets = sorted(targets)
     elif config.lora:
         raise CheckpointError(
             f"{folder / LORA_FOLDER / ADAPTER_CONFIG} is missing: config.json says there are adapters"
         )
     return config
+
+
+def _adapter_settings(folder: Path) -> tuple[int, int, list[str]]:
+    """(rank, alpha, names of the adapted projections) of PEFT adapters.
+
+    Raises:
+        CheckpointError: names the setting that is missing, or by which the tensors would mean something else.
+    """
+    file = folder / ADAPTER_CONFIG
+    stated = read_json(file)
+    missing = [key for key in ("r", "lora_alpha", "target_modules") if key not in stated]
+    if missing:
+        raise CheckpointError(f"{file}: {missing[0]} is missing")
+    if not isinstance(stated["target_modules"], list):
+        raise CheckpointError(f"{file}: expected target_modules as a list, got {stated['target_modules']!r}")
+    for key in FOREIGN_ADAPTERS:
+        if stated.get(key) not in (None, False, {}, [], "none"):
+            raise CheckpointError(f"{file}: expected plain LoRA, got {key} = {stated[key]!r}")
+    return stated["r"], stated["lora_alpha"], stated["target_modules"]
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -317,13 +345,17 @@ def _language_part(folder: Path, model: Gemma3ForCausalLM) -> tuple[Part, dict[s
 
 
 def _packed_statistics(files: list[Path]) -> dict[str, dict[str, Tensor]]:
-    """For each weight in four bits, what bitsandbytes needs to read it."""
+    """For each weight in four bits, what bitsandbytes needs to read it; all of it, or `CheckpointError`."""
     stats: dict[str, dict[str, Tensor]] = {}
+    where: dict[str, Path] = {}
     for tensor in stored_tensors(files):
         name = language_name(tensor.key)
         if name is not None and quantize.STAT_MARK in name:
             base, _, stat = name.partition(quantize.STAT_MARK)
             stats.setdefault(f"{base}.weight", {})[stat] = tensor.read()
+            where[f"{base}.weight"] = tensor.file
+    for weight, found in stats.items():
+        quantize.check_statistics(found, f"{where[weight]}: key {weight}")
     return stats
 
 

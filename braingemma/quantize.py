@@ -144,6 +144,23 @@ def put_quantized(linear: Any, weight: Tensor, device: torch.device) -> None:
     linear.weight = parameter.to(device)
 
 
+def check_statistics(stats: Mapping[str, Tensor], where: str) -> None:
+    """What bitsandbytes wrote beside a packed weight must be whole.
+
+    Raises:
+        CheckpointError: names what is missing or not finite.
+    """
+    states = [name for name in stats if name.startswith("quant_state.bitsandbytes__")]
+    nested = any(name.startswith("nested_") for name in stats)
+    needed = ["absmax", "quant_map", *(("nested_absmax", "nested_quant_map") if nested else ())]
+    missing = [name for name in needed if name not in stats] + ([] if states else ["quant_state.bitsandbytes__nf4"])
+    if missing:
+        raise CheckpointError(f"{where}: packed in 4 bits, but {missing[0]} beside it is missing")
+    broken = [name for name, value in stats.items() if not bool(value.float().isfinite().all())]
+    if broken:
+        raise CheckpointError(f"{where}: {broken[0]} beside it holds values that are not finite")
+
+
 def put_packed(linear: Any, packed: Tensor, stats: Mapping[str, Tensor], device: torch.device) -> None:
     """Make a weight that came in four bits the weight of a `Linear4bit`."""
     state = bnb.functional.QuantState.from_dict(qs_dict=dict(stats), device=packed.device)

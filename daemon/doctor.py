@@ -84,13 +84,18 @@ def _four_bit(settings: Settings) -> Iterator[Check]:
         import bitsandbytes
         import torch
 
+        from braingemma import native
+
         weight = torch.randn(64, 64)
         packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
         error = (bitsandbytes.functional.dequantize_4bit(packed, state) - weight).abs().mean().item()
     except (ImportError, RuntimeError, OSError) as fault:
         yield Check("4-bit", False, f"bitsandbytes does not work here: {fault}")
     else:
-        yield Check("4-bit", error < 0.2, f"bitsandbytes {bitsandbytes.__version__}, NF4 round trip error {error:.3f}")
+        library = native.few_rows()
+        on_cpu = "slow (no compiled library for it)" if library is None else native.LEVELS[library.level]
+        text = f"bitsandbytes {bitsandbytes.__version__}, NF4 round trip error {error:.3f}; on a CPU: {on_cpu}"
+        yield Check("4-bit", error < 0.2, text)
 
 
 def _codecs(_settings: Settings) -> Iterator[Check]:

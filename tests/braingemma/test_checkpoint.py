@@ -302,6 +302,36 @@ def test_the_default_type_suits_the_processor(monkeypatch: pytest.MonkeyPatch) -
     assert checkpoint.resolve_dtypes(None, cpu, small) == (torch.bfloat16, torch.bfloat16)
 
 
+@pytest.mark.parametrize("lost", ["absmax", "nested_absmax", "quant_state.bitsandbytes__nf4"])
+def test_what_is_lost_beside_a_packed_weight_is_named(tiny_checkpoint: Path, tmp_path: Path, lost: str) -> None:
+    BrainGemma3D.from_pretrained(tiny_checkpoint, quantization="4bit").save_pretrained(tmp_path / "packed")
+    folder, weight = copy_of(tmp_path / "packed", tmp_path), "model.layers.1.mlp.up_proj.weight"
+    change_tensors(folder / "language_model" / "model.safetensors", lambda t: t.pop(f"{weight}.{lost}"))
+    for load in (load_exact, BrainGemma3D.from_pretrained, verify_weights):
+        with pytest.raises(CheckpointError, match=rf"model\.safetensors: key {weight}: .*{lost} beside it is missing"):
+            load(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("r"), "r is missing"),
+        (lambda c: c.update(target_modules=".*proj"), "expected target_modules as a list, got '.*proj'"),
+        (lambda c: c.update(use_rslora=True), "expected plain LoRA, got use_rslora = True"),
+        (lambda c: c.update(alpha_pattern={"q_proj": 3}), "expected plain LoRA, got alpha_pattern"),
+    ],
+)
+def test_adapters_that_would_mean_something_else_are_refused(
+    tiny_checkpoint: Path, tmp_path: Path, change: Callable[[Any], Any], message: str
+) -> None:
+    folder = copy_of(tiny_checkpoint, tmp_path)
+    config = json.loads((folder / "lora_adapters" / "adapter_config.json").read_text())
+    change(config)
+    (folder / "lora_adapters" / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"adapter_config.json: {message}"):
+        load_exact(folder)
+
+
 def test_a_model_without_tokenizer_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no tokenizer"):
         BrainGemma3D(tiny_config()).save_pretrained(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -251,6 +252,24 @@ def test_hand_read_report(row: dict[str, Any]) -> None:
     report = textbrats()[row["id"]]
     read = {f.finding: (f.presence, f.laterality, list(f.sites)) for f in findings_from_text(report)}
     assert read == {name: (row[name]["presence"], row[name]["laterality"], row[name]["sites"]) for name in FINDINGS}
+
+
+@pytest.mark.shared_data
+def test_the_lesions_side_is_found_in_nearly_all_reports_that_state_one() -> None:
+    """A report states a side where the sentence on the lesion's place names one; at least 97 % must be found."""
+    stated, found = 0, []
+    for report in textbrats().values():
+        place = report.lower().partition("edema")[0]
+        left, right = (bool(re.search(rf"\b{side}\b", place)) for side in ("left", "right"))
+        both = bool(re.search(r"\b(bilateral|both (sides|hemispheres|cerebral|frontal|parietal))", place))
+        if not (left or right or both):
+            continue
+        stated += 1
+        expected = "bilateral" if both or (left and right) else "left" if left else "right"
+        lesion = next(f for f in findings_from_text(report) if f.finding == "lesion")
+        found.append(lesion.laterality == expected)
+    assert stated > 250
+    assert sum(found) >= 0.97 * stated
 
 
 @pytest.mark.shared_data

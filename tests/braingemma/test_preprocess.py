@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy import ndimage, optimize
 
 from braingemma.brain import find_brain
 from braingemma.configuration import VolumeSettings
@@ -221,6 +222,40 @@ def test_real_heads_give_a_brain_of_human_size(name: str) -> None:
     assert 1000 < prepared.brain_volume_ml < 1800
     halves = prepared.foreground[:, :, :32].sum(), prepared.foreground[:, :, 32:].sum()
     assert 0.85 < halves[0] / halves[1] < 1.18
+
+
+def affine_overlap(brain: np.ndarray, spacing: np.ndarray, standard: np.ndarray, standard_spacing: float) -> float:
+    """Dice of two masks after the affine map of 12 parameters that brings them closest, in the first one's field."""
+    soft = ndimage.gaussian_filter(standard.astype(np.float32), 0.7)
+    inside = brain.ravel().astype(np.float32)
+    places = (np.indices(brain.shape).reshape(3, -1).T - ndimage.center_of_mass(brain)) * spacing
+
+    def mapped(p: np.ndarray) -> np.ndarray:
+        target = places @ (np.eye(3) + p[:9].reshape(3, 3)).T + p[9:]
+        return ndimage.map_coordinates(soft, (target / standard_spacing + ndimage.center_of_mass(standard)).T, order=1)
+
+    def dice(other: np.ndarray) -> float:
+        return float(2 * (other * inside).sum() / (other.sum() + inside.sum()))
+
+    options = {"maxiter": 6, "xtol": 1e-3, "ftol": 1e-4}
+    found = optimize.minimize(lambda p: 1 - dice(mapped(p)), np.zeros(12), method="Powell", options=options)
+    return dice(mapped(found.x) > 0.5)
+
+
+@pytest.mark.slow
+@pytest.mark.shared_data
+@pytest.mark.parametrize("path", sorted(SHARED.rglob("*FLAIR*.nii.gz")), ids=lambda p: p.name.partition("_FLAIR")[0])
+def test_real_brains_have_the_shape_of_the_standard_brain(path: Path) -> None:
+    """Dice with the MNI152 brain mask: 0.967, 0.968, 0.964 and 0.960 when this was written."""
+    from nilearn.datasets import load_mni152_brain_mask
+
+    image = nibabel.as_closest_canonical(nibabel.load(path))
+    spacing = np.array(image.header.get_zooms()[:3], dtype=float)
+    brain = find_brain(image.get_fdata(dtype=np.float32), spacing)
+    assert brain is not None
+    every = np.maximum(1, np.round(4 / spacing)).astype(int)
+    standard = np.asarray(nibabel.as_closest_canonical(load_mni152_brain_mask(resolution=4)).dataobj) > 0
+    assert affine_overlap(brain.mask[:: every[0], :: every[1], :: every[2]], spacing * every, standard, 4.0) > 0.95
 
 
 @pytest.mark.slow
