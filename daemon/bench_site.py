@@ -103,7 +103,7 @@ def bench_site(
     days: int = 20,
     most_workers: int = 64,
     seed: int = 0,
-    hours: Float = HOURLY_SHARE,
+    hours: Sequence[float] | Float = HOURLY_SHARE,
 ) -> dict[str, Any]:
     """Queue times by number of workers, up to the first number that meets the target.
 
@@ -118,7 +118,7 @@ def bench_site(
         hours: (24,) relative arrivals in each hour.
     """
     rng = np.random.default_rng(seed)
-    times = arrivals(per_day, days, rng, burst=burst, hours=hours)
+    times = arrivals(per_day, days, rng, burst=burst, hours=np.asarray(hours, dtype=np.float64))
     work = rng.choice(np.asarray(service, dtype=np.float64), times.size)
     table: dict[str, dict[str, float]] = {}
     needed: int | None = None

@@ -285,20 +285,36 @@ def bench_pack(
     _show(result, as_json=as_json)
 
 
+@bench_app.command("page")
+def bench_page(
+    jobs: Annotated[int, typer.Option(min=100, help="Jobs in the database.")] = 10_000,
+    rounds: Annotated[int, typer.Option(min=1, help="Requests of each page; medians count.")] = 25,
+    as_json: JsonOption = False,
+) -> None:
+    """How long each page takes with a database as it is after months."""
+    from daemon.bench_page import bench_page as run
+
+    with working("starting") as say:
+        result = run(jobs=jobs, rounds=rounds, say=say)
+    _show(result, as_json=as_json)
+
+
 @bench_app.command("site")
 def bench_site(
     per_day: Annotated[float, typer.Option(min=0.1, help="Studies with a FLAIR in a day.")] = 200,
     service: Annotated[str, typer.Option(help="Seconds of work of a study, e.g. 40,55; empty: measure here.")] = "",
     target: Annotated[float, typer.Option(min=0, help="95 of 100 studies start within this many seconds.")] = 600,
     burst: Annotated[float, typer.Option(min=1, help="Studies that arrive together, mean.")] = 3,
+    hours: Annotated[str, typer.Option(help="The site's own arrivals, relative, for each of 24 hours: 1,1,0,...")] = "",
+    days: Annotated[int, typer.Option(min=1, help="Simulated days.")] = 20,
     check: Annotated[int, typer.Option(min=2, help="Studies of the real run, where it measures.")] = 6,
     as_json: JsonOption = False,
 ) -> None:
     """Queue times at a site of this size by number of workers, and how many it needs."""
     import tempfile
 
+    from daemon.bench_site import HOURLY_SHARE, measured_service
     from daemon.bench_site import bench_site as run
-    from daemon.bench_site import measured_service
 
     checked: dict[str, Any] = {}
     if service:
@@ -306,17 +322,20 @@ def bench_site(
     else:
         with working("starting") as say, tempfile.TemporaryDirectory(prefix="braingemma-site-") as folder:
             seconds, checked = measured_service(Path(folder), studies=check, say=say)
-    result = run(per_day=per_day, service=seconds, target_seconds=target, burst=burst)
+    shares = _numbers(hours, least=0, count=24) if hours else HOURLY_SHARE
+    result = run(per_day=per_day, service=seconds, target_seconds=target, burst=burst, days=days, hours=shares)
     _show({**result, **({"check": checked} if checked else {})}, as_json=as_json)
 
 
-def _numbers(text: str) -> list[float]:
+def _numbers(text: str, *, least: float = 1e-9, count: int | None = None) -> list[float]:
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise typer.BadParameter(f"expected numbers with commas between, got {text!r}") from error
-    if min(found) <= 0:
-        raise typer.BadParameter(f"expected positive seconds, got {text!r}")
+    if min(found) < least or max(found) <= 0:
+        raise typer.BadParameter(f"expected positive numbers, got {text!r}")
+    if count is not None and len(found) != count:
+        raise typer.BadParameter(f"expected {count} numbers, got {len(found)}")
     return found
 
 

@@ -73,6 +73,7 @@ JOBS = sa.Table(
     sa.Column("runs", sa.Integer, nullable=False, default=1),
     sa.Column("progress", sa.Text, nullable=False, default=""),
     sa.Column("timings", sa.Text, nullable=False, default="{}"),
+    sa.Column("result", sa.Text, nullable=False, default=""),
 )
 
 VERDICTS = sa.Table(
@@ -111,6 +112,7 @@ class Job:
         created: Seconds since the epoch, UTC; so is `updated`.
         timings: Seconds by step.
         runs: How often the job was started by a person or by arrival (retries within a run not counted).
+        result: The report's findings in one line; empty until it is written.
     """
 
     job_id: str
@@ -125,6 +127,7 @@ class Job:
     runs: int
     progress: str
     timings: Mapping[str, float] = field(default_factory=dict)
+    result: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As `braingemma jobs list --json` prints it."""
@@ -204,7 +207,7 @@ class JobStore:
         row = {
             "job_id": job_id, "study_uid": study_uid, "folder": folder, "supersedes": supersedes,
             "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
-            "runs": 1, "progress": "", "timings": "{}",
+            "runs": 1, "progress": "", "timings": "{}", "result": "",
         }  # fmt: skip
         with self._writing() as connection:
             connection.execute(upsert(self.engine, JOBS, row, update=()))

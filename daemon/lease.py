@@ -160,8 +160,9 @@ class Lease:
 class SoleReceiver:
     """The right to be the receiver of a PostgreSQL.
 
-    What the database knows of received instances speaks of the spool of one host: a second receiver would take the
-    first one's instances for lost. The lock is the connection's, so it goes when the process does.
+    What was received is indexed beside the spool of its host, while jobs are removed by whichever receiver finds their
+    time over: a second one would leave the first one's index with instances of jobs that are gone, and these, sent
+    again, would count as known. The lock is the connection's, so it goes when the process does.
     """
 
     def __init__(self, engine: sa.Engine) -> None:

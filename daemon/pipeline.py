@@ -26,6 +26,7 @@ from daemon.folders import JobFolder, read_json
 from daemon.jobs import FINAL_STATES, DeliveryState, JobState, JobStore
 from daemon.logs import about_job
 from daemon.names import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
+from daemon.report_files import findings_line, read_report
 from daemon.step_process import Cancelled, StepProcess
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,7 @@ def convert_step(job_id: str) -> None:
 def report_step(job_id: str) -> None:
     """The model writes."""
     _run("report", job_id)
+    context().store.update(job_id, result=findings_line(read_report(_folder(job_id))["findings"]))
 
 
 @_step("explain")

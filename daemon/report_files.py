@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,20 @@ def finding_line(finding: Mapping[str, Any]) -> str:
     confidence = finding.get("confidence")
     sure = "" if confidence is None else f" (confidence {confidence:.0%})"
     return f"{name}: {finding['presence']}{f', {place}' if place else ''}{sure}"
+
+
+def findings_line(findings: Sequence[Mapping[str, Any]]) -> str:
+    """What is present, in one line for a list of many reports."""
+    parts = []
+    for finding in findings:
+        if finding["presence"] == "present":
+            words = [
+                str(finding["finding"]).replace("_", " "),
+                finding["laterality"] or "",
+                ", ".join(finding["sites"]),
+            ]
+            parts.append(" ".join(word for word in words if word))
+    return "; ".join(parts) or "nothing stated as present"
 
 
 def report_text(report: Mapping[str, Any]) -> str:

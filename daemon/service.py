@@ -271,7 +271,7 @@ class _Parts:
             return None
         page = Page(
             self.settings, self.engine, self.store, self.audit, self.health, Access(web), StackCache(),
-            lambda job: self.files.fetch(job.job_id), banner,
+            self.files, banner,
         )  # fmt: skip
         server = WebServer(create_app(page), web)
         self.health.alive["page"] = server.alive

@@ -10,6 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from braingemma.findings import findings_from_text
+from daemon.artefacts import JobFiles
 from daemon.config import Settings
 from daemon.control import enqueue_delivery
 from daemon.delivery import takers
@@ -24,23 +25,35 @@ from dicom_io.own_results import MANUFACTURER
 from dicom_io.series import scan_folder
 from dicom_io.verified import Verification, encode_verified
 
-
-def wants_verified(settings: Settings, review: Review, *, by_proxy: bool) -> bool:
-    """Whether this verdict becomes a verified SR: switched on, and said by a person whom the proxy authenticated."""
-    spoken = review.verdict in (Verdict.AGREE, Verdict.EDIT)
-    return settings.review.verified_sr and spoken and by_proxy and bool(review.reader)
+VERIFYING = frozenset({Verdict.AGREE, Verdict.EDIT})
+"""Verdicts that make a verified SR."""
 
 
-def send_verified(
-    settings: Settings, engine: sa.Engine, store: JobStore, job: Job, folder: JobFolder, review: Review
-) -> None:
-    """Write the SR beside the draft's, and queue it for every destination.
+def verifies(settings: Settings, *, by_proxy: bool, reader: str) -> bool:
+    """Whether this reader's word makes a verified SR: switched on, and the proxy has authenticated the person."""
+    return settings.review.verified_sr and by_proxy and bool(reader)
+
+
+def check_verifiable(job: Job, folder: JobFolder) -> None:
+    """Look before the verdict is taken.
 
     Raises:
         DaemonError: the job has not ended well, or did not come as DICOM with an SR.
     """
     if job.state not in (JobState.DONE, JobState.DELIVERING) or not (folder.dicom / "sr.dcm").exists():
         raise DaemonError(f"job {job.job_id} is {job.state}: only a report that went out as an SR can be verified")
+
+
+def send_verified(
+    settings: Settings, engine: sa.Engine, store: JobStore, files: JobFiles, job: Job, review: Review
+) -> None:
+    """Write the SR beside the draft's, and queue it for every destination.
+
+    Raises:
+        DaemonError: see `check_verifiable`.
+    """
+    folder = files.fetch(job.job_id)
+    check_verifiable(job, folder)
     name = f"sr-verified-{review.review_id}.dcm"
     saliency = folder.explain / "saliency.nii.gz"
     uid = encode_verified(
@@ -57,6 +70,7 @@ def send_verified(
         draft=folder.dicom,
         out=folder.dicom / name,
     )
+    files.keep(job.job_id, "verified")
     destinations = takers(folder, settings.destinations)
     if not destinations:
         return

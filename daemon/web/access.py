@@ -79,7 +79,7 @@ class Access:
             Refused: nobody who may.
         """
         token = self.web.token.get_secret_value()
-        if token and self._shows(token, request):
+        if token and self._shows(request):
             return Identity("token")
         if self.web.user_header:
             user = request.headers.get(self.web.user_header, "").strip()
@@ -106,8 +106,8 @@ class Access:
         origin = request.headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
             raise Refused(403, "the form was sent by another site")
-        if request.headers.get("authorization"):
-            return  # no browser adds this header by itself
+        if self._shows_bearer(request):
+            return  # a program's; browsers add Basic credentials by themselves, a bearer token never
         if not hmac.compare_digest(form_token, self.form_token(identity)):
             raise Refused(403, "the form is out of date: load the page again")
 
@@ -124,11 +124,13 @@ class Access:
         token = self.web.token.get_secret_value()
         return bool(token) and hmac.compare_digest(shown.encode(), token.encode())
 
-    def _shows(self, token: str, request: Request) -> bool:
+    def _shows(self, request: Request) -> bool:
+        cookie = request.cookies.get(COOKIE, "").encode()
+        return self._shows_bearer(request) or hmac.compare_digest(cookie, self.session().encode())
+
+    def _shows_bearer(self, request: Request) -> bool:
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(shown.strip().encode(), token.encode()):
-            return True
-        return hmac.compare_digest(request.cookies.get(COOKIE, "").encode(), self.session().encode())
+        return scheme.lower() == "bearer" and self.is_token(shown.strip())
 
     def _from_trusted(self, request: Request) -> bool:
         return _client(request) in self.web.trusted_proxies

@@ -1,4 +1,4 @@
-"""What a person may do on the page: retry, cancel, judge a report. Each of them is in the audit log."""
+"""What a person may do on the page: retry, cancel, judge a report, each in the audit log; and find a study."""
 
 from __future__ import annotations
 
@@ -7,10 +7,18 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from daemon import control
+from daemon import overview as queries
+from daemon.errors import DaemonError
 from daemon.metrics import READER_VERDICTS
 from daemon.reviews import add_review
-from daemon.verified import send_verified, wants_verified
+from daemon.verified import VERIFYING, check_verifiable, send_verified, verifies
 from daemon.web.app import form_of, identity_of, page_of
+
+
+class NotFound(DaemonError):
+    """Nothing of what was asked for is here."""
+
+    http_status = 404
 
 
 async def retry(request: Request) -> Response:
@@ -39,7 +47,12 @@ async def review(request: Request) -> Response:
 
     def judge() -> None:
         job = control.job_or_error(page.store, job_id)
-        folder = page.fetch(job)
+        folder = page.files.fetch(job.job_id)
+        verifying = fields.get("verdict") in VERIFYING and verifies(
+            page.settings, by_proxy=identity.how == "proxy", reader=identity.user
+        )
+        if verifying:
+            check_verifiable(job, folder)
         given = add_review(
             page.engine, folder, job_id,
             verdict=fields.get("verdict", ""), reader=identity.user,
@@ -47,9 +60,22 @@ async def review(request: Request) -> Response:
         )  # fmt: skip
         READER_VERDICTS.labels(str(given.verdict)).inc()
         page.audit.write("reviewed", by=identity.named, job=job_id, verdict=str(given.verdict))
-        if wants_verified(page.settings, given, by_proxy=identity.how == "proxy"):
-            send_verified(page.settings, page.engine, page.store, job, folder, given)
+        if verifying:
+            send_verified(page.settings, page.engine, page.store, page.files, job, given)
             page.audit.write("verified", by=identity.named, job=job_id)
 
     await run_in_threadpool(judge)
     return RedirectResponse(f"/jobs/{job_id}#review", 303)
+
+
+async def find(request: Request) -> Response:
+    """The job of a study or series UID, or of a job's id; asked by a form, so that no UID stands in an address."""
+    fields = await form_of(request)
+    page, asked = page_of(request), fields.get("uid", "").strip()
+    found = await run_in_threadpool(queries.find_jobs, page.engine, asked)
+    if not found:
+        raise NotFound(
+            f"no job has the study, series or job id {asked!r}: it may be arriving still, be gone since its time was "
+            "over, or never have come (`braingemma jobs why SERIES_UID`)"
+        )
+    return RedirectResponse(f"/jobs/{found[0]}", 303)

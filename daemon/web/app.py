@@ -20,12 +20,12 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from daemon.artefacts import JobFiles
 from daemon.audit import AuditLog
 from daemon.config import Settings
 from daemon.errors import DaemonError
-from daemon.folders import JobFolder
 from daemon.health import Health
-from daemon.jobs import Job, JobStore
+from daemon.jobs import JobStore
 from daemon.report_files import finding_line
 from daemon.web import access, views
 from daemon.web.slices import StackCache
@@ -67,7 +67,7 @@ class Page:
     """What the handlers work with.
 
     Attributes:
-        fetch: The folder of a job on this machine, brought here where it lies elsewhere.
+        files: Where the files of jobs are, brought here where they lie elsewhere.
         synthetic_banner: What must be said about the weights; None for nothing.
     """
 
@@ -78,7 +78,7 @@ class Page:
     health: Health
     access: access.Access
     stacks: StackCache
-    fetch: Callable[[Job], JobFolder]
+    files: JobFiles
     synthetic_banner: str | None
 
 
@@ -204,6 +204,7 @@ def create_app(page: Page) -> Starlette:
         Route("/refused", pages.refused, methods=["GET"]),
         Route("/reviews", pages.reviews, methods=["GET"]),
         Route("/reviews.jsonl", pages.reviews_export, methods=["GET"]),
+        Route("/find", actions.find, methods=["POST"]),
         Route("/jobs/{job_id}", pages.job, methods=["GET"]),
         Route("/jobs/{job_id}/slices/{plane}/{index:int}.png", pages.grey_slice, methods=["GET"]),
         Route("/jobs/{job_id}/saliency/{plane}/{index:int}.png", pages.map_slice, methods=["GET"]),

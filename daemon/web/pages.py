@@ -7,9 +7,7 @@ import json
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from pathlib import Path
 
-from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
@@ -22,12 +20,16 @@ from daemon.errors import DaemonError
 from daemon.folders import JobFolder
 from daemon.jobs import FINAL_STATES, Job, JobState
 from daemon.reviews import all_reviews, count_reviews, reviews_of
+from daemon.verified import verifies
 from daemon.web import views
 from daemon.web.app import Page, identity_of, page_of, render
 from daemon.web.slices import PLANES, Stack, first_plane
 
 ROWS = 50
 """Jobs on a page."""
+
+CHUNK = 1 << 20
+"""Bytes of an archive that are sent at once."""
 
 FILE_POLICY = "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """For a job's own `report.html`, which brings its style and pictures with it."""
@@ -112,8 +114,8 @@ def reviews_export(request: Request) -> Response:
 
 def job(request: Request) -> Response:
     """One job: report, findings, pictures, warnings, timings, provenance, files."""
-    page, found = page_of(request), _job(request)
-    folder = page.fetch(found)
+    page, found, identity = page_of(request), _job(request), identity_of(request)
+    folder = page.files.fetch(found.job_id)
     stack = _stack(page, folder) if folder.volume.exists() else None
     plane = _plane(request, stack)
     index = _index(request, stack, plane)
@@ -128,6 +130,9 @@ def job(request: Request) -> Response:
         arrival=views.arrival_of(folder),
         report=views.report_of(folder),
         verdicts=page.store.verdicts(job_id=found.job_id),
+        replaced_by=queries.replaced_by(page.engine, found.job_id),
+        verifies=verifies(page.settings, by_proxy=identity.how == "proxy", reader=identity.user),
+        organization=page.settings.review.organization,
         destinations=views.destinations_of(page.store.deliveries(found.job_id)),
         artefacts=views.artefacts_of(folder),
         reviews=reviews_of(page.engine, found.job_id),
@@ -157,7 +162,7 @@ def map_slice(request: Request) -> Response:
 def download(request: Request) -> Response:
     """One result file."""
     page, found = page_of(request), _job(request)
-    folder, path = page.fetch(found), request.path_params["path"]
+    folder, path = page.files.fetch(found.job_id), request.path_params["path"]
     known = {artefact.path for artefact in views.artefacts_of(folder)}
     if path not in known or not views.is_inside(folder.root, path):
         raise NotThere(f"job {found.job_id} has no file {path!r}")
@@ -169,16 +174,24 @@ def download(request: Request) -> Response:
 
 
 def archive(request: Request) -> Response:
-    """All result files of a job in one archive."""
+    """All result files of a job in one archive, made in a file without a name: it is gone however this ends."""
     page, found = page_of(request), _job(request)
-    folder = page.fetch(found)
+    folder = page.files.fetch(found.job_id)
     page.audit.write("downloaded", by=identity_of(request).named, job=found.job_id, file="all")
-    with tempfile.NamedTemporaryFile(suffix=".zip", delete=False) as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
-            for artefact in views.artefacts_of(folder):
-                packed.write(folder.root / artefact.path, f"{found.job_id}/{artefact.path}")
-        path = Path(file.name)
-    return FileResponse(path, filename=f"{found.job_id}.zip", background=BackgroundTask(path.unlink))
+    file = tempfile.TemporaryFile(dir=page.settings.storage.folder)  # noqa: SIM115 - closed when it was sent
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
+        for artefact in views.artefacts_of(folder):
+            packed.write(folder.root / artefact.path, f"{found.job_id}/{artefact.path}")
+    size = file.tell()
+    file.seek(0)
+
+    def chunks() -> Iterator[bytes]:
+        with file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    headers = {"Content-Disposition": f'attachment; filename="{found.job_id}.zip"', "Content-Length": str(size)}
+    return StreamingResponse(chunks(), media_type="application/zip", headers=headers)
 
 
 def metrics(request: Request) -> Response:
@@ -241,7 +254,7 @@ def _positions(stack: Stack) -> dict[str, list[str]]:
 
 def _slice(request: Request) -> tuple[Stack, Plane, int]:
     page, found = page_of(request), _job(request)
-    folder = page.fetch(found)
+    folder = page.files.fetch(found.job_id)
     if not folder.volume.exists():
         raise NotThere("the job has no volume yet")
     stack = _stack(page, folder)

@@ -131,7 +131,16 @@ def study_of(folder: JobFolder) -> list[tuple[str, str]]:
         header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=[k for k, _ in STUDY_FIELDS])
     except InvalidDicomError:
         return []
-    return [(label, str(header.get(keyword, ""))) for keyword, label in STUDY_FIELDS if header.get(keyword)]
+    return [
+        (label, _plain(keyword, str(header[keyword].value))) for keyword, label in STUDY_FIELDS if header.get(keyword)
+    ]
+
+
+def _plain(keyword: str, value: str) -> str:
+    """A value as people write it: PS3.5 6.2 writes dates as 20260102."""
+    if keyword == "StudyDate" and len(value) == 8:
+        return f"{value[:4]}-{value[4:6]}-{value[6:]}"
+    return value
 
 
 @dataclass(frozen=True)

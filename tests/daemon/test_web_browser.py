@@ -91,6 +91,11 @@ def test_slices_are_scrolled_by_keyboard_and_the_overlay_is_switched(site: Site,
     assert page.evaluate("getComputedStyle(document.getElementById('map')).opacity") == "0"
     page.keyboard.press("o")
     playwright.expect(page.locator("#opacity-value")).to_have_text("80 %")
+    page.locator("#contrast").focus()
+    page.keyboard.press("End")
+    assert "contrast(400%)" in page.evaluate("getComputedStyle(document.getElementById('flair')).filter").replace(
+        "contrast(4)", "contrast(400%)"
+    )
     page.get_by_role("link", name="coronal").click()
     playwright.expect(where).to_contain_text("/55")
     playwright.expect(page.locator("#flair")).to_have_attribute("alt", re.compile("coronal"), timeout=PATIENCE_MS)
@@ -116,6 +121,48 @@ def test_cancel_by_its_button(site: Site, page) -> None:  # type: ignore[no-unty
     page.get_by_role("button", name="Cancel this job").click()
     playwright.expect(page.locator(".badge.cancelled")).to_be_visible()
     playwright.expect(page.get_by_role("button", name="Try again")).to_be_visible()
+
+
+def test_a_page_whose_service_is_gone_says_of_when_it_is(site: Site, browser) -> None:  # type: ignore[no-untyped-def]
+    page = browser.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(site.url)
+    playwright.expect(page.locator("#stale")).to_be_hidden()
+    site.server.stop()
+    playwright.expect(page.locator("#stale")).to_contain_text("The service does not answer", timeout=PATIENCE_MS)
+    page.close()
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_nothing_is_wider_than_the_screen(site: Site, browser, width: int) -> None:  # type: ignore[no-untyped-def]
+    """WCAG 2.2, 1.4.10: at 320 pixels nothing but tables needs to be scrolled sideways."""
+    add_job(site, "j1")
+    add_job(site, "j2", JobState.SET_ASIDE, reported=False)
+    uid = "1.2.826.0.1.3680043.8.498.1111997464662913642263474203676117744"
+    site.store.update("j2", reason=f"no brain FLAIR among 1 series: {uid}")
+    site.store.put_verdicts("j2", [(uid, "refused", [f"REFUSED: {uid}"])])
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.set_default_timeout(PATIENCE_MS)
+    for path in ("/", "/jobs/j1", "/jobs/j2", "/refused", "/reviews"):
+        page.goto(site.url + path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+    page.close()
+
+
+def test_everything_is_reached_by_the_tab_key(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    add_job(site, "j1")
+    page.goto(f"{site.url}/jobs/j1?plane=axial")
+    wanted = {"find", "slice", "opacity", "brightness", "contrast", "edited", "why"}
+    reached, visible = set(), True
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        name, outlined = page.evaluate(
+            "[document.activeElement.id, getComputedStyle(document.activeElement).outlineStyle !== 'none']"
+        )
+        reached.add(name)
+        visible = visible and (outlined or not name)
+    assert wanted <= reached
+    assert visible, "the focus cannot be seen"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -86,10 +86,9 @@ def start_site(folder: Path, web: Mapping[str, Any] | None = None, **sections: A
     engine = open_database(settings)
     store = JobStore(engine)
     audit = AuditLog(folder / "audit")
-    files = LocalFiles(folder / "jobs")
     page = Page(
         settings, engine, store, audit, Health(settings, engine), Access(settings.web), StackCache(),
-        lambda job: files.fetch(job.job_id), BANNER,
+        LocalFiles(folder / "jobs"), BANNER,
     )  # fmt: skip
     return Site(settings, store, audit, WebServer(create_app(page), settings.web))
 

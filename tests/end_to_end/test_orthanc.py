@@ -109,6 +109,35 @@ def test_a_pacs_that_forwards_everything_makes_no_loop(forwarding_site: Site, st
     assert [j.job_id for j in service.store.recent()] == [job.job_id]
 
 
+@pytest.fixture
+def site_by_the_rule_of_deploy(tmp_path: Path) -> Iterator[Site]:
+    """An Orthanc with the rule that `deploy/` gives to sites."""
+    rule = Path(__file__).parents[2] / "deploy" / "forward.lua"
+    trial = Site(tmp_path, LuaScripts=[str(rule)], StableAge=2)
+    yield trial
+    trial.stop()
+
+
+def test_the_rule_of_deploy_sends_each_study_once(site_by_the_rule_of_deploy: Site, study: list[Path]) -> None:
+    """The study is stable once more when our results have come; they start no second transfer."""
+    orthanc, service = site_by_the_rule_of_deploy.orthanc, site_by_the_rule_of_deploy.service
+    storescu(study, "ORTHANC", orthanc.port)
+    [job] = service.wait_for_jobs(1, seconds=400)
+    assert job.state is JobState.DONE, job.reason
+    deadline = time.monotonic() + 120
+    while stable_studies(orthanc) < 2:
+        assert time.monotonic() < deadline, "the study did not become stable again"
+        time.sleep(0.5)
+    assert forwards_until_quiet(orthanc, quiet_seconds=4, limit_seconds=120) == 1
+    assert [j.job_id for j in service.store.recent()] == [job.job_id]
+
+
+def stable_studies(orthanc: Orthanc) -> int:
+    """How often Orthanc has found a study stable."""
+    changes = orthanc.get("/changes?limit=10000")["Changes"]
+    return sum(change["ChangeType"] == "StableStudy" for change in changes)
+
+
 def forwards_until_quiet(orthanc: Orthanc, *, quiet_seconds: float, limit_seconds: float) -> int:
     """Successful transfers that Orthanc made, once it has made no further one for some time."""
     begun = changed = time.monotonic()

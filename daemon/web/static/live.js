@@ -3,12 +3,22 @@
 (() => {
   const EVERY_MS = 2000;
   let tag = "";
+  let heard = new Date();
   const pulse = document.getElementById("pulse");
+  const stale = document.getElementById("stale");
+
+  function show(alive) {
+    pulse.className = alive ? "beating" : "silent";
+    if (alive) heard = new Date();
+    stale.hidden = alive;
+    const text = alive ? "" : `The service does not answer. What you see is of ${heard.toLocaleTimeString()}.`;
+    if (stale.textContent !== text) stale.textContent = text;
+  }
 
   async function update() {
     if (document.hidden) return;
     const answer = await fetch(location.href, {headers: tag ? {"If-None-Match": tag} : {}, cache: "no-store"});
-    pulse.className = answer.ok || answer.status === 304 ? "beating" : "silent";
+    show(answer.ok || answer.status === 304);
     if (answer.status !== 200) return;
     tag = answer.headers.get("ETag") || "";
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -32,6 +42,6 @@
   }
 
   if (document.querySelector("[data-live]")) {
-    setInterval(() => update().catch(() => { pulse.className = "silent"; }), EVERY_MS);
+    setInterval(() => update().catch(() => show(false)), EVERY_MS);
   }
 })();

@@ -74,6 +74,15 @@
       show();
     });
   }
+  const looks = ["brightness", "contrast"].map((name) => document.getElementById(name));
+  function light() {
+    flair.style.filter = looks.map((look) => `${look.id}(${look.value}%)`).join(" ");
+    for (const look of looks) document.getElementById(`${look.id}-value`).textContent = `${look.value} %`;
+  }
+  for (const look of looks) {
+    look.closest(".scripted").style.display = "grid";
+    look.addEventListener("input", light);
+  }
   if (opacity) {
     const set = () => {
       map.style.opacity = opacity.value / 100;
@@ -90,12 +99,4 @@
       set();
     });
   }
-  document.addEventListener("keydown", (event) => {
-    if (event.target !== document.body) return;
-    const by = {ArrowUp: 1, ArrowRight: 1, ArrowDown: -1, ArrowLeft: -1}[event.key];
-    if (by && document.activeElement === document.body && viewer.matches(":hover")) {
-      event.preventDefault();
-      step(by);
-    }
-  });
 })();
