@@ -32,6 +32,8 @@ Say = Callable[[str], None]
 
 SHAPE = (240, 240, 155)
 """Voxels: the grid of BraTS."""
+BRIGHTEST = 1500
+"""Stored value of the brightest voxel, as scanners have it."""
 QUIET_SECONDS = 2.0
 NOT_OURS = ("report", "explain")
 """Steps of the model and the explainer."""
@@ -103,7 +105,7 @@ def brats_like_volume(slices: int) -> nibabel.Nifti1Image:
     drawn = make_phantom(30107, spacing=1.5, with_lesion=True).volume
     voxels = np.asarray(drawn.dataobj, dtype=np.float32)
     factors = [wanted / there for wanted, there in zip((*SHAPE[:2], slices), voxels.shape, strict=True)]
-    finer = np.clip(ndimage.zoom(voxels, factors, order=1), 0, None).astype(np.int16)
+    finer = np.clip(ndimage.zoom(voxels / voxels.max(), factors, order=1) * BRIGHTEST, 0, None).astype(np.int16)
     return nibabel.Nifti1Image(finer, drawn.affine @ np.diag([*(1 / f for f in factors), 1.0]))
 
 
