@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 FLAIR_NAMES = re.compile(
     r"""
-      flair | fla\ ir\b | \bfl\ air\b | \bflr\b | t2flr | \bflare\b | \bfalir\b | \bflari\b | \bf\ l\ a\ i\ r\b
+      flair | fla\ ir\b | \bfl\ air\b | \bflr\b | t2flr | \bflare\b | \bfalir\b | \bflari\b | \bfliar\b | \bflaier\b
+    | \bflai\ r\b | \bf\ l\ a\ i\ r\b
     | dark\ ?fl(?:uid|d)?\b | \bda\ fl\b | \bdafl\b | \bdark\ fluid | darkfluid | \bdk\ ?fl | dunkle\ flussigkeit
     | fluid\ ?(?:att|suppress|null) | attenuated\ fluid | \bcsf\ (?:suppress|null|attenuat)
     | (?:liquor|lcr|csf|liquido|liquide|vloeistof)\ ?(?:unterdruck|supprim|suppress|supres|soppress|atenuad|attenu)
@@ -36,19 +37,20 @@ OTHER_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     for kind, pattern in (
         (
             "T1 weighting",
-            _PREFIX + r"t1(?![0-9])|\bt 1\b|т1(?![0-9])|\bmprage\b|\bmp ?2 ?rage\b|\bbravo\b|\bfspgr\b|\bflaws\b",
+            _PREFIX
+            + r"t1(?![0-9])|\bt 1\b|т1(?![0-9])|\bmprage\b|\bmp ?2 ?rage\b|\bbravo\b|\bfspgr\b|\bflaws\b|\bfgatir\b",
         ),
         (
             "double inversion recovery",
             r"(?<![a-z])(?:3d|2d|t2|spc|ax|sag|cor|tra)?dir(?![a-z])|double ?(?:ir\b|inv)|doppel ?(?:ir\b|inv)"
-            r"|dual ir\b|doble inv|doppia inv|dubbele inv|двойн",
+            r"|dual (?:ir\b|inv)|doppelte inv|doble inv|doppia inv|dubbele inv|двойн",
         ),
         ("phase-sensitive inversion recovery", r"\bpsir|phase sensitive"),
         ("STIR", r"(?<![a-z])(?:ax|sag|cor|tra|t2|3d|2d|fs)?stir|short (?:tau|ti)\b|\btirm? fatsat\b"),
         (
             "diffusion",
             r"dwi\b|\bdwi|\bdiff(?!use\b)|\bdti\b|\bdki\b|\badc\b|apparent diff|\btrace ?w?\b|\bb ?1000\b|\bivim\b"
-            r"|\bresolve\b|\bep b ?\d|дифф|диффуз|弥散|扩散|拡散",
+            r"|(?<!deep )\bresolve\b|\bb ?0\b|\bep b ?\d|дифф|диффуз|弥散|扩散|拡散",
         ),
         (
             "susceptibility",
@@ -68,6 +70,10 @@ OTHER_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"|\bsmartbrain\b",
         ),
         (
+            "chemical exchange or magnetization transfer",
+            r"\bcest\b|\bapt ?w?\b|\bih ?mt\b|\bmt[cr]\b|\bmagneti[sz]ation transfer",
+        ),
+        (
             "derived image",
             r"mpr\b|reformat|\brfmt\b|\breform\b|mip\b|\bm(?:in|ax|ean) ?ip\b|\bprojection|\bsub(?![ -]?\d)\b|subtr"
             r"|\bminus\b"
@@ -76,6 +82,11 @@ OTHER_NAMES: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
             r"|\breg to\b|\bratio\b|\bprocessed\b|\bpostproc|\bsynth|\bsy ?mri\b|\bmagic\b"
             r"|\bvrt\b"
             r"|\brendering\b|\breport\b|\bresult|\bsummary\b|\bflair ?star\b|flair\*"
+            r"|(?<!\bair )\brecon\b(?! dl)|(?<!learning )\breconst\w*|\bmagi c\b|\bm ip\b|\bpost pre\b"
+            r"|\bsyn ?flair|\bsyn\b|\bqrapmaster|\bmdme\b"
+            r"|\bmapping\b|(?<!prescan )\bnormali[sz]ed|\bbias ?corr|\bskull ?strip|\bbrain ?extract|\bresampl|\bvr\b"
+            r"|\baveraged\b|\bmean\b|\bcombined\b|\breg (?:t2 )?flair|\bimag(?:inary)?\b|\breal\b"
+            r"|\bneuro ?quant|\blesion ?quant|\bico ?brain|\bquantib|\bqy ?score|\bcad\b|\bprobabilit|\bheat ?map"
             r"|\bphase (?:image|map|contrast|diff)"
             r"|(?<!swap )(?<!no )\bphase$",
         ),

@@ -21,6 +21,7 @@ from labelled_series import (
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from series_factory import as_enhanced, make_files, only_series
+from spellings import more_flairs, more_others
 
 from dicom_io.errors import SeriesError
 from dicom_io.naming import fold, read_name
@@ -30,7 +31,7 @@ from dicom_io.series import scan_folder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # some made-up headers break their VR, as real ones do
-    FLAIRS, OTHERS = tuple(flairs()), tuple(others())
+    FLAIRS, OTHERS = (*flairs(), *more_flairs()), (*others(), *more_others())
 
 
 def verdicts(labelled: tuple[Labelled, ...]) -> list[tuple[Labelled, bool, tuple[Reason, ...]]]:
@@ -40,8 +41,8 @@ def verdicts(labelled: tuple[Labelled, ...]) -> list[tuple[Labelled, bool, tuple
 
 
 def test_the_labelled_set_is_large_enough() -> None:
-    assert len(FLAIRS) >= 150
-    assert len(OTHERS) >= 250
+    assert len(FLAIRS) >= 500
+    assert len(OTHERS) >= 500
     assert len({(i.name, i.series.header.get("Manufacturer")) for i in FLAIRS}) >= 120
 
 
