@@ -255,6 +255,20 @@ def bench_ingest(
     _show(result, as_json=as_json)
 
 
+@bench_app.command("convert")
+def bench_convert(
+    slices: Annotated[int, typer.Option(min=4, help="Of 240 x 240 pixels.")] = 155,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each; medians count.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Folder of DICOM files to RAS NIfTI, beside dicom2nifti alone on the same files."""
+    from daemon.bench_convert import bench_convert as run
+
+    with working("writing the series") as say:
+        result = run(slices=slices, rounds=rounds, say=say)
+    _show(result, as_json=as_json)
+
+
 @bench_app.command("pipeline")
 def bench_pipeline(
     folder: Annotated[Path | None, typer.Option(help="Where the daemon keeps its data; on a disk.")] = None,

@@ -41,7 +41,7 @@ def by_dicom2nifti(datasets: list[Dataset]) -> nib.Nifti1Image:
     Raises:
         ConversionError: dicom2nifti refused.
     """
-    with _quiet_dicom2nifti() as package:
+    with quiet_dicom2nifti() as package:
         try:
             result = package.convert_dicom.dicom_array_to_nifti(datasets, None, reorient_nifti=False)
         except (*REFUSALS, package.exceptions.ConversionError, package.exceptions.ConversionValidationError) as error:
@@ -50,7 +50,7 @@ def by_dicom2nifti(datasets: list[Dataset]) -> nib.Nifti1Image:
 
 
 @contextmanager
-def _quiet_dicom2nifti() -> Iterator[Any]:
+def quiet_dicom2nifti() -> Iterator[Any]:
     """dicom2nifti without its log noise, its own validations (ours are stricter) or its change to pydicom."""
     with _settings_lock:
         encodings = dict(pydicom.charset.python_encoding)
