@@ -130,6 +130,20 @@ def train_manifest(
     data.print(f"{out}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
 
 
+@train_app.command("domain")
+def train_domain(
+    out: Annotated[Path, typer.Option(help="The file to write: domain.json beside the weights.")] = Path("domain.json"),
+    manifest: Annotated[Path | None, typer.Option(help="The cases trained on; without it, phantoms.")] = None,
+    split: Annotated[str, typer.Option(help="Of the manifest.")] = "train",
+    count: Annotated[int, typer.Option(min=18, help="Pictures to measure at most.")] = 160,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first phantom.")] = 200_000,
+) -> None:
+    """Measure the pictures that weights are trained on, so that reports can warn of pictures unlike them."""
+    with working("loading") as say:
+        text = training.domain(out, say, manifest=manifest, split=split, count=count, seed=seed)
+    data.print(text)
+
+
 def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the tables.")],
     weights: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")] = "demo",

@@ -94,6 +94,34 @@ def manifest(
     return {split: sum(record.split == split for record in records) for split in SPLITS}
 
 
+def domain(out: Path, say: Say, *, manifest: Path | None, split: str, count: int, seed: int) -> str:
+    """Measure what weights are trained on, and write it; beside the weights it is held against every picture.
+
+    Args:
+        out: The file, `domain.json` beside the weights.
+        say: Told what is being done.
+        manifest: The training cases; None: phantoms.
+        split: Of the manifest.
+        count: Pictures to measure at most.
+        seed: Of the first phantom.
+
+    Returns:
+        What was measured, in words.
+    """
+    from training.domain import measure_files, measure_phantoms
+    from training.records import read_manifest
+
+    if manifest is None:
+        say(f"measuring {count} phantoms")
+        found = measure_phantoms(range(seed, seed + count))
+    else:
+        paths = [r.image for r in read_manifest(manifest) if r.split in (None, split)][:count]
+        say(f"measuring {len(paths)} pictures")
+        found = measure_files(f"training pictures of {manifest.stem}", paths)
+    found.save(out)
+    return f"{out}: {found.count} {found.name}"
+
+
 def phantoms(out: Path, count: int, seed: int, say: Say, each: Callable[[Path], None] | None = None) -> list[Path]:
     """Write phantoms of the seeds `seed` ... `seed + count - 1`, one folder each.
 
