@@ -5,6 +5,7 @@ DicomIoError
 ├── SeriesError       the instances do not form one series
 │   └── GeometryError   they do not form one regular volume
 ├── ConversionError   a sound series could not be converted
+├── DeidentificationError  an instance cannot be sent without identities
 └── PackError         a result object broke a rule and must not be sent
 """
 
@@ -29,6 +30,10 @@ class GeometryError(SeriesError):
 
 class ConversionError(DicomIoError):
     """No converter could turn the series into a volume that agrees with its headers."""
+
+
+class DeidentificationError(DicomIoError):
+    """An instance cannot be de-identified: its pixels may hold text, or it cannot be read."""
 
 
 class PackError(DicomIoError):
