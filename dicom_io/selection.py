@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
@@ -90,6 +90,11 @@ class Reason:
     passed: bool
     detail: str
 
+    @property
+    def line(self) -> str:
+        """As lists for people show it."""
+        return f"{'ok' if self.passed else 'REFUSED'}: {self.rule}: {self.detail}"
+
     def __str__(self) -> str:
         return f"{'passed' if self.passed else 'REFUSED'} {self.rule}: {self.detail}"
 
@@ -102,13 +107,16 @@ class Verdict:
         series_uid: SeriesInstanceUID.
         accepted: All rules passed.
         score: In [0, 1]; orders accepted series, best first. 0 where refused.
-        reasons: One for each rule, in the order in which they were asked.
+        reasons: One for each rule, in the order in which they were asked; of an accepted series that was ranked among
+            others, its place too.
+        merits: What the score rests on, in words; empty where refused.
     """
 
     series_uid: str
     accepted: bool
     score: float
     reasons: tuple[Reason, ...]
+    merits: str = ""
 
     @property
     def refusals(self) -> tuple[Reason, ...]:
@@ -143,13 +151,22 @@ def judge(series: Series, rules: SelectionRules | None = None) -> Verdict:
         case = _case(series, rules or SelectionRules())
         reasons = tuple(rule(case) for rule in RULES)
         accepted = all(r.passed for r in reasons)
-        return Verdict(series.series_uid, accepted, _score(case) if accepted else 0.0, reasons)
+        score, merits = _score(case) if accepted else (0.0, "")
+        return Verdict(series.series_uid, accepted, score, reasons, merits)
 
 
 def rank(series_list: Iterable[Series], rules: SelectionRules | None = None) -> list[tuple[Series, Verdict]]:
-    """Judge several series: accepted ones first, best first; then refused ones in their own order."""
+    """Judge several series: accepted ones first, best first, each with its place; then refused ones in their order."""
     judged = [(series, judge(series, rules)) for series in series_list]
-    return sorted(judged, key=lambda pair: (not pair[1].accepted, -pair[1].score))
+    ranked = sorted(judged, key=lambda pair: (not pair[1].accepted, -pair[1].score))
+    of = sum(verdict.accepted for _, verdict in ranked)
+    return [(s, _placed(v, place, of) if v.accepted else v) for place, (s, v) in enumerate(ranked, start=1)]
+
+
+def _placed(verdict: Verdict, place: int, of: int) -> Verdict:
+    """An accepted series' verdict with its place among the accepted."""
+    said = f"{place} of {of}, {verdict.score:.2f} of 1: {verdict.merits}"
+    return replace(verdict, reasons=(*verdict.reasons, Reason("rank", True, said)))
 
 
 def _case(series: Series, rules: SelectionRules) -> _Case:
@@ -302,14 +319,25 @@ RULES: tuple[Callable[[_Case], Reason], ...] = (
 )
 
 
-def _score(case: _Case) -> float:
-    """How good a choice an accepted series is: sure to be FLAIR, then fine and whole, then without contrast agent."""
+def _score(case: _Case) -> tuple[float, str]:
+    """How good a choice an accepted series is: sure to be FLAIR, then fine and whole, then without contrast agent.
+
+    Returns:
+        The score in [0, 1], and what it rests on, in words.
+    """
     geometry = case.geometry
     if geometry is None:
-        return 0.0
-    certainty = 0.5 * bool(case.name.flair or case.included) + 0.5 * (not physics.absent(case.acquisition))
+        return 0.0, ""
+    named, timed = bool(case.name.flair or case.included), not physics.absent(case.acquisition)
     voxel = geometry.pixel_spacing[0] * geometry.pixel_spacing[1] * geometry.slice_spacing
-    resolution = 1.0 / (1.0 + voxel / 4.0)
-    coverage = min(1.0, len(geometry.slices) * geometry.slice_spacing / 150.0)
-    plain = 0.0 if header.text(case.series.header, "ContrastBolusAgent") else 1.0
-    return round(0.4 * certainty + 0.25 * resolution + 0.25 * coverage + 0.1 * plain, 4)
+    extent = len(geometry.slices) * geometry.slice_spacing
+    plain = not header.text(case.series.header, "ContrastBolusAgent")
+    score = 0.2 * named + 0.2 * timed + 0.25 / (1.0 + voxel / 4.0) + 0.25 * min(1.0, extent / 150.0) + 0.1 * plain
+    merits = (
+        "named FLAIR" if named else "not named",
+        "timing complete" if timed else "timing incomplete",
+        f"voxels of {voxel:.1f} mm3",
+        f"{extent:.0f} mm of stack",
+        "no contrast agent" if plain else "contrast agent",
+    )
+    return round(score, 4), ", ".join(merits)

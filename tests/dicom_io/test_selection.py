@@ -153,6 +153,14 @@ def test_candidates_are_ranked() -> None:
     ranked = rank([other, unnamed, contrast, thick, fine])
     assert [s.description for s, _ in ranked] == ["3D FLAIR", "AX FLAIR", "AX FLAIR +C", "COR", "AX T1"]
     assert [v.score > 0 for _, v in ranked] == [True] * 4 + [False]
+    places = [v.reasons[-1] for _, v in ranked]
+    assert [r.detail.partition(",")[0] for r in places[:4]] == ["1 of 4", "2 of 4", "3 of 4", "4 of 4"]
+    assert places[0].detail.endswith(
+        "named FLAIR, timing complete, voxels of 2.5 mm3, 160 mm of stack, no contrast agent"
+    )
+    assert "not named" in places[3].detail
+    assert places[2].detail.endswith(", contrast agent")
+    assert places[4].rule != "rank"
 
 
 def test_written_series_are_taken_classic_and_enhanced(tmp_path) -> None:
