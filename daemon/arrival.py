@@ -16,6 +16,8 @@ from daemon.received_gaps import Gap
 from daemon.received_index import INSTANCES, InstanceState
 
 ARRIVAL_FILE = "arrival.json"
+PART_OF = "part_of"
+"""In the record of a job of one further series (`daemon.further`): the study's job, from which it was made."""
 Row = sa.Row[tuple[Any, ...]]
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydicom import Dataset
 
-from daemon.arrival import ARRIVAL_FILE, Arrival, Row, arrival_record, job_name, read_arrival
+from daemon.arrival import ARRIVAL_FILE, PART_OF, Arrival, Row, arrival_record, job_name, read_arrival
 from daemon.backpressure import set_behind
 from daemon.config import Settings
 from daemon.database import upsert
@@ -351,6 +351,7 @@ class Assembler:
         with self.engine.begin() as connection:
             known = set(connection.execute(sa.select(ARRIVALS.c.job_id)).scalars())
             found = [read_json(path) for path in self.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known]
+            found = [arrival for arrival in found if PART_OF not in arrival]  # made of a job, not of what was received
             for arrival in sorted(found, key=lambda entry: float(entry["completed"])):
                 self._insert_arrival(connection, arrival)
                 for instance in arrival["instances"]:

@@ -6,10 +6,12 @@ that `--help` and the job list answer at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -171,7 +173,7 @@ def select(
         {
             "series_uid": verdict.series_uid,
             "verdict": "accepted" if verdict.accepted else "refused",
-            "reasons": [f"{'ok' if r.passed else 'REFUSED'}: {r.rule}: {r.detail}" for r in verdict.reasons],
+            "reasons": [reason.line for reason in verdict.reasons],
         }
         for _, verdict in ranked
     ]
@@ -197,6 +199,10 @@ def send(
     folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, any nesting.")],
     to: Annotated[str, typer.Option(help="AET@HOST:PORT")],
     calling_aet: Annotated[str, typer.Option(help="Our AE title.")] = "BRAINGEMMA",
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Send pseudonyms, other UIDs and shifted dates (PS3.15 basic profile).")
+    ] = False,
+    config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files by C-STORE."""
@@ -206,13 +212,18 @@ def send(
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else [folder]
     if not files or not folder.exists():
         raise DaemonError(f"{folder}: expected DICOM files, found none")
-    outgoing, unread = [], []
-    for file in files:
-        try:
-            outgoing.append(scu.Outgoing.read(file))
-        except DaemonError as error:
-            unread.append(str(error))
-    with working(f"sending to {peer}") as say:
+    with contextlib.ExitStack() as kept, working(f"sending to {peer}") as say:
+        originals = {file: file for file in files}
+        unread: list[str] = []
+        if deidentify:
+            folder_without = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="braingemma-send-")))
+            originals, unread = _deidentified(files, folder_without, load_settings(config).pseudonym_key)
+        outgoing = []
+        for file in originals:
+            try:
+                outgoing.append(scu.Outgoing.read(file))
+            except DaemonError as error:
+                unread.append(str(error))
         outcomes: list[scu.StoreOutcome] = []
 
         def note(outcome: scu.StoreOutcome) -> None:
@@ -220,7 +231,7 @@ def send(
             say(f"sent {len(outcomes)}/{len(outgoing)}")
 
         scu.store(outgoing, peer, calling_aet, on_outcome=note)
-    failed = [f"{o.outgoing.path}: {o.reason}" for o in outcomes if not o.stored] + unread
+    failed = [f"{originals[o.outgoing.path]}: {o.reason}" for o in outcomes if not o.stored] + unread
     stored = sum(o.stored for o in outcomes)
     if as_json:
         emit_json({"stored": stored, "failed": failed})
@@ -230,6 +241,23 @@ def send(
         messages.print(line, style="red", markup=False)
     if failed:
         raise DaemonError(f"{len(failed)} of {len(files)} files were not stored at {peer}")
+
+
+def _deidentified(files: list[Path], folder: Path, key: Path) -> tuple[dict[Path, Path], list[str]]:
+    """De-identified copies in a folder, each with its original, and why others have none."""
+    from dicom_io.deidentify import Deidentifier, deidentify_file, load_key
+
+    deidentifier = Deidentifier(load_key(key))
+    originals: dict[Path, Path] = {}
+    refused = []
+    for number, file in enumerate(files, start=1):
+        try:
+            deidentify_file(deidentifier, file, folder / f"{number:06d}.dcm")
+        except DicomIoError as error:
+            refused.append(f"{file}: not sent: {error}")
+        else:
+            originals[folder / f"{number:06d}.dcm"] = file
+    return originals, refused
 
 
 @app.command()

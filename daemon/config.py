@@ -132,12 +132,38 @@ class Assembly(Section):
 class Selection(Section):
     """`[selection]`: site rules beside the built-in ones."""
 
-    report: Literal["best"] = "best"
-    """The best FLAIR of a study is reported; "all" is refused until it is built."""
+    report: Literal["best", "all"] = "best"
+    """Of a study with several FLAIR series report the best, or each of them, as jobs of their own."""
     include: tuple[dict[str, str], ...] = ()
     """Rules {DICOM keyword: regular expression}; a series that matches one counts as named FLAIR."""
     exclude: tuple[dict[str, str], ...] = ()
     """Rules {DICOM keyword: regular expression}; a series that matches one is refused."""
+
+
+class Patient(Section):
+    """`[patient]`: what happens where a study's patient was corrected after the images came."""
+
+    corrected: Literal["wait", "carry"] = "wait"
+    """Results wait for a person (`braingemma jobs retry`), or carry the corrected identity at once."""
+
+
+Wish = Literal["warn", "refuse", "off"]
+"""What a failed check means: a sentence among the warnings, no report at all, or nothing, as it is not made."""
+
+
+class Checks(Section):
+    """`[checks]`: what a picture must look like before the model sees it."""
+
+    brain: Wish = "warn"
+    """There is a brain, and the standard brain can be laid over it."""
+    coverage: Wish = "warn"
+    """The whole head is in the picture."""
+    noise: Wish = "warn"
+    """Noise does not drown the brain."""
+    contrast: Wish = "warn"
+    """Fluid is dark, and white matter is not bright as on T1."""
+    domain: Wish = "warn"
+    """The picture is near those that the weights were trained on, where they state them."""
 
 
 class Model(Section):
@@ -184,14 +210,9 @@ class Results(Section):
     tid1500: bool = False
     """Comprehensive 3D SR with a region of interest."""
     deidentify: bool = False
-    """Replace identities in results (PS3.15 basic profile): true is refused until it is built."""
-
-    @field_validator("deidentify")
-    @classmethod
-    def _not_built_yet(cls, value: bool) -> bool:
-        if value:
-            raise ValueError("expected false: this version cannot replace identities in results yet")
-        return value
+    """Results carry pseudonyms, other UIDs and shifted dates (PS3.15 basic profile) in place of the identities."""
+    deidentify_key: Path | None = None
+    """The secret from which pseudonyms follow; empty: `pseudonyms.key` in the data folder, made at first use."""
 
 
 class ClientTls(Section):
@@ -379,6 +400,8 @@ class Settings(BaseSettings):
     listener: Listener = Listener()
     assembly: Assembly = Assembly()
     selection: Selection = Selection()
+    patient: Patient = Patient()
+    checks: Checks = Checks()
     model: Model = Model()
     explain: Explain = Explain()
     results: Results = Results()
@@ -402,6 +425,19 @@ class Settings(BaseSettings):
         if self.review.verified_sr and not (self.web.user_header and self.review.organization):
             raise ValueError("review.verified_sr: needs web.user_header (who the reader is) and review.organization")
         return self
+
+    @model_validator(mode="after")
+    def _deidentified_names_nobody(self) -> Settings:
+        if self.results.deidentify and self.review.verified_sr:
+            raise ValueError("results.deidentify: excludes review.verified_sr, which names the reader")
+        if self.results.deidentify and self.engine.database_url and self.results.deidentify_key is None:
+            raise ValueError("results.deidentify: on several hosts needs results.deidentify_key, the same on each")
+        return self
+
+    @property
+    def pseudonym_key(self) -> Path:
+        """File of the secret from which pseudonyms follow."""
+        return (self.results.deidentify_key or self.storage.folder / "pseudonyms.key").expanduser()
 
     @model_validator(mode="after")
     def _several_hosts_share_files(self) -> Settings:

@@ -72,6 +72,16 @@ class JobFolder:
         return self.root / "explain"
 
     @property
+    def identity(self) -> Path:
+        """The patient's corrected identity, where it was corrected after the images came (daemon only)."""
+        return self.root / "identity.json"
+
+    @property
+    def headers(self) -> Path:
+        """Headers of the series as results are to see them: corrected, or without identities; never shared."""
+        return self.root / ".headers"
+
+    @property
     def dicom(self) -> Path:
         """SR, SC, PM, SEG."""
         return self.root / "dicom"

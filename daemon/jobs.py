@@ -74,6 +74,7 @@ JOBS = sa.Table(
     sa.Column("progress", sa.Text, nullable=False, default=""),
     sa.Column("timings", sa.Text, nullable=False, default="{}"),
     sa.Column("result", sa.Text, nullable=False, default=""),
+    sa.Column("series_uid", sa.String(64), nullable=False, default="", index=True),
 )
 
 VERDICTS = sa.Table(
@@ -113,6 +114,7 @@ class Job:
         timings: Seconds by step.
         runs: How often the job was started by a person or by arrival (retries within a run not counted).
         result: The report's findings in one line; empty until it is written.
+        series_uid: The series that it reports; empty until that is decided.
     """
 
     job_id: str
@@ -128,6 +130,7 @@ class Job:
     progress: str
     timings: Mapping[str, float] = field(default_factory=dict)
     result: str = ""
+    series_uid: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As `braingemma jobs list --json` prints it."""
@@ -207,7 +210,7 @@ class JobStore:
         row = {
             "job_id": job_id, "study_uid": study_uid, "folder": folder, "supersedes": supersedes,
             "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
-            "runs": 1, "progress": "", "timings": "{}", "result": "",
+            "runs": 1, "progress": "", "timings": "{}", "result": "", "series_uid": "",
         }  # fmt: skip
         with self._writing() as connection:
             connection.execute(upsert(self.engine, JOBS, row, update=()))
@@ -231,6 +234,17 @@ class JobStore:
         with self.engine.connect() as connection:
             row = connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
         return None if row is None else job_of_row(row)
+
+    def latest_of_series(self, series_uid: str, *, before: Job) -> str | None:
+        """The newest job of a study that reports a series and is older than `before`, a job of the same study."""
+        query = sa.select(JOBS.c.job_id).where(
+            JOBS.c.study_uid == before.study_uid,
+            JOBS.c.series_uid == series_uid,
+            JOBS.c.job_id != before.job_id,
+            JOBS.c.created < before.created,
+        )
+        with self.engine.connect() as connection:
+            return connection.execute(query.order_by(JOBS.c.created.desc()).limit(1)).scalar_one_or_none()
 
     def recent(self, *, limit: int = 1000) -> list[Job]:
         """The newest jobs first."""

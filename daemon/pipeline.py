@@ -21,8 +21,10 @@ from daemon.artefacts import JobFiles
 from daemon.config import Settings
 from daemon.confirmation import NOT_POSSIBLE
 from daemon.delivery import deliver_to, is_open, plan_deliveries
-from daemon.errors import DaemonError, Rejected, Retryable
+from daemon.demographics import find_correction
+from daemon.errors import DaemonError, Permanent, Rejected, Retryable
 from daemon.folders import JobFolder, read_json
+from daemon.further import follow_choice
 from daemon.jobs import FINAL_STATES, DeliveryState, JobState, JobStore
 from daemon.logs import about_job
 from daemon.names import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
@@ -79,7 +81,8 @@ def report_study(job_id: str) -> str:
 
 def _report_study(job_id: str) -> str:
     try:
-        select_step(job_id)
+        for further in select_step(job_id) or ():  # 0.1.0 recorded None
+            submit(further)
         convert_step(job_id)
         report_step(job_id)
         explain_step(job_id)
@@ -149,8 +152,12 @@ def _step(name: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
 
 
 @_step("select")
-def select_step(job_id: str) -> None:
-    """Which series is the FLAIR; verdicts on all of them are kept."""
+def select_step(job_id: str) -> list[str]:
+    """Which series is the FLAIR; verdicts on all of them are kept.
+
+    Returns:
+        Jobs of further series, to be queued.
+    """
     try:
         _run("select", job_id)
     finally:
@@ -158,6 +165,8 @@ def select_step(job_id: str) -> None:
         if folder.selection.exists():
             series = read_json(folder.selection)["series"]
             context().store.put_verdicts(job_id, [(s["series_uid"], s["verdict"], s["reasons"]) for s in series])
+    report_all = context().settings.selection.report == "all"
+    return follow_choice(context().store, context().files, job_id, report_all=report_all)
 
 
 @_step("convert")
@@ -182,7 +191,21 @@ def explain_step(job_id: str) -> None:
 
 @_step("encode")
 def encode_step(job_id: str) -> None:
-    """The result pack."""
+    """The result pack, under the patient's corrected identity where that was corrected meanwhile.
+
+    Raises:
+        Permanent: it was, and the results are to wait until a person starts the job again.
+    """
+    settings, store, folder = context().settings, context().store, _folder(job_id)
+    correction = find_correction(store.engine, settings.storage.folder, folder)
+    job = store.get(job_id)
+    if correction is not None and job is not None:
+        if settings.patient.corrected == "wait" and job.runs == 1:
+            raise Permanent(
+                f"the results wait: the patient's identity ({correction.named}) was corrected after the images came; "
+                f"`braingemma jobs retry {job_id}` lets them go out under the corrected one"
+            )
+        correction.save(folder.identity)
     _run("encode", job_id)
 
 

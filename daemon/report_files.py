@@ -109,7 +109,10 @@ def provenance_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for section in ("input", "model", "explain"):
         for key, value in (report[section] or {}).items():
-            if isinstance(value, Mapping):
+            if key == "checks":
+                words = {True: "passed", False: "NOT PASSED", None: "not known"}
+                rows += [(f"check: {c['name']}", f"{words[c['passed']]}: {c['detail']}") for c in value]
+            elif isinstance(value, Mapping):
                 rows += [(f"{section}: {key}: {name}", _plain(inner)) for name, inner in value.items()]
             else:
                 rows.append((f"{section}: {key}", _plain(value)))

@@ -26,16 +26,19 @@ from braingemma.model import BrainGemma3D
 from braingemma.preprocess import PreparedVolume, prepare_volume
 from braingemma.weights import WeightsInfo, describe_weights
 from daemon.config import Settings
+from daemon.demographics import Correction
 from daemon.errors import Permanent, Rejected
 from daemon.folders import JobFolder, make_private, read_json, write_json
+from daemon.guard_rails import check_picture
 from daemon.report_files import INTENDED_USE, read_report, write_report
 from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
-from dicom_io.errors import DicomIoError, PackError
+from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub
+from dicom_io.errors import DeidentificationError, DicomIoError, PackError
 from dicom_io.geometry import SeriesGeometry
 from dicom_io.nifti import convert_series
 from dicom_io.pack import MANIFEST, Pack, PackOptions, encode_pack, load_pack, reports_of
 from dicom_io.rejection import REJECTED_KINDS, encode_rejection
-from dicom_io.selection import Reason, SelectionRules, Verdict, rank
+from dicom_io.selection import SelectionRules, Verdict, rank
 from dicom_io.series import FileProblem, Series, scan_folder
 
 Progress = Callable[[int, int, str], None]
@@ -75,7 +78,7 @@ class Steps:
         }
         try:
             steps[step](folder)
-        except (CheckpointError, GenerationError, ExplainError, PackError) as error:
+        except (CheckpointError, GenerationError, ExplainError, PackError, DeidentificationError) as error:
             raise Permanent(f"{step}: {error}") from error
         except (BrainGemmaError, DicomIoError) as error:
             raise Rejected(str(error)) from error
@@ -96,11 +99,12 @@ class Steps:
             folder.selection,
             {
                 "chosen": accepted[0].series_uid if accepted else None,
+                "further": [series.series_uid for series in accepted[1:]],
                 "series": [
                     {
                         "series_uid": verdict.series_uid,
                         "verdict": "accepted" if verdict.accepted else "refused",
-                        "reasons": [reason_line(reason) for reason in verdict.reasons],
+                        "reasons": [reason.line for reason in verdict.reasons],
                     }
                     for _, verdict in ranked
                 ],
@@ -109,6 +113,7 @@ class Steps:
         )
         if not accepted:
             raise Rejected(_why_none(ranked, scan.problems, folder.input))
+        _check_one_patient(accepted[0], scan.series)
 
     def convert(self, folder: JobFolder) -> None:
         """The chosen series to `volume_ras.nii.gz` and `geometry.json`."""
@@ -129,6 +134,8 @@ class Steps:
 
     def report(self, folder: JobFolder) -> None:
         """The report with its findings, warnings and provenance."""
+        self.progress(0, 1, "checking the picture")
+        checks = check_picture(folder.volume, self.weights, self.settings.checks)
         self.progress(0, 1, "loading the model")
         model = self.model
         prepared = prepare_volume(folder.volume, model.config)
@@ -143,6 +150,7 @@ class Steps:
         warnings = [
             *_conversion_warnings(folder),
             *prepared.warnings,
+            *(check.detail for check in checks if check.passed is False),
             *_disagreements(findings, probabilities),
             *(disagreements(findings, estimate) if estimate is not None else ()),
         ]
@@ -152,7 +160,7 @@ class Steps:
                 "report": generated.text,
                 "findings": [finding.to_json() for finding in findings],
                 "lesion_estimate": None if estimate is None else estimate.to_json(),
-                "input": self._input_facts(folder, prepared),
+                "input": {**self._input_facts(folder, prepared), "checks": [check.to_json() for check in checks]},
                 "model": self._model_facts(),
                 "explain": None,
                 "warnings": warnings,
@@ -211,29 +219,69 @@ class Steps:
 
     def encode(self, folder: JobFolder) -> None:
         """The result pack; a pack that breaks a rule never gets as far as delivery."""
-        report = read_report(folder)
+        report = self._with_correction(folder)
         results = self.settings.results
-        sources = [Path(file) for file in self._chosen(folder).files]
+        sources, geometry = self._sources(folder)
         replaced = _replaced_pack(folder)
-        identity = _identity(report, self.settings)
+        identity = _identity(report, self.settings, Correction.load(folder.identity))
         if replaced is not None and replaced.identity == identity and read_json(folder.arrival).get("anew"):
             raise Rejected("reported anew, these weights and settings give the same results: nothing is replaced")
         saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
         encode_pack(
             source_files=sources,
-            geometry=SeriesGeometry.load(folder.geometry),
+            geometry=geometry,
             volume_path=folder.volume,
             saliency_path=saliency if saliency.exists() else None,
             grounding_path=grounding if grounding.exists() else None,
-            content=_content(report, self.weights),
+            content=self._content(folder, report),
             options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
             identity=identity,
             out=folder.dicom,
-            predecessors=() if replaced is None else reports_of(replaced),
+            # A report under another identity is no predecessor that may be named (de-identified, or not any more).
+            predecessors=reports_of(replaced) if replaced and replaced.study_uid == geometry.study_uid else (),
         )
         wanted = any(destination.reject_replaced for destination in self.settings.destinations)
         if wanted and replaced is not None and any(replaced.of_kind(kind) for kind in REJECTED_KINDS):
             encode_rejection(replaced, folder.rejection)
+
+    def _sources(self, folder: JobFolder) -> tuple[list[Path], SeriesGeometry]:
+        """The instances that results are made from, and their geometry.
+
+        Where the patient was corrected, or results are to be de-identified, these are changed headers: encoders then
+        never see the old identity, so that none can slip through.
+        """
+        files = [Path(file) for file in self._chosen(folder).files]
+        geometry = SeriesGeometry.load(folder.geometry)
+        correction, wanted = Correction.load(folder.identity), self.settings.results.deidentify
+        if correction is None and not wanted:
+            return files, geometry
+        deidentifier = Deidentifier(load_key(self.settings.pseudonym_key)) if wanted else None
+        shutil.rmtree(folder.headers, ignore_errors=True)
+        targets = [make_private(folder.headers) / f"{number:06d}.dcm" for number, _ in enumerate(files, start=1)]
+        for source, target in zip(files, targets, strict=True):
+            rewrite_file(
+                source, target, *([correction.apply] if correction else []),
+                *([deidentifier.deidentify] if deidentifier else []), pixels=False,
+            )  # fmt: skip
+        return targets, geometry if deidentifier is None else deidentifier.geometry(geometry)
+
+    def _with_correction(self, folder: JobFolder) -> dict[str, Any]:
+        """The report, with a word about a correction of the patient where there was one."""
+        report, correction = read_report(folder), Correction.load(folder.identity)
+        if correction is None:
+            return report
+        said = f"The patient's identity ({correction.named}) was corrected after the images came."
+        if said not in report["warnings"]:
+            report = {**report, "warnings": [*report["warnings"], said]}
+            write_report(folder, report)
+        return report
+
+    def _content(self, folder: JobFolder, report: dict[str, Any]) -> ReportContent:
+        """What the results say; names of files, which may be a patient's, stand in no de-identified result."""
+        if self.settings.results.deidentify:
+            names = [path.name for path in folder.input.rglob("*")]
+            report = {**report, "warnings": [scrub(warning, names) for warning in report["warnings"]]}
+        return _content(report, self.weights)
 
     # ------------------------------------------------------------------ helpers
 
@@ -280,9 +328,16 @@ def voxel_digest(image: nibabel.Nifti1Image) -> str:
     return digest.hexdigest()
 
 
-def reason_line(reason: Reason) -> str:
-    """One rule's word on a series, for people."""
-    return f"{'ok' if reason.passed else 'REFUSED'}: {reason.rule}: {reason.detail}"
+def _check_one_patient(chosen: Series, all_series: Sequence[Series]) -> None:
+    """Refuse a study whose series name different patients: nobody here can know which of them it is.
+
+    Raises:
+        Rejected: it does.
+    """
+    found = {i for s in all_series if s.study_uid == chosen.study_uid for i in s.distinct("PatientID")}
+    if len(found) > 1:
+        shown = ", ".join(repr(i) for i in sorted(found))
+        raise Rejected(f"study {chosen.study_uid}: expected one PatientID, got {len(found)}: {shown}")
 
 
 def _why_none(ranked: Sequence[tuple[Series, Verdict]], problems: Sequence[FileProblem], folder: Path) -> str:
@@ -381,7 +436,7 @@ def _replaced_pack(folder: JobFolder) -> Pack | None:
     return None
 
 
-def _identity(report: dict[str, Any], settings: Settings) -> str:
+def _identity(report: dict[str, Any], settings: Settings, correction: Correction | None) -> str:
     """sha256 over everything that affects the content of the results: other inputs, other UIDs."""
     what = {
         "input": report["input"],
@@ -389,6 +444,8 @@ def _identity(report: dict[str, Any], settings: Settings) -> str:
         "findings": report["findings"],
         "model": report["model"],
         "explain": [report["explain"], settings.explain.model_dump()],
-        "results": settings.results.model_dump(),
+        "results": settings.results.model_dump(mode="json", exclude={"deidentify_key"}),
     }
+    if correction is not None:
+        what["patient"] = dict(correction.values)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

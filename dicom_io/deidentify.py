@@ -48,7 +48,7 @@ METHODS = (
     ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
 )
 """Codes of PS3.16 CID 7050, DCM."""
-METHOD_TEXT = "PS3.15 Basic Profile 2026c, dates modified, pixels not cleaned"
+METHOD_TEXT = "PS3.15 Basic Profile 2026c, dates modified, pixels as they were"
 
 TAKEN_CLASSES = re.compile(
     r"(?:Legacy Converted |Enhanced )*(?:MR|CT|PET)(?: Color)? Image Storage|Positron Emission .*"

@@ -60,9 +60,24 @@ def test_wrong_files_are_refused_in_words(tmp_path: Path, text: str, expected: s
         load_settings(write(tmp_path, text))
 
 
-@pytest.mark.parametrize("text", ["[results]\ndeidentify = true\n", '[selection]\nreport = "all"\n'])
-def test_what_is_not_built_yet_is_refused_and_not_ignored(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"results\.deidentify.*expected false|selection\.report.*'best'"):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('[selection]\nreport = "some"\n', "selection.report"),
+        ('[checks]\nnoise = "maybe"\n', "checks.noise"),
+        (
+            "[results]\ndeidentify = true\n"
+            '[review]\nverified_sr = true\norganization = "O"\n[web]\nuser_header = "X"\n',
+            "results.deidentify: excludes review.verified_sr",
+        ),
+        (
+            '[results]\ndeidentify = true\n[engine]\ndatabase_url = "postgresql://h/d"\n',
+            "needs results.deidentify_key",
+        ),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_refused(tmp_path: Path, text: str, expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
         load_settings(write(tmp_path, text))
 
 

@@ -1,0 +1,193 @@
+"""A patient corrected after the images came, and results without identities: what goes out carries the right one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import pydicom
+import pytest
+import sqlalchemy as sa
+from pydicom import Dataset
+
+from braingemma.weights import describe_weights
+from daemon.config import Settings
+from daemon.database import open_database
+from daemon.demographics import Correction, find_correction
+from daemon.errors import Rejected
+from daemon.folders import JobFolder, make_private, read_json, write_json
+from daemon.received_index import INSTANCES, InstanceState
+from daemon.report_files import INTENDED_USE, read_report, write_report
+from daemon.steps import Steps
+from dicom_io.series_writer import write_series
+from training.phantoms import make_phantom
+
+OLD = {"PatientID": "OLDPID-1", "PatientName": "Oldname^Anna", "PatientBirthDate": "19600101",
+       "AccessionNumber": "ACC-1",
+       "InstitutionName": "Oldhospital", "ReferringPhysicianName": "Oldreferrer^X"}  # fmt: skip
+NEW = {"PatientID": "NEWPID-2", "PatientName": "Новикова^Анна", "PatientBirthDate": "19600102"}
+COMPLETED = 1000.0
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A job that came as far as a report, which was written by hand."""
+    folder = JobFolder(tmp_path_factory.mktemp("jobs") / "j1")
+    volume = make_phantom(900_001, spacing=(4.0, 4.0, 8.0)).volume
+    files = write_series(volume, folder.input, overrides=OLD)
+    first = pydicom.dcmread(files[0])
+    instances = [{"file": f.name, "series_uid": str(first.SeriesInstanceUID)} for f in files]
+    arrival = {"study_uid": str(first.StudyInstanceUID), "completed": COMPLETED, "supersedes": None,
+               "instances": instances}  # fmt: skip
+    write_json(folder.arrival, arrival)
+    steps = Steps(Settings())
+    steps.run("select", folder)
+    steps.run("convert", folder)
+    weights = describe_weights("demo")
+    finding = {
+        "finding": "lesion",
+        "presence": "present",
+        "laterality": "left",
+        "sites": ["frontal"],
+        "confidence": 0.9,
+    }
+    model = {"name": weights.name, "version": weights.version, "weights_sha256": weights.sha256, "prompt": "p"}
+    warning = f"1 files could not be read and take no part; the first: {files[2].name}: truncated"
+    write_report(
+        folder,
+        {"report": "A lesion in the left frontal lobe.", "findings": [finding], "lesion_estimate": None,
+         "input": {"series_uid": str(first.SeriesInstanceUID), "file": None}, "model": model, "explain": None,
+         "warnings": [warning], "banner": weights.banner, "intended_use": INTENDED_USE},
+    )  # fmt: skip
+    return folder.root
+
+
+@pytest.fixture
+def job(converted: Path, tmp_path: Path) -> JobFolder:
+    return JobFolder(Path(shutil.copytree(converted, tmp_path / "jobs" / "j1")))
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[sa.Engine]:
+    made = open_database(Settings.model_validate({"storage": {"folder": tmp_path}}))
+    yield made
+    made.dispose()
+
+
+def receive(engine: sa.Engine, data: Path, job: JobFolder, received: float, **changes: Any) -> None:
+    """The first instance again, with other values, kept aside as the assembler does."""
+    dataset = pydicom.dcmread(sorted(job.input.iterdir())[0])
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    name = f"{dataset.SOPInstanceUID}.{received:g}.dcm"
+    dataset.save_as(make_private(data / "conflicts") / name)
+    row = {
+        "sop_uid": str(dataset.SOPInstanceUID), "sha256": f"{received:g}", "study_uid": str(dataset.StudyInstanceUID),
+        "series_uid": str(dataset.SeriesInstanceUID), "sop_class_uid": str(dataset.SOPClassUID),
+        "transfer_syntax_uid": "1.2.840.10008.1.2.1", "state": str(InstanceState.CONFLICT), "job_id": None,
+        "file": name, "segment": "s", "data_offset": 0, "data_length": 0, "association": "a", "calling_aet": "PACS",
+        "peer": "p", "received": received, "last_received": received, "copies": 1,
+    }  # fmt: skip
+    with engine.begin() as connection:
+        connection.execute(sa.insert(INSTANCES).values(**row))
+
+
+def texts_in(dataset: Dataset) -> str:
+    """Every value at any depth; pydicom's own listing leaves out long ones."""
+    return "\n".join(str(e.value) for e in dataset.iterall() if e.VR != "SQ")
+
+
+def encoded(job: JobFolder, **sections: Any) -> list[Path]:
+    Steps(Settings.model_validate(sections)).run("encode", job)
+    return sorted(job.dicom.rglob("*.dcm"))
+
+
+def test_an_instance_that_came_later_tells_who_the_patient_is_now(engine, job, tmp_path) -> None:
+    receive(engine, tmp_path, job, COMPLETED - 1, PatientID="WRONG")  # before the study was handed over
+    assert find_correction(engine, tmp_path, job) is None
+    receive(engine, tmp_path, job, COMPLETED + 1, PatientID="FIRST")
+    receive(engine, tmp_path, job, COMPLETED + 2, **NEW)
+    found = find_correction(engine, tmp_path, job)
+    assert found is not None
+    assert found.changed == ("PatientID", "PatientName", "PatientBirthDate")
+    assert found.values["PatientName"] == "Новикова^Анна"
+    assert "NEWPID" not in found.named
+
+
+@pytest.mark.parametrize(
+    "changes", [{"SeriesDescription": "again"}, {"PatientID": ""}, {"PatientName": "Oldname^Anna^"}]
+)
+def test_what_says_nothing_else_is_no_correction(changes, engine, job, tmp_path) -> None:
+    receive(engine, tmp_path, job, COMPLETED + 1, **changes)
+    assert find_correction(engine, tmp_path, job) is None
+
+
+def test_results_carry_the_corrected_identity_and_say_so(engine, job, tmp_path) -> None:
+    receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
+    correction = find_correction(engine, tmp_path, job)
+    assert correction is not None
+    correction.save(job.identity)
+    assert Correction.load(job.identity) == correction
+    for path in encoded(job):
+        result = pydicom.dcmread(path)
+        assert {k: str(result[k].value) for k in NEW} == NEW
+        assert b"OLDPID" not in path.read_bytes()
+        assert b"Oldname" not in path.read_bytes()
+    [warning] = [w for w in read_report(job)["warnings"] if "corrected after the images came" in w]
+    assert warning in texts_in(pydicom.dcmread(job.dicom / "sr.dcm"))
+    assert "NEWPID" not in warning
+
+
+def test_deidentified_results_hold_no_identity_in_any_byte(job, tmp_path) -> None:
+    key = tmp_path / "pseudonyms.key"
+    source = pydicom.dcmread(sorted(job.input.iterdir())[0])
+    uids = [str(source[k].value) for k in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")]
+    names = [part for text in OLD.values() for part in text.split("^") if len(part) > 2]
+    shown = ["000003.dcm", "0003.dcm", str(source.StudyDate)]
+    results = encoded(job, results={"deidentify": True, "deidentify_key": key})
+    assert {p.parent.name for p in results} == {"dicom", "sc"}
+    for path in results:
+        content = path.read_bytes()
+        assert [t for t in (*uids, *names, *shown) if t.encode() in content] == []
+    report = pydicom.dcmread(job.dicom / "sr.dcm")
+    assert report.PatientIdentityRemoved == "YES"
+    assert [c.CodeValue for c in report.DeidentificationMethodCodeSequence] == ["113100", "113107"]
+    assert "left frontal" in texts_in(report)
+    assert "[file]: truncated" in texts_in(report)
+    assert key.stat().st_size == 32
+
+
+def test_deidentified_results_belong_to_images_that_were_sent_without_identities(job, tmp_path) -> None:
+    from dicom_io.deidentify import Deidentifier, deidentify_file, load_key
+
+    key = tmp_path / "pseudonyms.key"
+    encoded(job, results={"deidentify": True, "deidentify_key": key})
+    images = sorted(job.input.iterdir())
+    deidentify_file(Deidentifier(load_key(key)), images[0], tmp_path / "sent.dcm")
+    sent, report = pydicom.dcmread(tmp_path / "sent.dcm"), pydicom.dcmread(job.dicom / "sr.dcm")
+    for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "StudyDate"):
+        assert report[keyword].value == sent[keyword].value
+    assert str(sent.SOPInstanceUID) in str(report)
+
+
+def test_a_study_of_two_patients_is_refused_whatever_is_in_the_flair(tmp_path) -> None:
+    folder = JobFolder(tmp_path / "j2")
+    volume = make_phantom(900_001, spacing=(4.0, 4.0, 8.0)).volume
+    write_series(volume, folder.input / "a", overrides={"PatientID": "A", "StudyInstanceUID": "1.2.3"})
+    other = {"PatientID": "B", "StudyInstanceUID": "1.2.3", "SeriesDescription": "AX T1", "InversionTime": None,
+             "EchoTime": "10", "RepetitionTime": "500", "ScanningSequence": "SE"}  # fmt: skip
+    write_series(nibabel.Nifti1Image(volume.dataobj, volume.affine), folder.input / "b", overrides=other)
+    with pytest.raises(Rejected, match=r"study 1\.2\.3: expected one PatientID, got 2: 'A', 'B'"):
+        Steps(Settings()).run("select", folder)
+    assert read_json(folder.selection)["chosen"] is not None
+
+
+def test_the_corrected_text_survives_any_character_set() -> None:
+    dataset = Dataset()
+    dataset.SpecificCharacterSet, dataset.PatientName, dataset.StudyDescription = "ISO_IR 100", "Jérôme", "Tête"
+    Correction({"PatientID": "P", "PatientName": "山田^太郎"}, ("PatientName",)).apply(dataset)
+    assert (str(dataset.PatientName), dataset.StudyDescription) == ("山田^太郎", "Tête")
+    assert dataset.SpecificCharacterSet == "ISO_IR 192"
