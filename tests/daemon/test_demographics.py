@@ -96,8 +96,8 @@ def receive(engine: sa.Engine, data: Path, job: JobFolder, received: float, **ch
 
 
 def texts_in(dataset: Dataset) -> str:
-    """Every value at any depth; pydicom's own listing leaves out long ones."""
-    return "\n".join(str(e.value) for e in dataset.iterall() if e.VR != "SQ")
+    """Every value at any depth, without line breaks; pydicom's own listing leaves out long ones."""
+    return " ".join(" ".join(str(e.value).split()) for e in dataset.iterall() if e.VR != "SQ")
 
 
 def encoded(job: JobFolder, **sections: Any) -> list[Path]:
