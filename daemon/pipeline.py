@@ -16,16 +16,16 @@ from typing import Any
 from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
 from dbos import error as dbos_error
 
-from daemon import metrics
+from daemon import control, metrics
 from daemon.artefacts import JobFiles
 from daemon.config import Settings
 from daemon.confirmation import NOT_POSSIBLE
 from daemon.delivery import deliver_to, is_open, plan_deliveries
-from daemon.demographics import find_correction
+from daemon.demographics import Correction, find_correction
 from daemon.errors import DaemonError, Permanent, Rejected, Retryable
 from daemon.folders import JobFolder, read_json
 from daemon.further import follow_choice
-from daemon.jobs import FINAL_STATES, DeliveryState, JobState, JobStore
+from daemon.jobs import FINAL_STATES, DeliveryState, Job, JobState, JobStore
 from daemon.logs import about_job
 from daemon.names import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.report_files import findings_line, read_report
@@ -200,11 +200,14 @@ def encode_step(job_id: str) -> None:
     correction = find_correction(store.engine, settings.storage.folder, folder)
     job = store.get(job_id)
     if correction is not None and job is not None:
-        if settings.patient.corrected == "wait" and job.runs == 1:
-            raise Permanent(
+        asked_for = job.runs > 1 or read_json(folder.arrival).get("anew")
+        if settings.patient.corrected == "wait" and not asked_for:
+            why = (
                 f"the results wait: the patient's identity ({correction.named}) was corrected after the images came; "
                 f"`braingemma jobs retry {job_id}` lets them go out under the corrected one"
             )
+            store.update(job_id, reason=why)
+            raise Permanent(why)
         correction.save(folder.identity)
     _run("encode", job_id)
 
@@ -265,7 +268,31 @@ def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
             if d.state is DeliveryState.UNCONFIRMED:
                 store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
         return None
+    if _holds_back(job, destination):
+        return None
     return deliver_to(store, job_id, _folder(job_id), there, context().settings.listener.ae_title)
+
+
+def _holds_back(job: Job, destination: str) -> bool:
+    """Give up what still waits where the patient was corrected since the results were made.
+
+    With `[patient] corrected = "carry"` another job goes out in its place, under the corrected identity.
+    """
+    settings, store, folder = context().settings, context().store, _folder(job.job_id)
+    correction = find_correction(store.engine, settings.storage.folder, folder)
+    if correction is None or correction == Correction.load(folder.identity):
+        return False
+    reason = f"the patient's identity ({correction.named}) was corrected after the results were made"
+    if settings.patient.corrected == "carry":
+        store.update(job.job_id, state=JobState.FAILED, reason=reason, step="deliver")
+        anew = control.report_anew(store, store.engine, context().files, job.job_id)
+        reason = f"{reason}; job {anew} carries the corrected one"
+    else:
+        reason = f"{reason}; `braingemma jobs retry --anew {job.job_id}` reports it under the corrected one"
+    store.give_up_delivery(job.job_id, destination, reason)
+    store.update(job.job_id, state=JobState.FAILED, reason=f"{destination}: {reason}", step="deliver")
+    log.warning("job %s: held back from %s: %s", job.job_id, destination, reason)
+    return True
 
 
 @DBOS.step(name="finish")

@@ -14,11 +14,14 @@ import sqlalchemy as sa
 from pydicom import Dataset
 
 from braingemma.weights import describe_weights
-from daemon.config import Settings
+from daemon import control, pipeline
+from daemon.artefacts import LocalFiles
+from daemon.config import Patient, Settings
 from daemon.database import open_database
 from daemon.demographics import Correction, find_correction
-from daemon.errors import Rejected
+from daemon.errors import Permanent, Rejected
 from daemon.folders import JobFolder, make_private, read_json, write_json
+from daemon.jobs import DeliveryState, JobState, JobStore
 from daemon.received_index import INSTANCES, InstanceState
 from daemon.report_files import INTENDED_USE, read_report, write_report
 from daemon.steps import Steps
@@ -191,3 +194,89 @@ def test_the_corrected_text_survives_any_character_set() -> None:
     Correction({"PatientID": "P", "PatientName": "山田^太郎"}, ("PatientName",)).apply(dataset)
     assert (str(dataset.PatientName), dataset.StudyDescription) == ("山田^太郎", "Tête")
     assert dataset.SpecificCharacterSet == "ISO_IR 192"
+
+
+# ---------------------------------------------------------------------- the pipeline's side of it
+
+
+class Recorder:
+    """In place of the process that runs the steps."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.gpu_bytes = 0.0
+
+    def run(self, step: str, _folder: Path, **_: Any) -> None:
+        self.ran.append(step)
+
+
+@pytest.fixture
+def at_work(engine: sa.Engine, job: JobFolder, tmp_path: Path) -> Iterator[tuple[JobStore, Recorder]]:
+    """The pipeline's surroundings, with a job that waits for a destination that is down."""
+    store, steps = JobStore(engine), Recorder()
+    store.add("j1", study_uid=read_json(job.arrival)["study_uid"], folder=str(job.root), supersedes=None)
+    here = {"name": "pacs", "ae_title": "A", "host": "127.0.0.1", "port": 1}
+    settings = Settings.model_validate({"storage": {"folder": tmp_path}, "destinations": [here]})
+    pipeline.set_context(pipeline.Context(settings, store, steps, LocalFiles(tmp_path / "jobs")))  # type: ignore[arg-type]
+    yield store, steps
+    pipeline._context = None
+
+
+def carry() -> None:
+    here = pipeline.context()
+    settings = here.settings.model_copy(update={"patient": Patient(corrected="carry")})
+    pipeline.set_context(pipeline.Context(settings, here.store, here.steps, here.files))
+
+
+def test_results_wait_for_a_person_unless_the_site_wants_them_carried(at_work, engine, job, tmp_path) -> None:
+    store, steps = at_work
+    receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
+    with pytest.raises(Permanent, match=r"the results wait: .* `braingemma jobs retry j1` lets them go out"):
+        pipeline.encode_step("j1")
+    assert (steps.ran, job.identity.exists()) == ([], False)
+    store.update("j1", runs=2)  # as `jobs retry` does
+    pipeline.encode_step("j1")
+    assert steps.ran == ["encode"]
+    assert read_json(job.identity)["values"]["PatientID"] == "NEWPID-2"
+
+
+def test_a_site_may_have_them_carried_at_once(at_work, engine, job, tmp_path) -> None:
+    carry()
+    receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
+    pipeline.encode_step("j1")
+    assert at_work[1].ran == ["encode"]
+    assert job.identity.exists()
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_results_that_are_on_their_way_are_held_back(carried, at_work, engine, job, tmp_path) -> None:
+    store, _ = at_work
+    encoded(job)
+    store.put_deliveries("j1", "pacs", [("1.2.3", "sr", "sr.dcm")])
+    store.update("j1", state=JobState.DELIVERING)
+    receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
+    started: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control, "enqueue_report", lambda _engine, job_id, **_: started.append(job_id))
+        if carried:
+            carry()
+        assert pipeline.attempt_step("j1", "pacs", 1) is None
+    [delivery] = store.deliveries("j1")
+    assert delivery.state is DeliveryState.DEAD
+    assert "was corrected after the results were made" in delivery.reason
+    assert store.get("j1").state is JobState.FAILED
+    if carried:
+        [anew] = started
+        assert store.get(anew).supersedes == "j1"
+        assert f"job {anew} carries the corrected one" in delivery.reason
+    else:
+        assert started == []
+        assert "`braingemma jobs retry --anew j1`" in delivery.reason
+
+
+def test_results_under_the_corrected_identity_are_not_held_back(at_work, engine, job, tmp_path) -> None:
+    receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
+    correction = find_correction(engine, tmp_path, job)
+    assert correction is not None
+    correction.save(job.identity)
+    assert not pipeline._holds_back(at_work[0].get("j1"), "pacs")
