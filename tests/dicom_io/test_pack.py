@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from results_factory import content, default_pack, head, make_case
+from test_sr import pixelmed
 
 from dicom_io.content import FindingRecord, ModelIdentity
 from dicom_io.errors import FileError, PackError
@@ -284,3 +286,13 @@ def test_results_of_old_headers_are_legal(kind: str, tmp_path: Path) -> None:
         assert str(made.PatientID) == str(received.get("PatientID", ""))
         assert made.get("StudyDescription", "") == received.get("StudyDescription", "")
         assert made.SpecificCharacterSet == "ISO_IR 192"
+
+
+@pytest.mark.skipif(shutil.which("DicomSRValidator") is None, reason="DicomSRValidator (pixelmed-apps) is missing")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pixelmed_accepts_the_report_on_a_minimal_header(tmp_path: Path) -> None:
+    case = make_case(tmp_path, edit=minimal)
+    pack = encode_pack(**case.arguments(options=PackOptions(sc=False, pm=False, seg=False), out=tmp_path / "dicom"))
+    said = pixelmed(pack.of_kind("sr")[0].path)
+    assert "Found Root Template TID_2000" in said
+    assert "Error" not in said, said
