@@ -46,6 +46,10 @@ def confirm(
     open_ones = _unconfirmed(store, job_id, destination)
     if not open_ones:
         return None
+    if destination.confirm == "none":  # the configuration has changed since they were accepted
+        for d in open_ones:
+            store.settle_check(d, DeliveryState.SENT, reason=d.reason)
+        return None
     try:
         by_query = _by_commitment(store, open_ones, folder, destination, calling_aet)
         if by_query:

@@ -238,6 +238,20 @@ def test_a_report_on_a_transaction_that_is_not_ours_changes_nothing(
     assert outcomes(store)["sr"][0] == "unconfirmed"
 
 
+def test_without_confirmation_the_status_is_believed(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock
+) -> None:
+    pacs = start(commitment="late")
+    plan_deliveries(store, "j1", folder, [pacs.destination()])
+    assert deliver(store, folder, pacs.destination()) is not None
+    assert deliver(store, folder, pacs.destination(confirm="none")) is None, "switched off while it was awaited"
+    assert outcomes(store) == {k: (SENT, "0000", "") for k in ("sr", "seg")}
+    other = add_job(store, folder.root.parent, "j2")
+    until_settled(store, other, pacs.destination(confirm="none"), clock)
+    assert outcomes(store, "j2") == {k: (SENT, "0000", "") for k in ("sr", "seg")}
+    assert pacs.associations == 3
+
+
 # --- each destination alone
 
 
