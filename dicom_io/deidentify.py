@@ -126,7 +126,9 @@ class Deidentifier:
             DeidentificationError: its pixels may hold text, it is no image, or a value cannot be read.
         """
         check_takeable(dataset)
-        patient_id, issuer = (header.text(dataset, k) for k in ("PatientID", "IssuerOfPatientID"))
+        # Patients without an ID must not become one: then the study stands for its patient.
+        patient_id = header.text(dataset, "PatientID") or header.uid(dataset, "StudyInstanceUID")
+        issuer = header.text(dataset, "IssuerOfPatientID")
         pseudonym = self.patient(patient_id, issuer)
         rules = _own_rules(self, self.shift(patient_id, issuer))
         try:

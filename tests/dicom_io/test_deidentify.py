@@ -157,6 +157,15 @@ def test_intervals_of_one_patient_stay_and_patients_move_apart(tmp_path) -> None
     assert deidentifier.patient("P1") != deidentifier.patient("P1", "ANOTHER HOSPITAL")
 
 
+def test_patients_without_an_id_do_not_become_one(tmp_path) -> None:
+    found = set()
+    for number in range(2):
+        files = make_files(tmp_path / f"in{number}", overrides={"PatientID": "", "StudyInstanceUID": f"1.2.{number}"})
+        out = without_identity(files[:2], tmp_path / f"out{number}")
+        found |= {str(pydicom.dcmread(path).PatientID) for path in out}
+    assert len(found) == 2
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("20260102", "20251231"), ("2026.01.02", "20251231"), ("20260102093000.5+0100", "20251231093000.5+0100"),
