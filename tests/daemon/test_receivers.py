@@ -54,20 +54,6 @@ def shared_receivers(request, tmp_path_factory):
     receiver.stop()
 
 
-@pytest.fixture(params=[BlockingReceiver, StockReceiver])
-def start(request, tmp_path):
-    """Starts a receiver with the settings that a test needs."""
-    started = []
-
-    def _start(**listener):
-        started.append(InProcess(request.param, tmp_path, **listener))
-        return started[-1]
-
-    yield _start
-    for receiver in started:
-        receiver.stop()
-
-
 def test_echo(shared_receivers):
     receivers, _ = shared_receivers
     with associate(receivers.address) as association:

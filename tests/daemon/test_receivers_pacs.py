@@ -47,20 +47,6 @@ def blocking(tmp_path_factory):
     receiver.stop()
 
 
-@pytest.fixture(params=[BlockingReceiver, StockReceiver])
-def start(request, tmp_path):
-    """Starts a receiver with the settings that a test needs."""
-    started = []
-
-    def _start(**listener):
-        started.append(InProcess(request.param, tmp_path, **listener))
-        return started[-1]
-
-    yield _start
-    for receiver in started:
-        receiver.stop()
-
-
 # --- which storage classes
 
 
