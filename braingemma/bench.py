@@ -283,7 +283,7 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
         "vs_transformers": round(theirs / ours, 3),
         "same_tokens": len(set(written)) == 1,
         "stock_seconds_per_token": round(stock, 4),
-        "vs_stock": round(stock / ours, 1),
+        "vs_stock": round(stock / ours, 3),
         "bytes_per_token": bytes_per_token(model),
         "copy_gb_per_s": round(bandwidth / 1e9, 2),
         "floor_seconds_per_token": round(floor, 4),
