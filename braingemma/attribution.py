@@ -5,7 +5,8 @@ Every method has two halves, so that scoring (slow, batched, cancellable) stays 
 perturbations it wants, `fit` turns their scores into weights. Positive weights speak for what is scored.
 
 Sources: LIME, Ribeiro et al. 2016, arXiv:1602.04938; KernelSHAP, Lundberg & Lee 2017, arXiv:1705.07874;
-paired sampling, Covert & Lee 2021, arXiv:2012.01536.
+paired sampling, Covert & Lee 2021, arXiv:2012.01536; orthogonal designs, Plackett & Burman 1946,
+doi:10.1093/biomet/33.4.305, folded over (Box & Wilson 1951, doi:10.1111/j.2517-6161.1951.tb00067.x).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from braingemma.errors import ExplainError
 
 Float = npt.NDArray[np.float64]
 Masks = npt.NDArray[np.bool_]
-MethodName = Literal["lime", "kernelshap", "leave_one_out"]
+MethodName = Literal["balanced", "lime", "kernelshap", "leave_one_out"]
 
 LIME_KERNEL_WIDTH = 0.25
 """Width of LIME's exponential kernel on cosine distances: the default of `LimeImageExplainer`."""
@@ -89,6 +90,35 @@ class Lime:
         return Fit(weights, float(intercept), float(r2))
 
 
+class Balanced:
+    """What LIME estimates, by an orthogonal design in place of coin flips: no noise of sampling.
+
+    Rows of a Hadamard matrix, each followed by its complement: every supervoxel is replaced in half of the rows, and
+    in half of those in which any other one is. So the weight of one is its mean effect over the states of the rest
+    (the Banzhaf value, as a coin flip of many samples would give it), untouched by the weights of the others and by
+    all interactions of pairs. 48 volumes for 20 supervoxels.
+    """
+
+    name: MethodName = "balanced"
+
+    def masks(self, features: int, samples: int, seed: int) -> Masks:  # noqa: ARG002 - fixed design
+        """The original first, its complement second. No sampling: all seeds agree.
+
+        With fewer samples than the matrix has rows the last pairs are left out, and weights become estimates.
+        """
+        _check_samples(samples, 2)
+        kept = hadamard(features + 1)[: samples // 2, 1 : features + 1] > 0
+        return np.stack([kept, ~kept], axis=1).reshape(-1, features)
+
+    def fit(self, masks: Masks, scores: Float) -> Fit:
+        """Least squares: on the whole design, mean score of the rows with a supervoxel minus that of those without."""
+        _check_scores(masks, scores)
+        signs = np.where(masks, 0.5, -0.5)  # complements make every column's mean 0
+        weights = np.linalg.lstsq(signs, scores - scores.mean(), rcond=None)[0]
+        predicted = scores.mean() + signs @ weights
+        return Fit(weights, float(scores.mean() - weights.sum() / 2), weighted_r2(scores, predicted))
+
+
 class LeaveOneOut:
     """Occlusion: what is lost when one supervoxel alone is replaced. No sampling: all seeds agree."""
 
@@ -145,7 +175,7 @@ class KernelShap:
 
 
 METHODS: Mapping[MethodName, AttributionMethod] = MappingProxyType(
-    {"lime": Lime(), "kernelshap": KernelShap(), "leave_one_out": LeaveOneOut()}
+    {"balanced": Balanced(), "lime": Lime(), "kernelshap": KernelShap(), "leave_one_out": LeaveOneOut()}
 )
 
 
@@ -155,6 +185,22 @@ def method_named(name: str) -> AttributionMethod:
         if known == name:
             return method
     raise ExplainError(f"expected a method of {', '.join(METHODS)}, got {name!r}")
+
+
+def hadamard(least: int) -> npt.NDArray[np.int_]:
+    """A Hadamard matrix of ±1 of the smallest order >= `least` of Paley's first construction; first row and column 1.
+
+    Paley, J. Math. Phys. 12:311, 1933: order q + 1 for a prime q with q mod 4 = 3.
+    """
+    prime = max(3, least - 1)
+    while prime % 4 != 3 or any(prime % k == 0 for k in range(2, math.isqrt(prime) + 1)):
+        prime += 1
+    squares = {(k * k) % prime for k in range(1, prime)}
+    character = np.array([0, *(1 if k in squares else -1 for k in range(1, prime))])
+    index = np.arange(prime)
+    matrix = np.ones((prime + 1, prime + 1), int)
+    matrix[1:, 1:] = character[(index[:, None] - index) % prime] - np.eye(prime, dtype=int)
+    return matrix
 
 
 def weighted_r2(truth: Float, predicted: Float, weights: Float | None = None) -> float | None:

@@ -338,10 +338,24 @@ class BrainGemma3D(PreTrainedModel):
         Returns:
             (B, T) float32.
         """
-        report = [int(t) for t in token_ids]
-        if not report:
+        return self.score_reports(volumes, [[int(t) for t in token_ids]], prompt)[0]
+
+    @_inference
+    def score_reports(
+        self, volumes: Tensor, reports: Sequence[Sequence[int]], prompt: str | None = None
+    ) -> tuple[Tensor, ...]:
+        """As `score_tokens` for several reports of the same volumes, which are encoded once.
+
+        Returns:
+            (B, T) float32 for each report.
+        """
+        if not reports or not all(len(ids) for ids in reports):
             raise GenerationError("expected at least one token to score, got none")
         visual = self.encode_volume(volumes)
+        return tuple(self._score_after(visual, list(ids), prompt) for ids in reports)
+
+    def _score_after(self, visual: Tensor, report: list[int], prompt: str | None) -> Tensor:
+        """Visual tokens (B, N, E) and one report's T tokens to their log-probabilities (B, T)."""
         ids = torch.tensor([self._prompt_ids(prompt) + report[:-1]] * visual.shape[0], device=visual.device)
         embeddings = language.embed_with_image(self.language_model, ids, visual)
         logits = self.language_model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=len(report)).logits

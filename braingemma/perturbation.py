@@ -28,6 +28,8 @@ Progress = Callable[[int, int], None]
 
 BLUR_MM = 12.0
 """Standard deviation of the blur: wide enough to take the edge off a lesion, narrow enough to keep the anatomy."""
+COMPARED_MM = 5.0
+"""Standard deviation of the neighbourhood in which tissue and opposite tissue are compared."""
 
 
 class ExplainCancelled(ExplainError):
@@ -129,8 +131,8 @@ def filling_for(name: str, volume: Float32, labels: Labels, grid_affine: Float) 
     """What replaced tissue shows, for every voxel of the grid.
 
     Args:
-        name: "blur": the brain blurred by BLUR_MM; "mirror": the tissue opposite the midsagittal plane;
-            "constant": the brain's median intensity.
+        name: "blur": the brain blurred by BLUR_MM; "mirror": the tissue opposite the midsagittal plane where that
+            is the more ordinary of the two; "constant": the brain's median intensity.
         volume: (D, H, W) as the model gets it.
         labels: (D, H, W); above 0 is brain.
         grid_affine: (4, 4) grid voxel (w, h, d) to RAS mm.
@@ -153,13 +155,26 @@ def _constant(volume: Float32, brain: Masks, spacing: Float) -> Float32:  # noqa
 
 
 def _blur(volume: Float32, brain: Masks, spacing: Float) -> Float32:
-    """Gaussian blur that takes nothing from outside the brain (normalised convolution)."""
-    sigma = BLUR_MM / spacing
-    share = ndimage.gaussian_filter(brain.astype(np.float32), sigma)
-    return ndimage.gaussian_filter(np.where(brain, volume, 0).astype(np.float32), sigma) / np.maximum(share, 1e-6)
+    """Gaussian blur that takes nothing from outside the brain."""
+    return _smooth(volume, brain, BLUR_MM / spacing)
 
 
 def _mirror(volume: Float32, brain: Masks, spacing: Float) -> Float32:
+    """The more ordinary of a voxel's own and its opposite tissue, by the neighbourhood of each.
+
+    Taking the opposite tissue everywhere would put the lesion into the healthy side as soon as that is replaced, and
+    the healthy side would then seem to speak for the lesion. Ordinary is the median of the darker of each pair: on
+    FLAIR a lesion is bright, so that median is not moved by a large one.
+    """
+    opposite = _opposite(volume, brain, spacing)
+    ordinary = np.median(np.minimum(volume, opposite)[brain])
+    own_oddity, opposite_oddity = (
+        _smooth(np.abs(tissue - ordinary), brain, COMPARED_MM / spacing) for tissue in (volume, opposite)
+    )
+    return np.where(opposite_oddity < own_oddity, opposite, volume)
+
+
+def _opposite(volume: Float32, brain: Masks, spacing: Float) -> Float32:
     """Tissue of the same place on the other side; the median where that lies outside the brain."""
     columns = np.flatnonzero(brain.any(axis=(0, 1)))
     opposite = columns[0] + columns[-1] - np.arange(volume.shape[2])
@@ -167,6 +182,12 @@ def _mirror(volume: Float32, brain: Masks, spacing: Float) -> Float32:
     picked = np.where(inside, opposite, 0)
     is_brain = brain[:, :, picked] & inside
     return np.where(is_brain, volume[:, :, picked], _constant(volume, brain, spacing))
+
+
+def _smooth(volume: Float32, brain: Masks, sigma: Float) -> Float32:
+    """Gaussian mean over the brain's voxels alone (normalised convolution); `sigma` in voxels."""
+    share = ndimage.gaussian_filter(brain.astype(np.float32), sigma)
+    return ndimage.gaussian_filter(np.where(brain, volume, 0).astype(np.float32), sigma) / np.maximum(share, 1e-6)
 
 
 FILLINGS: Mapping[str, Callable[[Float32, Masks, Float], Float32]] = MappingProxyType(

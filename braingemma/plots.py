@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -50,9 +51,12 @@ MARGIN_MM = 12.0
 """Shown around the brain."""
 SMALL_EFFECT = 0.02
 """Nats per token below which an effect is not told from noise."""
+LEAST_SHOWN = 0.05
+"""Supervoxels below this share of the greatest weight are not shown among the most influential."""
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 COLOURS = LinearSegmentedColormap.from_list("against_for", [AGAINST_COLOUR, (0.45, 0.45, 0.45), FOR_COLOUR])
 TEXT = "#f2f2f2"
+NOTHING_STYLE = {"color": "#ffe08a", "size": 12, "weight": "bold"}
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ def draw_grid(scene: Scene, path: Path) -> None:
     centre = _peak(scene)
     tiles = [scene.tile(view, plane, centre[AXIS[plane]], overlay=o) for o in (False, True) for plane in PLANES]
     labels = [f"{p}  {position_text(p, view.position(p, centre[AXIS[p]]))}" for p in PLANES] * 2
-    _sheet(scene, _padded(tiles), [*PLANES, *PLANES], labels, 3, path)
+    _sheet(scene, _padded(tiles), [*PLANES, *PLANES], labels, 3, path, gap=28)
 
 
 def draw_top_supervoxels(scene: Scene, path: Path, count: int = 4) -> None:
@@ -157,7 +161,9 @@ def draw_top_supervoxels(scene: Scene, path: Path, count: int = 4) -> None:
         return
     view = scene.view(_pixel_mm(scene, 440))
     regions = scene.supervoxels.regions
-    top = [regions[n] for n in np.argsort(-np.abs(scene.weights), kind="stable")[:count] if scene.weights[n] != 0]
+    strength = np.abs(scene.weights)
+    least = LEAST_SHOWN * strength.max()
+    top = [regions[n] for n in np.argsort(-strength, kind="stable")[:count] if strength[n] >= least]
     tiles, labels, notes = [], [], []
     for rank, region in enumerate(top, start=1):
         weight = float(scene.weights[region.label - 1])
@@ -252,9 +258,10 @@ def _sheet(
     columns: int,
     path: Path,
     notes: Sequence[str] = (),
+    gap: int = 8,
 ) -> None:
     """Tiles with their marks, lines above and below, and the colour bar; written as PNG at one pixel per pixel."""
-    sheet, corners = montage(tiles, columns, gap=30 if notes else 8)
+    sheet, corners = montage(tiles, columns, gap=30 if notes else gap)
     height, width = tiles[0].shape[:2]
     rows, across = sheet.shape[:2]
     size = 11 if width >= 240 else 9 if width >= 160 else 7.5
@@ -278,7 +285,9 @@ def _sheet(
         row = corners[number * columns][0]
         axes.text(4, row - 15, note, color=TEXT, size=12, va="center", clip_on=False)
     for number, line in enumerate(head):
-        figure.text(8 / total_w, 1 - (18 + 20 * number) / total_h, line, color=TEXT, size=11, va="center")
+        plain = scene.drawn or line not in NOTHING_LINE
+        style: dict[str, Any] = {"color": TEXT, "size": 11} if plain else NOTHING_STYLE
+        figure.text(8 / total_w, 1 - (18 + 20 * number) / total_h, line, va="center", **style)
     for number, line in enumerate(foot):
         figure.text(8 / total_w, (bottom - 16 - 20 * number) / total_h, line, color="#ffb3a7", size=11, va="center")
     if scene.limit > 0:

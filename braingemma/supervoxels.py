@@ -99,22 +99,6 @@ class Supervoxels:
             raise ExplainError(f"expected {len(self.regions)} weights, one for each supervoxel, got {values.shape}")
         return np.concatenate([np.zeros(1, np.float32), values])[self.labels]
 
-    def depth(self) -> Float32:
-        """(X, Y, Z) from near 0 at the rim of each supervoxel to 1 at its deepest point; 0 outside the brain."""
-        spacing = voxel_sizes(self.affine)
-        factors = _working_factors(spacing)
-        coarse = self.labels[tuple(slice(None, None, f) for f in factors)]
-        rim = np.zeros(coarse.shape, bool)
-        for axis in range(3):
-            changes = np.diff(coarse, axis=axis) != 0
-            rim |= np.pad(changes, [(0, int(a == axis)) for a in range(3)])
-            rim |= np.pad(changes, [(int(a == axis), 0) for a in range(3)])
-        distance = ndimage.distance_transform_edt(~rim, sampling=spacing * factors) + float(spacing.min())
-        index = np.arange(len(self.regions) + 1)
-        deepest = np.maximum(ndimage.maximum(distance, coarse, index), 1e-6)
-        relative = np.where(coarse > 0, distance / deepest[coarse], 0).astype(np.float32)
-        return np.where(self.labels > 0, _unshrink(relative, factors, self.labels.shape), 0).astype(np.float32)
-
     def on_grid(self, shape: tuple[int, int, int], grid_affine: Float) -> Labels:
         """Labels on the model's grid by nearest neighbour.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from braingemma.errors import ExplainError
@@ -114,19 +115,23 @@ class ModelScorer:
     prompt: str | None = None
 
     def score(self, volumes: Tensor) -> Float:
-        """(B, 1, D, H, W) to (B, targets)."""
-        own = self._logprobs(volumes, self.plan.token_ids)
-        columns = [own[:, list(t.tokens)].mean(axis=1) for t in self.plan.targets]
-        if self.plan.mirrored_ids:
-            other = self._logprobs(volumes, self.plan.mirrored_ids)
-            for column, target in enumerate(self.plan.targets):
-                if target.against:
-                    columns[column] = columns[column] - other[:, list(target.against)].mean(axis=1)
-        return np.stack(columns, axis=1)
+        """(B, 1, D, H, W) to (B, targets); the volumes are encoded once for all targets."""
+        targets = self.plan.targets
+        own_ids = _up_to_last(self.plan.token_ids, [t.tokens for t in targets])
+        other_ids = _up_to_last(self.plan.mirrored_ids, [t.against for t in targets])
+        reports = [ids for ids in (own_ids, other_ids) if ids]
+        scored = self.model.score_reports(volumes.to(self.model.compute_device), reports, prompt=self.prompt)
+        own, other = scored[0], scored[-1]
+        columns = [own[:, list(t.tokens)].mean(dim=1) for t in targets]
+        for column, target in enumerate(targets):
+            if target.against:
+                columns[column] = columns[column] - other[:, list(target.against)].mean(dim=1)
+        return np.asarray(torch.stack(columns, dim=1).double().cpu().numpy(), dtype=np.float64)
 
-    def _logprobs(self, volumes: Tensor, ids: Sequence[int]) -> Float:
-        scored = self.model.score_tokens(volumes.to(self.model.compute_device), list(ids), prompt=self.prompt)
-        return np.asarray(scored.float().cpu().numpy(), dtype=np.float64)
+
+def _up_to_last(ids: Sequence[int], positions: Sequence[Sequence[int]]) -> list[int]:
+    """The tokens up to the last one that is scored: what follows it cannot change it."""
+    return list(ids[: max((p for each in positions for p in each), default=-1) + 1])
 
 
 def _finding_targets(report: str, spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list[Target]:

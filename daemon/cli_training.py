@@ -223,26 +223,42 @@ def bench_generate(
 @bench_app.command("explain")
 def bench_explain(
     weights: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")] = "demo",
-    count: Annotated[int, typer.Option(min=1, help="Phantoms with a lesion.")] = 10,
+    count: Annotated[int, typer.Option(min=1, help="Phantoms with a lesion, or lesions inserted into each scan.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first.")] = 8_000_000,
+    cases: Annotated[
+        Path | None, typer.Option(help="Judge folders with flair.nii.gz, lesion.nii.gz and truth.json instead.")
+    ] = None,
+    insert: Annotated[
+        list[Path] | None,
+        typer.Option(help="Judge a real FLAIR without a mass with lesions drawn in; may be repeated."),
+    ] = None,
     samples: Annotated[int, typer.Option(min=10, help="Volumes that each method may score.")] = 100,
+    segments: Annotated[int, typer.Option(min=2, help="Supervoxels.")] = 20,
+    quick: Annotated[bool, typer.Option("--quick", help="The default and LIME only.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Faithfulness and speed of each method on phantoms whose lesion is known."""
-    import nibabel
-    import numpy as np
-
-    from braingemma.explain_bench import BenchCase
+    """Faithfulness and speed of each method on volumes whose lesion is known."""
+    from braingemma.explain_bench import VARIANTS, format_table
     from braingemma.explain_bench import bench_explain as run
     from braingemma.model import BrainGemma3D
-    from training.phantoms import make_phantom
+    from training.explain_cases import explain_cases
 
-    drawn = (make_phantom(seed + number, with_lesion=True) for number in range(count))
-    cases = (BenchCase(p.volume, np.asarray(nibabel.as_closest_canonical(p.lesion).dataobj) > 0) for p in drawn)
+    drawn = explain_cases(seed=seed, count=count, folder=cases, insert=tuple(insert or ()))
+    variants = [v for v in VARIANTS if not quick or v in (("balanced", "mirror"), ("lime", "mirror"))]
     with working("loading") as say:
         model = BrainGemma3D.from_pretrained(weights).eval()
-        result = run(model, cases, samples=samples, progress=lambda done, text: say(f"case {done}: {text}"))
-    _show(result, as_json=as_json)
+        result = run(
+            model,
+            drawn,
+            variants=variants,
+            samples=samples,
+            segments=segments,
+            progress=lambda done, text: say(f"case {done}: {text}"),
+        )
+    if as_json:
+        emit_json(result)
+    else:
+        data.print(format_table(result))
 
 
 @bench_app.command("ingest")

@@ -192,8 +192,16 @@ class Explain(Section):
     """Perturbed volumes."""
     segments: int = Field(20, ge=2)
     """Supervoxels asked for."""
-    seed: int = 42
+    seed: int = Field(42, ge=0)
     """Seed of the perturbations."""
+    method: Literal["balanced", "kernelshap", "lime", "leave_one_out"] = "balanced"
+    """How perturbed volumes become weights; `braingemma bench explain` compares them."""
+    replacement: Literal["mirror", "blur", "constant"] = "mirror"
+    """What replaced tissue shows."""
+    target: Literal["findings", "report"] = "findings"
+    """What is drawn: the words that carry present findings, or every word."""
+    batch_size: int = Field(0, ge=0)
+    """Perturbed volumes in memory at once; 0: by the size of the model's grid."""
 
 
 class Results(Section):

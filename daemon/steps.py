@@ -44,6 +44,8 @@ from dicom_io.series import FileProblem, Series, scan_folder
 Progress = Callable[[int, int, str], None]
 
 MANUFACTURER = "BrainGemma3D for PACS (open source)"
+EXPLAINED = ("method", "samples", "segments", "seed", "explained", "r2", "faithfulness", "grounding")
+"""What `report.json` takes over from `lime_weights.json`."""
 
 
 class Steps:
@@ -187,13 +189,17 @@ class Steps:
             lime_samples=settings.samples,
             n_segments=settings.segments,
             seed=settings.seed,
+            method=settings.method,
+            replacement=settings.replacement,
+            target=settings.target,
+            batch_size=settings.batch_size or None,
             banner=self.weights.banner,
             progress=lambda done, total: self.progress(done, total, "explaining, volume"),
         )
         shutil.rmtree(folder.explain, ignore_errors=True)
         temporary.rename(folder.explain)
         weights = read_json(folder.explain / "lime_weights.json")
-        facts = {key: weights[key] for key in ("method", "samples", "segments", "seed", "r2", "faithfulness")}
+        facts = {key: weights[key] for key in EXPLAINED}
         facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
         write_report(folder, {**report, "explain": facts, "warnings": [*report["warnings"], *weights["warnings"]]})
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from braingemma.attribution import METHODS, method_named, weighted_r2
+from braingemma.attribution import METHODS, hadamard, method_named, weighted_r2
 from braingemma.errors import ExplainError
 
 Game = Callable[[np.ndarray], np.ndarray]
@@ -90,6 +90,49 @@ def test_leave_one_out_gives_what_is_lost() -> None:
     assert weights_of("leave_one_out", lambda m: m @ weights - 3, 4, 100, 0) == pytest.approx(weights)
 
 
+@given(least=st.integers(1, 60))
+@settings(max_examples=30, deadline=None)
+def test_hadamard_matrices_are_orthogonal(least: int) -> None:
+    matrix = hadamard(least)
+    order = len(matrix)
+    assert order >= least
+    assert (matrix @ matrix.T == order * np.eye(order)).all()
+    assert (matrix[0] == 1).all()
+    assert (matrix[:, 0] == 1).all()
+
+
+@given(features=st.integers(2, 24), seed=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_the_balanced_design_gives_mean_effects_whatever_the_pairs_do(features: int, seed: int) -> None:
+    method = METHODS["balanced"]
+    masks = method.masks(features, 200, seed)
+    assert masks[0].all()
+    assert not masks[1].any()
+    assert (masks[::2] == ~masks[1::2]).all()
+    assert (masks == method.masks(features, 200, seed + 1)).all(), "all seeds agree"
+    weights, pairs = np.random.default_rng(seed).normal(size=features), np.zeros((features, features))
+    pairs[0, 1] = 3.0
+    game: Game = lambda m: m @ weights + np.einsum("ni,ij,nj->n", m * 1.0, pairs, m * 1.0)  # noqa: E731
+    # Half of the time the other one of the pair is there.
+    assert method.fit(masks, game(masks)).weights == pytest.approx(weights + np.eye(features)[:2].sum(axis=0) * 1.5)
+
+
+def test_two_that_can_stand_in_for_each_other_are_both_found_by_the_balanced_design() -> None:
+    either: Game = lambda m: np.maximum(m[:, 3], m[:, 7]) * 1.0  # noqa: E731
+    balanced, alone = (weights_of(name, either, 20, 100, 0) for name in ("balanced", "leave_one_out"))
+    assert set(np.argsort(-balanced)[:2]) == {3, 7}
+    assert balanced[[3, 7]].min() > 3 * np.abs(np.delete(balanced, [3, 7])).max()
+    assert not alone.any()
+
+
+def test_the_balanced_design_is_cut_to_the_samples() -> None:
+    method = METHODS["balanced"]
+    assert len(method.masks(20, 100, 0)) == 48
+    masks = method.masks(20, 17, 0)
+    assert masks.shape == (16, 20)
+    assert np.isfinite(method.fit(masks, masks @ np.arange(20.0)).weights).all()
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_methods_find_the_order_of_an_additive_score(name: str) -> None:
     truth = np.linspace(-1, 2, 12)
@@ -101,7 +144,7 @@ def test_methods_find_the_order_of_an_additive_score(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "seeds_agree", "near_shapley"),
-    [("lime", 0.6, 0.75), ("kernelshap", 1.0, 1.0), ("leave_one_out", 1.0, 0.85)],
+    [("balanced", 1.0, 1.0), ("lime", 0.6, 0.75), ("kernelshap", 1.0, 1.0), ("leave_one_out", 1.0, 0.85)],
 )
 def test_agreement_between_seeds_and_with_shapley_values(name: str, seeds_agree: float, near_shapley: float) -> None:
     features = 21
@@ -143,7 +186,7 @@ def test_scores_that_are_no_numbers_are_refused(name: str) -> None:
 
 
 def test_unknown_methods_and_too_few_samples_are_refused() -> None:
-    with pytest.raises(ExplainError, match="lime, kernelshap, leave_one_out"):
+    with pytest.raises(ExplainError, match="balanced, lime, kernelshap, leave_one_out"):
         method_named("gradcam")
     with pytest.raises(ExplainError, match="at least 2"):
         METHODS["lime"].masks(5, 1, 0)

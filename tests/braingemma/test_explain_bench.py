@@ -22,11 +22,11 @@ class SeeingModel(BrainGemma3D):
     def generate_report(self, *_: object, **__: object) -> str:  # type: ignore[override]
         return REPORT
 
-    def score_tokens(self, volumes: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+    def score_reports(self, volumes: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, ...]:  # type: ignore[override]
         left = volumes[..., : volumes.shape[-1] // 2]
         evidence = (left - 1.5).clamp(min=0).flatten(1).sum(dim=1, keepdim=True) / 500
         score = -2 + evidence if self.sees else volumes.flatten(1)[:, :1] * 0 - 2
-        return score.expand(-1, len(REPORT))
+        return (score.expand(-1, len(REPORT)),)
 
 
 def case() -> BenchCase:
@@ -38,20 +38,27 @@ def case() -> BenchCase:
 def test_a_model_that_sees_the_lesion_scores_high_on_every_measure() -> None:
     torch.manual_seed(0)
     model = SeeingModel(tiny_config(), tiny_tokenizer()).eval()
-    variants = (("lime", "mirror"), ("kernelshap", "mirror"), ("leave_one_out", "constant"))
+    variants = (("lime", "mirror"), ("balanced", "mirror"), ("leave_one_out", "constant"))
     result = bench_explain(model, [case()], variants=variants, samples=50, segments=10)
     assert result["cases"] == 1
-    assert set(result["methods"]) == {"lime/mirror", "kernelshap/mirror", "leave_one_out/constant"}
+    assert set(result["methods"]) == {"lime/mirror", "balanced/mirror", "leave_one_out/constant"}
     for means in result["methods"].values():
         assert means["pointing_dilated"] == 1
         assert means["mass_ratio"] > 4
         assert means["deletion_auc"] < means["insertion_auc"]
-    assert result["methods"]["kernelshap/mirror"]["seed_agreement"] == pytest.approx(1)
-    assert result["methods"]["kernelshap/mirror"]["volumes"] == 22
+    own = result["methods"]["balanced/mirror"]
+    assert own["seed_agreement"] == pytest.approx(1)
+    assert own["volumes"] == 24
+    assert own["top_overlaps"] == 1
+    assert result["targets"]["pointing"] == {"found": 1.0, "needed": "at least 0.85", "met": True}
+    assert (
+        result["targets"]["speed_ratio"]["found"] == own["speed_ratio"] == result["ratios"]["speed_vs_lime_one_by_one"]
+    )
     assert result["methods"]["lime/mirror"]["volumes"] <= 50
     table = format_table(result).splitlines()
-    assert len(table) == 5
+    assert len(table) == 5 + len(result["targets"])
     assert "pointing" in table[0]
+    assert any(line.startswith("met") and "pointing" in line for line in table)
 
 
 def test_a_blind_model_points_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,20 +109,6 @@ def test_painting_gives_each_voxel_the_weight_of_its_region() -> None:
         found.paint(weights[:-1])
 
 
-def test_depth_peaks_once_in_the_middle_of_each_region() -> None:
-    image = support.head((2.0, 2.0, 4.0))
-    found = segment(image.get_fdata(), image.affine, 8)
-    depth = found.depth()
-    assert depth.shape == image.shape
-    assert not depth[found.labels == 0].any()
-    for region in found.regions:
-        inside = depth * (found.labels == region.label)
-        assert inside.max() == pytest.approx(1)
-        peak = np.unravel_index(inside.argmax(), inside.shape)
-        around = tuple(slice(p - 1, p + 2) for p in peak)
-        assert (found.labels[around] == region.label).all(), "the deepest voxel has no neighbour elsewhere"
-
-
 @pytest.mark.parametrize("factor", [(1.0, 1.0, 1.0), (2.0, 1.5, 2.5)])
 def test_labels_land_on_the_model_grid_at_the_same_place_in_mm(factor: tuple[float, float, float]) -> None:
     image = support.head((4.0, 4.0, 4.0))
