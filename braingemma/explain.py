@@ -51,7 +51,7 @@ __all__ = [
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-DEFAULT_METHOD = "balanced"
+DEFAULT_METHOD = "kernelshap"
 """The best by `braingemma bench explain`, see docs/explanations.md."""
 DEFAULT_REPLACEMENT = "mirror"
 """Ordinary tissue of the other side takes a lesion away and leaves a brain; the best by the same table."""

@@ -43,10 +43,10 @@ Row = dict[str, float | None]
 DILATION_MM = 5.0
 """A lesion's border is not sharper than this, and edema reaches beyond it."""
 VARIANTS = (
-    ("balanced", "mirror"),
-    ("balanced", "blur"),
-    ("balanced", "constant"),
     ("kernelshap", "mirror"),
+    ("kernelshap", "blur"),
+    ("kernelshap", "constant"),
+    ("balanced", "mirror"),
     ("leave_one_out", "mirror"),
     ("lime", "mirror"),
 )

@@ -194,7 +194,7 @@ class Explain(Section):
     """Supervoxels asked for."""
     seed: int = Field(42, ge=0)
     """Seed of the perturbations."""
-    method: Literal["balanced", "kernelshap", "lime", "leave_one_out"] = "balanced"
+    method: Literal["kernelshap", "balanced", "lime", "leave_one_out"] = "kernelshap"
     """How perturbed volumes become weights; `braingemma bench explain` compares them."""
     replacement: Literal["mirror", "blur", "constant"] = "mirror"
     """What replaced tissue shows."""
