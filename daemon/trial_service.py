@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import sqlalchemy as sa
 
 from daemon import scu
 from daemon.config import load_settings
@@ -99,9 +102,13 @@ class TrialService:
     @property
     def store(self) -> JobStore:
         """Its job tables."""
-        engine = make_engine(database_url(self.settings.engine.database_url, self.data))
-        create_tables(engine)
-        return JobStore(engine)
+        create_tables(self._engine)
+        return JobStore(self._engine)
+
+    @cached_property
+    def _engine(self) -> sa.Engine:
+        """One for all readers: `stop` closes its connections."""
+        return make_engine(database_url(self.settings.engine.database_url, self.data))
 
     def send(self, files: Sequence[Path], calling_aet: str = "SENDER") -> None:
         """C-STORE files to it.
@@ -147,6 +154,7 @@ class TrialService:
 
     def stop(self) -> int | None:
         """SIGTERM, and wait; returns the exit code."""
+        self._engine.dispose()
         if self.process is None:
             return None
         if self.process.poll() is None:
