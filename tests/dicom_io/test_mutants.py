@@ -18,6 +18,7 @@ from pydicom import Dataset, config
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from series_factory import recode
 
+from dicom_io.deidentify import Deidentifier, deidentify_file
 from dicom_io.errors import DicomIoError
 from dicom_io.nifti import convert_series
 from dicom_io.selection import judge
@@ -124,6 +125,9 @@ def take_through(folder: Path, out: Path) -> None:
         judge(series)
         with suppress(DicomIoError):
             convert_series(series, out)
+        for path in series.files[:2]:
+            with suppress(DicomIoError):
+                deidentify_file(Deidentifier(bytes(32)), path, out.with_suffix(".dcm"))
 
 
 def break_and_take_through(shared: Path, tmp_path: Path, seeds: range) -> None:
