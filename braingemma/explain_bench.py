@@ -65,6 +65,8 @@ COLUMNS = {
     "speed_ratio": "speed",
     "random_pointing_dilated": "rnd +5 mm",
     "random_mass_ratio": "rnd mass",
+    "random_agreement": "rnd rank",
+    "random_strength": "rnd size",
 }
 """Measures of the table and their titles."""
 MEDIANS = ("seconds", "speed_ratio")
@@ -121,7 +123,8 @@ def bench_explain(
     Returns:
         `cases`, `unstated` (reports that state no present finding, which are left out), `methods`: for each
         "method/replacement" the measures of `COLUMNS` (speed_ratio: seconds of LIME with the same samples and scorer
-        one volume at a time, over its own; random_*: with random weights, for the default replacement only), and
+        one volume at a time, over its own; random_*: with random weights, for the default replacement only;
+        random_agreement: rank correlation with the real map; random_strength: largest weight over the real one), and
         `ratios` and `targets` of the default where it was among the variants.
 
     Raises:
@@ -211,10 +214,14 @@ class _Bench:
         masks = self._masks(variant[0], self.seeds[1])
         other = method_named(variant[0]).fit(masks, ask(masks)[:, 0]).weights
         curve = curves(weights, lambda wanted: ask(wanted)[:, 0])
-        by_chance: Row = {"pointing_dilated": None, "mass_ratio": None}
+        by_chance: Row = dict.fromkeys(("pointing_dilated", "mass_ratio", "agreement", "strength"))
         if variant[1] == DEFAULT_REPLACEMENT:
             random_weights = self.attribute(self.random_model, variant, self.batch_size)[0]
-            by_chance = self._hits(random_weights, ask)
+            by_chance = {
+                **self._hits(random_weights, ask),
+                "agreement": rank_agreement(weights, random_weights),
+                "strength": float(np.abs(random_weights).max() / max(np.abs(weights).max(), 1e-12)),
+            }
         return {
             **self._hits(weights, ask),
             "seed_agreement": rank_agreement(weights, other),
