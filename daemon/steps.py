@@ -36,8 +36,8 @@ from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub
 from dicom_io.errors import DeidentificationError, DicomIoError, PackError
 from dicom_io.geometry import SeriesGeometry
 from dicom_io.nifti import convert_series
-from dicom_io.pack import MANIFEST, Pack, PackOptions, encode_pack, load_pack, reports_of
-from dicom_io.rejection import REJECTED_KINDS, encode_rejection
+from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
+from dicom_io.rejection import encode_rejection, withdrawn
 from dicom_io.selection import SelectionRules, Verdict, rank
 from dicom_io.series import FileProblem, Series, scan_folder
 
@@ -228,12 +228,13 @@ class Steps:
         report = self._with_correction(folder)
         results = self.settings.results
         sources, geometry = self._sources(folder)
-        replaced = _replaced_pack(folder)
+        earlier = _replaced_results(folder)
+        replaced = load_pack(earlier) if earlier else None
         identity = _identity(report, self.settings, Correction.load(folder.identity))
         if replaced is not None and replaced.identity == identity and read_json(folder.arrival).get("anew"):
             raise Rejected("reported anew, these weights and settings give the same results: nothing is replaced")
         saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
-        encode_pack(
+        pack = encode_pack(
             source_files=sources,
             geometry=geometry,
             volume_path=folder.volume,
@@ -245,9 +246,10 @@ class Steps:
             out=folder.dicom,
             # A report under another identity is no predecessor that may be named (de-identified, or not any more).
             predecessors=reports_of(replaced) if replaced and replaced.study_uid == geometry.study_uid else (),
+            earlier=earlier,
         )
         wanted = any(destination.reject_replaced for destination in self.settings.destinations)
-        if wanted and replaced is not None and any(replaced.of_kind(kind) for kind in REJECTED_KINDS):
+        if wanted and replaced is not None and withdrawn(replaced, by=pack):
             encode_rejection(replaced, folder.rejection)
 
     def _sources(self, folder: JobFolder) -> tuple[list[Path], SeriesGeometry]:
@@ -430,15 +432,15 @@ def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
     )
 
 
-def _replaced_pack(folder: JobFolder) -> Pack | None:
-    """The results that this job's replace: of the latest of the jobs that it supersedes that came as far as results."""
+def _replaced_results(folder: JobFolder) -> Path | None:
+    """Results that this job's replace: of the latest of the jobs that it supersedes that came as far as results."""
     while folder.arrival.exists():
         supersedes = read_json(folder.arrival)["supersedes"]
         if supersedes is None:
             return None
         folder = JobFolder(folder.root.parent / supersedes)
         if (folder.dicom / MANIFEST).exists():
-            return load_pack(folder.dicom)
+            return folder.dicom
     return None
 
 

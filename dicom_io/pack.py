@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -67,6 +68,7 @@ def encode_pack(
     identity: str,
     out: Path,
     predecessors: Sequence[InstanceReference] = (),
+    earlier: Path | None = None,
 ) -> Pack:
     """Encode, check and store the results of one case; idempotent.
 
@@ -81,6 +83,9 @@ def encode_pack(
         identity: Digest of everything that affects the content; all UIDs follow from it.
         out: Folder of the pack; appears whole or not at all. Holds it already: that pack is returned untouched.
         predecessors: Report documents that this one replaces.
+        earlier: Folder of the pack that these results would replace. Where they would be the same results, under the
+            same UIDs, its bytes are taken over: the first encode is what every later send sends, and nothing is
+            replaced.
 
     Returns:
         The pack: `sr.dcm`, `sc/0001.dcm` ..., `pm.dcm`, `seg.dcm`, `tid1500.dcm`, as far as asked for and possible.
@@ -94,12 +99,21 @@ def encode_pack(
     sources = read_sources(source_files, geometry)
     volumes = load_volumes(geometry, content, volume_path, saliency_path, grounding_path)
     context = ResultContext(sources, geometry, _with_volume(content, grounding_path, volumes), identity)
+    if earlier is not None and _is_same(load_pack(earlier), context):
+        with _appearing(out) as folder:
+            shutil.copytree(earlier, folder, copy_function=os.link, dirs_exist_ok=True)
+        return load_pack(out)
     with _appearing(out) as folder:
         objects = _write(context, volumes, options, predecessors, folder)
         pack = Pack(objects=objects, identity=identity, study_uid=geometry.study_uid)
         check_objects(pack, sources, geometry, banner=content.banner)
         sync(save_manifest(folder, pack))
     return replace(pack, objects=tuple(_moved(item, folder, out) for item in objects))
+
+
+def _is_same(pack: Pack, context: ResultContext) -> bool:
+    """Whether a pack holds what would be encoded now: the UIDs follow from all that affects the content."""
+    return all(item.series_uid == context.series_uid(item.kind) for item in pack.objects)
 
 
 def reports_of(pack: Pack) -> tuple[InstanceReference, ...]:

@@ -26,6 +26,13 @@ from dicom_io.validate import dciodvfy_errors
 REJECTED_KINDS = ("sc", "pm", "seg")
 
 
+def withdrawn(replaced: Pack, by: Pack) -> tuple[PackObject, ...]:
+    """Images of a pack that its successor withdraws: none where the successor holds the same results."""
+    kept = {item.sop_instance_uid for item in by.objects}
+    images = [item for kind in REJECTED_KINDS for item in replaced.of_kind(kind)]
+    return tuple(item for item in images if item.sop_instance_uid not in kept)
+
+
 def encode_rejection(replaced: Pack, out: Path) -> PackObject:
     """Write the Key Object that rejects the images of a replaced pack; idempotent, the first bytes win.
 

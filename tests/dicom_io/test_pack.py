@@ -15,6 +15,7 @@ from test_sr import pixelmed
 from dicom_io.content import FindingRecord, ModelIdentity
 from dicom_io.errors import FileError, PackError
 from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
+from dicom_io.rejection import withdrawn
 from dicom_io.uids import digest_uid
 
 QUICK = PackOptions(sc=False, pm=False)
@@ -129,6 +130,21 @@ def test_a_successor_names_the_report_it_replaces(tmp_path: Path) -> None:
     listed = document.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
     assert listed.ReferencedSOPInstanceUID == old.of_kind("sr")[0].sop_instance_uid
     assert "PredecessorDocumentsSequence" not in dcmread(old.of_kind("sr")[0].path)
+
+
+def test_the_same_results_are_taken_over_and_not_encoded_again(tmp_path: Path) -> None:
+    """An instance of another series that came late makes a new job with the same results: one UID, one content."""
+    case = make_case(tmp_path)
+    old = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "old"))
+    arguments = case.arguments(options=QUICK, out=tmp_path / "new", predecessors=reports_of(old))
+    new = encode_pack(**arguments, earlier=tmp_path / "old")
+    assert contents(tmp_path / "new") == contents(tmp_path / "old")
+    assert [item.sop_instance_uid for item in new.objects] == [item.sop_instance_uid for item in old.objects]
+    assert withdrawn(old, by=new) == ()
+    other = case.arguments(options=QUICK, out=tmp_path / "other", identity="other", predecessors=reports_of(old))
+    changed = encode_pack(**other, earlier=tmp_path / "old")
+    assert not {i.sop_instance_uid for i in changed.objects} & {i.sop_instance_uid for i in old.objects}
+    assert withdrawn(old, by=changed) == old.of_kind("seg")
 
 
 def test_rounded_directions_and_positions_are_no_obstacle(tmp_path: Path) -> None:
