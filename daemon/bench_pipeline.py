@@ -32,6 +32,8 @@ Say = Callable[[str], None]
 
 SHAPE = (240, 240, 155)
 """Voxels: the grid of BraTS."""
+SEED = 30107
+"""Of the first phantom."""
 BRIGHTEST = 1500
 """Stored value of the brightest voxel, as scanners have it."""
 QUIET_SECONDS = 2.0
@@ -72,12 +74,11 @@ def bench_pipeline(folder: Path | None = None, *, slices: int = SHAPE[2], rounds
 
 
 def _measure(work: Path, slices: int, rounds: int, say: Say) -> dict[str, Any]:
-    say("drawing the study")
-    volume = brats_like_volume(slices)
     pacs = EmbeddedPacs(work / "pacs")
     service = TrialService(
         work / "daemon",
         {
+            "listener": {"port": 0},
             "assembly": {"quiet_seconds": QUIET_SECONDS},
             "explain": {"samples": 16},
             "destinations": [{"name": "pacs", "ae_title": pacs.ae_title, "host": LOOPBACK, "port": pacs.port}],
@@ -88,6 +89,7 @@ def _measure(work: Path, slices: int, rounds: int, say: Say) -> dict[str, Any]:
         service.start()
         for number in range(rounds + 1):
             say(f"study {number} of {rounds}" if number else "a study that loads the model, not counted")
+            volume = brats_like_volume(slices, seed=SEED + number)  # the same instances again would start nothing
             service.send(write_series(volume, work / f"study{number}"))
             job = service.wait_for_jobs(number + 1, seconds=DEADLINE_SECONDS)[0]
             if job.state is not JobState.DONE:
@@ -100,9 +102,9 @@ def _measure(work: Path, slices: int, rounds: int, say: Say) -> dict[str, Any]:
     return _summary(passages, slices)
 
 
-def brats_like_volume(slices: int) -> nibabel.Nifti1Image:
+def brats_like_volume(slices: int, *, seed: int = SEED) -> nibabel.Nifti1Image:
     """A phantom on the grid of a BraTS volume."""
-    drawn = make_phantom(30107, spacing=1.5, with_lesion=True).volume
+    drawn = make_phantom(seed, spacing=1.5, with_lesion=True).volume
     voxels = np.asarray(drawn.dataobj, dtype=np.float32)
     factors = [wanted / there for wanted, there in zip((*SHAPE[:2], slices), voxels.shape, strict=True)]
     finer = np.clip(ndimage.zoom(voxels / voxels.max(), factors, order=1) * BRIGHTEST, 0, None).astype(np.int16)

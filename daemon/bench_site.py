@@ -155,7 +155,8 @@ def measured_service(folder: Path, *, studies: int, say: Say) -> tuple[list[floa
     from training.phantoms import make_phantom
 
     service = TrialService(
-        folder / "daemon", {"assembly": {"quiet_seconds": 1}, "explain": {"samples": 16, "segments": 8}}
+        folder / "daemon",
+        {"listener": {"port": 0}, "assembly": {"quiet_seconds": 1}, "explain": {"samples": 16, "segments": 8}},
     )
     try:
         service.start()
