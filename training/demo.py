@@ -24,7 +24,7 @@ from training.datasets import Cases, prepare_case, training_phantom
 from training.errors import DataError, SettingsError
 from training.four_bit import round_to_nf4
 from training.language_pretraining import pretrain_language
-from training.loop import Outcome, Progress, Trainer
+from training.loop import Outcome, Progress, Source, Trainer
 from training.phases import make_phase
 from training.run_folder import RunFolder, data_digest
 from training.settings import PhaseSettings, TrainingSettings
@@ -131,11 +131,11 @@ def run_phase(
     validation: Cases,
     run: RunFolder,
     progress: Progress,
+    source: Source | None = None,
 ) -> Outcome:
-    """One phase on these cases; the model is changed in place."""
+    """One phase on these cases; the model is changed in place. `source`: batches; None makes them."""
     phase = make_phase(model, settings)
-    frozen_vision = not {"vision", "resampler"} & set(settings.trainable)
-    source = (TokenSource if frozen_vision else VolumeSource)(train, model, settings)
+    source = source or make_source(model, settings, train)
     fixed = validation_batch(validation, model, settings.seed)
 
     @torch.no_grad()
@@ -146,6 +146,13 @@ def run_phase(
     model.requires_grad_(False)
     model.eval()
     return outcome
+
+
+def make_source(model: BrainGemma3D, settings: PhaseSettings, train: Cases, before: Source | None = None) -> Source:
+    """Batches of a phase; where it leaves the vision alone, tokens made once, taken over from the phase `before`."""
+    if {"vision", "resampler"} & set(settings.trainable):
+        return VolumeSource(train, model, settings)
+    return before.of(settings) if isinstance(before, TokenSource) else TokenSource(train, model, settings)
 
 
 def train_demo(settings: TrainingSettings, out: Path, progress: Progress, say: Say = print) -> BrainGemma3D:
@@ -162,8 +169,10 @@ def train_demo(settings: TrainingSettings, out: Path, progress: Progress, say: S
     language_stage(model, settings, run, progress)
     rounded = round_to_nf4(model.language_model)
     say(f"language model rounded to 4 bit: {rounded} layers")
+    source: Source | None = None
     for phase in settings.phases:
-        outcome = run_phase(model, phase, train, validation, run, progress)
+        source = make_source(model, phase, train, source)
+        outcome = run_phase(model, phase, train, validation, run, progress, source)
         say(f"{phase.name}: {outcome.steps} steps, best validation loss {outcome.best:.4f}")
         if phase.name == "phase1":
             calibrate(model, validation)

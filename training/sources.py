@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any, Final
 
@@ -99,6 +100,12 @@ class TokenSource:
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def of(self, settings: PhaseSettings) -> TokenSource:
+        """The same tokens for another phase that leaves the vision alone too: making them takes minutes."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     @torch.inference_mode()
     def _encode(self, *, flip: bool, rng: torch.Generator) -> Tensor:
