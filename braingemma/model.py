@@ -191,10 +191,14 @@ class BrainGemma3D(PreTrainedModel):
 
     @_inference
     def ground(self, volume: Tensor) -> Tensor | None:
-        """(B, 1, D, H, W) to the lesion share of each patch, (B, d, h, w) in [0, 1]; None without the head."""
+        """(B, 1, D, H, W) to the lesion share of each patch, (B, d, h, w) in [0, 1]; None without the head.
+
+        The map's boxes divide the grid evenly, also where patches overhang it by a padding.
+        """
         if self.grounding_head is None:
             return None
-        return torch.sigmoid(self.grounding_head(self.patch_features(volume)).float())
+        shares = torch.sigmoid(self.grounding_head(self.patch_features(volume)).float())
+        return self.vision.on_grid(shares)
 
     @_inference
     def finding_probabilities(self, volume: Tensor) -> dict[str, Any] | list[dict[str, Any]] | None:

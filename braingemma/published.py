@@ -54,6 +54,14 @@ class PublishedVisionTower(nn.Module):
         d, h, w = self.settings.grid
         return d + 1, h // self.patch_size, w // self.patch_size
 
+    def pad(self, volume: Tensor, background: float) -> Tensor:  # noqa: ARG002 - as in the tower that pads
+        """As it is: this tower cuts off what its patches do not cover."""
+        return volume
+
+    def on_grid(self, values: Tensor) -> Tensor:
+        """As they are: the published weights have no lesion map, and the ablation's grid is divided by the patch."""
+        return values
+
     @torch.no_grad()
     def inflate(self) -> None:
         """Set the 3D patch embedding from the 2D tower: mean over RGB, an equal share for each plane."""

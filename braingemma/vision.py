@@ -106,11 +106,20 @@ class InflatedVisionTower(nn.Module):
         limit = self.settings.zscore_clip
         return volume.clamp(-limit, limit) / limit
 
-    def pad(self, volume: Tensor) -> Tensor:
-        """Grow (B, 1, D, H, W) symmetrically to a multiple of the patch; the new voxels are background."""
+    def pad(self, volume: Tensor, background: float) -> Tensor:
+        """Grow (B, channels, D, H, W) symmetrically to a multiple of the patch; the new voxels are `background`."""
         (d0, d1), (h0, h1), (w0, w1) = self.padding
-        background = self.to_siglip_range(torch.tensor(self.settings.background)).item()
         return F.pad(volume, (w0, w1, h0, h1, d0, d1), value=background)
+
+    def on_grid(self, values: Tensor) -> Tensor:
+        """(B, d, h, w), one value for each patch of the padded grid, to as many equal boxes of the grid itself."""
+        if not any(map(any, self.padding)):
+            return values
+        for axis, patch in enumerate(self.patch):
+            values = values.repeat_interleave(patch, dim=axis + 1)
+        for axis, ((before, _), size) in enumerate(zip(self.padding, self.settings.grid, strict=True)):
+            values = values.narrow(axis + 1, before, size)
+        return F.adaptive_avg_pool3d(values.unsqueeze(1), self.patch_grid).squeeze(1)
 
     def embed(self, volume: Tensor) -> Tensor:
         """(B, 1, D, H, W) to patch embeddings (B, d, h, w, C), before any position."""
@@ -118,7 +127,8 @@ class InflatedVisionTower(nn.Module):
             expected = ("B", 1, *self.settings.grid)
             raise VolumeError(f"expected a volume tensor of shape {expected}, got {tuple(volume.shape)}")
         weight = self.patch_embedding.weight
-        padded = self.pad(self.to_siglip_range(volume.to(weight.device, weight.dtype)))
+        background = self.to_siglip_range(torch.tensor(self.settings.background)).item()
+        padded = self.pad(self.to_siglip_range(volume.to(weight.device, weight.dtype)), background)
         return self.patch_embedding(padded).permute(0, 2, 3, 4, 1)  # (B, d, h, w, C)
 
     def positions(self) -> Tensor:

@@ -85,14 +85,15 @@ class GroundingPhase(Phase):
         model, settings = self.model, self.settings
         features = model.patch_features(batch["volumes"])
         tokens = model.resample(features)
+        masks = model.vision.pad(batch["masks"].float(), 0.0)
         losses: Batch = {}
         logits = model.grounding_logits(features)
         if logits is not None and settings.grounding:
             losses["grounding"] = grounding_loss(
-                logits, patch_share(batch["masks"], model.vision.patch, tuple(logits.shape[1:]))
+                logits, patch_share(masks, model.vision.patch, tuple(logits.shape[1:]))
             )
         if settings.parts:
-            shares = cell_shares(batch["masks"], model.vision.patch)
+            shares = cell_shares(masks, model.vision.patch)
             losses["parts"] = grounding_loss(self.to_parts(features), shares)
         found = model.findings_logits(tokens)
         if found is not None and settings.findings:

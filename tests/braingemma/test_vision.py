@@ -96,7 +96,7 @@ def test_a_grid_that_the_patch_does_not_divide_is_padded_on_both_sides() -> None
     assert symmetric_padding(25, 8) == (3, 4)
     vision = tower(volume={"grid": (10, 20, 25)})
     assert vision.patch_grid == (3, 3, 4)
-    padded = vision.pad(torch.zeros(1, 1, 10, 20, 25))
+    padded = vision.pad(torch.zeros(1, 1, 10, 20, 25), -1.0)
     assert padded.shape == (1, 1, 12, 24, 32)
     assert padded[0, 0, 0, 0, 0] == -1, "new voxels are background"
     for corner in ((0, 0, 0), (9, 19, 24)):  # voxels at both ends reach the features
@@ -107,6 +107,20 @@ def test_a_grid_that_the_patch_does_not_divide_is_padded_on_both_sides() -> None
         volume[:, :, :, corner[1], corner[2]] = 3.0
         changed = max(changed, (vision(volume) - vision(torch.zeros(1, 1, 10, 20, 25))).abs().amax())
         assert changed > 1e-3
+
+
+def test_a_map_of_overhanging_patches_lies_where_the_patches_lie() -> None:
+    vision = InflatedVisionTower(tiny_config(volume={"grid": (10, 20, 25)}))
+    values = torch.zeros(1, *vision.patch_grid)
+    values[0, :, :, -1] = 1  # 8 columns, 4 of them (25 to 32 less 3 in front) beyond the grid
+    boxes = vision.on_grid(values)
+    assert boxes.shape == values.shape
+    columns = boxes[0, 0, 0]
+    assert columns[:-1].max() < 0.05
+    assert 0.5 < columns[-1] < 0.7  # the last box is 6 or 7 columns wide, the patch covers 4 of them
+    whole = tower()
+    values = torch.rand(1, *whole.patch_grid)
+    assert whole.on_grid(values) is values
 
 
 def test_zscores_are_mapped_to_the_range_of_siglip() -> None:

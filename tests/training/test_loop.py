@@ -31,6 +31,9 @@ PHASE1 = PhaseSettings(
 )
 
 
+ODD_GRID = {"grid": [18, 36, 28], "brain_extraction": "none"}
+
+
 def quiet(_phase: str, _step: int, _total: int, _losses: dict[str, float]) -> None:
     """No progress."""
 
@@ -55,6 +58,19 @@ def model(settings: TrainingSettings) -> BrainGemma3D:
 def cases(settings: TrainingSettings) -> Cases:
     config = new_model(settings).config
     return Cases.join([prepare_case(make_phantom(seed, spacing=5.0, stripped=True), config) for seed in range(4)])
+
+
+def test_phase1_learns_on_a_grid_that_the_patch_does_not_divide(settings: TrainingSettings, tmp_path: Path) -> None:
+    """The card's grid of 128 is no multiple of its patch of 14: masks grow with the volume."""
+    odd = dataclasses.replace(settings, model={**settings.model, "volume": {**ODD_GRID, "crop": "brain"}})
+    model = new_model(odd)
+    cases = Cases.join([prepare_case(make_phantom(5, spacing=5.0, stripped=True, with_lesion=True), model.config)])
+    outcome = run_phase(model, dataclasses.replace(PHASE1, batch=1), cases, cases, RunFolder(tmp_path), quiet)
+    assert outcome.steps == 4
+    assert all(step["grounding"] > 0 for step in outcome.history)
+    found = model.ground(cases.volumes.float())
+    assert found is not None
+    assert found.shape == (1, 5, 5, 4)
 
 
 def curve(trainer: Trainer) -> list[float]:
