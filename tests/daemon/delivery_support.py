@@ -59,7 +59,9 @@ def add_job(
         if kind != "rejection":
             objects.append({"sop_instance_uid": dataset.SOPInstanceUID, "kind": kind, "file": f"{kind}.dcm"})
     write_json(folder.dicom / "pack.json", {"objects": objects})
-    write_json(folder.arrival, {"calling_aets": list(senders), "supersedes": supersedes})
+    record = {"study_uid": "1.2.3", "calling_aets": list(senders), "completed": 0.0, "instances": []}
+    write_json(folder.arrival, {**record, "supersedes": supersedes})
+    write_json(folder.selection, {"chosen": "1.2.3.9", "series": [], "problems": [], "further": []})
     return folder
 
 
