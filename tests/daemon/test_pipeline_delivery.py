@@ -149,4 +149,4 @@ def test_a_new_workflow_version_strands_no_job(site: Site, monkeypatch: pytest.M
     queued = upgrade.give_every_job_a_workflow(site.store.engine, alone=True)
     assert sorted(name.partition("-")[0] for name in queued) == ["j1", "j2", "j3"]
     wait_for(lambda: site.states()["j1"] == site.states()["j2"] == "done")
-    wait_for(lambda: "convert j3" in reported)
+    wait_for(lambda: "select j3" in reported)
