@@ -145,8 +145,19 @@ class Explanation:
 
     @property
     def drawn(self) -> bool:
-        """Whether there is a region that supports a finding."""
-        return self.finding_present and bool(self.weights.max(initial=0) > 0)
+        """Whether there is a region that supports a finding, and words that depend on the image at all.
+
+        A model that does not look (random weights) gives weights near 0 whose order follows how much each replacement
+        changes the picture: scaled up, they would point at the lesion.
+        """
+        return self.finding_present and not self.blind and bool(self.weights.max(initial=0) > 0)
+
+    @property
+    def blind(self) -> bool:
+        """Whether neither the whole brain nor any region of it changes the words by more than is told from noise."""
+        if self.score is None or self.base_score is None:
+            return False
+        return max(abs(self.score - self.base_score), float(np.abs(self.weights).max(initial=0))) < SMALL_EFFECT
 
     @property
     def saliency(self) -> Float32:
@@ -458,7 +469,7 @@ def _nothing_to_explain(supervoxels: Supervoxels, settings: ExplainSettings) -> 
 def _doubts(found: Explanation) -> tuple[str, ...]:
     """Reasons to distrust a map."""
     doubts = []
-    if found.score is not None and found.base_score is not None and abs(found.score - found.base_score) < SMALL_EFFECT:
+    if found.blind and found.score is not None and found.base_score is not None:
         doubts.append(
             f"The words explained hardly depend on the image: replacing the whole brain changes their "
             f"log-probability by {found.score - found.base_score:+.3f} nats per token."

@@ -216,9 +216,9 @@ class _Bench:
         curve = curves(weights, lambda wanted: ask(wanted)[:, 0])
         by_chance: Row = dict.fromkeys(("pointing_dilated", "mass_ratio", "agreement", "strength"))
         if variant[1] == DEFAULT_REPLACEMENT:
-            random_weights = self.attribute(self.random_model, variant, self.batch_size)[0]
+            random_weights, _, ask_random, _ = self.attribute(self.random_model, variant, self.batch_size)
             by_chance = {
-                **self._hits(random_weights, ask),
+                **self._hits(random_weights, ask_random),
                 "agreement": rank_agreement(weights, random_weights),
                 "strength": float(np.abs(random_weights).max() / max(np.abs(weights).max(), 1e-12)),
             }
@@ -245,10 +245,19 @@ class _Bench:
         return fit.weights, time.perf_counter() - started, ask, fit.r2
 
     def _hits(self, weights: Float, ask: MaskScorer) -> Row:
-        """Where the map points."""
+        """Where the map points, as it would be drawn."""
         trial = self.trial
+        score, base_score = (float(s) for s in ask(np.array([[True], [False]]).repeat(len(weights), axis=1))[:, 0])
         change = relative_change(ask, trial.supervoxels, trial.prepared.grid_affine)
-        found = Explanation(trial.supervoxels, weights, ExplainSettings(), finding_present=True, change=change)
+        found = Explanation(
+            trial.supervoxels,
+            weights,
+            ExplainSettings(),
+            finding_present=True,
+            score=score,
+            base_score=base_score,
+            change=change,
+        )
         saliency = found.saliency
         top = trial.supervoxels.labels == int(np.argmax(weights)) + 1
         return {

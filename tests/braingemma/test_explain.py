@@ -268,8 +268,11 @@ def test_all_files_are_written_on_the_grid_of_the_volume(
     assert len(record["supervoxels"]) == record["segments"] == len(weights)
     assert {"weight", "size_ml", "centroid_mm", "side", "site", "by_target"} <= set(record["supervoxels"][0])
     assert set(record["supervoxels"][0]["by_target"]) == {"findings", "lesion", "edema", "side"}
-    # A random model does not look at the image: the record must say so.
+    # A random model does not look at the image: the record must say so, and nothing may be drawn as if it did.
     assert any("hardly depend on the image" in w for w in record["warnings"])
+    assert weights.any()
+    assert not record["drawn"]
+    assert not saliency.any()
     with Image.open(tmp_path / "out/overlay_slices.png") as picture:
         assert min(picture.size) > 500
 
