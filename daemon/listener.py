@@ -157,7 +157,11 @@ def _start_child(order: Order, listening: socket.socket) -> subprocess.Popen[byt
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=(listening.fileno(),),
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OPENBLAS_NUM_THREADS": "1",  # receivers compute nothing: numpy would start a thread for each core
+        },
         start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which then stops us in order
     )
     stdin, _ = _pipes(child)
