@@ -239,6 +239,8 @@ def bench_ingest(
     if shutil.which("storescu") is None:
         raise DaemonError("bench ingest: expected dcmtk's command `storescu` (Debian package dcmtk)")
     processes = processes or min(4, os.cpu_count() or 1)
+    if folder is not None and not folder.is_dir():
+        raise DaemonError(f"bench ingest: expected a folder on a disk, got {folder}, which is none")
     with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=folder) as temporary:
         root = Path(temporary)
         refuse_memory_file_system(root)
