@@ -117,6 +117,8 @@ class Lease:
     def give_back(self) -> None:
         """Stop holding it: others take unfinished work over at once."""
         self._stop.set()
+        if self._thread is not None:
+            self._thread.join(1.0)  # a beat under way keeps a connection that whoever disposes the engine cannot close
         with self.engine.begin() as connection:
             connection.execute(sa.update(EXECUTORS).where(*self._me()).values(state=DEAD))
 

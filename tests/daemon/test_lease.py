@@ -23,14 +23,7 @@ from daemon.lease import EXECUTORS, EXIT_FENCED, Lease, SoleReceiver, take_over_
 from daemon.received_index import ARRIVALS
 from daemon.service import job_files
 
-pytestmark = [
-    needs_postgres,
-    pytest.mark.e2e,
-    # A heartbeat that is under way when its test disposes the engine leaves its connection to the collector.
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <function BaseConnection:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = [needs_postgres, pytest.mark.e2e]
 
 
 @pytest.fixture(scope="module")
