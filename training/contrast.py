@@ -31,18 +31,21 @@ class Contrast:
 
 
 def draw_contrast(rng: np.random.Generator) -> Contrast:
-    """Edema is brighter than gray matter; so is the core; necrosis stays 35 % below white matter."""
+    """Edema and core are brighter than gray matter, an eighth or more apart; necrosis is 45 % below white matter.
+
+    Where core and edema were equally bright, nothing in the picture would say whether there is edema.
+    """
     white = rng.uniform(0.45, 0.75)
     gray = white * rng.uniform(1.03, 1.4)
-    edema = max(white * rng.uniform(1.45, 2.2), gray * 1.3)
-    core = edema * rng.uniform(0.72, 1.0) if rng.random() < 0.75 else edema * rng.uniform(1.0, 1.2)
+    edema = max(white * rng.uniform(1.5, 2.3), gray * 1.4)
+    core = edema * (rng.uniform(0.6, 0.8) if rng.random() < 0.65 else rng.uniform(1.2, 1.4))
     return Contrast(
         white=float(white),
         gray=float(gray),
         fluid=float(white * rng.uniform(0.1, 0.4)),
         edema=float(edema),
-        core=float(max(core, white * 1.4, gray * 1.25)),
-        necrosis=float(white * rng.uniform(0.15, 0.65)),
+        core=float(max(core, white * 1.3, gray * 1.15)),
+        necrosis=float(white * rng.uniform(0.15, 0.55)),
         spots=float(white * rng.uniform(1.3, 2.0)),
     )
 
@@ -68,7 +71,7 @@ def _paint_lesion(
     texture = smooth_field(rng, grid, 9.0)
     parts = (
         (masks.edema, contrast.edema * (1 + 0.06 * texture), 0.85),
-        (masks.core, contrast.core * (1 + rng.uniform(0.04, 0.14) * texture), 0.5),
+        (masks.core, contrast.core * (1 + rng.uniform(0.04, 0.14) * texture), 0.15),
         (masks.necrosis, contrast.necrosis * (1 + 0.10 * texture), 0.0),
     )
     for mask, value, spares_fluid in parts:

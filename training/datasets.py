@@ -130,10 +130,11 @@ def cell_shares(masks: Tensor, patch: tuple[int, int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes that leave the truth as it is; sizes are shares of the field of view and of a z-score."""
+    """Random changes that leave the truth as it is; shares of the field of view, of a z-score, and radians."""
 
     shift: float = 0.05
     scale: float = 0.06
+    turn: float = 0.08
     gain: float = 0.12
     noise: float = 0.08
 
@@ -146,10 +147,13 @@ class Augmentation:
 
     def _affine(self, batch: int, rng: torch.Generator) -> Tensor:
         theta = torch.zeros(batch, 3, 4)
-        spread = torch.rand(batch, 6, generator=rng) * 2 - 1
+        spread = torch.rand(batch, 9, generator=rng) * 2 - 1
         for axis in range(3):
             theta[:, axis, axis] = 1 + spread[:, axis] * self.scale
             theta[:, axis, 3] = spread[:, 3 + axis] * self.shift * 2
+        for angle, (a, b) in enumerate(((0, 1), (0, 2), (1, 2))):
+            turn = spread[:, 6 + angle] * self.turn
+            theta[:, a, b], theta[:, b, a] = turn, -turn
         return theta
 
     def _values(self, volumes: Tensor, limit: float, rng: torch.Generator) -> Tensor:

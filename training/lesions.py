@@ -37,7 +37,7 @@ _CENTRE_WEIGHTS: Final = {
 #: Beyond this share of a lesion on one side it is called one-sided.
 ONE_SIDED: Final = 0.85
 #: The smallest lesion, ml; what is smaller is not called a lesion area but belongs to the spots of healthy brains.
-LEAST_ML: Final = 6.0
+LEAST_ML: Final = 10.0
 _INFRATENTORIAL: Final = ("cerebellum", "brainstem")
 
 
@@ -127,14 +127,14 @@ def draw_lesion(
     radii = mean * np.exp(rng.normal(0.0, 0.2, 3))
     edema = like.edema > 0 if like is not None else bool(rng.random() < 0.72)
     # A necrosis that could not be seen at the coarsest resolution is not drawn.
-    roomy = radii.min() > 9.0
+    roomy = radii.min() > 10.0
     necrosis = like.necrosis > 0 if like is not None else bool(rng.random() < 0.62)
     return Lesion(
         centre=_draw_centre(rng, region, side),
         radii=radii,
         turn=rotation(rng, 40.0),
-        edema=float(rng.uniform(6.0, 16.0) / mean) if edema else 0.0,
-        necrosis=float(rng.uniform(0.5, 0.7)) if necrosis and (roomy or like is not None) else 0.0,
+        edema=float(rng.uniform(8.0, 16.0) / mean) if edema else 0.0,
+        necrosis=float(rng.uniform(0.55, 0.75)) if necrosis and roomy else 0.0,
         push=float(rng.uniform(0.10, 0.35) * mean) if rng.random() < 0.75 else 0.0,
         roughness=float(rng.uniform(0.05, 0.3)),
         infratentorial=region in _INFRATENTORIAL,

@@ -33,8 +33,15 @@ STRIPPED_SHARE: Final = 0.35
 #: A site is named when it holds this share of the finding's voxels.
 SITE_SHARE: Final = 0.2
 #: A lateral ventricle smaller than this share of itself without mass effect is compressed; above the other it is not.
-COMPRESSED: Final = 0.70
-FREE: Final = 0.90
+COMPRESSED: Final = 0.55
+FREE: Final = 0.85
+#: What two readers would name alike: a case with a share between such bounds is drawn anew, this often at most.
+_DRAWS: Final = 8
+_DOUBTFUL_SIDE: Final = (0.06, 0.25)  # of the lesion on its smaller side
+_DOUBTFUL_SITE: Final = (0.15, 0.26)  # of the lesion in one site
+_DOUBTFUL_PART: Final = (0.0, 0.08)  # of the lesion that is edema, or necrosis
+#: No single spot of a healthy brain is larger than this, ml: `LEAST_ML` is far above it.
+_LARGEST_SPOT_ML: Final = 2.5
 _VENTRICLES: Final = {"left": -1.0, "right": 1.0}
 
 
@@ -107,8 +114,7 @@ def make_phantom(
     grid = _draw_grid(rng, pose, _spacing(spacing, rng), stripped=stripped)
     drawn = bool(rng.random() < LESION_SHARE)
     present = drawn if with_lesion is None else with_lesion
-    lesions = draw_lesions(rng) if present else ()
-    picture, parts, findings = _draw_case(rng, atlas, grid, pose, lesions, stripped=stripped)
+    picture, parts, findings = _draw_case(rng, atlas, grid, pose, present=present, stripped=stripped)
     truth = {
         "seed": seed,
         "findings": [finding.to_json() for finding in findings],
@@ -193,15 +199,19 @@ def _flipped(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def _draw_case(
-    rng: np.random.Generator, atlas: Atlas, grid: Grid, pose: _Pose, lesions: tuple[Lesion, ...], *, stripped: bool
+    rng: np.random.Generator, atlas: Atlas, grid: Grid, pose: _Pose, *, present: bool, stripped: bool
 ) -> tuple[Floats, NDArray[np.uint8], tuple[Finding, ...]]:
     head = pose.rigid(grid.points())
     standard = head + smooth_displacement(rng, grid, 45.0, 2.2) + smooth_displacement(rng, grid, 20.0, 0.9)
     resting = _size_ventricles(standard, rng)
-    pushed, compressed = _mass_effect(rng, atlas, resting, standard, lesions)
-    tissue = sample_tissue(atlas, pushed, rng.uniform(0.0, 0.55))
     regions = atlas.region_at(standard)
-    masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
+    for _ in range(_DRAWS):
+        lesions = draw_lesions(rng) if present else ()
+        pushed, compressed = _mass_effect(rng, atlas, resting, standard, lesions)
+        tissue = sample_tissue(atlas, pushed, rng.uniform(0.0, 0.55))
+        masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
+        if masks is None or _is_plain(masks, regions, standard):
+            break
     spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white)
     contrast = draw_contrast(rng)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)
@@ -226,7 +236,7 @@ def _label_parts(
 
 def _size_ventricles(standard: Floats, rng: np.random.Generator) -> Floats:
     """Look tissue up nearer to or farther from each lateral ventricle's middle: larger or smaller ventricles."""
-    both = rng.uniform(-0.15, 0.45)
+    both = rng.uniform(0.0, 0.5)
     points = standard
     for side in _VENTRICLES.values():
         points = _swell(points, side, both + rng.normal(0, 0.03))
@@ -295,17 +305,50 @@ def _paint_all(
 
 
 def _white_matter_spots(rng: np.random.Generator, atlas: Atlas, grid: Grid, points: Floats, white: Floats) -> Floats:
-    """Small hyperintensities of ageing and small plaques, and bright caps along the ventricles: never a lesion."""
+    """Small hyperintensities of ageing, plaques, and bright caps along the ventricles: never a lesion."""
     spots = np.zeros(grid.shape, np.float32)
     if rng.random() < 0.6:
-        threshold = rng.uniform(1.7, 2.8)
-        noise = smooth_field(rng, grid, rng.uniform(5.0, 8.0)) + 0.4 * smooth_field(rng, grid, 40.0)
-        spots = np.clip((noise - threshold) * 2.5, 0, 1) * np.clip(white * 1.5 - 0.5, 0, 1)
+        spots = _ageing_spots(rng, grid, white)
+    near = atlas.sample(_ventricle_halo(), points)
     if rng.random() < 0.6:
-        near = atlas.sample(_ventricle_halo(), points)
         strength = rng.uniform(0.2, 1.0)
         spots = np.maximum(spots, np.clip(near * strength, 0, 1) * np.clip(white * 1.5, 0, 1))
+    if rng.random() < 0.4:
+        _add_plaques(spots, rng, grid, near, white)
     return spots
+
+
+def _ageing_spots(rng: np.random.Generator, grid: Grid, white: Floats) -> Floats:
+    """Irregular spots strewn over the white matter; fewer where one of them would be as large as a lesion."""
+    threshold = rng.uniform(1.7, 2.8)
+    noise = smooth_field(rng, grid, rng.uniform(5.0, 8.0)) + 0.4 * smooth_field(rng, grid, 40.0)
+    inside = np.clip(white * 1.5 - 0.5, 0, 1)
+    voxel_ml = float(np.prod(grid.spacing)) / 1000
+    while True:
+        spots: Floats = (np.clip((noise - threshold) * 2.5, 0, 1) * inside).astype(np.float32)
+        labels, count = ndimage.label(spots > 0.3)
+        if count == 0 or np.bincount(labels.ravel())[1:].max() * voxel_ml <= _LARGEST_SPOT_ML:
+            return spots
+        threshold += 0.25
+
+
+def _add_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floats, white: Floats) -> None:
+    """Ovoid plaques of 3 to 11 mm, most of them at the ventricles' walls, in place."""
+    at_wall = np.argwhere((near > 0.15) & (white > 0.5))
+    anywhere = np.argwhere(white > 0.8)
+    for _ in range(int(rng.integers(3, 25))):
+        choices = at_wall if rng.random() < 0.6 and len(at_wall) else anywhere
+        if not len(choices):
+            return
+        centre = choices[rng.integers(len(choices))]
+        radii = rng.uniform(1.5, 4.0) * np.exp(rng.normal(0.0, 0.25, 3)) / grid.spacing  # voxels
+        low = np.maximum(np.floor(centre - 1.5 * radii - 1), 0).astype(int)
+        high = np.minimum(np.ceil(centre + 1.5 * radii + 2), grid.shape).astype(int)
+        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        axes = [(np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, centre, radii, strict=True)]
+        distance = np.sqrt(sum(np.square(axis) for axis in np.ix_(*axes)))
+        bright = np.clip((1.3 - distance) * 2.0, 0, 1) * rng.uniform(0.5, 1.0)
+        spots[box] = np.maximum(spots[box], bright * (white[box] > 0.2))
 
 
 @lru_cache(maxsize=1)
@@ -316,6 +359,27 @@ def _ventricle_halo() -> Floats:
 
 
 # ---- truth
+
+
+def _is_plain(masks: LesionMasks, regions: Labels, standard: Floats) -> bool:
+    """Whether side, sites and parts of a lesion are no matter of taste: none of its shares is near its threshold."""
+    whole = masks.whole
+    total = max(1, int(whole.sum()))
+    left = float((standard[0][whole] < 0).mean()) if whole.any() else 0.0
+    sites = _region_counts(whole, regions)
+    parts = [float(part.sum()) / total for part in (masks.edema, masks.necrosis)]
+    return (
+        not _DOUBTFUL_SIDE[0] < min(left, 1 - left) < _DOUBTFUL_SIDE[1]
+        and not any(_DOUBTFUL_SITE[0] < share < _DOUBTFUL_SITE[1] for share in sites / max(1.0, sites.sum()))
+        and not any(_DOUBTFUL_PART[0] < share < _DOUBTFUL_PART[1] for share in parts)
+    )
+
+
+def _region_counts(mask: NDArray[np.bool_], regions: Labels) -> NDArray[np.float64]:
+    """Voxels of a mask in each of `REGIONS`; those in no region, or in a ventricle, are not counted."""
+    counts = np.bincount(regions[mask], minlength=len(REGIONS)).astype(float)
+    counts[region_code("none")] = counts[region_code("ventricle")] = 0
+    return counts
 
 
 def located_findings(
@@ -346,8 +410,7 @@ def located_findings(
 
 def _located(name: str, mask: NDArray[np.bool_], regions: NDArray[np.uint8], standard: Floats) -> Finding:
     """A present finding with its side and the regions that hold at least `SITE_SHARE` of it."""
-    counts = np.bincount(regions[mask], minlength=len(REGIONS)).astype(float)
-    counts[region_code("none")] = counts[region_code("ventricle")] = 0
+    counts = _region_counts(mask, regions)
     total = counts.sum()
     if total == 0:
         return Finding(name, "present", side_of(mask, standard))  # type: ignore[arg-type]
