@@ -146,7 +146,7 @@ def _run(
         began = time.monotonic()
         run_phase(model, phase, (train, validation), run, accelerator, progress, say)
         minutes += (time.monotonic() - began) / 60
-        if phase.name == "phase1":
+        if "findings" in phase.trainable:
             calibrate(model, validation)
         results.append(AblationResult(variant, seed, phase.name, minutes, judge(model, judged)))
     return results

@@ -174,7 +174,7 @@ def train_demo(settings: TrainingSettings, out: Path, progress: Progress, say: S
         source = make_source(model, phase, train, source)
         outcome = run_phase(model, phase, train, validation, run, progress, source)
         say(f"{phase.name}: {outcome.steps} steps, best validation loss {outcome.best:.4f}")
-        if phase.name == "phase1":
+        if "findings" in phase.trainable:
             calibrate(model, validation)
     model.save_pretrained(run.weights)
     return model

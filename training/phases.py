@@ -124,10 +124,20 @@ class GroundingPhase(Phase):
 
 
 class CaptionPhase(Phase):
-    """Phases 2A and 2B: next-token loss of the report, from volumes or from cached resampler tokens."""
+    """Phases 2A and 2B: next-token loss of the report, from volumes or from cached resampler tokens.
+
+    A findings head reads the resampler's tokens: where those move, it is trained along.
+    """
+
+    def __init__(self, model: BrainGemma3D, settings: PhaseSettings) -> None:
+        super().__init__(model, settings)
+        if "resampler" in settings.trainable and "findings" not in settings.trainable and model.config.findings_head:
+            raise SettingsError(
+                f"{settings.name}: trainable has the resampler but not findings: the head would be left behind"
+            )
 
     def forward(self, batch: Batch) -> Batch:
-        """Losses of a batch with `volumes` or `tokens`, and the report's ids, mask and labels."""
+        """Losses of a batch with `volumes` or `tokens`, the report's ids, mask and labels, and `targets` for a head."""
         model = self.model
         tokens = batch["tokens"] if "tokens" in batch else model.resample(model.patch_features(batch["volumes"]))
         visual = model.projector(tokens)
@@ -137,7 +147,11 @@ class CaptionPhase(Phase):
         output = model.language_model(
             inputs_embeds=embeddings, attention_mask=batch["attention_mask"], labels=batch["labels"], **share
         )
-        return {"loss": output.loss}
+        logits = model.findings_logits(tokens) if "findings" in self.settings.trainable else None
+        if logits is None:
+            return {"loss": output.loss}
+        found = findings_loss(logits, batch["targets"], batch.get("all_targets"))
+        return {"caption": output.loss, "findings": found, "loss": output.loss + self.settings.findings * found}
 
 
 def make_phase(model: BrainGemma3D, settings: PhaseSettings) -> Phase:

@@ -78,7 +78,7 @@ def train_phases(
         elif PHASES.index(phase.name) < last:
             _trainer(model, phase, train, run, accelerator, restored=True).restore()
             say(f"{phase.name}: taken over from {run.root}")
-        if phase.name == "phase1":
+        if "findings" in phase.trainable:
             calibrate(model, validation)
     if accelerator.is_main_process:
         model.save_pretrained(run.weights)

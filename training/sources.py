@@ -78,10 +78,10 @@ class VolumeSource:
             volumes, masks = flip_where(flip, volumes), flip_where(flip, masks)
             targets = torch.where(flip[:, None, None], mirrored_target(targets), targets)
         batch: Batch = {"volumes": volumes[part], "masks": masks[part], "targets": targets[part]}
+        batch["all_targets"] = targets
         texts = reports_for(self.cases, index, flip.tolist(), np.random.default_rng([seed, 5]))
         if self.settings.name != "phase1":
             return {**batch, **text_part(self.model, texts, part)}
-        batch["all_targets"] = targets
         if self.settings.contrast:
             own = torch.full((targets[part].shape[0],), part.start or 0)
             batch |= {**self.model.training_batch(texts), "own": own}
@@ -125,7 +125,11 @@ class TokenSource:
         copies = rng.integers(len(self.tokens), size=len(index))
         texts = reports_for(self.cases, index, [bool(c % 2) for c in copies], rng)
         tokens = self.tokens[torch.from_numpy(copies), torch.tensor(index)].float()
-        return {"tokens": tokens[part], **text_part(self.model, texts, part)}
+        targets = self.cases.targets[index]
+        flip = torch.from_numpy(copies % 2 == 1)
+        targets = torch.where(flip[:, None, None], mirrored_target(targets), targets)
+        batch: Batch = {"tokens": tokens[part], "targets": targets[part], "all_targets": targets}
+        return {**batch, **text_part(self.model, texts, part)}
 
 
 def validation_batch(cases: Cases, model: BrainGemma3D, seed: int = 0) -> Batch:

@@ -19,7 +19,8 @@ from training.phantoms import make_phantom
 from training.phases import make_phase
 from training.run_folder import RunFolder
 from training.settings import PhaseSettings, TrainingSettings, load_settings
-from training.sources import VolumeSource
+from training.sources import TokenSource, VolumeSource
+from training.targets import mirrored_target
 
 PHASE1 = PhaseSettings(
     name="phase1",
@@ -70,7 +71,7 @@ def test_phase1_learns_on_a_grid_that_the_patch_does_not_divide(settings: Traini
     assert all(step["grounding"] > 0 for step in outcome.history)
     found = model.ground(cases.volumes.float())
     assert found is not None
-    assert found.shape == (1, 5, 5, 4)
+    assert found.shape == (1, 5, 6, 5)
 
 
 def curve(trainer: Trainer) -> list[float]:
@@ -86,7 +87,12 @@ def trainer(model: BrainGemma3D, cases: Cases, folder: Path, settings: PhaseSett
 
 @pytest.mark.parametrize(
     ("name", "trainable"),
-    [("phase1", PHASE1.trainable), ("phase2a", ("projector",)), ("phase2b", ("projector", "lora"))],
+    [
+        ("phase1", PHASE1.trainable),
+        ("phase2a", ("projector",)),
+        ("phase2a", ("projector", "resampler", "findings")),
+        ("phase2b", ("projector", "lora")),
+    ],
 )
 def test_only_what_is_named_learns(model, cases, tmp_path, name: str, trainable: tuple[str, ...]) -> None:
     settings = dataclasses.replace(PHASE1, name=name, trainable=trainable, steps=1)
@@ -100,6 +106,31 @@ def test_only_what_is_named_learns(model, cases, tmp_path, name: str, trainable:
     assert changed
     assert changed <= free
     assert set(phase.describe()) == set(trainable)
+
+
+def test_tokens_do_not_move_without_the_head_that_reads_them(model: BrainGemma3D) -> None:
+    settings = dataclasses.replace(PHASE1, name="phase2a", trainable=("projector", "resampler"))
+    with pytest.raises(SettingsError, match="has the resampler but not findings"):
+        make_phase(model, settings)
+
+
+def test_kept_tokens_come_with_the_targets_of_their_side(model: BrainGemma3D, cases: Cases) -> None:
+    settings = dataclasses.replace(PHASE1, name="phase2a", trainable=("projector", "findings"))
+    kept = TokenSource(cases, model, settings)
+    phase = make_phase(model, settings)
+    sides = set()
+    for step in range(6):
+        batch = kept.batch([0, 1, 2, 3], step, slice(0, 4))
+        losses = {name: value.detach() for name, value in phase(batch).items()}
+        assert float(losses["loss"]) == pytest.approx(float(losses["caption"]) + 2 * float(losses["findings"]))
+        for row, case in enumerate([0, 1, 2, 3]):
+            same = torch.equal(batch["targets"][row].nan_to_num(9), cases.targets[case].nan_to_num(9))
+            mirrored = torch.equal(
+                batch["targets"][row].nan_to_num(9), mirrored_target(cases.targets[case]).nan_to_num(9)
+            )
+            assert same or mirrored
+            sides.add((case, same, mirrored))
+    assert {(True, False), (False, True)} <= {(same, mirrored) for _, same, mirrored in sides}
 
 
 class Killed(Exception):
