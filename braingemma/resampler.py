@@ -5,6 +5,8 @@ Source: Perceiver, arXiv 2103.03206, in the form of Flamingo's resampler, arXiv 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,7 +46,7 @@ class PerceiverLayer(nn.Module):
         )
 
     def forward(self, latents: Tensor, patches: Tensor, positions: Tensor) -> Tensor:
-        """Latents (B, N, dim), patches (B, P, dim), positions (P, dim) to new latents (B, N, dim)."""
+        """Latents (B, N, dim), patches (B, P, dim), positions (P, dim) or (B, P, dim) to new latents (B, N, dim)."""
         query = self.norm_latents(latents)
         memory = torch.cat((self.norm_patches(patches) + positions, query), dim=1)  # (B, P + N, dim)
         q, k, v = (self._split(f(x)) for f, x in ((self.q_proj, query), (self.k_proj, memory), (self.v_proj, memory)))
@@ -73,10 +75,16 @@ class PerceiverResampler(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d, h, w, C) to (B, num_visual_tokens, dim)."""
-        batch, d, h, w, _ = features.shape
-        patches = self.input_proj(features).view(batch, d * h * w, self.dim)
-        positions = sincos_positions_3d(d, h, w, self.dim).view(-1, self.dim).to(patches)
-        latents = self.latents.expand(batch, -1, -1)
+        return self.read(features.flatten(1, 3), self.positions(features.shape[1:4]).to(features))
+
+    def positions(self, grid: Sequence[int]) -> Tensor:
+        """(P, dim) of the patches of a grid (d, h, w), in the order of `flatten`."""
+        return sincos_positions_3d(*grid, self.dim).view(-1, self.dim)
+
+    def read(self, features: Tensor, positions: Tensor) -> Tensor:
+        """(B, P, C) of all patches or of some, and their positions (P, dim) or (B, P, dim), to (B, N, dim)."""
+        patches = self.input_proj(features)
+        latents = self.latents.expand(len(features), -1, -1)
         for layer in self.layers:
             latents = layer(latents, patches, positions)
         return self.norm(latents)

@@ -142,6 +142,8 @@ class InflatedVisionTower(nn.Module):
     def forward(self, volume: Tensor) -> Tensor:
         """(B, 1, D, H, W) to patch features (B, d, h, w, C) after the encoder and its last layer norm."""
         patches = self.embed(volume) + self.positions()
-        batch, d, h, w, width = patches.shape
-        encoded = self.siglip.encoder(inputs_embeds=patches.reshape(batch, d * h * w, width)).last_hidden_state
-        return self.siglip.post_layernorm(encoded).view(batch, d, h, w, width)
+        return self.encode(patches.flatten(1, 3)).view(patches.shape)
+
+    def encode(self, patches: Tensor) -> Tensor:
+        """(B, P, C) embeddings of all patches or of some, positions added, to their features (B, P, C)."""
+        return self.siglip.post_layernorm(self.siglip.encoder(inputs_embeds=patches).last_hidden_state)

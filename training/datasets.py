@@ -128,6 +128,28 @@ def cell_shares(masks: Tensor, patch: tuple[int, int, int]) -> Tensor:
     return split.reshape(batch, d, h, w, parts * 8)
 
 
+def focus(masks: Tensor, patch: tuple[int, int, int], count: int, rng: torch.Generator) -> Tensor:
+    """(B, count) ascending patches to look at: those with any part in them, their mirror images, others at random.
+
+    Which patches are seen must not tell where the lesion is: each case also looks where other lesions of the batch
+    are, a case without a lesion at two of them, one with a lesion at one.
+
+    Args:
+        masks: (B, parts, D, H, W) of 0 to 1 on a grid that `patch` divides.
+        patch: Its sizes along D, H and W.
+        count: How many; all where there are fewer.
+        rng: Draws the others.
+    """
+    touched = F.max_pool3d(masks.float().amax(dim=1, keepdim=True), patch).squeeze(1) > 0.5  # (B, d, h, w)
+    wanted = (touched | touched.flip(-1)).flatten(1)
+    lesions = wanted[wanted.any(dim=1)]
+    if len(lesions):
+        first, second = torch.randint(len(lesions), (2, len(wanted)), generator=rng)
+        wanted = wanted | lesions[first] | (lesions[second] & ~wanted.any(dim=1, keepdim=True))
+    order = wanted * 0.9 + torch.rand(wanted.shape, generator=rng)
+    return order.topk(min(count, order.shape[1]), dim=1).indices.sort(dim=1).values
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """Random changes that leave the truth as it is; shares of the field of view, of a z-score, and radians."""

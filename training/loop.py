@@ -7,13 +7,13 @@ goes on to the same curve, and two processes that share a batch give the same cu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.errors import ResumeError, SettingsError
 from training.phases import Batch, Phase
@@ -53,11 +53,35 @@ def indices(count: int, size: int, step: int, seed: int) -> list[int]:
     return order[start : start + size]
 
 
-def rate(settings: PhaseSettings, step: int, total: int) -> float:
-    """Linear warm-up, then a cosine down to 1 % of the peak."""
-    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+def rate(peak: float, warmup: int, step: int, total: int) -> float:
+    """Linear warm-up to `peak`, then a cosine down to 1 % of it."""
+    warm = min(1.0, (step + 1) / max(1, warmup))
     cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, total)))
-    return settings.learning_rate * warm * (0.01 + 0.99 * cosine)
+    return peak * warm * (0.01 + 0.99 * cosine)
+
+
+def make_optimisers(phase: Phase, parameters: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
+    """AdamW; with `matrix_rate`, Muon (Jordan et al. 2024) for the matrices inside encoder and resampler layers.
+
+    A small encoder from nothing came to the same loss in a fifth of the steps with it.
+    """
+    settings = phase.settings
+    within = ("siglip.encoder.layers", "resampler.layers")
+    names = {id(p): name for name, p in phase.named_parameters()}
+    matrices = [p for p in parameters if settings.matrix_rate and p.ndim == 2 and any(w in names[id(p)] for w in within)]
+    chosen = set(map(id, matrices))
+    others = [p for p in parameters if id(p) not in chosen]
+    optimisers: list[torch.optim.Optimizer] = []
+    if others:
+        optimisers.append(
+            torch.optim.AdamW(others, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+        )
+    if matrices:
+        optimisers.append(torch.optim.Muon(matrices, settings.matrix_rate, weight_decay=settings.weight_decay))
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            group["peak"] = group["lr"]
+    return optimisers
 
 
 class Trainer:
@@ -81,10 +105,8 @@ class Trainer:
         self.parameters = phase.trainable_parameters()
         self.total = self.settings.total_steps(len(source))
         self.phase = phase
-        optimiser = torch.optim.AdamW(
-            self.parameters, lr=self.settings.learning_rate, betas=(0.9, 0.98), weight_decay=self.settings.weight_decay
-        )
-        self.module, self.optimiser = self.accelerator.prepare(phase, optimiser)
+        optimisers = make_optimisers(phase, self.parameters)
+        self.module, *self.optimisers = self.accelerator.prepare(phase, *optimisers)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.best, self.waited = math.inf, 0
@@ -111,8 +133,8 @@ class Trainer:
 
     def _step(self) -> dict[str, float]:
         settings = self.settings
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate(settings, self.step, self.total)
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
+            group["lr"] = rate(group["peak"], settings.warmup, self.step, self.total)
         chosen = indices(len(self.source), settings.batch, self.step, settings.seed)
         sums: dict[str, float] = {}
         parts = self._parts(len(chosen))
@@ -122,8 +144,9 @@ class Trainer:
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(self._mean(value)) / len(parts)
         self.accelerator.clip_grad_norm_(self.parameters, settings.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         return sums
 
     def _forward(self, batch: Batch, *, last: bool, share: float) -> Batch:
@@ -184,7 +207,7 @@ class Trainer:
             "step": self.step,
             "total": self.total,
             "parameters": self._trained(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "history": self.history,
             "best": self.best,
             "waited": self.waited,
@@ -217,13 +240,16 @@ class Trainer:
             return
         shapes = {n: tuple(p.shape) for n, p in self.phase.named_parameters() if p.requires_grad}
         theirs = {n: tuple(p.shape) for n, p in state["parameters"].items()}
-        if shapes != theirs or state["total"] != self.total:
+        same_optimisers = len(state.get("optimisers", ())) == len(self.optimisers)
+        if shapes != theirs or state["total"] != self.total or not same_optimisers:
             raise ResumeError(
                 f"{self.run.state(self.settings.name)} is of another run: it has {len(theirs)} tensors and "
-                f"{state['total']} steps, this configuration {len(shapes)} and {self.total}; use another --out"
+                f"{state['total']} steps, this configuration {len(shapes)} and {self.total}, or it was trained by "
+                f"other optimisers; use another --out"
             )
         self._put(state["parameters"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(kept)
         self.step, self.history = state["step"], state["history"]
         self.best, self.waited = state["best"], state["waited"]
         self.best_parameters = state.get("best_parameters")

@@ -10,11 +10,20 @@ from training.targets import findings_weight
 
 #: One lesion fills few patches: the mean over all patches is small, so it is scaled up beside the other losses.
 GROUNDING_SCALE = 20.0
+#: Of edema, core, necrosis and lost ventricle: the fewer voxels a part has, the less it would count.
+PART_WEIGHTS = (1.0, 2.0, 6.0, 10.0)
 
 
 def grounding_loss(logits: Tensor, share: Tensor) -> Tensor:
-    """Cross-entropy of shares in [0, 1], of the lesion in a patch or of a part in a cell; logits of the same shape."""
+    """Cross-entropy of shares in [0, 1], of the lesion in a patch; logits of the same shape."""
     return GROUNDING_SCALE * F.binary_cross_entropy_with_logits(logits, share)
+
+
+def parts_loss(logits: Tensor, share: Tensor) -> Tensor:
+    """`grounding_loss` of the shares of each part, `PART_WEIGHTS` times; both (..., parts * 8) as `cell_shares` gives."""
+    raw = F.binary_cross_entropy_with_logits(logits, share, reduction="none")
+    weights = torch.tensor(PART_WEIGHTS, device=raw.device).repeat_interleave(raw.shape[-1] // len(PART_WEIGHTS))
+    return GROUNDING_SCALE * (raw * weights).mean()
 
 
 def findings_loss(logits: Tensor, target: Tensor, whole: Tensor | None = None) -> Tensor:

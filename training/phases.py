@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from braingemma import language
 from braingemma.model import COMPONENTS, BrainGemma3D
+from braingemma.resampler import PerceiverResampler
 from training.datasets import cell_shares, patch_share
 from training.errors import SettingsError
 from training.lesions import PARTS
-from training.losses import findings_loss, grounding_loss, pairwise_sigmoid_loss, same_findings
+from training.losses import findings_loss, grounding_loss, pairwise_sigmoid_loss, parts_loss, same_findings
 from training.settings import PhaseSettings
 
 Batch = dict[str, Tensor]
@@ -83,18 +84,17 @@ class GroundingPhase(Phase):
     def forward(self, batch: Batch) -> Batch:
         """Losses of a batch with `volumes`, `masks`, `targets`, and the report's `input_ids`, `attention_mask`."""
         model, settings = self.model, self.settings
-        features = model.patch_features(batch["volumes"])
-        tokens = model.resample(features)
+        seen = batch.get("seen")
+        features, tokens = self._look(batch["volumes"], seen)
         masks = model.vision.pad(batch["masks"].float(), 0.0)
         losses: Batch = {}
         logits = model.grounding_logits(features)
         if logits is not None and settings.grounding:
-            losses["grounding"] = grounding_loss(
-                logits, patch_share(masks, model.vision.patch, tuple(logits.shape[1:]))
-            )
+            share = patch_share(masks, model.vision.patch, tuple(logits.shape[1:]) if seen is None else None)
+            losses["grounding"] = grounding_loss(logits, _taken(share, seen))
         if settings.parts:
             shares = cell_shares(masks, model.vision.patch)
-            losses["parts"] = grounding_loss(self.to_parts(features), shares)
+            losses["parts"] = parts_loss(self.to_parts(features), _taken(shares, seen))
         found = model.findings_logits(tokens)
         if found is not None and settings.findings:
             losses["findings"] = findings_loss(found, batch["targets"], batch.get("all_targets"))
@@ -103,6 +103,19 @@ class GroundingPhase(Phase):
         weights = {name: getattr(settings, name) for name in losses}
         losses["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return losses
+
+    def _look(self, volumes: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(patch features, resampler tokens); of the patches `seen` (B, K) alone the features are (B, K, C)."""
+        model = self.model
+        if seen is None:
+            features = model.patch_features(volumes)
+            return features, model.resample(features)
+        if not isinstance(model.resampler, PerceiverResampler):
+            raise SettingsError("phase1.focus_steps need the Perceiver: the published pooling reads whole planes")
+        patches = model.vision.embed(volumes)
+        features = model.vision.encode(_taken(patches + model.vision.positions(), seen))
+        places = model.resampler.positions(patches.shape[1:4]).to(features)
+        return features, model.resampler.read(features, places[seen])
 
     def _contrast(self, visual: Tensor, batch: Batch) -> Tensor:
         """Pictures of this process against the reports of the whole batch; `own` says where its reports start."""
@@ -121,6 +134,15 @@ class GroundingPhase(Phase):
             input_ids=batch["input_ids"].clamp(min=0), attention_mask=batch["attention_mask"]
         ).last_hidden_state
         return (body * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+def _taken(values: Tensor, seen: Tensor | None) -> Tensor:
+    """(B, d, h, w, ...) at the patches `seen` (B, K): (B, K, ...); all as they are where that is None."""
+    if seen is None:
+        return values
+    flat = values.flatten(1, 3)
+    index = seen.view(*seen.shape, *[1] * (flat.ndim - 2)).expand(*seen.shape, *flat.shape[2:])
+    return flat.gather(1, index)
 
 
 class CaptionPhase(Phase):

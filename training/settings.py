@@ -27,6 +27,7 @@ class PhaseSettings:
         batch: Cases for each optimiser step, over all processes and accumulated passes.
         accumulate: Passes for each optimiser step.
         learning_rate: Peak; linear warm-up, then cosine to 1 %.
+        matrix_rate: Peak for the matrices inside encoder and resampler layers, which Muon then trains; 0: AdamW does.
         warmup: Steps of warm-up.
         weight_decay: AdamW's.
         clip: Largest norm of the gradient.
@@ -36,6 +37,9 @@ class PhaseSettings:
         parts: Weight of the loss of edema, core, necrosis and lost ventricle in the cells of each patch.
         findings: Weight of the findings loss.
         contrast: Weight of the contrast between picture and report.
+        focus_patches: Phase 1: patches of each volume that the encoder sees in the first `focus_steps` steps: in and
+            around the lesion, their mirror images, and others at random. Most of a brain teaches little.
+        focus_steps: How many steps these are; after them the encoder sees all patches, as it will in use.
         augment: Whether volumes are moved, mirrored and changed in brightness.
         seed: Of everything drawn.
     """
@@ -47,6 +51,7 @@ class PhaseSettings:
     batch: int = 16
     accumulate: int = 1
     learning_rate: float = 1e-3
+    matrix_rate: float = 0.0
     warmup: int = 40
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -56,6 +61,8 @@ class PhaseSettings:
     parts: float = 0.0
     findings: float = 2.0
     contrast: float = 0.2
+    focus_patches: int = 0
+    focus_steps: int = 0
     augment: bool = True
     seed: int = 0
 
@@ -74,6 +81,10 @@ class PhaseSettings:
             raise SettingsError(f"{self.name}: batch ({self.batch}) must be a multiple of accumulate")
         if self.learning_rate <= 0 or self.clip <= 0:
             raise SettingsError(f"{self.name}: learning_rate and clip must be above 0")
+        if self.matrix_rate < 0:
+            raise SettingsError(f"{self.name}: matrix_rate must not be negative, got {self.matrix_rate}")
+        if self.focus_steps and (self.name != "phase1" or self.focus_patches < 1):
+            raise SettingsError(f"{self.name}: focus_steps belong to phase1, with focus_patches of at least 1")
 
     def total_steps(self, cases: int) -> int:
         """Optimiser steps for this many training cases."""

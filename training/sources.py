@@ -13,7 +13,7 @@ from torch import Tensor
 from braingemma.findings import Finding, mirror_text
 from braingemma.language import IGNORE
 from braingemma.model import BrainGemma3D
-from training.datasets import Augmentation, Cases, flip_where
+from training.datasets import Augmentation, Cases, flip_where, focus
 from training.grammar import write_report
 from training.phases import Batch
 from training.settings import PhaseSettings
@@ -79,6 +79,10 @@ class VolumeSource:
             targets = torch.where(flip[:, None, None], mirrored_target(targets), targets)
         batch: Batch = {"volumes": volumes[part], "masks": masks[part], "targets": targets[part]}
         batch["all_targets"] = targets
+        if step < self.settings.focus_steps:
+            tower = self.model.vision
+            seen = focus(tower.pad(masks, 0.0), tower.patch, self.settings.focus_patches, rng)
+            batch["seen"] = seen[part]
         texts = reports_for(self.cases, index, flip.tolist(), np.random.default_rng([seed, 5]))
         if self.settings.name != "phase1":
             return {**batch, **text_part(self.model, texts, part)}
