@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from training.errors import ResumeError, SettingsError
 from training.phases import Batch, Phase
 from training.run_folder import RunFolder
-from training.settings import PhaseSettings
 
 Progress = Callable[[str, int, int, dict[str, float]], None]
 
@@ -63,12 +62,14 @@ def rate(peak: float, warmup: int, step: int, total: int) -> float:
 def make_optimisers(phase: Phase, parameters: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
     """AdamW; with `matrix_rate`, Muon (Jordan et al. 2024) for the matrices inside encoder and resampler layers.
 
-    A small encoder from nothing came to the same loss in a fifth of the steps with it.
+    A small encoder from nothing learns several times faster with it: docs/training.md.
     """
     settings = phase.settings
     within = ("siglip.encoder.layers", "resampler.layers")
     names = {id(p): name for name, p in phase.named_parameters()}
-    matrices = [p for p in parameters if settings.matrix_rate and p.ndim == 2 and any(w in names[id(p)] for w in within)]
+    matrices = [
+        p for p in parameters if settings.matrix_rate and p.ndim == 2 and any(w in names[id(p)] for w in within)
+    ]
     chosen = set(map(id, matrices))
     others = [p for p in parameters if id(p) not in chosen]
     optimisers: list[torch.optim.Optimizer] = []

@@ -20,7 +20,7 @@ def grounding_loss(logits: Tensor, share: Tensor) -> Tensor:
 
 
 def parts_loss(logits: Tensor, share: Tensor) -> Tensor:
-    """`grounding_loss` of the shares of each part, `PART_WEIGHTS` times; both (..., parts * 8) as `cell_shares` gives."""
+    """`grounding_loss` of each part's shares, `PART_WEIGHTS` times; both (..., parts * 8) as `cell_shares` gives."""
     raw = F.binary_cross_entropy_with_logits(logits, share, reduction="none")
     weights = torch.tensor(PART_WEIGHTS, device=raw.device).repeat_interleave(raw.shape[-1] // len(PART_WEIGHTS))
     return GROUNDING_SCALE * (raw * weights).mean()

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from braingemma.model import BrainGemma3D
-from training.datasets import Cases, prepare_case
+from training.datasets import Cases, focus, prepare_case
 from training.demo import new_model, run_phase
 from training.errors import ResumeError, SettingsError
 from training.four_bit import round_to_nf4
-from training.loop import Trainer, indices
+from training.loop import Trainer, indices, make_optimisers
 from training.losses import pairwise_sigmoid_loss
 from training.phantoms import make_phantom
 from training.phases import make_phase
@@ -32,6 +32,7 @@ PHASE1 = PhaseSettings(
 )
 
 
+FOCUSED = dataclasses.replace(PHASE1, matrix_rate=0.02, focus_patches=20, focus_steps=3)
 ODD_GRID = {"grid": [18, 36, 28], "brain_extraction": "none"}
 
 
@@ -137,9 +138,10 @@ class Killed(Exception):
     """Stands for SIGKILL between two steps."""
 
 
-def test_a_killed_run_goes_on_to_the_same_curve(settings, cases, tmp_path) -> None:
-    whole = curve(trainer(new_model(settings), cases, tmp_path / "whole"))
-    cut = trainer(new_model(settings), cases, tmp_path / "cut")
+@pytest.mark.parametrize("phase", [PHASE1, FOCUSED], ids=["adamw", "muon, focused"])
+def test_a_killed_run_goes_on_to_the_same_curve(settings, cases, tmp_path, phase: PhaseSettings) -> None:
+    whole = curve(trainer(new_model(settings), cases, tmp_path / "whole", phase))
+    cut = trainer(new_model(settings), cases, tmp_path / "cut", phase)
 
     def kill_at_three(_phase: str, step: int, _total: int, _losses: dict[str, float]) -> None:
         if step == 3:
@@ -148,16 +150,64 @@ def test_a_killed_run_goes_on_to_the_same_curve(settings, cases, tmp_path) -> No
     cut.progress = kill_at_three
     with pytest.raises(Killed):
         cut.train()
-    resumed = trainer(new_model(settings), cases, tmp_path / "cut")
+    resumed = trainer(new_model(settings), cases, tmp_path / "cut", phase)
     assert curve(resumed) == pytest.approx(whole, abs=1e-6)
     assert len(set(whole)) == len(whole)
 
 
 def test_a_state_of_another_run_is_refused(settings, cases, tmp_path) -> None:
     trainer(new_model(settings), cases, tmp_path).train()
-    longer = dataclasses.replace(PHASE1, steps=9)
-    with pytest.raises(ResumeError, match="another run"):
-        trainer(new_model(settings), cases, tmp_path, longer).train()
+    for change in ({"steps": 9}, {"matrix_rate": 0.02}):
+        with pytest.raises(ResumeError, match="another run"):
+            trainer(new_model(settings), cases, tmp_path, dataclasses.replace(PHASE1, **change)).train()
+
+
+def test_muon_trains_the_matrices_inside_layers_and_adamw_the_rest(model: BrainGemma3D) -> None:
+    phase = make_phase(model, FOCUSED)
+    adamw, muon = make_optimisers(phase, phase.trainable_parameters())
+    shapes = [tuple(p.shape) for group in muon.param_groups for p in group["params"]]
+    assert len(shapes) == 6 + 6  # q, k, v, out, two of the MLP: of one encoder layer and one resampler layer
+    others = {id(p) for group in adamw.param_groups for p in group["params"]}
+    assert id(model.vision.depth_position) in others
+    assert id(model.grounding_head.mlp[0].weight) in others
+    assert {group["peak"] for group in muon.param_groups} == {0.02}
+
+
+def test_all_patches_seen_one_by_one_give_the_losses_of_the_volume(model: BrainGemma3D, cases: Cases) -> None:
+    """The way of a part of the patches through encoder, resampler and targets, against the way of all."""
+    phase = make_phase(model, PHASE1)
+    batch = VolumeSource(cases, model, PHASE1).batch([0, 1, 2, 3], 0, slice(0, 4))
+    count = int(torch.tensor(model.vision.patch_grid).prod())
+    with torch.no_grad():
+        whole = phase(batch)
+        parts = phase({**batch, "seen": torch.arange(count).expand(4, -1)})
+        fewer = phase({**batch, "seen": torch.arange(count - 5).expand(4, -1)})
+    assert {k: float(v) for k, v in parts.items()} == pytest.approx({k: float(v) for k, v in whole.items()}, rel=1e-4)
+    assert float(fewer["grounding"]) != pytest.approx(float(whole["grounding"]), rel=1e-4)
+
+
+def test_what_is_seen_holds_the_lesion_and_does_not_betray_it() -> None:
+    masks = torch.zeros(8, 4, 8, 16, 16)
+    masks[:4, 1, 4:8, 0:4, 0:4] = 1  # four of eight cases: patch (1, 0, 0), mirrored at (1, 0, 3)
+    rng = torch.Generator().manual_seed(0)
+    seen = torch.zeros(8, 32)
+    for _ in range(200):
+        chosen = focus(masks, (4, 4, 4), 8, rng)
+        assert chosen.shape == (8, 8)
+        assert (chosen.diff(dim=1) > 0).all()
+        seen += torch.zeros(8, 32).scatter(1, chosen, 1.0)
+    lesion, mirror = 16, 19
+    assert (seen[:4][:, [lesion, mirror]] == 200).all()
+    assert (seen[4:][:, [lesion, mirror]] == 200).all(), "a healthy case looks where the others' lesions are"
+    assert (seen[:, 0] > 20).all()
+    assert focus(torch.zeros_like(masks), (4, 4, 4), 99, rng).shape == (8, 32)
+
+
+def test_the_published_pooling_cannot_see_a_part(settings: TrainingSettings, cases: Cases, tmp_path: Path) -> None:
+    pooled = dataclasses.replace(settings, model={**settings.model, "weights_format": "published"})
+    phase = dataclasses.replace(FOCUSED, trainable=tuple(t for t in FOCUSED.trainable if t != "resampler"))
+    with pytest.raises(SettingsError, match="need the Perceiver"):
+        trainer(new_model(pooled), cases, tmp_path, phase).train()
 
 
 def test_accumulated_passes_give_the_curve_of_one_pass(settings, cases, tmp_path) -> None:
@@ -233,7 +283,16 @@ def test_phases_run_and_the_weights_can_be_loaded(model, cases, tmp_path) -> Non
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"trainable": ("nothing",)}, {"steps": 0}, {"epochs": 3}, {"batch": 3, "accumulate": 2}, {"learning_rate": 0.0}],
+    [
+        {"trainable": ("nothing",)},
+        {"steps": 0},
+        {"epochs": 3},
+        {"batch": 3, "accumulate": 2},
+        {"learning_rate": 0.0},
+        {"matrix_rate": -0.1},
+        {"focus_steps": 2},
+        {"name": "phase2a", "focus_steps": 2, "focus_patches": 8},
+    ],
 )
 def test_impossible_phases_are_refused(wrong) -> None:
     with pytest.raises(SettingsError):
