@@ -79,7 +79,8 @@ class PerceiverResampler(nn.Module):
 
     def positions(self, grid: Sequence[int]) -> Tensor:
         """(P, dim) of the patches of a grid (d, h, w), in the order of `flatten`."""
-        return sincos_positions_3d(*grid, self.dim).view(-1, self.dim)
+        d, h, w = grid
+        return sincos_positions_3d(d, h, w, self.dim).view(-1, self.dim)
 
     def read(self, features: Tensor, positions: Tensor) -> Tensor:
         """(B, P, C) of all patches or of some, and their positions (P, dim) or (B, P, dim), to (B, N, dim)."""

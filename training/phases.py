@@ -110,12 +110,13 @@ class GroundingPhase(Phase):
         if seen is None:
             features = model.patch_features(volumes)
             return features, model.resample(features)
-        if not isinstance(model.resampler, PerceiverResampler):
+        resampler = model.resampler
+        if not isinstance(resampler, PerceiverResampler):
             raise SettingsError("phase1.focus_steps need the Perceiver: the published pooling reads whole planes")
         patches = model.vision.embed(volumes)
         features = model.vision.encode(_taken(patches + model.vision.positions(), seen))
-        places = model.resampler.positions(patches.shape[1:4]).to(features)
-        return features, model.resampler.read(features, places[seen])
+        places = resampler.positions(patches.shape[1:4]).to(features)
+        return features, resampler.read(features, places[seen])
 
     def _contrast(self, visual: Tensor, batch: Batch) -> Tensor:
         """Pictures of this process against the reports of the whole batch; `own` says where its reports start."""
