@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from braingemma import language
 from braingemma.model import COMPONENTS, BrainGemma3D
 from braingemma.resampler import PerceiverResampler
+from braingemma.vision import InflatedVisionTower
 from training.datasets import cell_shares, patch_share
 from training.errors import SettingsError
 from training.lesions import PARTS
@@ -110,11 +111,11 @@ class GroundingPhase(Phase):
         if seen is None:
             features = model.patch_features(volumes)
             return features, model.resample(features)
-        resampler = model.resampler
-        if not isinstance(resampler, PerceiverResampler):
+        tower, resampler = model.vision, model.resampler
+        if not (isinstance(tower, InflatedVisionTower) and isinstance(resampler, PerceiverResampler)):
             raise SettingsError("phase1.focus_steps need the Perceiver: the published pooling reads whole planes")
-        patches = model.vision.embed(volumes)
-        features = model.vision.encode(_taken(patches + model.vision.positions(), seen))
+        patches = tower.embed(volumes)
+        features = tower.encode(_taken(patches + tower.positions(), seen))
         places = resampler.positions(patches.shape[1:4]).to(features)
         return features, resampler.read(features, places[seen])
 
