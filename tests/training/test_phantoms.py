@@ -7,9 +7,12 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from braingemma.findings import Finding, findings_from_text
-from training.phantoms import Phantom, make_phantom, mirror, write_phantom
+from training.fields import Grid
+from training.lesions import CORE, EDEMA, NECROSIS
+from training.phantoms import Phantom, _add_plaques, make_phantom, mirror, write_phantom
 
 COARSE = 4.0
 
@@ -85,6 +88,36 @@ def test_edema_is_brighter_than_the_brain_around_it(phantoms: list[Phantom]) -> 
         data, mask = np.asarray(phantom.volume.dataobj), np.asarray(phantom.lesion.dataobj) > 0
         brain = data[(data > 0.3 * np.median(data[mask])) & ~mask]
         assert np.median(data[mask]) > np.median(brain)
+
+
+def test_parts_are_there_or_not_and_never_in_doubt(phantoms: list[Phantom]) -> None:
+    """Edema and necrosis hold 8 % of a lesion or more, or nothing, and the truth says which."""
+    doubtful = 0
+    for phantom in phantoms:
+        whole = int(np.isin(phantom.parts, (EDEMA, CORE, NECROSIS)).sum())
+        stated = {finding.finding: finding.presence == "present" for finding in phantom.findings}
+        for name, part in (("edema", EDEMA), ("necrosis", NECROSIS)):
+            share = int((phantom.parts == part).sum()) / whole
+            doubtful += 0 < share < 0.08
+            assert stated[name] == (share > 0.03)
+    assert doubtful <= 1, "a case is drawn anew eight times at most"
+
+
+def test_necrosis_is_dark_and_plaques_stay_small(phantoms: list[Phantom]) -> None:
+    dark = 0
+    for phantom in phantoms:
+        data = np.asarray(phantom.volume.dataobj)
+        necrosis, core = (data[phantom.parts == part] for part in (NECROSIS, CORE))
+        if len(necrosis) > 10 and len(core) > 10:
+            dark += 1
+            assert np.median(necrosis) < 0.8 * np.median(core)
+    assert dark >= 3
+    grid = Grid((60, 60, 60), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    spots, white = np.zeros((60, 60, 60), np.float32), np.ones((60, 60, 60), np.float32)
+    _add_plaques(spots, np.random.default_rng(3), grid, white * 0, white)
+    labels, count = ndimage.label(spots > 0.5)
+    assert count >= 3
+    assert np.median(np.bincount(labels.ravel())[1:]) < 500  # mm3
 
 
 def test_a_healthy_phantom_has_no_lesion() -> None:
