@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from braingemma.findings import FINDINGS, Finding
@@ -211,15 +213,19 @@ def _plot_measures(evaluation: Evaluation, title: str, path: Path) -> None:
 def _plot_reliability(evaluation: Evaluation, title: str, path: Path) -> None:
     """How often each finding was there, by the probability that was given; the diagonal is perfect."""
     with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(5, 5), layout="constrained")
+        figure = Figure(figsize=(5, 5.6), layout="constrained")
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="gray", linewidth=1, linestyle=":")
         for name, bins in evaluation.reliability.items():
             label = f"{name.replace('_', ' ')} (error {_cell(evaluation.calibration[name])})"
-            axes.plot([b.probability for b in bins], [b.frequency for b in bins], linewidth=1, label=label)
-            axes.scatter([b.probability for b in bins], [b.frequency for b in bins], s=[10 + 2 * b.count for b in bins])
+            # Areas go with the number of cases; no lines, which would give a bin of one case the weight of the others.
+            sizes = [10 + 2 * b.count for b in bins]
+            axes.scatter([b.probability for b in bins], [b.frequency for b in bins], s=sizes, alpha=0.6, label=label)
         axes.set_xlabel("probability given")
         axes.set_ylabel("share of cases with the finding")
-        axes.set_title(f"Reliability: {title}")
-        axes.legend(loc="upper left")
+        axes.set_title("\n".join(textwrap.wrap(f"Reliability: {title}", 55)), fontsize=9)
+        legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+        for handle in legend.legend_handles:
+            if isinstance(handle, PathCollection):
+                handle.set_sizes([40])
         figure.savefig(path, dpi=110)
