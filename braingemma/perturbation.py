@@ -30,6 +30,8 @@ BLUR_MM = 12.0
 """Standard deviation of the blur: wide enough to take the edge off a lesion, narrow enough to keep the anatomy."""
 COMPARED_MM = 5.0
 """Standard deviation of the neighbourhood in which tissue and opposite tissue are compared."""
+BRIGHT = 2.0
+"""How far above ordinary tissue a neighbourhood is that neither side may show, in spreads of the ordinary."""
 
 
 class ExplainCancelled(ExplainError):
@@ -132,7 +134,7 @@ def filling_for(name: str, volume: Float32, labels: Labels, grid_affine: Float) 
 
     Args:
         name: "blur": the brain blurred by BLUR_MM; "mirror": the tissue opposite the midsagittal plane where that
-            is the more ordinary of the two; "constant": the brain's median intensity.
+            is the more ordinary of the two, the ordinary intensity where both are bright; "constant": the brain's median intensity.
         volume: (D, H, W) as the model gets it.
         labels: (D, H, W); above 0 is brain.
         grid_affine: (4, 4) grid voxel (w, h, d) to RAS mm.
@@ -164,14 +166,18 @@ def _mirror(volume: Float32, brain: Masks, spacing: Float) -> Float32:
 
     Taking the opposite tissue everywhere would put the lesion into the healthy side as soon as that is replaced, and
     the healthy side would then seem to speak for the lesion. Ordinary is the median of the darker of each pair: on
-    FLAIR a lesion is bright, so that median is not moved by a large one.
+    FLAIR a lesion is bright, so that median is not moved by a large one. Where tissue stays bright even so, as in a
+    lesion at the midline or on both sides, that median takes its place: the lesion would else never go.
     """
     opposite = _opposite(volume, brain, spacing)
     ordinary = np.median(np.minimum(volume, opposite)[brain])
     own_oddity, opposite_oddity = (
         _smooth(np.abs(tissue - ordinary), brain, COMPARED_MM / spacing) for tissue in (volume, opposite)
     )
-    return np.where(opposite_oddity < own_oddity, opposite, volume)
+    chosen = np.where(opposite_oddity < own_oddity, opposite, volume)
+    spread = 1.4826 * np.median(np.abs(np.minimum(volume, opposite) - ordinary)[brain])  # as a standard deviation
+    excess = _smooth(np.maximum(chosen - ordinary, 0), brain, COMPARED_MM / spacing)
+    return np.where(excess > BRIGHT * spread, ordinary, chosen)
 
 
 def _opposite(volume: Float32, brain: Masks, spacing: Float) -> Float32:
