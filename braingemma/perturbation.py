@@ -134,7 +134,8 @@ def filling_for(name: str, volume: Float32, labels: Labels, grid_affine: Float) 
 
     Args:
         name: "blur": the brain blurred by BLUR_MM; "mirror": the tissue opposite the midsagittal plane where that
-            is the more ordinary of the two, the ordinary intensity where both are bright; "constant": the brain's median intensity.
+            is the more ordinary of the two, the ordinary intensity where both are bright; "constant": the brain's
+            median intensity.
         volume: (D, H, W) as the model gets it.
         labels: (D, H, W); above 0 is brain.
         grid_affine: (4, 4) grid voxel (w, h, d) to RAS mm.
