@@ -40,8 +40,12 @@ _DRAWS: Final = 8
 _DOUBTFUL_SIDE: Final = (0.06, 0.25)  # of the lesion on its smaller side
 _DOUBTFUL_SITE: Final = (0.15, 0.26)  # of the lesion in one site
 _DOUBTFUL_PART: Final = (0.0, 0.08)  # of the lesion that is edema, or necrosis
-#: No single spot of a healthy brain is larger than this, ml: `LEAST_ML` is far above it.
+#: No single spot of a healthy brain is larger than this, ml, and no plaque, alone or run together with others, than the
+#: second: `LEAST_ML` is above both.
 _LARGEST_SPOT_ML: Final = 2.5
+_LARGEST_PLAQUE_ML: Final = 7.0
+#: How many heads without a lesion have large plaques, as in advanced multiple sclerosis.
+_LARGE_PLAQUE_SHARE: Final = 0.3
 _VENTRICLES: Final = {"left": -1.0, "right": 1.0}
 
 
@@ -213,6 +217,8 @@ def _draw_case(
         if masks is None or _is_plain(masks, regions, standard):
             break
     spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white)
+    if not present:
+        _add_large_plaques(spots, rng.spawn(1)[0], grid, atlas.sample(_ventricle_halo(), pushed), tissue.white)
     contrast = draw_contrast(rng)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)
     image = strip_head(image, tissue, grid, rng) if stripped else paint_head(image, tissue, head, grid, rng)
@@ -342,13 +348,43 @@ def _add_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floa
             return
         centre = choices[rng.integers(len(choices))]
         radii = rng.uniform(1.5, 4.0) * np.exp(rng.normal(0.0, 0.25, 3)) / grid.spacing  # voxels
-        low = np.maximum(np.floor(centre - 1.5 * radii - 1), 0).astype(int)
-        high = np.minimum(np.ceil(centre + 1.5 * radii + 2), grid.shape).astype(int)
-        box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-        axes = [(np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, centre, radii, strict=True)]
-        distance = np.sqrt(sum(np.square(axis) for axis in np.ix_(*axes)))
-        bright = np.clip((1.3 - distance) * 2.0, 0, 1) * rng.uniform(0.5, 1.0)
-        spots[box] = np.maximum(spots[box], bright * (white[box] > 0.2))
+        _add_ovoid(spots, centre, radii, rng.uniform(0.5, 1.0), white)
+
+
+def _add_large_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floats, white: Floats) -> None:
+    """In some heads one to five plaques of 8 to 22 mm, some run together, in place; all smaller than a lesion."""
+    if rng.random() >= _LARGE_PLAQUE_SHARE:
+        return
+    at_wall, anywhere = np.argwhere((near > 0.15) & (white > 0.5)), np.argwhere(white > 0.8)
+    voxel_ml = float(np.prod(grid.spacing)) / 1000
+    centre = None
+    for _ in range(int(rng.integers(1, 6))):
+        choices = at_wall if rng.random() < 0.5 and len(at_wall) else anywhere
+        if not len(choices):
+            return
+        if centre is not None and rng.random() < 0.4:  # beside the last one
+            choices = choices[np.linalg.norm((choices - centre) * grid.spacing, axis=1) < 14.0]
+        if not len(choices):
+            continue
+        centre = choices[rng.integers(len(choices))]
+        radii = rng.uniform(4.0, 10.0) * np.exp(rng.normal(0.0, 0.2, 3)) / grid.spacing  # voxels
+        larger = spots.copy()
+        _add_ovoid(larger, centre, radii, rng.uniform(0.6, 1.0), white)
+        labels, count = ndimage.label(larger > 0.3)
+        if count and np.bincount(labels.ravel())[1:].max() * voxel_ml <= _LARGEST_PLAQUE_ML:
+            spots[...] = larger
+
+
+def _add_ovoid(
+    spots: Floats, centre: NDArray[np.int64], radii: NDArray[np.float64], bright: float, white: Floats
+) -> None:
+    """An ellipsoid of `radii` voxels where there is white matter, soft at its border, in place."""
+    low = np.maximum(np.floor(centre - 1.5 * radii - 1), 0).astype(int)
+    high = np.minimum(np.ceil(centre + 1.5 * radii + 2), spots.shape).astype(int)
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    axes = [(np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, centre, radii, strict=True)]
+    distance = np.sqrt(sum(np.square(axis) for axis in np.ix_(*axes)))
+    spots[box] = np.maximum(spots[box], np.clip((1.3 - distance) * 2.0, 0, 1) * bright * (white[box] > 0.2))
 
 
 @lru_cache(maxsize=1)
