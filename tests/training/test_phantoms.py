@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from braingemma.findings import Finding, findings_from_text
 from training.fields import Grid
-from training.lesions import CORE, EDEMA, NECROSIS
-from training.phantoms import Phantom, _add_plaques, make_phantom, mirror, write_phantom
+from training.lesions import CORE, EDEMA, LEAST_ML, NECROSIS
+from training.phantoms import Phantom, _add_large_plaques, _add_plaques, make_phantom, mirror, write_phantom
 
 COARSE = 4.0
 
@@ -118,6 +118,19 @@ def test_necrosis_is_dark_and_plaques_stay_small(phantoms: list[Phantom]) -> Non
     labels, count = ndimage.label(spots > 0.5)
     assert count >= 3
     assert np.median(np.bincount(labels.ravel())[1:]) < 500  # mm3
+
+
+def test_some_healthy_heads_have_plaques_nearly_as_large_as_a_lesion() -> None:
+    grid = Grid((80, 80, 40), (1.5, 1.5, 3.0), (0.0, 0.0, 0.0))
+    white = np.ones(grid.shape, np.float32)
+    largest = []
+    for seed in range(60):
+        spots = np.zeros(grid.shape, np.float32)
+        _add_large_plaques(spots, np.random.default_rng(seed), grid, white * 0, white)
+        labels, _ = ndimage.label(spots > 0.3)
+        largest.append(np.bincount(labels.ravel(), minlength=2)[1:].max() * np.prod(grid.spacing) / 1000)
+    assert 0.15 < np.mean(np.array(largest) > 0) < 0.45
+    assert 4.0 < max(largest) <= 7.0 < LEAST_ML
 
 
 def test_a_healthy_phantom_has_no_lesion() -> None:
