@@ -77,10 +77,10 @@ def training_spacing(seed: int) -> tuple[float, float, float]:
     return float(size[0]), float(size[1]), float(size[2])
 
 
-def training_phantom(seed: int) -> Phantom:
+def training_phantom(seed: int, *, both_sides: bool = False) -> Phantom:
     """A coarse phantom for training; half of them come without skull, since serving takes it off anyway."""
     stripped = bool(np.random.default_rng([seed, 98]).random() < 0.5)
-    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped)
+    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped, both_sides=both_sides)
 
 
 def prepare_case(phantom: Phantom, config: BrainGemmaConfig) -> Cases:

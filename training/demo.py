@@ -27,7 +27,7 @@ from training.language_pretraining import pretrain_language
 from training.loop import Outcome, Progress, Source, Trainer
 from training.phases import make_phase
 from training.run_folder import RunFolder, data_digest
-from training.settings import PhaseSettings, TrainingSettings
+from training.settings import DataSettings, PhaseSettings, TrainingSettings
 from training.sources import TokenSource, VolumeSource, validation_batch
 from training.targets import findings_target
 from training.text import build_tokenizer
@@ -64,10 +64,22 @@ def new_model(settings: TrainingSettings, seed: int = 0) -> BrainGemma3D:
 # ---- data
 
 
-def phantom_cases(config: BrainGemmaConfig, first: int, count: int, cache: str = "", say: Say = print) -> Cases:
+def training_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say: Say = print) -> tuple[Cases, Cases]:
+    """(training, validation) phantoms; those with a lesion on each side have the seeds after validation's."""
+    train = phantom_cases(config, data.seed, data.count, cache, say)
+    validation = phantom_cases(config, data.seed + data.count, data.validation, cache, say)
+    if data.bilateral:
+        after = data.seed + data.count + data.validation
+        train = Cases.join([train, phantom_cases(config, after, data.bilateral, cache, say, both_sides=True)])
+    return train, validation
+
+
+def phantom_cases(
+    config: BrainGemmaConfig, first: int, count: int, cache: str = "", say: Say = print, *, both_sides: bool = False
+) -> Cases:
     """Prepared phantoms of the seeds `first` … `first + count - 1`, drawn by all processors; kept in `cache`."""
     starts = range(first, first + count, _CHUNK)
-    jobs = [(config.to_dict(), start, min(_CHUNK, first + count - start), cache) for start in starts]
+    jobs = [(config.to_dict(), start, min(_CHUNK, first + count - start), cache, both_sides) for start in starts]
     parts: list[Cases] = []
     with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
         for number, part in enumerate(pool.map(_draw_chunk, jobs)):
@@ -77,17 +89,19 @@ def phantom_cases(config: BrainGemmaConfig, first: int, count: int, cache: str =
     return Cases.join(parts)
 
 
-def _draw_chunk(job: tuple[dict[str, Any], int, int, str]) -> Cases:
+def _draw_chunk(job: tuple[dict[str, Any], int, int, str, bool]) -> Cases:
     torch.set_num_threads(1)
     threadpool_limits(1)  # one process for each processor: BLAS threads of their own would only spin
-    raw, start, count, cache = job
+    raw, start, count, cache, both_sides = job
     config = BrainGemmaConfig(**raw)
-    file = Path(cache) / f"phantoms-{config.volume_settings!r}-{start}-{count}.safetensors" if cache else None
-    if file is not None:
-        file = file.with_name(f"phantoms-{_short_digest(file.name)}.safetensors")
+    file = None
+    if cache:
+        name = f"phantoms-{config.volume_settings!r}-{start}-{count}.safetensors" + ("-both" if both_sides else "")
+        file = Path(cache) / f"phantoms-{_short_digest(name)}.safetensors"
         if file.exists():
             return load_cases(file)
-    cases = Cases.join([prepare_case(training_phantom(seed), config) for seed in range(start, start + count)])
+    seeds = range(start, start + count)
+    cases = Cases.join([prepare_case(training_phantom(seed, both_sides=both_sides), config) for seed in seeds])
     if file is not None:
         save_cases(cases, file)
     return cases
@@ -163,8 +177,7 @@ def train_demo(settings: TrainingSettings, out: Path, progress: Progress, say: S
     say("drawing phantoms")
     data = settings.data
     cache = data.cache or str(out / "cases")
-    train = phantom_cases(model.config, data.seed, data.count, cache, say)
-    validation = phantom_cases(model.config, data.seed + data.count, data.validation, cache, say)
+    train, validation = training_cases(data, model.config, cache, say)
     run.start(settings, data_digest(train))
     language_stage(model, settings, run, progress)
     rounded = round_to_nf4(model.language_model)

@@ -40,10 +40,11 @@ class FindingPrefix(nn.Module):
 def pretrain_language(
     model: BrainGemma3D, settings: LanguageSettings, log: Callable[[int, float], None] = lambda _s, _l: None
 ) -> FindingPrefix:
-    """Train the language model in place; the prefix encoder is returned for inspection."""
+    """Train the language model in place and freeze it; the prefix encoder is returned for inspection."""
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng([settings.seed, 31])
     prefix = FindingPrefix(model.config)
+    model.language_model.requires_grad_(True)  # whoever made the model may have frozen all of it
     parameters = [*model.language_model.parameters(), *prefix.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -64,6 +65,7 @@ def pretrain_language(
         optimiser.step()
         schedule.step()
         log(step, float(loss.detach()))
+    model.language_model.requires_grad_(False)
     model.language_model.eval()
     return prefix
 

@@ -94,14 +94,14 @@ class LesionMasks:
         return self.edema | self.core | self.necrosis
 
 
-def draw_lesions(rng: np.random.Generator) -> tuple[Lesion, ...]:
-    """One lesion, sometimes a second on the same side, sometimes one on each side."""
+def draw_lesions(rng: np.random.Generator, *, both_sides: bool = False) -> tuple[Lesion, ...]:
+    """One lesion, sometimes a second on the same side, sometimes, or always, one on each side."""
     first = draw_lesion(rng, side=0)
     kind = rng.random()
     side = int(np.sign(first.centre[0])) or 1
-    if kind < 0.08:
+    if kind < 0.08 and not both_sides:
         return first, draw_lesion(rng, side=side, like=first)
-    if kind < 0.20:
+    if kind < 0.20 or both_sides:
         return first, draw_lesion(rng, side=-side, like=first)
     return (first,)
 

@@ -10,9 +10,9 @@ RAS: the patient's left has negative x.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -95,6 +95,7 @@ def make_phantom(
     spacing: float | Sequence[float] | None = None,
     with_lesion: bool | None = None,
     stripped: bool | None = None,
+    both_sides: bool = False,
 ) -> Phantom:
     """Draw one case; equal arguments give equal voxels.
 
@@ -104,6 +105,7 @@ def make_phantom(
             up to 6 mm, axial, sagittal or coronal).
         with_lesion: Whether there is a lesion; None draws it.
         stripped: Whether the skull is stripped; None draws it.
+        both_sides: Whether there is a lesion on each side, which is otherwise seldom.
 
     Raises:
         ValueError: a negative seed, or a voxel size outside 0.5–12 mm.
@@ -117,8 +119,9 @@ def make_phantom(
     pose = _draw_pose(rng)
     grid = _draw_grid(rng, pose, _spacing(spacing, rng), stripped=stripped)
     drawn = bool(rng.random() < LESION_SHARE)
-    present = drawn if with_lesion is None else with_lesion
-    picture, parts, findings = _draw_case(rng, atlas, grid, pose, present=present, stripped=stripped)
+    present = both_sides or (drawn if with_lesion is None else with_lesion)
+    draw = partial(draw_lesions, both_sides=both_sides) if present else None
+    picture, parts, findings = _draw_case(rng, atlas, grid, pose, draw, stripped=stripped)
     truth = {
         "seed": seed,
         "findings": [finding.to_json() for finding in findings],
@@ -203,21 +206,27 @@ def _flipped(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def _draw_case(
-    rng: np.random.Generator, atlas: Atlas, grid: Grid, pose: _Pose, *, present: bool, stripped: bool
+    rng: np.random.Generator,
+    atlas: Atlas,
+    grid: Grid,
+    pose: _Pose,
+    draw: Callable[[np.random.Generator], tuple[Lesion, ...]] | None,
+    *,
+    stripped: bool,
 ) -> tuple[Floats, NDArray[np.uint8], tuple[Finding, ...]]:
     head = pose.rigid(grid.points())
     standard = head + smooth_displacement(rng, grid, 45.0, 2.2) + smooth_displacement(rng, grid, 20.0, 0.9)
     resting = _size_ventricles(standard, rng)
     regions = atlas.region_at(standard)
     for _ in range(_DRAWS):
-        lesions = draw_lesions(rng) if present else ()
+        lesions = draw(rng) if draw else ()
         pushed, compressed = _mass_effect(rng, atlas, resting, standard, lesions)
         tissue = sample_tissue(atlas, pushed, rng.uniform(0.0, 0.55))
         masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
         if masks is None or _is_plain(masks, regions, standard):
             break
     spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white)
-    if not present:
+    if draw is None:
         _add_large_plaques(spots, rng.spawn(1)[0], grid, atlas.sample(_ventricle_halo(), pushed), tissue.white)
     contrast = draw_contrast(rng)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)

@@ -13,7 +13,7 @@ from braingemma.model import BrainGemma3D
 from training.bases import compose_model
 from training.calibration import calibrate
 from training.datasets import Cases
-from training.demo import language_stage, new_model, phantom_cases
+from training.demo import language_stage, new_model, training_cases
 from training.errors import DataError, SettingsError
 from training.four_bit import round_to_nf4
 from training.loop import Outcome, Progress, Trainer
@@ -127,8 +127,7 @@ def load_data(settings: TrainingSettings, model: BrainGemma3D, out: Path, say: S
     data = settings.data
     cache = data.cache or str(out / "cases")
     if data.kind == "phantoms":
-        train = phantom_cases(model.config, data.seed, data.count, cache, say)
-        return train, phantom_cases(model.config, data.seed + data.count, data.validation, cache, say)
+        return training_cases(data, model.config, cache, say)
     records = with_splits(read_manifest(Path(data.manifest)), data.seed)
     say(f"checking {len(records)} cases")
     check_records(records)

@@ -120,6 +120,12 @@ def test_necrosis_is_dark_and_plaques_stay_small(phantoms: list[Phantom]) -> Non
     assert np.median(np.bincount(labels.ravel())[1:]) < 500  # mm3
 
 
+def test_lesions_on_both_sides_on_request() -> None:
+    asked = [make_phantom(seed, spacing=COARSE, both_sides=True).findings[0] for seed in range(6)]
+    assert [finding.presence for finding in asked] == ["present"] * 6
+    assert sum(finding.laterality == "bilateral" for finding in asked) >= 5, "a small second one may not count"
+
+
 def test_some_healthy_heads_have_plaques_nearly_as_large_as_a_lesion() -> None:
     grid = Grid((80, 80, 40), (1.5, 1.5, 3.0), (0.0, 0.0, 0.0))
     white = np.ones(grid.shape, np.float32)

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,11 @@ from tests.training.run_support import (
     write_config,
 )
 from training.errors import DataError, ResumeError, SettingsError
+from training.language_pretraining import pretrain_language
 from training.phantoms import make_phantom, write_phantom
 from training.records import Record, write_manifest
-from training.run import train_phases
-from training.settings import load_settings
+from training.run import start_model, train_phases
+from training.settings import LanguageSettings, load_settings
 
 ALL = ["phase1", "phase2a", "phase2b"]
 
@@ -136,6 +138,16 @@ def test_a_run_killed_by_sigkill_goes_on_to_the_same_curve(whole: Path, prepared
     train_phases(tiny_settings(config), prepared, ["phase1"])
     # A loss of 14 in float32 has steps of 1e-6: sums over other threads may end one step apart.
     assert losses(prepared, "phase1") == pytest.approx(losses(whole, "phase1"), rel=1e-6, abs=1e-6)
+
+
+def test_a_language_model_from_nothing_learns_although_the_model_starts_frozen(config: Path, tmp_path: Path) -> None:
+    settings = replace(tiny_settings(config), language=LanguageSettings(steps=2, batch=2, warmup=1))
+    model = start_model(settings, torch.device("cpu"))
+    before = {name: p.clone() for name, p in model.language_model.named_parameters()}
+    pretrain_language(model, settings.language)
+    after = dict(model.language_model.named_parameters())
+    assert all(not torch.equal(before[name], after[name]) for name in before if "norm" not in name)
+    assert not any(p.requires_grad for p in after.values()), "the phases find it frozen"
 
 
 def test_dense_losses_need_masks(config: Path, tmp_path: Path) -> None:
