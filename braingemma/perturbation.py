@@ -171,12 +171,13 @@ def _mirror(volume: Float32, brain: Masks, spacing: Float) -> Float32:
     lesion at the midline or on both sides, that median takes its place: the lesion would else never go.
     """
     opposite = _opposite(volume, brain, spacing)
-    ordinary = np.median(np.minimum(volume, opposite)[brain])
+    darker = np.minimum(volume, opposite)[brain]
+    ordinary = np.median(darker)
     own_oddity, opposite_oddity = (
         _smooth(np.abs(tissue - ordinary), brain, COMPARED_MM / spacing) for tissue in (volume, opposite)
     )
     chosen = np.where(opposite_oddity < own_oddity, opposite, volume)
-    spread = 1.4826 * np.median(np.abs(np.minimum(volume, opposite) - ordinary)[brain])  # as a standard deviation
+    spread = 1.4826 * np.median(np.abs(darker - ordinary))  # as a standard deviation
     excess = _smooth(np.maximum(chosen - ordinary, 0), brain, COMPARED_MM / spacing)
     return np.where(excess > BRIGHT * spread, ordinary, chosen)
 

@@ -24,7 +24,7 @@ from braingemma.language import GenerationSettings
 from braingemma.model import BrainGemma3D
 from training.calibration import calibrate
 from training.datasets import Cases, patch_share
-from training.demo import phantom_cases
+from training.demo import phantom_cases, training_cases
 from training.loop import Progress
 from training.metrics import Pair, measure
 from training.run import make_accelerator, prepare_language, run_phase, start_model
@@ -111,9 +111,8 @@ def _load(settings: TrainingSettings, out: Path, count: int, say: Say) -> tuple[
     config = start_model(settings, torch.device("cpu")).config
     data = settings.data
     cache = data.cache or str(out / "cases")
-    spans = (data.seed, data.count), (data.seed + data.count, data.validation), (data.seed + _JUDGED_FROM, count)
-    train, validation, judged = (phantom_cases(config, first, size, cache, say) for first, size in spans)
-    return train, validation, judged
+    train, validation = training_cases(data, config, cache, say)
+    return train, validation, phantom_cases(config, data.seed + _JUDGED_FROM, count, cache, say)
 
 
 def _share_language(out: Path, seed: int, folder: Path) -> None:

@@ -225,9 +225,7 @@ def _draw_case(
         masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
         if masks is None or _is_plain(masks, regions, standard):
             break
-    spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white)
-    if draw is None:
-        _add_large_plaques(spots, rng.spawn(1)[0], grid, atlas.sample(_ventricle_halo(), pushed), tissue.white)
+    spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white, healthy=draw is None)
     contrast = draw_contrast(rng)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)
     image = strip_head(image, tissue, grid, rng) if stripped else paint_head(image, tissue, head, grid, rng)
@@ -319,7 +317,9 @@ def _paint_all(
     return LesionMasks.union([paint_visible(lesion, rng, grid, standard, regions, tissue) for lesion in lesions])
 
 
-def _white_matter_spots(rng: np.random.Generator, atlas: Atlas, grid: Grid, points: Floats, white: Floats) -> Floats:
+def _white_matter_spots(
+    rng: np.random.Generator, atlas: Atlas, grid: Grid, points: Floats, white: Floats, *, healthy: bool
+) -> Floats:
     """Small hyperintensities of ageing, plaques, and bright caps along the ventricles: never a lesion."""
     spots = np.zeros(grid.shape, np.float32)
     if rng.random() < 0.6:
@@ -330,6 +330,9 @@ def _white_matter_spots(rng: np.random.Generator, atlas: Atlas, grid: Grid, poin
         spots = np.maximum(spots, np.clip(near * strength, 0, 1) * np.clip(white * 1.5, 0, 1))
     if rng.random() < 0.4:
         _add_plaques(spots, rng, grid, near, white)
+    if healthy:
+        # A generator of its own: heads with a lesion stay as they are, whatever is drawn here.
+        _add_large_plaques(spots, rng.spawn(1)[0], grid, near, white)
     return spots
 
 
@@ -338,13 +341,17 @@ def _ageing_spots(rng: np.random.Generator, grid: Grid, white: Floats) -> Floats
     threshold = rng.uniform(1.7, 2.8)
     noise = smooth_field(rng, grid, rng.uniform(5.0, 8.0)) + 0.4 * smooth_field(rng, grid, 40.0)
     inside = np.clip(white * 1.5 - 0.5, 0, 1)
-    voxel_ml = float(np.prod(grid.spacing)) / 1000
     while True:
         spots: Floats = (np.clip((noise - threshold) * 2.5, 0, 1) * inside).astype(np.float32)
-        labels, count = ndimage.label(spots > 0.3)
-        if count == 0 or np.bincount(labels.ravel())[1:].max() * voxel_ml <= _LARGEST_SPOT_ML:
+        if _largest_ml(spots, grid) <= _LARGEST_SPOT_ML:
             return spots
         threshold += 0.25
+
+
+def _largest_ml(spots: Floats, grid: Grid) -> float:
+    """Size of the largest connected spot, ml; 0 where there is none."""
+    labels, _ = ndimage.label(spots > 0.3)
+    return float(np.bincount(labels.ravel(), minlength=2)[1:].max() * (np.prod(grid.spacing) / 1000))
 
 
 def _add_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floats, white: Floats) -> None:
@@ -365,7 +372,6 @@ def _add_large_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near
     if rng.random() >= _LARGE_PLAQUE_SHARE:
         return
     at_wall, anywhere = np.argwhere((near > 0.15) & (white > 0.5)), np.argwhere(white > 0.8)
-    voxel_ml = float(np.prod(grid.spacing)) / 1000
     centre = None
     for _ in range(int(rng.integers(1, 6))):
         choices = at_wall if rng.random() < 0.5 and len(at_wall) else anywhere
@@ -379,8 +385,7 @@ def _add_large_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near
         radii = rng.uniform(4.0, 10.0) * np.exp(rng.normal(0.0, 0.2, 3)) / grid.spacing  # voxels
         larger = spots.copy()
         _add_ovoid(larger, centre, radii, rng.uniform(0.6, 1.0), white)
-        labels, count = ndimage.label(larger > 0.3)
-        if count and np.bincount(labels.ravel())[1:].max() * voxel_ml <= _LARGEST_PLAQUE_ML:
+        if _largest_ml(larger, grid) <= _LARGEST_PLAQUE_ML:
             spots[...] = larger
 
 

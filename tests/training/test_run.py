@@ -140,7 +140,7 @@ def test_a_run_killed_by_sigkill_goes_on_to_the_same_curve(whole: Path, prepared
     assert losses(prepared, "phase1") == pytest.approx(losses(whole, "phase1"), rel=1e-6, abs=1e-6)
 
 
-def test_a_language_model_from_nothing_learns_although_the_model_starts_frozen(config: Path, tmp_path: Path) -> None:
+def test_a_language_model_from_nothing_learns_although_the_model_starts_frozen(config: Path) -> None:
     settings = replace(tiny_settings(config), language=LanguageSettings(steps=2, batch=2, warmup=1))
     model = start_model(settings, torch.device("cpu"))
     before = {name: p.clone() for name, p in model.language_model.named_parameters()}
