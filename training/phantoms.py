@@ -108,10 +108,12 @@ def make_phantom(
         both_sides: Whether there is a lesion on each side, which is otherwise seldom.
 
     Raises:
-        ValueError: a negative seed, or a voxel size outside 0.5–12 mm.
+        ValueError: a negative seed, a voxel size outside 0.5–12 mm, or lesions on both sides of a head without one.
     """
     if seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed}")
+    if both_sides and with_lesion is False:
+        raise ValueError("both_sides=True needs a lesion, got with_lesion=False")
     rng = np.random.default_rng([seed, 20260])
     atlas = load_atlas()
     drawn = bool(rng.random() < STRIPPED_SHARE)

@@ -126,6 +126,11 @@ def test_lesions_on_both_sides_on_request() -> None:
     assert sum(finding.laterality == "bilateral" for finding in asked) >= 5, "a small second one may not count"
 
 
+def test_no_lesion_on_both_sides_is_refused() -> None:
+    with pytest.raises(ValueError, match="both_sides=True needs a lesion, got with_lesion=False"):
+        make_phantom(0, spacing=COARSE, both_sides=True, with_lesion=False)
+
+
 def test_some_healthy_heads_have_plaques_nearly_as_large_as_a_lesion() -> None:
     grid = Grid((80, 80, 40), (1.5, 1.5, 3.0), (0.0, 0.0, 0.0))
     white = np.ones(grid.shape, np.float32)
