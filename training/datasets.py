@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -77,10 +78,18 @@ def training_spacing(seed: int) -> tuple[float, float, float]:
     return float(size[0]), float(size[1]), float(size[2])
 
 
-def training_phantom(seed: int, *, both_sides: bool = False) -> Phantom:
-    """A coarse phantom for training; half of them come without skull, since serving takes it off anyway."""
+#: Which phantoms: as they come, with a lesion on each side, or with large plaques and no lesion.
+KINDS: Final[dict[str, dict[str, bool]]] = {
+    "any": {},
+    "both": {"both_sides": True},
+    "plaques": {"with_lesion": False, "large_plaques": True},
+}
+
+
+def training_phantom(seed: int, kind: str = "any") -> Phantom:
+    """A coarse phantom of one of `KINDS`; half of them come without skull, since serving takes it off anyway."""
     stripped = bool(np.random.default_rng([seed, 98]).random() < 0.5)
-    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped, both_sides=both_sides)
+    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped, **KINDS[kind])
 
 
 def prepare_case(phantom: Phantom, config: BrainGemmaConfig) -> Cases:

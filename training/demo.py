@@ -65,21 +65,24 @@ def new_model(settings: TrainingSettings, seed: int = 0) -> BrainGemma3D:
 
 
 def training_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say: Say = print) -> tuple[Cases, Cases]:
-    """(training, validation) phantoms; those with a lesion on each side have the seeds after validation's."""
-    train = phantom_cases(config, data.seed, data.count, cache, say)
-    validation = phantom_cases(config, data.seed + data.count, data.validation, cache, say)
-    if data.bilateral:
-        after = data.seed + data.count + data.validation
-        train = Cases.join([train, phantom_cases(config, after, data.bilateral, cache, say, both_sides=True)])
-    return train, validation
+    """(training, validation) phantoms; those of a kind that was asked for have the seeds after validation's."""
+    seed = data.seed + data.count
+    train = [phantom_cases(config, data.seed, data.count, cache, say)]
+    validation = phantom_cases(config, seed, data.validation, cache, say)
+    seed += data.validation
+    for kind, count in (("both", data.bilateral), ("plaques", data.plaques)):
+        if count:
+            train.append(phantom_cases(config, seed, count, cache, say, kind))
+        seed += count
+    return Cases.join(train), validation
 
 
 def phantom_cases(
-    config: BrainGemmaConfig, first: int, count: int, cache: str = "", say: Say = print, *, both_sides: bool = False
+    config: BrainGemmaConfig, first: int, count: int, cache: str = "", say: Say = print, kind: str = "any"
 ) -> Cases:
     """Prepared phantoms of the seeds `first` … `first + count - 1`, drawn by all processors; kept in `cache`."""
     starts = range(first, first + count, _CHUNK)
-    jobs = [(config.to_dict(), start, min(_CHUNK, first + count - start), cache, both_sides) for start in starts]
+    jobs = [(config.to_dict(), start, min(_CHUNK, first + count - start), cache, kind) for start in starts]
     parts: list[Cases] = []
     with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
         for number, part in enumerate(pool.map(_draw_chunk, jobs)):
@@ -89,19 +92,20 @@ def phantom_cases(
     return Cases.join(parts)
 
 
-def _draw_chunk(job: tuple[dict[str, Any], int, int, str, bool]) -> Cases:
+def _draw_chunk(job: tuple[dict[str, Any], int, int, str, str]) -> Cases:
     torch.set_num_threads(1)
     threadpool_limits(1)  # one process for each processor: BLAS threads of their own would only spin
-    raw, start, count, cache, both_sides = job
+    raw, start, count, cache, kind = job
     config = BrainGemmaConfig(**raw)
     file = None
     if cache:
-        name = f"phantoms-{config.volume_settings!r}-{start}-{count}.safetensors" + ("-both" if both_sides else "")
+        ending = "" if kind == "any" else f"-{kind}"
+        name = f"phantoms-{config.volume_settings!r}-{start}-{count}.safetensors{ending}"
         file = Path(cache) / f"phantoms-{_short_digest(name)}.safetensors"
         if file.exists():
             return load_cases(file)
     seeds = range(start, start + count)
-    cases = Cases.join([prepare_case(training_phantom(seed, both_sides=both_sides), config) for seed in seeds])
+    cases = Cases.join([prepare_case(training_phantom(seed, kind), config) for seed in seeds])
     if file is not None:
         save_cases(cases, file)
     return cases

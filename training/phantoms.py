@@ -96,6 +96,7 @@ def make_phantom(
     with_lesion: bool | None = None,
     stripped: bool | None = None,
     both_sides: bool = False,
+    large_plaques: bool = False,
 ) -> Phantom:
     """Draw one case; equal arguments give equal voxels.
 
@@ -106,14 +107,18 @@ def make_phantom(
         with_lesion: Whether there is a lesion; None draws it.
         stripped: Whether the skull is stripped; None draws it.
         both_sides: Whether there is a lesion on each side, which is otherwise seldom.
+        large_plaques: Whether a head without a lesion surely has large plaques, which are otherwise drawn for some.
 
     Raises:
-        ValueError: a negative seed, a voxel size outside 0.5–12 mm, or lesions on both sides of a head without one.
+        ValueError: a negative seed, a voxel size outside 0.5–12 mm, lesions on both sides of a head without one, or
+            large plaques in a head that may have a lesion.
     """
     if seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed}")
     if both_sides and with_lesion is False:
         raise ValueError("both_sides=True needs a lesion, got with_lesion=False")
+    if large_plaques and with_lesion is not False:
+        raise ValueError(f"large_plaques=True needs with_lesion=False, got {with_lesion}")
     rng = np.random.default_rng([seed, 20260])
     atlas = load_atlas()
     drawn = bool(rng.random() < STRIPPED_SHARE)
@@ -123,7 +128,8 @@ def make_phantom(
     drawn = bool(rng.random() < LESION_SHARE)
     present = both_sides or (drawn if with_lesion is None else with_lesion)
     draw = partial(draw_lesions, both_sides=both_sides) if present else None
-    picture, parts, findings = _draw_case(rng, atlas, grid, pose, draw, stripped=stripped)
+    share = 0.0 if present else 1.0 if large_plaques else _LARGE_PLAQUE_SHARE
+    picture, parts, findings = _draw_case(rng, atlas, grid, pose, draw, plaque_share=share, stripped=stripped)
     truth = {
         "seed": seed,
         "findings": [finding.to_json() for finding in findings],
@@ -214,6 +220,7 @@ def _draw_case(
     pose: _Pose,
     draw: Callable[[np.random.Generator], tuple[Lesion, ...]] | None,
     *,
+    plaque_share: float,
     stripped: bool,
 ) -> tuple[Floats, NDArray[np.uint8], tuple[Finding, ...]]:
     head = pose.rigid(grid.points())
@@ -227,7 +234,7 @@ def _draw_case(
         masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
         if masks is None or _is_plain(masks, regions, standard):
             break
-    spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white, healthy=draw is None)
+    spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white, plaque_share)
     contrast = draw_contrast(rng)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)
     image = strip_head(image, tissue, grid, rng) if stripped else paint_head(image, tissue, head, grid, rng)
@@ -320,7 +327,7 @@ def _paint_all(
 
 
 def _white_matter_spots(
-    rng: np.random.Generator, atlas: Atlas, grid: Grid, points: Floats, white: Floats, *, healthy: bool
+    rng: np.random.Generator, atlas: Atlas, grid: Grid, points: Floats, white: Floats, plaque_share: float
 ) -> Floats:
     """Small hyperintensities of ageing, plaques, and bright caps along the ventricles: never a lesion."""
     spots = np.zeros(grid.shape, np.float32)
@@ -332,9 +339,9 @@ def _white_matter_spots(
         spots = np.maximum(spots, np.clip(near * strength, 0, 1) * np.clip(white * 1.5, 0, 1))
     if rng.random() < 0.4:
         _add_plaques(spots, rng, grid, near, white)
-    if healthy:
-        # A generator of its own: heads with a lesion stay as they are, whatever is drawn here.
-        _add_large_plaques(spots, rng.spawn(1)[0], grid, near, white)
+    large = rng.spawn(1)[0]  # a generator of its own: whatever is drawn for them, all else stays as it is
+    if large.random() < plaque_share:
+        _add_large_plaques(spots, large, grid, near, white)
     return spots
 
 
@@ -370,9 +377,7 @@ def _add_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floa
 
 
 def _add_large_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floats, white: Floats) -> None:
-    """In some heads one to five plaques of 8 to 22 mm, some run together, in place; all smaller than a lesion."""
-    if rng.random() >= _LARGE_PLAQUE_SHARE:
-        return
+    """One to five plaques of 8 to 22 mm, some run together, in place; all smaller than a lesion."""
     at_wall, anywhere = np.argwhere((near > 0.15) & (white > 0.5)), np.argwhere(white > 0.8)
     centre = None
     for _ in range(int(rng.integers(1, 6))):

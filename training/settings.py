@@ -112,6 +112,7 @@ class DataSettings:
         seed: First seed of the phantoms; each case has its own. With a manifest: of the split, where it states none.
         validation: Cases held out for validation: the phantoms after the training ones.
         bilateral: Further training phantoms with a lesion on each side, which are one in twelve of all others.
+        plaques: Further training phantoms without a lesion but with large plaques, which are one in nine of all others.
         manifest: JSONL or CSV with `image`, `report` and optional `mask`, `patient`, `split`.
         cache: Folder for prepared cases; empty: the run folder's.
     """
@@ -121,6 +122,7 @@ class DataSettings:
     seed: int = 100_000
     validation: int = 96
     bilateral: int = 0
+    plaques: int = 0
     manifest: str = ""
     cache: str = ""
 
@@ -130,10 +132,11 @@ class DataSettings:
             raise SettingsError(f"data.kind must be phantoms or manifest, got {self.kind!r}")
         if self.kind == "manifest" and not self.manifest:
             raise SettingsError("data.manifest must name a file when data.kind is manifest")
-        if self.kind == "phantoms" and (self.count < 1 or self.validation < 1 or min(self.seed, self.bilateral) < 0):
-            raise SettingsError(
-                "data.count and data.validation must be at least 1, data.seed and data.bilateral not negative"
-            )
+        if self.kind == "phantoms" and min(self.count, self.validation) < 1:
+            raise SettingsError(f"data.count and data.validation must be at least 1, got {self.count, self.validation}")
+        if min(self.seed, self.bilateral, self.plaques) < 0:
+            given = (self.seed, self.bilateral, self.plaques)
+            raise SettingsError(f"data.seed, data.bilateral and data.plaques must not be negative, got {given}")
 
 
 @dataclass(frozen=True)
