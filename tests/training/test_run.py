@@ -23,6 +23,8 @@ from tests.training.run_support import (
     train_slowly,
     write_config,
 )
+from training.datasets import prepare_case, training_phantom
+from training.demo import demo_config, training_cases
 from training.errors import DataError, ResumeError, SettingsError
 from training.language_pretraining import pretrain_language
 from training.phantoms import make_phantom, write_phantom
@@ -148,6 +150,18 @@ def test_a_language_model_from_nothing_learns_although_the_model_starts_frozen(c
     after = dict(model.language_model.named_parameters())
     assert all(not torch.equal(before[name], after[name]) for name in before if "norm" not in name)
     assert not any(p.requires_grad for p in after.values()), "the phases find it frozen"
+
+
+def test_phantoms_of_a_kind_come_after_the_others_and_are_never_validated(tmp_path: Path) -> None:
+    settings = load_settings("demo")
+    data = replace(settings.data, count=1, validation=1, bilateral=2, plaques=2)
+    train, validation = training_cases(data, demo_config(settings), str(tmp_path))
+    lesions = [case[0] for case in train.findings]
+    assert [lesion.laterality for lesion in lesions[1:3]] == ["bilateral", "bilateral"]
+    assert [lesion.presence for lesion in lesions[3:]] == ["absent", "absent"]
+    held_out = prepare_case(training_phantom(data.seed + 1), demo_config(settings)).volumes[0]
+    assert torch.equal(validation.volumes[0], held_out)
+    assert not any(torch.equal(volume, held_out) for volume in train.volumes)
 
 
 def test_dense_losses_need_masks(config: Path, tmp_path: Path) -> None:
