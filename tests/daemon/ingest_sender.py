@@ -122,3 +122,21 @@ class RawSender:
                 raise ConnectionError("closed")
             data += piece
         return data
+
+
+def rejection(
+    address: tuple[str, int], *, calling: str = "SENDER", called: str = "BRAINGEMMA"
+) -> tuple[int, int, int] | None:
+    """(result, source, reason) of the A-ASSOCIATE-RJ; None where the association was accepted.
+
+    Read from the wire: pynetdicom's requestor takes a rejection for an abort where the answer, and with it the end of
+    the connection, is there before its thread has seen that it was connected.
+    """
+    with RawSender(address) as sender:
+        sender.socket.sendall(associate_request({1: MR, 3: VERIFICATION}, calling=calling, called=called))
+        kind, body = sender.read_pdu()
+        if kind == 2:
+            assert sender.release() == 6
+            return None
+        assert kind == 3
+        return body[1], body[2], body[3]

@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
+from ingest_sender import rejection
 from ingest_support import (
     InProcess,
     associate,
@@ -241,15 +242,6 @@ def test_a_data_set_that_cannot_be_understood_is_refused_and_the_next_good_one_t
 
 
 # --- who may send
-
-
-def rejection(address, *, calling: str = "SENDER", called: str = "BRAINGEMMA") -> tuple[int, int, int] | None:
-    with associate(address, calling=calling, called=called) as association:
-        if association.is_established:
-            return None
-        assert association.is_rejected
-        primitive = association.acceptor.primitive
-        return primitive.result, primitive.result_source, primitive.diagnostic
 
 
 def test_a_wrong_called_title_is_rejected(shared_receivers):
