@@ -78,10 +78,10 @@ def training_spacing(seed: int) -> tuple[float, float, float]:
     return float(size[0]), float(size[1]), float(size[2])
 
 
-#: Which phantoms: as they come, with a lesion on each side, or with large plaques and no lesion.
+#: Which phantoms: as they come, or those that `[data]` asks for by this name, as arguments of `make_phantom`.
 KINDS: Final[dict[str, dict[str, bool]]] = {
     "any": {},
-    "both": {"both_sides": True},
+    "bilateral": {"both_sides": True},
     "plaques": {"with_lesion": False, "large_plaques": True},
 }
 

@@ -70,7 +70,7 @@ def training_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say
     train = [phantom_cases(config, data.seed, data.count, cache, say)]
     validation = phantom_cases(config, seed, data.validation, cache, say)
     seed += data.validation
-    for kind, count in (("both", data.bilateral), ("plaques", data.plaques)):
+    for kind, count in (("bilateral", data.bilateral), ("plaques", data.plaques)):
         if count:
             train.append(phantom_cases(config, seed, count, cache, say, kind))
         seed += count

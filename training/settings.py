@@ -134,7 +134,7 @@ class DataSettings:
             raise SettingsError("data.manifest must name a file when data.kind is manifest")
         if self.kind == "phantoms" and min(self.count, self.validation) < 1:
             raise SettingsError(f"data.count and data.validation must be at least 1, got {self.count, self.validation}")
-        if min(self.seed, self.bilateral, self.plaques) < 0:
+        if self.kind == "phantoms" and min(self.seed, self.bilateral, self.plaques) < 0:
             given = (self.seed, self.bilateral, self.plaques)
             raise SettingsError(f"data.seed, data.bilateral and data.plaques must not be negative, got {given}")
 
