@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from braingemma.configuration import CANONICAL_PROMPT
-    from braingemma.explain import run_interpretability
-    from braingemma.model import BrainGemma3D
-    from braingemma.preprocess import load_nifti_volume
+    from braingemma.explain.explanation import run_interpretability
+    from braingemma.model.braingemma3d import BrainGemma3D
+    from braingemma.volume.preprocess import load_nifti_volume
 
 __all__ = ["CANONICAL_PROMPT", "BrainGemma3D", "load_nifti_volume", "run_interpretability"]
 
 _HOME = {
     "CANONICAL_PROMPT": "braingemma.configuration",
-    "BrainGemma3D": "braingemma.model",
-    "load_nifti_volume": "braingemma.preprocess",
-    "run_interpretability": "braingemma.explain",
+    "BrainGemma3D": "braingemma.model.braingemma3d",
+    "load_nifti_volume": "braingemma.volume.preprocess",
+    "run_interpretability": "braingemma.explain.explanation",
 }
 
 
 # On some processors bitsandbytes asks its user for a package that downloads native code. It is kept out, and not needed
-# (see `braingemma.native`): nobody is to be sent after it.
+# (see `braingemma.quantize.few_rows`): nobody is to be sent after it.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from transformers import Gemma3TextConfig, PreTrainedConfig, SiglipVisionConfig
 
 from braingemma.errors import CheckpointError
-from braingemma.findings import FINDINGS, SITES
+from braingemma.findings.text import FINDINGS, SITES
 
 #: The prompt of the published weights, to the letter (its trailing space and line end included).
 CANONICAL_PROMPT = "Generate a radiology report for this brain MRI FLAIR scan. \n"

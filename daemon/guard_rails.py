@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from braingemma.domain import load_domain
-from braingemma.input_checks import Check, check_input
-from braingemma.weights import WeightsInfo
-from daemon.config import Checks
+from braingemma.checkpoint.weights import WeightsInfo
+from braingemma.checks.domain import load_domain
+from braingemma.checks.input import Check, check_input
+from daemon.config.sections import Checks
 from daemon.errors import Rejected
 
 

@@ -1,6 +1,11 @@
 """Every module that has tables, so that whoever opens the database makes all of them, whatever else it imports."""
 
-from daemon import artefacts, commitment, jobs, lease, received_index, reviews
+from daemon.assemble import index as received_index
+from daemon.deliver import commitment
+from daemon.engine import lease
+from daemon.jobs import files as artefacts
+from daemon.jobs import reviews
+from daemon.jobs import store as jobs
 
 TABLES = (
     artefacts.ARCHIVES,

@@ -35,7 +35,7 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from dicom_io import header
 from dicom_io.errors import DeidentificationError, FileError
-from dicom_io.geometry import SeriesGeometry
+from dicom_io.volume.geometry import SeriesGeometry
 
 EDITION = "dicomfields_2026c"
 """Of Table E.1-1, as the library calls it."""

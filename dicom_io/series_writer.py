@@ -16,7 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from scipy import ndimage
 
 from dicom_io.errors import GeometryError
-from dicom_io.geometry import LPS_TO_RAS
+from dicom_io.volume.geometry import LPS_TO_RAS
 
 Plane = Literal["axial", "coronal", "sagittal"]
 

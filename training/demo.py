@@ -17,20 +17,20 @@ from safetensors.torch import load_file, save_file
 from threadpoolctl import threadpool_limits
 
 from braingemma.configuration import BrainGemmaConfig
-from braingemma.findings import Finding
-from braingemma.model import BrainGemma3D
-from training.calibration import calibrate
-from training.datasets import Cases, prepare_case, training_phantom
+from braingemma.findings.text import Finding
+from braingemma.model.braingemma3d import BrainGemma3D
+from training.data.batches import TokenSource, VolumeSource, validation_batch
+from training.data.cases import Cases, prepare_case, training_phantom
+from training.data.targets import findings_target
 from training.errors import DataError, SettingsError
-from training.four_bit import round_to_nf4
-from training.language_pretraining import pretrain_language
-from training.loop import Outcome, Progress, Source, Trainer
-from training.phases import make_phase
-from training.run_folder import RunFolder, data_digest
+from training.phases.calibration import calibrate
+from training.phases.four_bit import round_to_nf4
+from training.phases.language_pretraining import pretrain_language
+from training.phases.loop import Outcome, Progress, Source, Trainer
+from training.phases.objectives import make_phase
+from training.phases.run_folder import RunFolder, data_digest
+from training.phases.tokenizer import build_tokenizer
 from training.settings import DataSettings, PhaseSettings, TrainingSettings
-from training.sources import TokenSource, VolumeSource, validation_batch
-from training.targets import findings_target
-from training.text import build_tokenizer
 
 BANNER: Final = "Demo weights, trained on synthetic images only: not a statement about any patient."
 _CHUNK: Final = 25

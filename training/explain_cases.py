@@ -8,10 +8,10 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from braingemma.explain_bench import BenchCase
 from training.errors import DataError
-from training.evaluation_cases import EvaluationCase, folder_cases, inserted_cases
-from training.phantoms import make_phantom
+from training.evaluation.cases import EvaluationCase, folder_cases, inserted_cases
+from training.evaluation.explanations import BenchCase
+from training.phantoms.phantom import make_phantom
 
 
 def explain_cases(

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 
 from starlette.requests import Request
 
-from daemon.config import Web, is_loopback
+from daemon.config.sections import Web, is_loopback
 
 COOKIE = "braingemma"
 SAFE_METHODS = frozenset({"GET", "HEAD"})

@@ -6,12 +6,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from daemon import control
-from daemon import overview as queries
 from daemon.errors import DaemonError
-from daemon.metrics import READER_VERDICTS
-from daemon.reviews import add_review
-from daemon.verified import VERIFYING, check_verifiable, send_verified, verifies
+from daemon.jobs import overview as queries
+from daemon.jobs.reviews import add_review
+from daemon.observe.metrics import READER_VERDICTS
+from daemon.pipeline import actions as control
+from daemon.pipeline.verified import VERIFYING, check_verifiable, send_verified, verifies
 from daemon.web.app import form_of, identity_of, page_of
 
 

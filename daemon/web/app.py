@@ -20,16 +20,16 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from daemon.artefacts import JobFiles
-from daemon.audit import AuditLog
-from daemon.config import Settings
+from daemon.config.sections import Settings
 from daemon.errors import DaemonError
-from daemon.health import Health
-from daemon.jobs import JobStore
-from daemon.report_files import finding_line
+from daemon.jobs.files import JobFiles
+from daemon.jobs.report import finding_line
+from daemon.jobs.store import JobStore
+from daemon.observe.audit import AuditLog
+from daemon.observe.health import Health
 from daemon.web import access, views
 from daemon.web.slices import StackCache
-from dicom_io.content import RESEARCH_USE_LINE
+from dicom_io.content.report import RESEARCH_USE_LINE
 
 log = logging.getLogger(__name__)
 

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from braingemma.pictures import Plane
-from daemon import metrics as figures
-from daemon import overview as queries
-from daemon.config import without_password
-from daemon.database import open_index
+from braingemma.explain.pictures import Plane
+from daemon.config.sections import without_password
+from daemon.database.engine import open_index
 from daemon.errors import DaemonError
-from daemon.folders import JobFolder
-from daemon.jobs import FINAL_STATES, Job, JobState
-from daemon.reviews import all_reviews, count_reviews, reviews_of
-from daemon.verified import verifies
+from daemon.jobs import overview as queries
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.reviews import all_reviews, count_reviews, reviews_of
+from daemon.jobs.store import FINAL_STATES, Job, JobState
+from daemon.observe import metrics as figures
+from daemon.pipeline.verified import verifies
 from daemon.web import views
 from daemon.web.app import Page, identity_of, page_of, render
 from daemon.web.slices import PLANES, Stack, first_plane

@@ -9,7 +9,7 @@ import time
 import uvicorn
 from starlette.applications import Starlette
 
-from daemon.config import Web
+from daemon.config.sections import Web
 from daemon.errors import ConfigurationError, Permanent
 
 START_SECONDS = 15.0

@@ -1,6 +1,6 @@
 """Slices of a job's volume as PNG: the FLAIR in grey, and the saliency as a transparent layer of the same size.
 
-Radiological convention, as `braingemma.pictures` has it; the letters of both edges are burnt into the grey picture.
+Radiological convention, as in `braingemma.explain.pictures`; the letters of both edges are burnt into the grey picture.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from PIL import Image, ImageDraw, ImageFont
 
-from braingemma.pictures import AGAINST_COLOUR, AXIS, FOR_COLOUR, MARKS, Plane, View, acquired_plane, position_text
+from braingemma.explain.pictures import (
+    AGAINST_COLOUR,
+    AXIS,
+    FOR_COLOUR,
+    MARKS,
+    Plane,
+    View,
+    acquired_plane,
+    position_text,
+)
 from daemon.errors import Rejected
 
 Float32 = npt.NDArray[np.float32]

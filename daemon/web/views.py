@@ -11,9 +11,9 @@ from typing import Any
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from daemon.folders import JobFolder, read_json
-from daemon.jobs import OPEN_DELIVERIES, Delivery, DeliveryState, Job, JobState, now
-from daemon.report_files import INTENDED_USE, provenance_rows, read_report
+from daemon.jobs.folder import JobFolder, read_json
+from daemon.jobs.report import INTENDED_USE, provenance_rows, read_report
+from daemon.jobs.store import OPEN_DELIVERIES, Delivery, DeliveryState, Job, JobState, now
 
 STEPS = ("select", "convert", "report", "explain", "encode", "deliver")
 

@@ -9,7 +9,7 @@ import torch
 from tiny_models import tiny_config, tiny_model
 
 from braingemma.configuration import BrainGemmaConfig
-from braingemma.model import BrainGemma3D
+from braingemma.model.braingemma3d import BrainGemma3D
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from braingemma.attribution import METHODS, hadamard, method_named, weighted_r2
 from braingemma.errors import ExplainError
+from braingemma.explain.attribution import METHODS, hadamard, method_named, weighted_r2
 
 Game = Callable[[np.ndarray], np.ndarray]
 

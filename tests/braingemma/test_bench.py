@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from braingemma import bench
 from braingemma.errors import BrainGemmaError
-from braingemma.model import BrainGemma3D
+from braingemma.model.braingemma3d import BrainGemma3D
+from daemon.bench import generate as bench
 
 
 def test_the_full_shape_is_the_cards() -> None:

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
-from braingemma import checkpoint, quantize
+from braingemma.checkpoint.load import load as checkpoint
+from braingemma.checkpoint.weights import CHECKSUM_FILE, verify_weights
 from braingemma.errors import CheckpointError
-from braingemma.model import BrainGemma3D
-from braingemma.weights import CHECKSUM_FILE, verify_weights
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.quantize import nf4 as quantize
 from tests.braingemma.test_published import vision_config, write_published
 
 

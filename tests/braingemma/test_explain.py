@@ -14,10 +14,10 @@ from nibabel.affines import apply_affine
 from PIL import Image
 from tiny_models import tiny_config, tiny_tokenizer
 
-from braingemma.attribution import METHODS
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import ExplainError, VolumeError
-from braingemma.explain import (
+from braingemma.explain.attribution import METHODS
+from braingemma.explain.explanation import (
     ExplainCancelled,
     ExplainSettings,
     Explanation,
@@ -27,12 +27,12 @@ from braingemma.explain import (
     grounding_on_grid,
     run_interpretability,
 )
-from braingemma.model import BrainGemma3D
-from braingemma.perturbation import FILLINGS, MaskScorer, ScoringSettings, filling_for
-from braingemma.pictures import to_picture
-from braingemma.preprocess import prepare_image
-from braingemma.supervoxels import segment
-from braingemma.targets import Target, plan_targets
+from braingemma.explain.perturbation import FILLINGS, MaskScorer, ScoringSettings, filling_for
+from braingemma.explain.pictures import to_picture
+from braingemma.explain.supervoxels import segment
+from braingemma.explain.targets import Target, plan_targets
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.volume.preprocess import prepare_image
 
 LESION = "The lesion area is in the left frontal lobe. Edema is present in the left frontal lobe. Necrosis is absent."
 HEALTHY = "No lesion is seen. There is no edema. Necrosis is absent. Ventricular compression is absent."

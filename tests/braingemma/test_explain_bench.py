@@ -8,8 +8,8 @@ from nibabel.affines import apply_affine
 from tiny_models import tiny_config, tiny_tokenizer
 
 from braingemma.errors import ExplainError
-from braingemma.explain_bench import BenchCase, bench_explain, format_table
-from braingemma.model import BrainGemma3D
+from braingemma.model.braingemma3d import BrainGemma3D
+from training.evaluation.explanations import BenchCase, bench_explain, format_table
 
 REPORT = "The lesion area is in the left parietal lobe. Edema is present in the left parietal lobe."
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from braingemma.errors import ExplainError
-from braingemma.faithfulness import (
+from braingemma.explain.faithfulness import (
     Curves,
     curve_masks,
     curve_steps,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braingemma.findings import (
+from braingemma.findings.text import (
     FINDINGS,
     HEDGED_CONFIDENCE,
     SITES,

@@ -25,9 +25,9 @@ REPO = "praiselab-picuslab/BrainGemma3D"
 COMMIT = "fedcba9876543210fedcba9876543210fedcba98"
 OLDER = "00000000000000000000000000000000000000aa"
 LARGE = "language_model/model.safetensors"
-FETCH = "import sys; from braingemma.weights import fetch_weights; print(fetch_weights(sys.argv[1]))"
+FETCH = "import sys; from braingemma.checkpoint.weights import fetch_weights; print(fetch_weights(sys.argv[1]))"
 DESCRIBE = (
-    "import json, sys; from braingemma.weights import describe_weights as d; i = d(sys.argv[1]);"
+    "import json, sys; from braingemma.checkpoint.weights import describe_weights as d; i = d(sys.argv[1]);"
     "print(json.dumps([i.version, i.format, i.sha256, str(i.folder)]))"
 )
 

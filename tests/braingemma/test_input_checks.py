@@ -9,12 +9,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from braingemma.domain import Domain, load_domain
+from braingemma.checkpoint.weights import describe_weights
+from braingemma.checks.domain import Domain, load_domain
+from braingemma.checks.input import NAMES, Check, check_input, picture_features
 from braingemma.errors import CheckpointError
-from braingemma.input_checks import NAMES, Check, check_input, picture_features
-from braingemma.weights import describe_weights
-from training import phantoms
-from training.contrast import Contrast
+from training.phantoms import phantom as phantoms
+from training.phantoms.contrast import Contrast
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "nifti"
 REAL = sorted(SHARED.rglob("*.nii.gz"))

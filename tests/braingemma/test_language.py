@@ -10,7 +10,7 @@ from tiny_models import tiny_config, tiny_tokenizer
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
 from braingemma.errors import GenerationError
-from braingemma.language import (
+from braingemma.model.language import (
     IMAGE_PLACEHOLDER,
     GenerationSettings,
     decode,

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from braingemma.configuration import VolumeSettings
-from braingemma.findings import Finding
-from braingemma.lesion_estimate import LesionEstimate, disagreements, estimate_lesion
-from braingemma.preprocess import PreparedVolume, prepare_image
+from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion
+from braingemma.findings.text import Finding
+from braingemma.volume.preprocess import PreparedVolume, prepare_image
 
 GRID = (16, 24, 20)
 

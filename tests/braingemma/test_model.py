@@ -12,7 +12,7 @@ from tiny_models import tiny_config, tiny_model
 import braingemma
 from braingemma.configuration import FINDINGS, SITES
 from braingemma.errors import GenerationError
-from braingemma.model import COMPONENTS, BrainGemma3D
+from braingemma.model.braingemma3d import COMPONENTS, BrainGemma3D
 
 
 def test_importing_the_package_needs_no_torch() -> None:
@@ -57,7 +57,7 @@ def test_a_gpu_gets_mixed_precision_and_exact_weights_do_not(
     exact = model.score_tokens(volume, range(10, 20))
     model.to(torch.bfloat16)
     assert not model.mixed_precision()._enabled
-    monkeypatch.setattr("braingemma.model.ACCELERATORS", ("cuda", "cpu"))
+    monkeypatch.setattr("braingemma.model.braingemma3d.ACCELERATORS", ("cuda", "cpu"))
     assert model.mixed_precision()._enabled
     mixed = model.score_tokens(volume, range(10, 20))
     assert model.ground(volume) is not None

@@ -12,9 +12,10 @@ import bitsandbytes as bnb
 import pytest
 import torch
 
-from braingemma import native, quantize
-from braingemma.model import BrainGemma3D
-from braingemma.native import LEVELS, FewRows, FewRowsLinear
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.quantize import few_rows as native
+from braingemma.quantize import nf4 as quantize
+from braingemma.quantize.few_rows import LEVELS, FewRows, FewRowsLinear
 from tests.braingemma.test_published import GRID, write_published
 
 REPO = Path(__file__).resolve().parents[2]

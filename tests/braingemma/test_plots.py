@@ -10,9 +10,18 @@ from nibabel.affines import apply_affine, voxel_sizes
 from PIL import Image
 
 from braingemma.errors import ExplainError
-from braingemma.pictures import View, acquired_plane, blend, montage, outline, point_text, position_text, to_picture
-from braingemma.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
-from braingemma.supervoxels import segment
+from braingemma.explain.pictures import (
+    View,
+    acquired_plane,
+    blend,
+    montage,
+    outline,
+    point_text,
+    position_text,
+    to_picture,
+)
+from braingemma.explain.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
+from braingemma.explain.supervoxels import segment
 
 
 def scene_of(image: nib.Nifti1Image, *, drawn: bool = True, **changes: object) -> Scene:

@@ -14,11 +14,11 @@ import torch
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, ornt_transform
 from scipy import ndimage, optimize
 
-from braingemma.brain import find_brain
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import VolumeError
-from braingemma.preprocess import load_nifti_volume, prepare_image, prepare_volume
-from braingemma.resampling import resample_box
+from braingemma.volume.brain import find_brain
+from braingemma.volume.preprocess import load_nifti_volume, prepare_image, prepare_volume
+from braingemma.volume.resampling import resample_box
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "nifti"
 SMALL = VolumeSettings(grid=(16, 32, 28))
@@ -264,7 +264,7 @@ def test_a_large_volume_stays_under_2_gb(tmp_path: Path) -> None:
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj).astype(np.int16), image.affine), tmp_path / "large.nii")
     # VmHWM, not ru_maxrss: that one is inherited from the process that drew the volume.
     code = (
-        "import sys, pathlib; from braingemma.preprocess import load_nifti_volume; load_nifti_volume(sys.argv[1]);"
+        "import sys, pathlib; from braingemma import load_nifti_volume; load_nifti_volume(sys.argv[1]);"
         "print(next(r for r in pathlib.Path('/proc/self/status').read_text().splitlines() if 'VmHWM' in r).split()[1])"
     )
     run = subprocess.run(

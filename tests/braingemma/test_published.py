@@ -20,10 +20,10 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from braingemma.checkpoint.weights import describe_weights
 from braingemma.configuration import CANONICAL_PROMPT
 from braingemma.errors import CheckpointError
-from braingemma.model import BrainGemma3D
-from braingemma.weights import describe_weights
+from braingemma.model.braingemma3d import BrainGemma3D
 
 WIDTH, HIDDEN = 32, 64
 GRID = (64, 128, 128)  # the published weights know no other

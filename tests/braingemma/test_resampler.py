@@ -6,8 +6,8 @@ import torch
 from tiny_models import tiny_config
 from torch import nn
 
-from braingemma.projector import Projector
-from braingemma.resampler import PerceiverResampler, sincos_positions_3d
+from braingemma.model.projector import Projector
+from braingemma.model.resampler import PerceiverResampler, sincos_positions_3d
 
 
 def test_the_defaults_are_the_cards() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from braingemma.errors import ExplainError
-from braingemma.findings import SITES
-from braingemma.supervoxels import BrainBox, segment, side_of, site_of
+from braingemma.explain.supervoxels import BrainBox, segment, side_of, site_of
+from braingemma.findings.text import SITES
 
 SHARED = Path(__file__).parents[3] / "shared/data/nifti"
 BOX = BrainBox((-70, -104, -66), (70, 72, 80))  # of the MNI152 brain, so that positions are MNI mm

@@ -10,7 +10,7 @@ from tiny_models import tiny_config
 from transformers import SiglipVisionModel
 
 from braingemma.errors import VolumeError
-from braingemma.vision import InflatedVisionTower, inflate_kernel, middle_plane, symmetric_padding
+from braingemma.model.vision import InflatedVisionTower, inflate_kernel, middle_plane, symmetric_padding
 
 GRID = (12, 24, 16)  # the patch (4, 8, 8) divides it
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from braingemma import weights
+from braingemma.checkpoint import weights
+from braingemma.checkpoint.weights import describe_weights, fetch_weights, list_weights, verify_weights
 from braingemma.errors import CheckpointError
-from braingemma.weights import describe_weights, fetch_weights, list_weights, verify_weights
 from tests.braingemma.test_published import write_published
 
 HUB_ID = "praiselab-picuslab/BrainGemma3D"
@@ -38,7 +38,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_describing_weights_needs_no_torch(tiny_checkpoint: Path) -> None:
     code = (
-        "import sys; from braingemma.weights import describe_weights; print(describe_weights(sys.argv[1]).sha256);"
+        "import sys; from braingemma.checkpoint import weights; print(weights.describe_weights(sys.argv[1]).sha256);"
         "assert 'torch' not in sys.modules"
     )
     run = subprocess.run([sys.executable, "-c", code, tiny_checkpoint], check=True, capture_output=True, text=True)

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Gemma3TextConfig, PreTrainedTokenizerFast, SiglipVisionConfig
 
 from braingemma.configuration import BrainGemmaConfig
-from braingemma.model import BrainGemma3D
+from braingemma.model.braingemma3d import BrainGemma3D
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

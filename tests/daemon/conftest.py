@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 from ingest_support import InProcess
 
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.receiver_stock import StockReceiver
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.pynetdicom_receiver import StockReceiver
 
 
 @pytest.fixture(params=[BlockingReceiver, StockReceiver])

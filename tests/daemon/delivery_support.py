@@ -18,12 +18,12 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from daemon import delivery
-from daemon.config import Destination
-from daemon.database import create_tables, database_url, make_engine
-from daemon.folders import JobFolder, write_json
-from daemon.jobs import JobStore
-from daemon.trial_pacs import LOOPBACK
+from daemon.config.sections import Destination
+from daemon.database.engine import create_tables, database_url, make_engine
+from daemon.deliver import delivery
+from daemon.jobs.folder import JobFolder, write_json
+from daemon.jobs.store import JobStore
+from daemon.trial.pacs import LOOPBACK
 
 KINDS = {
     "sr": "1.2.840.10008.5.1.4.1.1.88.22",

@@ -12,9 +12,9 @@ import sys
 import threading
 from pathlib import Path
 
-from daemon.config import Listener
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.spool import SpoolWriter
+from daemon.config.sections import Listener
+from daemon.receive.association import BlockingReceiver
+from daemon.spool.writer import SpoolWriter
 
 SMALL_RESERVE: dict[str, object] = {"reserve": 2, "segment_bytes": 1 << 20}
 """Room that is used up and prepared again all the time."""

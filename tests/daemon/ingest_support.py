@@ -23,14 +23,14 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
-from daemon.assembler import Arrival, Assembler
-from daemon.config import Assembly, Listener, Settings, Storage
-from daemon.database import create_tables, make_engine
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.receiver_stock import StockReceiver
-from daemon.spool import SpoolWriter
-from daemon.spool_files import read_data
-from daemon.spool_records import InstanceMeta, Record, RecordKind, read_records
+from daemon.assemble.assembler import Arrival, Assembler
+from daemon.config.sections import Assembly, Listener, Settings, Storage
+from daemon.database.engine import create_tables, make_engine
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.pynetdicom_receiver import StockReceiver
+from daemon.spool.locks import read_data
+from daemon.spool.segment import InstanceMeta, Record, RecordKind, read_records
+from daemon.spool.writer import SpoolWriter
 
 
 def make_instance(

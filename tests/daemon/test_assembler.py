@@ -17,14 +17,11 @@ from pydicom.datadict import dictionary_VR
 from pydicom.tag import Tag
 from pydicom.uid import BasicTextSRStorage, generate_uid
 
-from daemon import received_files, received_follow, spool_files
-from daemon.assembler import Assembler, read_arrival
-from daemon.backpressure import is_behind
-from daemon.config import Engine
-from daemon.database import make_engine, open_index
-from daemon.errors import Retryable
-from daemon.received_gaps import TAGS
-from daemon.received_index import (
+from daemon.assemble import follower as received_follow
+from daemon.assemble import part10 as received_files
+from daemon.assemble.assembler import Assembler, read_arrival
+from daemon.assemble.gaps import TAGS
+from daemon.assemble.index import (
     ARRIVALS,
     INSTANCES,
     OPEN_ASSOCIATIONS,
@@ -33,10 +30,15 @@ from daemon.received_index import (
     forget_study,
     received_studies,
 )
-from daemon.receiver_dataset import read_identity
-from daemon.spool import SpoolWriter
-from daemon.spool_records import read_records
-from dicom_io.own_results import MANUFACTURER, MODEL_NAME
+from daemon.config.sections import Engine
+from daemon.database.engine import make_engine, open_index
+from daemon.errors import Retryable
+from daemon.receive.dataset import read_identity
+from daemon.spool import locks as spool_files
+from daemon.spool.backpressure import is_behind
+from daemon.spool.segment import read_records
+from daemon.spool.writer import SpoolWriter
+from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
 
 
 @pytest.fixture
@@ -379,7 +381,7 @@ def test_a_damaged_instance_is_reported_and_its_resend_mends_the_study(bench):
 
 
 def test_a_full_disk_keeps_the_study_waiting(bench, monkeypatch):
-    import daemon.assembler as module
+    import daemon.assemble.assembler as module
 
     bench.receive(make_series(2))
     real = module.write_instance

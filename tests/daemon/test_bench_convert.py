@@ -6,7 +6,7 @@ import json
 
 from typer.testing import CliRunner
 
-from daemon.cli import app
+from daemon.cli.app import app
 
 
 def test_the_bench_compares_both_ways() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.bench_ingest import bench_ingest, refuse_memory_file_system
+from daemon.bench.ingest import bench_ingest, refuse_memory_file_system
 from daemon.errors import DaemonError
 
 needs_peers = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def test_a_missing_sender_is_named(monkeypatch, tmp_path):
 @needs_peers
 def test_a_lost_image_fails_the_run(monkeypatch, on_disk):
     """A receiver that is fast because it loses images does not win."""
-    import daemon.bench_ingest as module
+    import daemon.bench.ingest as module
 
     monkeypatch.setattr(module._Storescp, "stored", lambda _: 11)
     with pytest.raises(DaemonError, match="expected 12 instances, 11 arrived"):

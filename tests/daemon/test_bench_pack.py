@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from daemon.bench_pack import bench_pack
+from daemon.bench.pack import bench_pack
 
 
 def test_it_encodes_every_kind_and_says_how_long_that_took(tmp_path: Path) -> None:

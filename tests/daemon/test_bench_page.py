@@ -1,4 +1,4 @@
-from daemon.bench_page import PATHS, bench_page
+from daemon.bench.page import PATHS, bench_page
 
 
 def test_every_page_is_asked_for_and_timed() -> None:

@@ -1,6 +1,6 @@
 import numpy as np
 
-from daemon.bench_pipeline import SHAPE, Passage, brats_like_volume
+from daemon.bench.pipeline import SHAPE, Passage, brats_like_volume
 
 
 def test_the_study_has_the_grid_of_brats_and_grey_values() -> None:

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from daemon.bench_site import SECONDS_PER_DAY, arrivals, bench_site, simulate
+from daemon.bench.site import SECONDS_PER_DAY, arrivals, bench_site, simulate
 
 
 def erlang_c_wait(load: float, servers: int, service: float) -> float:

@@ -56,9 +56,9 @@ def bad_inputs(folder: Path) -> dict[str, Path]:
 
 
 def test_bad_input_to_process_gives_one_line_that_names_it(tmp_path: Path) -> None:
-    from daemon.config import Settings
+    from daemon.config.sections import Settings
     from daemon.errors import Rejected
-    from daemon.process import process
+    from daemon.pipeline.process import process
 
     for name, path in bad_inputs(tmp_path).items():
         with pytest.raises(Rejected) as caught:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from daemon.cli import app
+from daemon.cli.app import app
 from tests.braingemma.tiny_models import tiny_model
 from training.errors import DataError, SettingsError
-from training.phantoms import make_phantom, write_phantom
+from training.phantoms.phantom import make_phantom, write_phantom
 
 RUN = CliRunner()
 

@@ -14,11 +14,11 @@ from pydicom import Dataset
 from pynetdicom import AE, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from daemon import commitment
-from daemon.commitment_report import MAX_BYTES, reports_folder, take_event
-from daemon.delivery import plan_deliveries
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.receiver_stock import StockReceiver
+from daemon.deliver import commitment
+from daemon.deliver.delivery import plan_deliveries
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.pynetdicom_receiver import StockReceiver
+from daemon.spool.commitment_reports import MAX_BYTES, reports_folder, take_event
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 

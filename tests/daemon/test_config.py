@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import Settings, load_settings, origins
+from daemon.config.sections import Settings, load_settings, origins
 from daemon.errors import ConfigurationError
 
 

@@ -6,12 +6,12 @@ import pytest
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-from daemon.config import Destination
-from daemon.database import create_tables, database_url, make_engine
-from daemon.delivery import backoff, deliver_to, plan_deliveries
-from daemon.folders import JobFolder, write_json
-from daemon.jobs import DeliveryState, JobStore
-from daemon.trial_pacs import LOOPBACK, free_port
+from daemon.config.sections import Destination
+from daemon.database.engine import create_tables, database_url, make_engine
+from daemon.deliver.delivery import backoff, deliver_to, plan_deliveries
+from daemon.jobs.folder import JobFolder, write_json
+from daemon.jobs.store import DeliveryState, JobStore
+from daemon.trial.pacs import LOOPBACK, free_port
 
 UIDS: dict[str, str] = {}
 

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, make_store, outcomes
 
-from daemon import commitment, confirmation
-from daemon.config import Destination
-from daemon.delivery import plan_deliveries
-from daemon.folders import JobFolder
-from daemon.jobs import DeliveryState, JobStore
-from daemon.trial_pacs import LOOPBACK, free_port
+from daemon.config.sections import Destination
+from daemon.deliver import commitment, confirmation
+from daemon.deliver.delivery import plan_deliveries
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import DeliveryState, JobStore
+from daemon.trial.pacs import LOOPBACK, free_port
 
 # pynetdicom drops the socket of a refused connection without closing it.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -13,20 +13,21 @@ import pytest
 import sqlalchemy as sa
 from pydicom import Dataset
 
-from braingemma.weights import describe_weights
-from daemon import control, pipeline
-from daemon.artefacts import LocalFiles
-from daemon.config import Patient, Settings
-from daemon.database import open_database
-from daemon.demographics import Correction, find_correction
+from braingemma.checkpoint.weights import describe_weights
+from daemon.assemble.index import INSTANCES, InstanceState
+from daemon.config.sections import Patient, Settings
+from daemon.database.engine import open_database
 from daemon.errors import Permanent, Rejected
-from daemon.folders import JobFolder, make_private, read_json, write_json
-from daemon.jobs import DeliveryState, JobState, JobStore
-from daemon.received_index import INSTANCES, InstanceState
-from daemon.report_files import INTENDED_USE, read_report, write_report
-from daemon.steps import Steps
+from daemon.jobs.files import LocalFiles
+from daemon.jobs.folder import JobFolder, make_private, read_json, write_json
+from daemon.jobs.report import INTENDED_USE, read_report, write_report
+from daemon.jobs.store import DeliveryState, JobState, JobStore
+from daemon.pipeline import actions as control
+from daemon.pipeline import workflow as pipeline
+from daemon.pipeline.corrections import Correction, find_correction
+from daemon.pipeline.steps.runner import Steps
 from dicom_io.series_writer import write_series
-from training.phantoms import make_phantom
+from training.phantoms.phantom import make_phantom
 
 OLD = {"PatientID": "OLDPID-1", "PatientName": "Oldname^Anna", "PatientBirthDate": "19600101",
        "AccessionNumber": "ACC-1",

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from daemon.config import Settings
-from daemon.doctor import Check, examine
-from daemon.doctor import _device as device_checks
-from daemon.folders import write_json
-from daemon.service import STATUS_FILE
-from daemon.trial_pacs import LOOPBACK, free_port
+from daemon.config.sections import Settings
+from daemon.jobs.folder import write_json
+from daemon.service.doctor import Check, examine
+from daemon.service.doctor import _device as device_checks
+from daemon.service.serve import STATUS_FILE
+from daemon.trial.pacs import LOOPBACK, free_port
 
 
 def look(folder: Path, **sections: Any) -> dict[str, Check]:

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from daemon.artefacts import LocalFiles
-from daemon.assembler import Assembler
-from daemon.config import Settings
-from daemon.database import open_database
-from daemon.folders import JobFolder, read_json, write_json
-from daemon.further import follow_choice
-from daemon.jobs import JobStore
-from daemon.received_index import ARRIVALS
+from daemon.assemble.assembler import Assembler
+from daemon.assemble.index import ARRIVALS
+from daemon.config.sections import Settings
+from daemon.database.engine import open_database
+from daemon.jobs.files import LocalFiles
+from daemon.jobs.folder import JobFolder, read_json, write_json
+from daemon.jobs.store import JobStore
+from daemon.pipeline.series_jobs import follow_choice
 
 STUDY = "1.2.3"
 

@@ -7,14 +7,14 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
-from braingemma.weights import describe_weights
-from daemon.config import Checks, Settings
+from braingemma.checkpoint.weights import describe_weights
+from daemon.config.sections import Checks, Settings
 from daemon.errors import Rejected
 from daemon.guard_rails import check_picture
-from daemon.process import process
-from daemon.report_files import read_report
-from training import phantoms
-from training.contrast import Contrast
+from daemon.jobs.report import read_report
+from daemon.pipeline.process import process
+from training.phantoms import phantom as phantoms
+from training.phantoms.contrast import Contrast
 
 T2 = Contrast(white=0.3, gray=0.42, fluid=0.9, edema=0.6, core=0.55, necrosis=0.8, spots=0.5)
 
@@ -39,7 +39,7 @@ def test_a_failed_check_is_a_warning_in_every_form_of_the_report(t2_picture, tmp
 
 
 def test_a_site_may_refuse_before_the_model_is_loaded(t2_picture, tmp_path, monkeypatch) -> None:
-    from braingemma.model import BrainGemma3D
+    from braingemma.model.braingemma3d import BrainGemma3D
 
     monkeypatch.setattr(BrainGemma3D, "from_pretrained", lambda *_a, **_k: pytest.fail("the model was loaded"))
     settings = Settings.model_validate({"checks": {"contrast": "refuse"}})

@@ -17,9 +17,9 @@ from ingest_sender import RawSender
 from ingest_support import Bench, InProcess, data_set_bytes, encode, instances_in, make_series, meta_of
 from test_ingest_durability import Load, endless_instances, start_driver
 
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.receiver_store import Status
-from daemon.spool import SpoolWriter
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.store import Status
+from daemon.spool.writer import SpoolWriter
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import Settings
-from daemon.control import cancel
-from daemon.database import create_tables, database_url, make_engine
+from daemon.config.sections import Settings
+from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.errors import DaemonError
-from daemon.jobs import DeliveryState, JobState, JobStore
-from daemon.retention import purge
+from daemon.jobs.store import DeliveryState, JobState, JobStore
+from daemon.pipeline.actions import cancel
+from daemon.service.retention import purge
 
 
 @pytest.fixture

@@ -14,14 +14,14 @@ import sqlalchemy as sa
 sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from postgres_support import Postgres, needs_postgres
 
-from daemon.artefacts import ARCHIVES, RECEIVED, SharedFiles
-from daemon.config import Settings
-from daemon.database import create_tables, database_url, make_engine, open_index
+from daemon.assemble.index import ARRIVALS
+from daemon.config.sections import Settings
+from daemon.database.engine import create_tables, database_url, make_engine, open_index
+from daemon.engine.lease import EXECUTORS, EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
 from daemon.errors import ConfigurationError
-from daemon.jobs import JOBS, JobState, JobStore
-from daemon.lease import EXECUTORS, EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
-from daemon.received_index import ARRIVALS
-from daemon.service import job_files
+from daemon.jobs.files import ARCHIVES, RECEIVED, SharedFiles
+from daemon.jobs.store import JOBS, JobState, JobStore
+from daemon.service.serve import job_files
 
 pytestmark = [needs_postgres, pytest.mark.e2e]
 
@@ -96,8 +96,8 @@ def test_a_silent_one_is_found_dead_and_a_beating_one_is_not(engine: sa.Engine) 
 FROZEN = """
 import os, signal, sys, time
 from pathlib import Path
-from daemon.database import database_url, make_engine
-from daemon.lease import Lease
+from daemon.database.engine import database_url, make_engine
+from daemon.engine.lease import Lease
 lease = Lease(make_engine(database_url(sys.argv[1], Path('/unused'))), 'host:frozen', 2)
 lease.take()
 print('working', flush=True)

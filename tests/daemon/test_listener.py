@@ -17,10 +17,10 @@ from ingest_support import associate, instances_in, listener_settings, make_seri
 from pydicom.uid import MRImageStorage
 from test_ingest_durability import Load, endless_instances
 
-from daemon.audit import check_chain
 from daemon.errors import ConfigurationError
-from daemon.listener import start_receivers
-from daemon.receiver_store import Status
+from daemon.observe.audit import check_chain
+from daemon.receive.processes import start_receivers
+from daemon.receive.store import Status
 
 ROOT = Path(__file__).parents[2]
 PRINT = "1.2.840.10008.5.1.1.9"
@@ -86,7 +86,7 @@ import sys, time
 from pathlib import Path
 sys.path[:0] = [{root!r}, {tests!r}]
 from ingest_support import listener_settings
-from daemon.listener import start_receivers
+from daemon.receive.processes import start_receivers
 folder = Path({folder!r})
 receivers = start_receivers(listener_settings(folder, processes=2), folder)
 print(receivers.address[1], *receivers.pids, flush=True)

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from daemon.audit import AuditLog, check_chain
-from daemon.config import Settings
-from daemon.database import create_tables, make_engine
+from daemon.config.sections import Settings
+from daemon.database.engine import create_tables, make_engine
 from daemon.errors import DaemonError
-from daemon.health import Health
-from daemon.jobs import DELIVERIES, JobStore
-from daemon.logs import JobFilter, JsonLines, about_job
-from daemon.notify import notify, watchdog_seconds
+from daemon.jobs.store import DELIVERIES, JobStore
+from daemon.observe.audit import AuditLog, check_chain
+from daemon.observe.health import Health
+from daemon.observe.logs import JobFilter, JsonLines, about_job
+from daemon.observe.systemd import notify, watchdog_seconds
 
 
 def test_json_lines_carry_the_job() -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from daemon.config import Settings
-from daemon.database import open_database
-from daemon.jobs import JobState, JobStore
+from daemon.config.sections import Settings
+from daemon.database.engine import open_database
+from daemon.jobs.store import JobState, JobStore
 
 UID = "1.2.826.0.1.3680043.8.498.77"
 
@@ -19,13 +19,15 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 
-from daemon import errors, pipeline
-from daemon.artefacts import LocalFiles
-from daemon.config import Settings
-from daemon.database import open_database
-from daemon.jobs import FINAL_STATES, JobStore
-from daemon.names import EXECUTOR_ID
-from daemon.service import launch_engine
+from daemon import errors
+
+from daemon.pipeline import workflow as pipeline
+from daemon.jobs.files import LocalFiles
+from daemon.config.sections import Settings
+from daemon.database.engine import open_database
+from daemon.jobs.store import FINAL_STATES, JobStore
+from daemon.engine.names import EXECUTOR_ID
+from daemon.service.serve import launch_engine
 
 folder, error, dies = Path(sys.argv[1]), getattr(errors, sys.argv[2]), sys.argv[3] == "dies"
 

@@ -12,12 +12,17 @@ import sqlalchemy as sa
 from dbos import DBOS
 from delivery_support import FaultyPacs, add_job, make_store
 
-from daemon import control, delivery, names, pipeline, service, upgrade
-from daemon.artefacts import LocalFiles
-from daemon.config import Destination, Settings, Storage
-from daemon.jobs import JobState, JobStore
-from daemon.step_process import StepProcess
-from daemon.trial_pacs import LOOPBACK, free_port
+from daemon.config.sections import Destination, Settings, Storage
+from daemon.deliver import delivery
+from daemon.engine import names
+from daemon.engine import recovery as upgrade
+from daemon.jobs.files import LocalFiles
+from daemon.jobs.store import JobState, JobStore
+from daemon.pipeline import actions as control
+from daemon.pipeline import workflow as pipeline
+from daemon.pipeline.step_process import StepProcess
+from daemon.service.serve import serve as service
+from daemon.trial.pacs import LOOPBACK, free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

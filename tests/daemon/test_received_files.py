@@ -5,7 +5,7 @@ from ingest_support import encode, make_series
 from pydicom import dcmread
 from pydicom.filebase import DicomBytesIO
 
-from daemon.received_files import part10_head
+from daemon.assemble.part10 import part10_head
 
 
 @pytest.mark.parametrize("calling_aet", ["ORTHANC", "ODD", "SIXTEEN_LETTERS_"])

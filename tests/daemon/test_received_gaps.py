@@ -4,8 +4,8 @@ import pytest
 from ingest_support import Bench, make_series
 from pydicom import Dataset
 
-from daemon.folders import read_json
-from daemon.received_gaps import find_gaps
+from daemon.assemble.gaps import find_gaps
+from daemon.jobs.folder import read_json
 
 AXIAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1]
 

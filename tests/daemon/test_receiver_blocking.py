@@ -21,13 +21,13 @@ from ingest_sender import MR, RawSender, associate_request, command_set, message
 from ingest_support import InProcess, associate, encode, instances_in, make_series, save, storescu, wait_until
 from pynetdicom import AE
 
-import daemon.receiver_blocking as blocking
-import daemon.receiver_negotiation as negotiation
-import daemon.receiver_stream as stream
-from daemon.listener import choose_receiver
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.receiver_stock import StockReceiver
-from daemon.receiver_store import Status
+import daemon.receive.association as blocking
+import daemon.receive.negotiation as negotiation
+import daemon.receive.transport as stream
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.processes import choose_receiver
+from daemon.receive.pynetdicom_receiver import StockReceiver
+from daemon.receive.store import Status
 
 # pynetdicom, the client here, forgets to close a socket whose shutdown fails; our own handles are counted below.
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in. <(ssl|socket)")

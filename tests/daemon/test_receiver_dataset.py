@@ -13,7 +13,7 @@ from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 from pydicom.sequence import Sequence
 
-from daemon.receiver_dataset import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, DatasetError, Identity, read_identity
+from daemon.receive.dataset import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, DatasetError, Identity, read_identity
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "dicom"

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 
-from daemon import receiver_refusals
-from daemon.audit import AuditLog
-from daemon.receiver_refusals import LINES, RefusalLog
-from daemon.receiver_store import TOO_MANY
+from daemon.observe.audit import AuditLog
+from daemon.receive import refusals as receiver_refusals
+from daemon.receive.refusals import LINES, RefusalLog
+from daemon.receive.store import TOO_MANY
 
 
 def lines(folder):

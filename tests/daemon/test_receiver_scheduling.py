@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from ingest_support import associate, listener_settings
 
-from daemon import receiver_scheduling
-from daemon.listener import start_receivers
+from daemon.receive import scheduling as receiver_scheduling
+from daemon.receive.processes import start_receivers
 
 
 def slices_of(pid: int) -> set[int]:
@@ -44,9 +44,9 @@ def test_another_policy_or_machine_is_left_alone(monkeypatch):
 
 def test_niceness_is_kept():
     code = (
-        "import os; from daemon.receiver_scheduling import *; "
+        "import os; from daemon.receive.scheduling import *; "
         "before = os.nice(3); ask_for_short_slices(); print(os.nice(0) - before)"
     )
-    root = Path(receiver_scheduling.__file__).parents[1]
+    root = Path(receiver_scheduling.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.split() == ["0"]

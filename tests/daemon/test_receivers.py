@@ -38,11 +38,11 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind, Verification
 
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.receiver_stock import StockReceiver
-from daemon.receiver_store import Status
-from daemon.spool_files import is_alive
-from daemon.spool_records import RecordKind, read_records
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.pynetdicom_receiver import StockReceiver
+from daemon.receive.store import Status
+from daemon.spool.locks import is_alive
+from daemon.spool.segment import RecordKind, read_records
 
 SHARED = Path(__file__).parents[3] / "shared" / "data" / "dicom"
 

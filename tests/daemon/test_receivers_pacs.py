@@ -26,11 +26,11 @@ from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind
 from test_receivers import rejection
 
-from daemon.backpressure import set_behind
-from daemon.config import Listener
-from daemon.receiver_blocking import BlockingReceiver
-from daemon.receiver_stock import TRANSFER_SYNTAXES, StockReceiver, supported_contexts
-from daemon.receiver_store import Status
+from daemon.config.sections import Listener
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.pynetdicom_receiver import TRANSFER_SYNTAXES, StockReceiver, supported_contexts
+from daemon.receive.store import Status
+from daemon.spool.backpressure import set_behind
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 LEGACY_MR = "1.2.840.10008.5.1.4.1.1.4.4"

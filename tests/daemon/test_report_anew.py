@@ -8,11 +8,11 @@ import pytest
 from dbos import DBOS
 from delivery_support import add_job, make_store
 
-from daemon import control
-from daemon.artefacts import LocalFiles
 from daemon.errors import DaemonError
-from daemon.folders import JobFolder, read_json
-from daemon.jobs import JobState, JobStore
+from daemon.jobs.files import LocalFiles
+from daemon.jobs.folder import JobFolder, read_json
+from daemon.jobs.store import JobState, JobStore
+from daemon.pipeline import actions as control
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from daemon import scu
+from daemon.deliver import dimse as scu
 from daemon.errors import DaemonError, Retryable
-from daemon.trial_pacs import LOOPBACK, EmbeddedPacs, free_port
+from daemon.trial.pacs import LOOPBACK, EmbeddedPacs, free_port
 
 
 @pytest.fixture

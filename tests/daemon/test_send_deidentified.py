@@ -11,8 +11,8 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
-from daemon.cli import app
-from daemon.trial_pacs import EmbeddedPacs
+from daemon.cli.app import app
+from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
 
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingest_support import encode, instances_in, make_series, meta_of, wait_until
 
-from daemon.artefacts import unpack
-from daemon.spool import NotDurable, SpoolFull, SpoolWriter
-from daemon.spool_files import is_alive, read_data, segment_receiver
-from daemon.spool_records import BLOCK_BYTES, SEGMENT_MAGIC, Damage, Record, RecordKind, read_records
+from daemon.jobs.files import unpack
+from daemon.spool.locks import is_alive, read_data, segment_receiver
+from daemon.spool.segment import BLOCK_BYTES, SEGMENT_MAGIC, Damage, Record, RecordKind, read_records
+from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
 
 UPGRADE_DATA = Path(__file__).parents[1] / "end_to_end" / "data-0.1.0.tar.xz"
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config import Settings
+from daemon.config.sections import Settings
 from daemon.errors import Permanent, Rejected
-from daemon.step_process import Cancelled, ChildDied, StepProcess
+from daemon.pipeline.step_process import Cancelled, ChildDied, StepProcess
 
 STEPS = """
 import os, signal, time
@@ -38,15 +38,16 @@ class Steps:
 
 @pytest.fixture
 def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    # A package path in front of ours: `daemon.steps` is the module above, everything else is the real daemon.
+    # `daemon.pipeline.steps.runner` is the module above, everything else is the real daemon.
     overlay = tmp_path / "overlay"
     overlay.mkdir()
     (overlay / "sitecustomize.py").write_text(
         "import importlib.util, sys\n"
-        f"spec = importlib.util.spec_from_file_location('daemon.steps', {str(overlay / 'steps.py')!r})\n"
+        "name = 'daemon.pipeline.steps.runner'\n"
+        f"spec = importlib.util.spec_from_file_location(name, {str(overlay / 'steps.py')!r})\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        return spec if name == 'daemon.steps' else None\n"
+        "        return spec if name == spec.name else None\n"
         "sys.meta_path.insert(0, Finder())\n"
     )
     (overlay / "steps.py").write_text(STEPS)

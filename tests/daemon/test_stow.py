@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from delivery_support import add_job, deliver, make_store, outcomes
 
-from daemon.config import Destination
-from daemon.delivery import plan_deliveries
-from daemon.folders import JobFolder
-from daemon.jobs import JobStore
-from daemon.trial_pacs import LOOPBACK, free_port
+from daemon.config.sections import Destination
+from daemon.deliver.delivery import plan_deliveries
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import JobStore
+from daemon.trial.pacs import LOOPBACK, free_port
 
 JSON = "application/dicom+json"
 

@@ -16,14 +16,14 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
-from daemon.artefacts import LocalFiles
-from daemon.audit import AuditLog
-from daemon.config import Settings
-from daemon.database import open_database
-from daemon.folders import JobFolder, write_json
-from daemon.health import Health
-from daemon.jobs import JobState, JobStore
-from daemon.report_files import INTENDED_USE, write_report
+from daemon.config.sections import Settings
+from daemon.database.engine import open_database
+from daemon.jobs.files import LocalFiles
+from daemon.jobs.folder import JobFolder, write_json
+from daemon.jobs.report import INTENDED_USE, write_report
+from daemon.jobs.store import JobState, JobStore
+from daemon.observe.audit import AuditLog
+from daemon.observe.health import Health
 from daemon.web.access import Access
 from daemon.web.app import Page, create_app
 from daemon.web.server import WebServer

@@ -15,10 +15,10 @@ import numpy as np
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
-from dicom_io.geometry import SeriesGeometry, SourceSlice
-from dicom_io.pack import Pack, PackOptions, encode_pack
-from dicom_io.uids import digest_uid
+from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.content.uids import digest_uid
+from dicom_io.pack.encode import Pack, PackOptions, encode_pack
+from dicom_io.volume.geometry import SeriesGeometry, SourceSlice
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -13,7 +13,7 @@ from pydicom import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import UID, EnhancedMRImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian, generate_uid
 
-from dicom_io.series import Series, scan_folder
+from dicom_io.series.group import Series, scan_folder
 from dicom_io.series_writer import write_series
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -6,7 +6,7 @@ import pytest
 from pydicom.sr._concepts_dict import concepts
 from pydicom.sr.coding import Code
 
-from dicom_io import codes
+from dicom_io.content import codes
 
 EXPECTED = {
     "present": ("52101004", "SCT"),

@@ -14,8 +14,8 @@ from series_factory import as_enhanced, make_files, only_series
 
 from dicom_io.deidentify import Deidentifier, deidentify_file, load_key, scrub, shifted
 from dicom_io.errors import DeidentificationError, FileError
-from dicom_io.nifti import convert_series
-from dicom_io.stack import series_geometry
+from dicom_io.volume.nifti import convert_series
+from dicom_io.volume.stack import series_geometry
 
 KEY = bytes(range(32))
 SECRETS = {

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from series_factory import as_enhanced, brain, make_files, only_series
 
 from dicom_io.errors import GeometryError
-from dicom_io.geometry import SeriesGeometry, SourceSlice
-from dicom_io.grids import axis_map, ras_grid
-from dicom_io.selection import judge
-from dicom_io.stack import series_geometry
+from dicom_io.select.selection import judge
+from dicom_io.volume.geometry import SeriesGeometry, SourceSlice
+from dicom_io.volume.grids import axis_map, ras_grid
+from dicom_io.volume.stack import series_geometry
 
 
 def refused(folder: Path, message: str) -> None:

@@ -20,9 +20,9 @@ from series_factory import recode
 
 from dicom_io.deidentify import Deidentifier, deidentify_file
 from dicom_io.errors import DicomIoError
-from dicom_io.nifti import convert_series
-from dicom_io.selection import judge
-from dicom_io.series import scan_folder
+from dicom_io.select.selection import judge
+from dicom_io.series.group import scan_folder
+from dicom_io.volume.nifti import convert_series
 
 pytestmark = pytest.mark.shared_data
 

@@ -16,10 +16,10 @@ from pydicom.uid import (
 )
 from series_factory import MARK_RAS, as_enhanced, brain, edit_files, make_files, mark_in, only_series, recode
 
-import dicom_io.nifti
-from dicom_io.converters import by_dicom2nifti, by_highdicom
+import dicom_io.volume.nifti
 from dicom_io.errors import ConversionError, GeometryError
-from dicom_io.nifti import convert_series, resample_to_source
+from dicom_io.volume.converters import by_dicom2nifti, by_highdicom
+from dicom_io.volume.nifti import convert_series, resample_to_source
 
 ALL_AXES = ["".join(p) for names in permutations(["RL", "AP", "SI"]) for p in product(*names)]
 """All 48 ways to store a volume's axes: head first or feet first, supine, prone, decubitus, either slice order."""
@@ -140,7 +140,7 @@ def test_both_converters_agree(tmp_path, enhanced, monkeypatch) -> None:
     folder = as_enhanced(files, tmp_path / "e" / "e.dcm", scramble=False).parent if enhanced else tmp_path / "s"
     voxels, affines = [], []
     for converter in (by_dicom2nifti, by_highdicom):
-        monkeypatch.setattr(dicom_io.nifti, "CONVERTERS", (converter,))
+        monkeypatch.setattr(dicom_io.volume.nifti, "CONVERTERS", (converter,))
         volume = converted(folder)[1]
         voxels.append(volume.get_fdata())
         affines.append(volume.affine)
@@ -171,7 +171,7 @@ def test_a_converter_that_lies_is_not_believed(tmp_path, monkeypatch, fault) -> 
         return nib.Nifti1Image(data, affine)
 
     make_files(tmp_path / "s")
-    monkeypatch.setattr(dicom_io.nifti, "CONVERTERS", (lying,))
+    monkeypatch.setattr(dicom_io.volume.nifti, "CONVERTERS", (lying,))
     with pytest.raises(ConversionError, match=r"not its own pixels|grid is not the source's"):
         converted(tmp_path / "s")
     assert not (tmp_path / "s.nii.gz").exists()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from results_factory import PLANES, Case, content, left_mark, make_case
 
-from dicom_io.content import FindingRecord
-from dicom_io.overlay import OverlayRenderer, direction_letters, edge_letters, slice_centre, slice_side
-from dicom_io.regions import brain_window, head_centre_x, key_slices, load_volumes, top_region
+from dicom_io.content.regions import brain_window, head_centre_x, key_slices, load_volumes, top_region
+from dicom_io.content.report import FindingRecord
+from dicom_io.objects.overlay import OverlayRenderer, direction_letters, edge_letters, slice_centre, slice_side
 
 EVERY_ACQUISITION = [(plane, tilted) for plane in PLANES for tilted in (False, True)]
 

@@ -8,7 +8,7 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import default_pack, flair_header
 
-from dicom_io.own_results import is_own_result
+from dicom_io.content.equipment import is_own_result
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,6 @@ def test_a_received_image_is_not_ours() -> None:
 
 
 def test_it_loads_no_imaging_library() -> None:
-    program = "import sys, dicom_io.own_results; sys.exit('highdicom' in sys.modules)"
+    program = "import sys, dicom_io.content.equipment; sys.exit('highdicom' in sys.modules)"
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

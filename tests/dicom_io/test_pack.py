@@ -12,11 +12,11 @@ from pydicom import Dataset, dcmread
 from results_factory import content, default_pack, head, make_case
 from test_sr import pixelmed
 
-from dicom_io.content import FindingRecord, ModelIdentity
+from dicom_io.content.report import FindingRecord, ModelIdentity
+from dicom_io.content.uids import digest_uid
 from dicom_io.errors import FileError, PackError
-from dicom_io.pack import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
-from dicom_io.rejection import withdrawn
-from dicom_io.uids import digest_uid
+from dicom_io.pack.encode import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
+from dicom_io.pack.rejection import withdrawn
 
 QUICK = PackOptions(sc=False, pm=False)
 

@@ -9,12 +9,12 @@ import pytest
 from pydicom import dcmread
 from results_factory import PLANES, Case, default_pack, make_case
 
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.pm import encode_pm
-from dicom_io.regions import load_volumes
-from dicom_io.result_context import ResultContext
-from dicom_io.sources import read_sources
-from dicom_io.validate import dciodvfy_errors, dciodvfy_path
+from dicom_io.content.context import ResultContext
+from dicom_io.content.regions import load_volumes
+from dicom_io.content.sources import read_sources
+from dicom_io.objects.pm import encode_pm
+from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 
 PM_ONLY = PackOptions(sr=False, sc=False, seg=False)
 

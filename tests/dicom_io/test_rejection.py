@@ -7,10 +7,10 @@ import pytest
 from pydicom import dcmread
 from results_factory import default_pack
 
+from dicom_io.content.equipment import is_own_result
 from dicom_io.errors import PackError
-from dicom_io.own_results import is_own_result
-from dicom_io.rejection import encode_rejection
-from dicom_io.validate import dciodvfy_errors
+from dicom_io.pack.rejection import encode_rejection
+from dicom_io.pack.validate import dciodvfy_errors
 
 
 def test_the_images_of_the_replaced_pack_are_rejected(tmp_path: Path) -> None:

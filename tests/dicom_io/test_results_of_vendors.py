@@ -14,13 +14,13 @@ from pydicom import dcmread
 from results_factory import SHARED_DATA, Case, content
 from test_sr import pixelmed
 
+from dicom_io.content.uids import digest_uid
 from dicom_io.errors import SeriesError
-from dicom_io.geometry import SeriesGeometry
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.series import Series, scan_folder
-from dicom_io.stack import series_geometry
-from dicom_io.uids import digest_uid
-from dicom_io.validate import dciodvfy_path
+from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.validate import dciodvfy_path
+from dicom_io.series.group import Series, scan_folder
+from dicom_io.volume.geometry import SeriesGeometry
+from dicom_io.volume.stack import series_geometry
 
 pytestmark = [
     pytest.mark.shared_data,

@@ -7,8 +7,8 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import PLANES, default_pack, left_mark, make_case
 
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.validate import dciodvfy_errors, dciodvfy_path
+from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 
 SC_ONLY = PackOptions(sr=False, pm=False, seg=False)
 

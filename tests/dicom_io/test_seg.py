@@ -9,13 +9,13 @@ import pytest
 from pydicom import dcmread
 from results_factory import PLANES, content, default_pack, left_mark, make_case
 
-from dicom_io.content import FindingRecord
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.regions import lesion_volume_ml, load_volumes
-from dicom_io.result_context import ResultContext
-from dicom_io.seg import encode_seg
-from dicom_io.sources import read_sources
-from dicom_io.validate import dciodvfy_errors, dciodvfy_path
+from dicom_io.content.context import ResultContext
+from dicom_io.content.regions import lesion_volume_ml, load_volumes
+from dicom_io.content.report import FindingRecord
+from dicom_io.content.sources import read_sources
+from dicom_io.objects.seg import encode_seg
+from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 
 SEG_ONLY = PackOptions(sr=False, sc=False, pm=False)
 

@@ -24,10 +24,10 @@ from series_factory import as_enhanced, make_files, only_series
 from spellings import more_flairs, more_others
 
 from dicom_io.errors import SeriesError
-from dicom_io.naming import fold, read_name
-from dicom_io.physics import nulling_inversion_ms
-from dicom_io.selection import RULES, Reason, SelectionRules, judge, rank
-from dicom_io.series import scan_folder
+from dicom_io.select.naming import fold, read_name
+from dicom_io.select.physics import nulling_inversion_ms
+from dicom_io.select.selection import RULES, Reason, SelectionRules, judge, rank
+from dicom_io.series.group import scan_folder
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # some made-up headers break their VR, as real ones do

@@ -13,9 +13,9 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGLS
 from series_factory import as_enhanced, edit_files, make_files, only_series, recode
 
 from dicom_io.errors import DicomIoError, SeriesError
-from dicom_io.nifti import convert_series
-from dicom_io.selection import judge
-from dicom_io.series import load_series, scan_folder
+from dicom_io.select.selection import judge
+from dicom_io.series.group import load_series, scan_folder
+from dicom_io.volume.nifti import convert_series
 
 
 def test_nesting_and_names_mean_nothing(tmp_path: Path, flair_files: list[Path]) -> None:

@@ -11,10 +11,10 @@ from series_factory import MARK_RAS as BRAIN_MARK
 from series_factory import SHARED_DATA, brain, only_series
 from series_factory import mark_in as brain_mark
 
-from dicom_io.nifti import convert_series
-from dicom_io.selection import SelectionRules, judge
-from dicom_io.series import scan_folder
+from dicom_io.select.selection import SelectionRules, judge
+from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
+from dicom_io.volume.nifti import convert_series
 
 MARK_RAS = np.array([-40.0, 30.0, 20.0])
 """In the left frontal region."""

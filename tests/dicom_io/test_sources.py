@@ -8,9 +8,9 @@ import pytest
 from pydicom import Dataset, config, dcmread
 from results_factory import Case, flair_header, head, make_case
 
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.sources import CHARACTER_SET, normalised_header, read_sources
-from dicom_io.uids import digest_uid
+from dicom_io.content.sources import CHARACTER_SET, normalised_header, read_sources
+from dicom_io.content.uids import digest_uid
+from dicom_io.pack.encode import PackOptions, encode_pack
 
 KEPT = {
     "long id": {"PatientID": "X" * 70},

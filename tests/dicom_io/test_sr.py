@@ -12,13 +12,13 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import content, default_pack, make_case
 
-from dicom_io.content import MODEL_LIMITS, RESEARCH_USE_LINE, FindingRecord, ModelIdentity, wrap
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.result_context import ResultContext
-from dicom_io.sources import InstanceReference, read_sources
-from dicom_io.sr import encode_sr
-from dicom_io.uids import digest_uid
-from dicom_io.validate import check_sr, dciodvfy_errors, dciodvfy_path
+from dicom_io.content.context import ResultContext
+from dicom_io.content.report import MODEL_LIMITS, RESEARCH_USE_LINE, FindingRecord, ModelIdentity, wrap
+from dicom_io.content.sources import InstanceReference, read_sources
+from dicom_io.content.uids import digest_uid
+from dicom_io.objects.sr import encode_sr
+from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.validate import check_sr, dciodvfy_errors, dciodvfy_path
 
 SR_ONLY = PackOptions(sc=False, pm=False, seg=False)
 JAVA = "-Djdk.xml.xpathExprGrpLimit=0 -Djdk.xml.xpathExprOpLimit=0 -Djdk.xml.xpathTotalOpLimit=0"

@@ -10,12 +10,12 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import PLANES, default_pack, left_mark, make_case
 
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.regions import load_volumes
-from dicom_io.result_context import ResultContext
-from dicom_io.sources import read_sources
-from dicom_io.tid1500 import encode_tid1500, outline
-from dicom_io.validate import dciodvfy_errors, dciodvfy_path
+from dicom_io.content.context import ResultContext
+from dicom_io.content.regions import load_volumes
+from dicom_io.content.sources import read_sources
+from dicom_io.objects.tid1500 import encode_tid1500, outline
+from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 
 REPORTS = PackOptions(sc=False, pm=False, tid1500=True)
 

@@ -10,13 +10,13 @@ import pytest
 from second_opinion import assert_same_voxels, converted_by_dcm2niix
 from series_factory import MARK_RAS, make_files, mark_in
 
-from dicom_io.converters import by_dicom2nifti, by_highdicom
 from dicom_io.errors import ConversionError, DicomIoError, GeometryError
-from dicom_io.nifti import convert_series
-from dicom_io.pixels import SourcePixels
-from dicom_io.selection import judge
-from dicom_io.series import Series, scan_files, scan_folder
-from dicom_io.stack import series_geometry
+from dicom_io.select.selection import judge
+from dicom_io.series.group import Series, scan_files, scan_folder
+from dicom_io.volume.converters import by_dicom2nifti, by_highdicom
+from dicom_io.volume.nifti import convert_series
+from dicom_io.volume.pixels import SourcePixels
+from dicom_io.volume.stack import series_geometry
 
 pytestmark = pytest.mark.shared_data
 

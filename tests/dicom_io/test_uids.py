@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom.uid import UID
 
-from dicom_io.uids import device_uid, digest_uid
+from dicom_io.content.uids import device_uid, digest_uid
 
 TEXT = st.text(st.characters(exclude_characters="\x1f", exclude_categories=["Cs"]))
 

@@ -11,12 +11,12 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import Case, default_pack
 
-from dicom_io import codes
+from dicom_io.content import codes
+from dicom_io.content.sources import Sources, read_sources
+from dicom_io.content.uids import digest_uid
 from dicom_io.errors import PackError
-from dicom_io.manifest import Pack
-from dicom_io.sources import Sources, read_sources
-from dicom_io.uids import digest_uid
-from dicom_io.validate import check_objects, check_pack, check_sr, dciodvfy_path
+from dicom_io.pack.manifest import Pack
+from dicom_io.pack.validate import check_objects, check_pack, check_sr, dciodvfy_path
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import content, default_pack
 
-from dicom_io.content import RESEARCH_USE_LINE, FindingRecord
-from dicom_io.own_results import is_own_result
-from dicom_io.sr_rules import plain_text
-from dicom_io.validate import dciodvfy_errors, dciodvfy_path
-from dicom_io.verified import Verification, encode_verified
+from dicom_io.content.equipment import is_own_result
+from dicom_io.content.report import RESEARCH_USE_LINE, FindingRecord
+from dicom_io.pack.sr_rules import plain_text
+from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
+from dicom_io.pack.verified import Verification, encode_verified
 
 WHEN = datetime.datetime(2026, 3, 1, 9, 30, tzinfo=datetime.UTC)
 EDITED = "The lesion area is in the right parietal lobe, as the reader sees it."

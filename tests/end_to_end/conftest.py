@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from e2e_support import sections
 
-from daemon.trial_pacs import EmbeddedPacs
-from daemon.trial_service import TrialService
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
-from training.phantoms import make_phantom
+from training.phantoms.phantom import make_phantom
 
 
 @pytest.fixture(scope="session")

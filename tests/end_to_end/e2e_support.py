@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from daemon.trial_pacs import LOOPBACK, free_port
+from daemon.trial.pacs import LOOPBACK, free_port
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.trial_pacs import LOOPBACK, free_port
+from daemon.trial.pacs import LOOPBACK, free_port
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 USER = "postgres"

@@ -8,14 +8,14 @@ import pytest
 from e2e_support import sections
 from pydicom.uid import generate_uid
 
-from daemon.config import Settings
-from daemon.folders import read_json
-from daemon.jobs import JobState
-from daemon.process import process
-from daemon.trial_pacs import EmbeddedPacs
-from daemon.trial_service import TrialService
+from daemon.config.sections import Settings
+from daemon.jobs.folder import read_json
+from daemon.jobs.store import JobState
+from daemon.pipeline.process import process
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
-from training.phantoms import make_phantom
+from training.phantoms.phantom import make_phantom
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 

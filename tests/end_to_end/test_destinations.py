@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from e2e_support import sections
 
-from daemon import control
-from daemon.artefacts import LocalFiles
-from daemon.jobs import JobState
-from daemon.trial_pacs import DICOM_WEB, LOOPBACK, Orthanc
-from daemon.trial_service import TrialService
+from daemon.jobs.files import LocalFiles
+from daemon.jobs.store import JobState
+from daemon.pipeline import actions as control
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import DICOM_WEB, LOOPBACK, Orthanc
 
 pytestmark = [
     pytest.mark.e2e,

@@ -14,12 +14,12 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
-from daemon import scu
-from daemon.jobs import Job, JobState
-from daemon.trial_pacs import EmbeddedPacs
-from daemon.trial_service import TrialService, toml
+from daemon.deliver import dimse as scu
+from daemon.jobs.store import Job, JobState
+from daemon.trial.daemon import TrialService, toml
+from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
-from training.phantoms import make_phantom
+from training.phantoms.phantom import make_phantom
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -129,7 +129,7 @@ def model_process(service: TrialService) -> psutil.Process:
     while time.monotonic() < deadline:
         for child in psutil.Process(service.process.pid).children():
             try:
-                if "daemon.step_process" in " ".join(child.cmdline()):
+                if "daemon.pipeline.step_process" in " ".join(child.cmdline()):
                     return child
             except (psutil.NoSuchProcess, psutil.ZombieProcess):  # the one that was just shot
                 continue

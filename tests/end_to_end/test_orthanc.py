@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from e2e_support import sections
 
-from daemon.jobs import JobState
-from daemon.trial_pacs import LOOPBACK, Orthanc
-from daemon.trial_service import TrialService
+from daemon.jobs.store import JobState
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import LOOPBACK, Orthanc
 
 pytestmark = [
     pytest.mark.e2e,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from e2e_support import SHARED_DATA
 
-from daemon.config import Settings
-from daemon.jobs import JobState
-from daemon.process import process
-from daemon.trial_pacs import EmbeddedPacs
-from daemon.trial_service import TrialService
+from daemon.config.sections import Settings
+from daemon.jobs.store import JobState
+from daemon.pipeline.process import process
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
 
 VOLUMES = sorted((SHARED_DATA / "nifti").rglob("*.nii.gz"))

@@ -11,16 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from braingemma.explain import ExplainSettings, explain_prepared
-from braingemma.preprocess import prepare_volume
-from braingemma.supervoxels import segment
-from braingemma.targets import Target
-from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
-from dicom_io.nifti import convert_series
-from dicom_io.pack import PackOptions, encode_pack
-from dicom_io.selection import judge
-from dicom_io.series import scan_folder
+from braingemma.explain.explanation import ExplainSettings, explain_prepared
+from braingemma.explain.supervoxels import segment
+from braingemma.explain.targets import Target
+from braingemma.volume.preprocess import prepare_volume
+from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.select.selection import judge
+from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
+from dicom_io.volume.nifti import convert_series
 
 MARK = np.array([-36.0, 10.0, 20.0])
 """RAS mm, in the left hemisphere."""

@@ -24,13 +24,13 @@ import pytest
 from e2e_support import sections
 from pydicom.uid import generate_uid
 
-from daemon.audit import check_chain
 from daemon.errors import DaemonError
-from daemon.jobs import FINAL_STATES, Job, JobState
-from daemon.trial_pacs import EmbeddedPacs
-from daemon.trial_service import TrialService
+from daemon.jobs.store import FINAL_STATES, Job, JobState
+from daemon.observe.audit import check_chain
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
-from training.phantoms import make_phantom
+from training.phantoms.phantom import make_phantom
 
 STUDIES = int(os.environ.get("BRAINGEMMA_SOAK_STUDIES", "300"))
 SEND_SECONDS = 20 * 60 * STUDIES / 300
@@ -38,6 +38,7 @@ SEND_SECONDS = 20 * 60 * STUDIES / 300
 RUBBISH_SHARE = 0.1
 PATIENCE_SECONDS = 3600.0
 LOOK_SECONDS = 3.0
+CHILDREN = {"step_process": "daemon.pipeline.step_process", "listener": "daemon.receive.processes"}
 
 T1 = {
     "SeriesDescription": "t1_mprage_sag", "ProtocolName": "t1_mprage_sag", "ScanningSequence": "GR",
@@ -84,7 +85,7 @@ class Watch(threading.Thread):
         me, life = psutil.Process(self.service.process.pid), self.life
         memory, handles = {"service": me.memory_info().rss / 1e6}, {"service": me.num_fds()}
         for child in me.children():
-            kind = next((k for k in ("step_process", "listener") if f"daemon.{k}" in child.cmdline()), None)
+            kind = next((kind for kind, name in CHILDREN.items() if name in child.cmdline()), None)
             if kind is not None:
                 memory[kind], handles[kind] = child.memory_info().rss / 1e6, child.num_fds()
         self.looks.append(Look(life, memory, handles))

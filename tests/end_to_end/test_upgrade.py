@@ -13,11 +13,11 @@ import pytest
 import sqlalchemy as sa
 from e2e_support import sections
 
-from daemon.artefacts import unpack
-from daemon.database import database_url, make_engine
-from daemon.jobs import JobState
-from daemon.trial_pacs import EmbeddedPacs
-from daemon.trial_service import TrialService
+from daemon.database.engine import database_url, make_engine
+from daemon.jobs.files import unpack
+from daemon.jobs.store import JobState
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import EmbeddedPacs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 

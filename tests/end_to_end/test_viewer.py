@@ -22,13 +22,13 @@ import pytest
 from PIL import Image
 from viewer_support import OHIF, OneOrigin, ohif
 
-from daemon.trial_pacs import DICOM_WEB, Orthanc
-from dicom_io.content import FindingRecord, ModelIdentity, ReportContent
-from dicom_io.nifti import convert_series
-from dicom_io.pack import Pack, PackOptions, encode_pack
-from dicom_io.series import scan_folder
+from daemon.trial.pacs import DICOM_WEB, Orthanc
+from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.pack.encode import Pack, PackOptions, encode_pack
+from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
-from training.phantoms import make_phantom
+from dicom_io.volume.nifti import convert_series
+from training.phantoms.phantom import make_phantom
 
 CHROMIUM = shutil.which("chromium")
 

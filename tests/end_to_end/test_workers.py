@@ -14,12 +14,12 @@ import pytest
 from e2e_support import sections
 from postgres_support import Postgres, needs_postgres
 
-from daemon.jobs import Job, JobState
-from daemon.lease import EXIT_FENCED
-from daemon.trial_pacs import EmbeddedPacs
-from daemon.trial_service import TrialService
+from daemon.engine.lease import EXIT_FENCED
+from daemon.jobs.store import Job, JobState
+from daemon.trial.daemon import TrialService
+from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
-from training.phantoms import make_phantom
+from training.phantoms.phantom import make_phantom
 
 pytestmark = [pytest.mark.e2e, needs_postgres, pytest.mark.timeout(1200)]
 
@@ -40,7 +40,16 @@ class Worker:
 
     def __init__(self, configuration: Path, name: str, log: Path) -> None:
         self.log = log
-        self._command = [sys.executable, "-m", "daemon.cli", "worker", "--name", name, "--config", str(configuration)]
+        self._command = [
+            sys.executable,
+            "-m",
+            "daemon.cli.app",
+            "worker",
+            "--name",
+            name,
+            "--config",
+            str(configuration),
+        ]
         self.start()
 
     def start(self) -> None:

@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from daemon.artefacts import unpack
-from daemon.trial_pacs import LOOPBACK, Orthanc
+from daemon.jobs.files import unpack
+from daemon.trial.pacs import LOOPBACK, Orthanc
 
 OHIF = "@ohif/app@3.13.2"
 """The release that the test is written for: npm serves the built viewer."""

@@ -84,7 +84,7 @@ def losses(run: Path, phase: str) -> list[float]:
 def processes() -> ForkServerContext:
     """Starts processes that have imported what they need: once, for all of them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.training.run_support", "training.run"])
+    context.set_forkserver_preload(["tests.training.run_support", "training.phases.run"])
     return context
 
 
@@ -101,7 +101,7 @@ def train_as_rank(rank: int, world: int, port: int, config: Path, out: Path) -> 
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "ACCELERATE_USE_CPU": "true",
     }  # fmt: skip
-    from training.run import make_accelerator, train_phases
+    from training.phases.run import make_accelerator, train_phases
 
     settings = tiny_settings(config)
     accelerator = make_accelerator(settings)
@@ -115,7 +115,7 @@ def train_slowly(config: Path, out: Path) -> None:
     import time
 
     torch.set_num_threads(1)
-    from training.run import train_phases
+    from training.phases.run import train_phases
 
     def wait_at_three(_phase: str, step: int, _total: int, _losses: dict[str, float]) -> None:
         if step == 3:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.training.run_support import tiny_settings, write_config
-from training.ablation import VARIANTS, ablation_markdown, run_ablation
-from training.datasets import patch_share
+from training.data.cases import patch_share
+from training.evaluation.ablation import VARIANTS, ablation_markdown, run_ablation
 from training.settings import DataSettings, LanguageSettings
 
 

@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from braingemma.errors import CheckpointError, GenerationError
-from training.baselines import load_baseline
-from training.baselines.med3dvlm import PATCH_MARK
-from training.baselines.medgemma_2d import MedGemma2D
-from training.baselines.pictures import axial_slices, volume_cube
 from training.errors import SettingsError
+from training.evaluation.baselines import load_baseline
+from training.evaluation.baselines.med3dvlm import PATCH_MARK
+from training.evaluation.baselines.medgemma_2d import MedGemma2D
+from training.evaluation.baselines.pictures import axial_slices, volume_cube
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m['role'] }}\n{% for c in m['content'] %}"

@@ -10,8 +10,8 @@ import torch
 from transformers import Gemma3ForCausalLM, SiglipVisionModel
 
 from tests.braingemma.tiny_models import tiny_config, tiny_tokenizer
-from training.bases import compose_model
 from training.errors import SettingsError
+from training.phases.bases import compose_model
 from training.settings import TrainingSettings, load_settings
 
 

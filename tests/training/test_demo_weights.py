@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from braingemma.findings import findings_from_text
-from braingemma.model import BrainGemma3D
-from braingemma.preprocess import prepare_image
-from braingemma.weights import DEMO_FOLDER
-from training.evaluate import evaluate_phantoms
-from training.metrics import measure
-from training.phantoms import make_phantom, mirror
+from braingemma.checkpoint.weights import DEMO_FOLDER
+from braingemma.findings.text import findings_from_text
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.volume.preprocess import prepare_image
+from training.evaluation.evaluate import evaluate_phantoms
+from training.evaluation.metrics import measure
+from training.phantoms.phantom import make_phantom, mirror
 
 pytestmark = pytest.mark.skipif(not DEMO_FOLDER.exists(), reason="the demo weights are not bundled here")
 UNSEEN = 800_000

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from braingemma.errors import VolumeError
-from braingemma.findings import Finding, mirror_text
+from braingemma.findings.text import Finding, mirror_text
 from training.errors import DataError
-from training.evaluate import Evaluation, evaluate_cases
-from training.evaluation_cases import EvaluationCase, folder_cases, load_picture, manifest_cases
-from training.evaluation_files import markdown, write_evaluation
-from training.grammar import write_report
-from training.phantoms import make_phantom, write_phantom
-from training.reporters import Reading, mirror_image
-from training.text import draw_findings
+from training.evaluation.cases import EvaluationCase, folder_cases, load_picture, manifest_cases
+from training.evaluation.evaluate import Evaluation, evaluate_cases
+from training.evaluation.files import markdown, write_evaluation
+from training.evaluation.reporters import Reading, mirror_image
+from training.phantoms.phantom import make_phantom, write_phantom
+from training.phantoms.wording import write_report
+from training.phases.tokenizer import draw_findings
 
 COUNT = 60
 

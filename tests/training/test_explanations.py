@@ -8,14 +8,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from braingemma.explain import ExplainSettings, Explanation, explain_report
-from braingemma.explain_bench import bench_explain
-from braingemma.model import BrainGemma3D
-from braingemma.preprocess import prepare_image
-from braingemma.weights import DEMO_FOLDER
+from braingemma.checkpoint.weights import DEMO_FOLDER
+from braingemma.explain.explanation import ExplainSettings, Explanation, explain_report
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.volume.preprocess import prepare_image
 from training.errors import DataError
+from training.evaluation.explanations import bench_explain
 from training.explain_cases import explain_cases
-from training.phantoms import Phantom, make_phantom, mirror, write_phantom
+from training.phantoms.phantom import Phantom, make_phantom, mirror, write_phantom
 
 pytestmark = pytest.mark.skipif(not DEMO_FOLDER.exists(), reason="the demo weights are not bundled here")
 REAL = sorted((Path(__file__).parents[3] / "shared/data/nifti").rglob("*.nii.gz"))

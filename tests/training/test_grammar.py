@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from braingemma.findings import findings_from_text, mirror_text
-from training.grammar import write_report
-from training.sources import mirrored_findings
-from training.text import build_tokenizer, draw_findings
+from braingemma.findings.text import findings_from_text, mirror_text
+from training.data.batches import mirrored_findings
+from training.phantoms.wording import write_report
+from training.phases.tokenizer import build_tokenizer, draw_findings
 
 
 def test_reports_are_read_back_as_they_were_meant() -> None:

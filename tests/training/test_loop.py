@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from braingemma.model import BrainGemma3D
-from training.datasets import Cases, focus, prepare_case
+from braingemma.model.braingemma3d import BrainGemma3D
+from training.data.batches import TokenSource, VolumeSource
+from training.data.cases import Cases, focus, prepare_case
+from training.data.targets import mirrored_target
 from training.demo import new_model, run_phase
 from training.errors import ResumeError, SettingsError
-from training.four_bit import round_to_nf4
-from training.loop import Trainer, indices, make_optimisers
-from training.losses import pairwise_sigmoid_loss
-from training.phantoms import make_phantom
-from training.phases import make_phase
-from training.run_folder import RunFolder
+from training.phantoms.phantom import make_phantom
+from training.phases.four_bit import round_to_nf4
+from training.phases.loop import Trainer, indices, make_optimisers
+from training.phases.losses import pairwise_sigmoid_loss
+from training.phases.objectives import make_phase
+from training.phases.run_folder import RunFolder
 from training.settings import PhaseSettings, TrainingSettings, load_settings
-from training.sources import TokenSource, VolumeSource
-from training.targets import mirrored_target
 
 PHASE1 = PhaseSettings(
     name="phase1",

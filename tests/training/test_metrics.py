@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from braingemma.findings import FINDINGS, Finding
-from training.metrics import (
+from braingemma.findings.text import FINDINGS, Finding
+from training.evaluation.metrics import (
     Counts,
     calibration_error,
     fixed_case,
@@ -20,7 +20,7 @@ from training.metrics import (
     reliability,
     side_counts,
 )
-from training.text import draw_findings
+from training.phases.tokenizer import draw_findings
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from braingemma.findings import Finding, findings_from_text
-from training.fields import Grid
-from training.lesions import CORE, EDEMA, LEAST_ML, NECROSIS
-from training.phantoms import Phantom, _add_large_plaques, _add_plaques, make_phantom, mirror, write_phantom
+from braingemma.findings.text import Finding, findings_from_text
+from training.phantoms.fields import Grid
+from training.phantoms.lesions import CORE, EDEMA, LEAST_ML, NECROSIS
+from training.phantoms.phantom import Phantom, _add_large_plaques, _add_plaques, make_phantom, mirror, write_phantom
 
 COARSE = 4.0
 

@@ -12,11 +12,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from braingemma.findings import findings_from_text
+from braingemma.findings.text import findings_from_text
+from training.data.public_data import brats_records, control_records, healthy_report, official_splits
+from training.data.records import Record, check_records, read_manifest, write_manifest
+from training.data.splits import CARD_SHARES, chosen, split_patients, stratum, with_splits
 from training.errors import DataError
-from training.public_data import brats_records, control_records, healthy_report, official_splits
-from training.records import Record, check_records, read_manifest, write_manifest
-from training.splits import CARD_SHARES, chosen, split_patients, stratum, with_splits
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "textbrats_train.jsonl"
 
@@ -126,7 +126,7 @@ def test_splits_do_not_depend_on_order_or_process() -> None:
     strata = {f"p{n}": "left" if n % 2 else "right" for n in range(40)}
     here = split_patients(strata, CARD_SHARES, seed=3)
     code = (
-        "from training.splits import *; import json;"
+        "from training.data.splits import *; import json;"
         "print(json.dumps(split_patients({f'p{n}': 'left' if n % 2 else 'right' for n in reversed(range(40))},"
         " CARD_SHARES, seed=3)))"
     )
@@ -235,7 +235,7 @@ def test_healthy_reports_vary_and_stay() -> None:
     reports = [healthy_report(f"sub-{n:06d}") for n in range(60)]
     assert len(set(reports)) > 20
     assert all(f.presence == "absent" for report in reports for f in findings_from_text(report))
-    code = "from training.public_data import healthy_report; print(healthy_report('sub-000007'))"
+    code = "from training.data.public_data import healthy_report; print(healthy_report('sub-000007'))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == reports[7]
 

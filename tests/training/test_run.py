@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from braingemma.model import BrainGemma3D
+from braingemma.model.braingemma3d import BrainGemma3D
 from tests.training.run_support import (
     free_port,
     losses,
@@ -23,13 +23,13 @@ from tests.training.run_support import (
     train_slowly,
     write_config,
 )
-from training.datasets import prepare_case, training_phantom
+from training.data.cases import prepare_case, training_phantom
+from training.data.records import Record, write_manifest
 from training.demo import demo_config, training_cases
 from training.errors import DataError, ResumeError, SettingsError
-from training.language_pretraining import pretrain_language
-from training.phantoms import make_phantom, write_phantom
-from training.records import Record, write_manifest
-from training.run import start_model, train_phases
+from training.phantoms.phantom import make_phantom, write_phantom
+from training.phases.language_pretraining import pretrain_language
+from training.phases.run import start_model, train_phases
 from training.settings import LanguageSettings, load_settings
 
 ALL = ["phase1", "phase2a", "phase2b"]

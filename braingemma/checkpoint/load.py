@@ -1,0 +1,481 @@
+"""Weights on disk to a model in memory, and back; strict, and never more than one tensor in full precision at a time.
+
+This project's layout:
+
+```
+config.json                 every size and choice (`BrainGemmaConfig`)
+vision_model/               the 2D SigLIP tower, as transformers writes it
+language_model/             the Gemma 3 text stack and its tokenizer, as transformers writes them
+braingemma.safetensors      3D patch embedding, depth positions, resampler, projector, heads
+lora_adapters/              PEFT
+checksums.json              sha256 of each file
+```
+
+The published layout has `projector_vis_scale.pt` in place of `braingemma.safetensors`, and no config of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from peft import LoraConfig
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Gemma3ForCausalLM
+
+from braingemma.checkpoint.tensors import (
+    Rename,
+    StoredTensor,
+    match,
+    put,
+    read_finite,
+    read_pickled,
+    shapes,
+    stored_tensors,
+    weight_files,
+)
+from braingemma.checkpoint.weights import (
+    CONFIG_FILE,
+    DELTA_FILE,
+    LANGUAGE_FOLDER,
+    LORA_FOLDER,
+    MODEL_TYPE,
+    PUBLISHED_PROJECTOR,
+    VISION_FOLDER,
+    describe_weights,
+    read_json,
+    write_sums,
+)
+from braingemma.configuration import BrainGemmaConfig
+from braingemma.errors import CheckpointError
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.model.published import published_config, published_projector
+from braingemma.quantize import nf4 as quantize
+from braingemma.quantize.few_rows import FewRowsLinear
+
+ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+#: Settings of PEFT by which the same tensors would mean something else.
+FOREIGN_ADAPTERS = (
+    "use_rslora",
+    "use_dora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "bias",
+    "fan_in_fan_out",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SIGLIP = "vision.siglip."
+LANGUAGE = "language_model."
+#: Bytes of float32 embeddings above which the language model stays in bfloat16 whatever the CPU.
+LARGE_EMBEDDINGS = 1 << 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder or file of a checkpoint, and the parameters of the model that it must hold."""
+
+    where: Path
+    stored: Iterator[StoredTensor]
+    rename: Rename
+    expected: dict[str, tuple[int, ...]]
+
+    def pairs(self) -> Iterator[tuple[str, StoredTensor]]:
+        """(name of a parameter, stored tensor), all of them, or `CheckpointError`."""
+        return match(self.expected, self.stored, self.rename, self.where)
+
+
+# ---------------------------------------------------------------------- names
+
+
+def vision_name(key: str) -> str | None:
+    """Key of a SigLIP checkpoint (tower alone, or with its text tower) to a name of `SiglipVisionModel`."""
+    key = key.removeprefix("vision_model.")
+    if key.startswith(("text_model.", "head.", "logit_")) or key == "embeddings.position_ids":
+        return None
+    return key
+
+
+def language_name(key: str) -> str | None:
+    """Key of a Gemma 3 checkpoint (text or multimodal, of any transformers) to a name of `Gemma3ForCausalLM`."""
+    if re.match(r"(model\.)?(vision_tower|multi_modal_projector)\.", key):
+        return None
+    key = re.sub(r"^model\.language_model\.", "model.", key)
+    key = re.sub(r"^language_model\.(model\.)?", "model.", key)
+    return re.sub(r"^model\.lm_head\.", "lm_head.", key)
+
+
+def adapter_name(key: str) -> str | None:
+    """Key of a PEFT file to a name of the adapted language model."""
+    name = language_name(key.removeprefix("base_model.model."))
+    return None if name is None else re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", name)
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def load(
+    ref: str | Path, *, device: str = "auto", quantization: str = "auto", dtype: torch.dtype | str | None = None
+) -> BrainGemma3D:
+    """Load weights.
+
+    Args:
+        ref: "demo", a folder, or a hub id (`owner/name` or `owner/name@revision`).
+        device: "auto" (CUDA where there is one), or a torch device.
+        quantization: Of the language model: "4bit" (NF4, double quantisation), "none", or "auto": "4bit" where
+            bitsandbytes works.
+        dtype: Of everything that is not quantised. None: bfloat16; on a CPU without bfloat16 arithmetic float32,
+            which is faster there, but for the language model where its embeddings alone would pass 1 GiB.
+
+    Raises:
+        CheckpointError: names the file and the key that are missing, damaged or do not fit.
+    """
+    info = describe_weights(str(ref))
+    target = resolve_device(device)
+    four_bit = resolve_quantization(quantization, target)
+    config = read_config(info.folder)
+    visual_dtype, text_dtype = resolve_dtypes(dtype, target, config)
+    tokenizer = read_tokenizer(info.folder / LANGUAGE_FOLDER)
+    language_model = load_language_model(
+        info.folder / LANGUAGE_FOLDER, config.text_config, target, text_dtype, four_bit
+    )
+    with init_empty_weights(include_buffers=False):
+        model = BrainGemma3D(config, tokenizer, language_model)
+    for part in visual_parts(info.folder, model):
+        for name, tensor in part.pairs():
+            put(model, name, _own(read_finite(tensor), visual_dtype, target))
+    if not (info.folder / DELTA_FILE).exists():
+        _derive_published(model, visual_dtype, target)
+    if config.lora:
+        for name, tensor in adapter_part(info.folder, model).pairs():
+            put(model, name, _own(read_finite(tensor), torch.float32, target))
+    _buffers_to(model, target)
+    model.quantization = "4bit" if four_bit else "none"
+    model.weights_info = info
+    return model.eval()
+
+
+def check(folder: Path) -> None:
+    """Read every tensor once and match it with the model, without keeping any.
+
+    Raises:
+        CheckpointError: see `load`.
+    """
+    config = read_config(folder)
+    read_tokenizer(folder / LANGUAGE_FOLDER)
+    with init_empty_weights(include_buffers=False):
+        model = BrainGemma3D(config)
+        plain = Gemma3ForCausalLM(config.text_config)  # without adapters
+    parts = [*visual_parts(folder, model), _language_part(folder / LANGUAGE_FOLDER, plain)[0]]
+    if config.lora:
+        parts.append(adapter_part(folder, model))
+    for part in parts:
+        for _, tensor in part.pairs():
+            read_finite(tensor)
+
+
+def read_config(folder: Path) -> BrainGemmaConfig:
+    """The configuration of either layout."""
+    stated = read_json(folder / CONFIG_FILE) if (folder / CONFIG_FILE).exists() else {}
+    if stated.get("model_type") == MODEL_TYPE:
+        try:
+            config = BrainGemmaConfig.from_dict(stated)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    else:
+        config = published_config(folder)
+    if (folder / LORA_FOLDER / ADAPTER_CONFIG).exists():
+        config.lora, (config.lora_rank, config.lora_alpha, targets) = True, _adapter_settings(folder / LORA_FOLDER)
+        if set(targets) != set(config.lora_targets):
+            config.lora_targets = sorted(targets)
+    elif config.lora:
+        raise CheckpointError(
+            f"{folder / LORA_FOLDER / ADAPTER_CONFIG} is missing: config.json says there are adapters"
+        )
+    return config
+
+
+def _adapter_settings(folder: Path) -> tuple[int, int, list[str]]:
+    """(rank, alpha, names of the adapted projections) of PEFT adapters.
+
+    Raises:
+        CheckpointError: names the setting that is missing, or by which the tensors would mean something else.
+    """
+    file = folder / ADAPTER_CONFIG
+    stated = read_json(file)
+    missing = [key for key in ("r", "lora_alpha", "target_modules") if key not in stated]
+    if missing:
+        raise CheckpointError(f"{file}: {missing[0]} is missing")
+    if not isinstance(stated["target_modules"], list):
+        raise CheckpointError(f"{file}: expected target_modules as a list, got {stated['target_modules']!r}")
+    for key in FOREIGN_ADAPTERS:
+        if stated.get(key) not in (None, False, {}, [], "none"):
+            raise CheckpointError(f"{file}: expected plain LoRA, got {key} = {stated[key]!r}")
+    return stated["r"], stated["lora_alpha"], stated["target_modules"]
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer beside the language model."""
+    try:
+        return AutoTokenizer.from_pretrained(folder)  # a folder: nothing is downloaded
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: no readable tokenizer: {' '.join(str(error).split())[:200]}") from error
+
+
+def visual_parts(folder: Path, model: BrainGemma3D) -> list[Part]:
+    """The parts that hold everything but the language model."""
+    expected = {name: shape for name, shape in shapes(model).items() if not name.startswith(LANGUAGE)}
+    tower = {name: shape for name, shape in expected.items() if name.startswith(SIGLIP)}
+    rest = {name: shape for name, shape in expected.items() if not name.startswith(SIGLIP)}
+    vision = folder / VISION_FOLDER
+    parts = [Part(vision, stored_tensors(weight_files(vision)), _prefixed(SIGLIP, vision_name), tower)]
+    delta = folder / DELTA_FILE
+    if delta.exists():
+        parts.append(Part(delta, stored_tensors([delta]), lambda key: key, rest))
+        return parts
+    file = folder / PUBLISHED_PROJECTOR
+    tensors = published_projector(read_pickled(file), file)
+    stored = (StoredTensor(file, key, tuple(t.shape), t.detach) for key, t in tensors.items())
+    projector = {name: shape for name, shape in rest.items() if name.startswith("projector.")}
+    parts.append(Part(file, stored, _prefixed("projector.", lambda key: key), projector))
+    return parts
+
+
+def adapter_part(folder: Path, model: BrainGemma3D) -> Part:
+    """The adapters of the language model."""
+    file = folder / LORA_FOLDER / ADAPTER_FILE
+    adapters = {name: shape for name, shape in shapes(model.language_model).items() if ".lora_" in name}
+    expected = {LANGUAGE + name: shape for name, shape in adapters.items()}
+    stored = stored_tensors([file] if file.exists() else weight_files(file.parent))
+    return Part(file, stored, _prefixed(LANGUAGE, adapter_name), expected)
+
+
+def _prefixed(prefix: str, rename: Rename) -> Rename:
+    def renamed(key: str) -> str | None:
+        name = rename(key)
+        return None if name is None else prefix + name
+
+    return renamed
+
+
+def _derive_published(model: BrainGemma3D, dtype: torch.dtype, device: torch.device) -> None:
+    """The 3D patch embedding that the published layout leaves out."""
+    embedding = model.vision.patch_embedding
+    for name, value in list(embedding.named_parameters()):
+        put(embedding, name, torch.empty(value.shape, dtype=dtype, device=device))
+    model.vision.inflate()
+
+
+def _own(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy of its own: a tensor as read is a window on its file, and one small one would keep all of it mapped."""
+    return value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
+
+
+def _buffers_to(model: nn.Module, device: torch.device) -> None:
+    for module in model.modules():
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = value.to(device)
+
+
+# ---------------------------------------------------------------------- the language model
+
+
+def load_language_model(
+    folder: Path, config: Any, device: torch.device, dtype: torch.dtype, four_bit: bool
+) -> Gemma3ForCausalLM:
+    """The text stack of a Gemma 3 checkpoint, tensor by tensor.
+
+    Args:
+        folder: A text or multimodal checkpoint, in full precision or in bitsandbytes' four bits.
+        config: Its `Gemma3TextConfig`.
+        device: Where to.
+        dtype: Of what is not quantised, and of the arithmetic.
+        four_bit: Whether the linear layers are held in four bits.
+    """
+    with init_empty_weights(include_buffers=False):
+        model = Gemma3ForCausalLM(config)
+        model.lm_head = FewRowsLinear(config.hidden_size, config.vocab_size, bias=False)
+    part, stats = _language_part(folder, model)
+    if four_bit:
+        quantize.make_linears_four_bit(model.model.layers, dtype)
+        model.is_loaded_in_4bit = True
+    for name, tensor in part.pairs():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        value = read_finite(tensor)
+        if name in stats and quantize.is_four_bit(owner):
+            quantize.put_packed(owner, value, stats[name], device)
+        elif quantize.is_four_bit(owner) and name.endswith(".weight"):
+            quantize.put_quantized(owner, value.to(dtype), device)
+        else:
+            put(model, name, _own(quantize.unpack(value, stats[name]) if name in stats else value, dtype, device))
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    _buffers_to(model, device)
+    return model.eval()
+
+
+def _language_part(folder: Path, model: Gemma3ForCausalLM) -> tuple[Part, dict[str, dict[str, Tensor]]]:
+    """What the language model needs, and the statistics of the weights that come in four bits."""
+    expected = shapes(model)
+    tied = bool(model.config.tie_word_embeddings)
+    if tied:
+        expected.pop("lm_head.weight", None)
+    stats: dict[str, dict[str, Tensor]] = {}
+    files = weight_files(folder)
+    if quantize.check_quantized_by_us(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE):
+        stats = _packed_statistics(files)
+        expected |= {name: quantize.packed_shape(expected[name]) for name in stats if name in expected}
+
+    def rename(key: str) -> str | None:
+        name = language_name(key)
+        if name is None or quantize.STAT_MARK in name or (tied and name == "lm_head.weight"):
+            return None
+        return name
+
+    return Part(folder, stored_tensors(files), rename, expected), stats
+
+
+def _packed_statistics(files: list[Path]) -> dict[str, dict[str, Tensor]]:
+    """For each weight in four bits, what bitsandbytes needs to read it; all of it, or `CheckpointError`."""
+    stats: dict[str, dict[str, Tensor]] = {}
+    where: dict[str, Path] = {}
+    for tensor in stored_tensors(files):
+        name = language_name(tensor.key)
+        if name is not None and quantize.STAT_MARK in name:
+            base, _, stat = name.partition(quantize.STAT_MARK)
+            stats.setdefault(f"{base}.weight", {})[stat] = tensor.read()
+            where[f"{base}.weight"] = tensor.file
+    for weight, found in stats.items():
+        quantize.check_statistics(found, f"{where[weight]}: key {weight}")
+    return stats
+
+
+# ---------------------------------------------------------------------- choices
+
+
+def resolve_device(device: str) -> torch.device:
+    """CUDA where there is one for "auto", else the device that is named."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise CheckpointError(f"device must be auto, cpu, cuda or cuda:N; got {device!r}") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise CheckpointError("device cuda was asked for, but torch sees no CUDA device here")
+    return chosen
+
+
+def resolve_quantization(quantization: str, device: torch.device) -> bool:
+    """Whether the language model is held in four bits."""
+    if quantization not in ("auto", "4bit", "none"):
+        raise CheckpointError(f"quantization must be auto, 4bit or none; got {quantization!r}")
+    works = quantize.four_bit_works(device)
+    if quantization == "4bit" and not works:
+        raise CheckpointError(f"4 bit was asked for, but bitsandbytes does not work on {device.type}")
+    return quantization != "none" and works
+
+
+def resolve_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A torch type from itself, its name, or None (bfloat16)."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is None or dtype == "auto":
+        return torch.bfloat16
+    if dtype not in DTYPES:
+        raise CheckpointError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def resolve_dtypes(
+    dtype: torch.dtype | str | None, device: torch.device, config: BrainGemmaConfig
+) -> tuple[torch.dtype, torch.dtype]:
+    """(visual part, language model): see `load`."""
+    chosen = resolve_dtype(dtype)
+    if dtype is not None or quantize.fast_bfloat16(device):
+        return chosen, chosen
+    text = config.text_config
+    large = text.vocab_size * text.hidden_size * torch.float32.itemsize > LARGE_EMBEDDINGS
+    return torch.float32, chosen if large else torch.float32
+
+
+# ---------------------------------------------------------------------- saving
+
+
+def save(model: BrainGemma3D, folder: Path) -> None:
+    """Write a model in this project's layout; numbers of 32 bits are stored as `config.storage_dtype`.
+
+    Raises:
+        CheckpointError: the model has no tokenizer.
+    """
+    if model.tokenizer is None:
+        raise CheckpointError("this model has no tokenizer: weights without one cannot be used")
+    for part in (folder, folder / VISION_FOLDER, folder / LANGUAGE_FOLDER):
+        part.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    store = DTYPES[config.storage_dtype]
+    state = {name: value for name, value in model.state_dict().items() if not name.startswith(LANGUAGE)}
+    _write(state, folder / VISION_FOLDER / "model.safetensors", store, SIGLIP)
+    delta = {name: value for name, value in state.items() if not name.startswith(SIGLIP)}
+    _write(delta, folder / DELTA_FILE, store)
+    _write_config(config.vision_config, folder / VISION_FOLDER, "SiglipVisionModel")
+    _save_language(model, folder, store)
+    model.tokenizer.save_pretrained(folder / LANGUAGE_FOLDER)
+    config.save_pretrained(folder)
+    write_sums(folder)
+
+
+def _save_language(model: BrainGemma3D, folder: Path, store: torch.dtype) -> None:
+    """The text stack without its adapters, and the adapters in PEFT's format."""
+    language = model.language_model
+    state = {name.replace(".base_layer.", "."): value for name, value in language.state_dict().items()}
+    base = {name: value for name, value in state.items() if ".lora_" not in name}
+    if model.config.text_config.tie_word_embeddings:
+        base.pop("lm_head.weight", None)
+    _write(base, folder / LANGUAGE_FOLDER / "model.safetensors", store)
+    quantized = quantize.quantization_config(language.dtype) if model.quantization == "4bit" else None
+    _write_config(model.config.text_config, folder / LANGUAGE_FOLDER, "Gemma3ForCausalLM", quantized)
+    if not model.config.lora:
+        return
+    (folder / LORA_FOLDER).mkdir(exist_ok=True)
+    adapters = {
+        "base_model.model." + name.replace(".default.", "."): value for name, value in state.items() if ".lora_" in name
+    }
+    _write(adapters, folder / LORA_FOLDER / ADAPTER_FILE, torch.float32)
+    stated: LoraConfig = language.peft_config["default"]
+    stated.save_pretrained(folder / LORA_FOLDER)
+    # PEFT writes a set in the order of its hashes: sorted, the same weights have the same digest in every process.
+    written = read_json(folder / LORA_FOLDER / ADAPTER_CONFIG)
+    written["target_modules"] = sorted(written["target_modules"])
+    (folder / LORA_FOLDER / ADAPTER_CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
+
+
+def _write(state: dict[str, Tensor], file: Path, store: torch.dtype, prefix: str = "") -> None:
+    """Write the tensors whose names start with `prefix`, without it."""
+    tensors = {
+        name.removeprefix(prefix): (value.to(store) if value.dtype == torch.float32 else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        for name, value in state.items()
+        if name.startswith(prefix)
+    }
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _write_config(config: Any, folder: Path, architecture: str, quantization: Any = None) -> None:
+    """Write one part's own configuration, so that other tools load it as what it is."""
+    copy = type(config).from_dict(config.to_dict())
+    copy.architectures = [architecture]
+    if quantization is not None:
+        copy.quantization_config = quantization.to_dict()
+    copy.save_pretrained(folder)

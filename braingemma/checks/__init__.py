@@ -1,0 +1,1 @@
+"""Whether a picture is what the model was made for."""

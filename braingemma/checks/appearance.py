@@ -1,0 +1,167 @@
+"""How bright gray matter, white matter and fluid are in a brain picture of unknown contrast.
+
+The standard brain's tissue shares (ICBM152 2009a, as `nilearn` ships them) are laid over the brain by an affine map,
+and the picture is written as a mixture: brightness = gray · a + white · b + fluid · c. Which map lies best is judged by
+how much of the picture the mixture explains, whatever a, b and c come out to be: that needs no knowledge of the
+contrast (the correlation ratio of Roche et al., MICCAI 1998, with tissue shares in place of grey levels), and a, b and
+c then say which contrast it is. Nothing here tells left from right: the maps are symmetric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage, optimize
+
+from braingemma.volume.brain import Mask
+from braingemma.volume.resampling import Volume, resample_whole
+
+Float = npt.NDArray[np.float64]
+
+#: Voxel size at which the picture is explained, mm: large beside noise and lesions' edges, small beside ventricles.
+SAMPLING = 5.0
+#: Voxel size of the tissue maps, mm; they are smoothed by `SMOOTHING` voxels, so that the search is smooth too.
+MAP_SPACING, SMOOTHING = 2, 1.5
+#: Only samples that lie this far inside the brain's mask count.
+INSIDE = 0.9
+#: Fewer samples than this are no brain: 25 ml.
+LEAST_SAMPLES = 200
+#: Values beyond these percentiles are cut: lesions and vessels must not decide.
+CUT = (1.0, 98.0)
+#: What the search pays for leaving the standard brain, for stretching (log scale) and for turning (radians).
+OUTSIDE_COST, STRETCH_COST, TURN_COST = 0.5, 0.3, 0.1
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What a brain picture looks like.
+
+    Attributes:
+        gray: Brightness of gray matter over that of white matter.
+        fluid: Brightness of cerebrospinal fluid over that of white matter.
+        explained: Share of the picture's variance that three tissues explain, in [0, 1].
+        inside: Share of the picture's brain that lies within the standard brain, in [0, 1].
+    """
+
+    gray: float
+    fluid: float
+    explained: float
+    inside: float
+
+
+@dataclass(frozen=True)
+class _Atlas:
+    """Tissue maps (3, X, Y, Z): gray, white, brain; `to_voxel` (3, 4) from MNI mm; centre and spread of its brain."""
+
+    maps: npt.NDArray[np.float32]
+    to_voxel: Float
+    centre: Float
+    spread: Float
+
+    def at(self, points: Float) -> Float:
+        """(3, N) tissue shares at MNI mm (3, N); 0 outside."""
+        index = self.to_voxel[:, :3] @ points + self.to_voxel[:, 3:]
+        return np.stack([ndimage.map_coordinates(m, index, order=1, mode="constant") for m in self.maps])
+
+
+@lru_cache(maxsize=1)
+def _atlas() -> _Atlas:
+    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
+
+    whole = load_mni152_template(resolution=1)
+    brain = (np.asarray(whole.dataobj) > 0.05).astype(np.float32)
+    gray, white = (
+        np.asarray(load(resolution=1).dataobj, np.float32)
+        for load in (load_mni152_gm_template, load_mni152_wm_template)
+    )
+    step = slice(None, None, MAP_SPACING)
+    maps = np.stack([ndimage.gaussian_filter(m[step, step, step], SMOOTHING) for m in (gray, white, brain)])
+    affine = np.asarray(whole.affine) @ np.diag([MAP_SPACING, MAP_SPACING, MAP_SPACING, 1.0])
+    places = (affine[:3, :3] @ np.argwhere(maps[2] > 0.5).T) + affine[:3, 3:]
+    return _Atlas(maps, np.linalg.inv(affine)[:3], places.mean(axis=1), places.std(axis=1))
+
+
+def measure_appearance(volume: Volume, mask: Mask, axes: Float) -> Appearance | None:
+    """Lay the standard brain over a brain and say how bright its tissues are.
+
+    Args:
+        volume: (X, Y, Z), axes in RAS order, finite.
+        mask: (X, Y, Z), true inside the brain.
+        axes: (3, 3), the affine's steps: columns are the voxel axes in RAS mm.
+
+    Returns:
+        None where the brain is too small to say, or has one brightness only.
+    """
+    sampled = _samples(volume, mask, axes)
+    if sampled is None:
+        return None
+    values, points = sampled
+    atlas = _atlas()
+    start = points * np.clip(atlas.spread / np.maximum(points.std(axis=1), 1.0), 0.8, 1.25)[:, None]
+
+    def shares(pose: Float) -> Float:
+        turned = _turn(pose[:3]) @ (start * np.exp(pose[3:6])[:, None])
+        return atlas.at(turned + (atlas.centre + 100 * pose[6:])[:, None])
+
+    def cost(pose: Float) -> float:
+        gray, white, brain = shares(pose)
+        _, explained = _mixture(values, gray, white, np.ones_like(gray))
+        effort = STRETCH_COST * float(pose[3:6] @ pose[3:6]) + TURN_COST * float(pose[:3] @ pose[:3])
+        return OUTSIDE_COST * float(1 - brain.mean()) + effort - explained
+
+    first = np.diag([0.1] * 3 + [0.05] * 6)
+    options = {"maxiter": 3, "xtol": 2e-2, "ftol": 2e-3, "direc": first}
+    pose = optimize.minimize(cost, np.zeros(9), method="Powell", options=options).x
+    gray, white, brain = shares(pose)
+    levels, explained = _mixture(values, gray, white, np.clip(1 - gray - white, 0, 1))
+    bright = max(float(levels[1]), 1e-3)
+    return Appearance(
+        gray=float(levels[0]) / bright,
+        fluid=float(levels[2]) / bright,
+        explained=max(0.0, explained),
+        inside=float(brain.mean()),
+    )
+
+
+def _samples(volume: Volume, mask: Mask, axes: Float) -> tuple[Float, Float] | None:
+    """Values (N,) over their median, and their places (3, N) in mm from the brain's centre."""
+    if not mask.any():
+        return None
+    spacing = np.linalg.norm(axes, axis=0)
+    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    box = tuple(slice(int(s[0]), int(s[-1]) + 1) for s in spans)
+    size = np.array([s.stop - s.start for s in box])
+    target = np.clip(np.round(size * spacing / SAMPLING), 1, size).astype(int)
+    shape = (int(target[0]), int(target[1]), int(target[2]))
+    filled = resample_whole(mask[box].astype(np.float32), shape)
+    sums = resample_whole(np.where(mask[box], volume[box], np.float32(0)).astype(np.float32), shape)
+    inside = filled > INSIDE
+    values = (sums[inside] / filled[inside]).astype(np.float64)
+    if values.size < LEAST_SAMPLES:
+        return None
+    values -= min(float(values.min()), 0.0)  # pictures scaled around zero
+    values = np.clip(values, *np.percentile(values, CUT))
+    middle = float(np.median(values))
+    if middle <= 0 or values.min() == values.max():
+        return None
+    places = (axes / spacing) @ ((np.argwhere(inside) + 0.5) / target * size * spacing).T
+    return values / middle, places - places.mean(axis=1, keepdims=True)
+
+
+def _turn(angles: Float) -> Float:
+    """(3, 3) rotation by angles about the three axes, radians."""
+    (a, b, c), (d, e, f) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, a, -d], [0, d, a]])
+    about_y = np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
+    about_z = np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]])
+    return np.asarray(about_x @ about_y @ about_z)
+
+
+def _mixture(values: Float, *shares: Float) -> tuple[Float, float]:
+    """The levels that explain the values best, and the share of their variance that is explained."""
+    matrix = np.stack(shares, axis=1)
+    levels = np.asarray(np.linalg.lstsq(matrix, values, rcond=None)[0], dtype=np.float64)
+    return levels, 1 - float(np.mean((matrix @ levels - values) ** 2)) / float(values.var())

@@ -1,0 +1,119 @@
+"""The lesion by the grounding map: how large, on which side, in which lobes. The report is held against it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from nibabel.affines import apply_affine
+
+from braingemma.explain.supervoxels import BrainBox, site_of
+from braingemma.findings.text import SITES, Finding, Laterality
+from braingemma.volume.preprocess import PreparedVolume
+
+#: Patches below this share of lesion count as background.
+LEAST_SHARE: Final = 0.2
+#: A map that reaches this somewhere shows a lesion; one that stays below `UNLIKELY` shows none.
+LIKELY: Final = 0.5
+UNLIKELY: Final = 0.15
+#: Beyond this share of the estimate on one side it is one-sided.
+ONE_SIDED: Final = 0.85
+#: A site is named when it holds this share of the estimate.
+SITE_SHARE: Final = 0.2
+
+
+@dataclass(frozen=True)
+class LesionEstimate:
+    """An estimate from a coarse map, not a measurement.
+
+    Attributes:
+        peak: Highest lesion share of a patch, in [0, 1].
+        volume_ml: Sum over patches of share times size, ml; 0 where no patch reaches `LEAST_SHARE`.
+        laterality: The patient's side; None where there is no volume.
+        sites: Names out of `SITES`.
+    """
+
+    peak: float
+    volume_ml: float
+    laterality: Laterality | None
+    sites: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As in `report.json`."""
+        return {
+            "peak": round(self.peak, 4),
+            "volume_ml": round(self.volume_ml, 1),
+            "laterality": self.laterality,
+            "sites": list(self.sites),
+        }
+
+
+def estimate_lesion(grounding: npt.NDArray[np.float32], prepared: PreparedVolume) -> LesionEstimate:
+    """Size, side and sites of the lesion on a grounding map.
+
+    Args:
+        grounding: (d, h, w) lesion share of each patch, as `BrainGemma3D.ground` gives it for one volume.
+        prepared: The volume that it was made from.
+    """
+    size = np.array(prepared.foreground.shape) / np.array(grounding.shape)  # voxels of a patch, (D, H, W)
+    patch_ml = float(size.prod()) * abs(float(np.linalg.det(prepared.grid_affine[:3, :3]))) / 1000
+    index = np.argwhere(grounding >= LEAST_SHARE)
+    peak = float(grounding.max())
+    if not len(index):
+        return LesionEstimate(peak, 0.0, None, ())
+    weights = grounding[tuple(index.T)].astype(float)
+    centres = apply_affine(prepared.grid_affine, ((index + 0.5) * size - 0.5)[:, ::-1])  # RAS mm
+    box = _brain_box(prepared)
+    return LesionEstimate(
+        peak, float(weights.sum()) * patch_ml, _side(centres, weights, box), _sites(centres, weights, box)
+    )
+
+
+def _brain_box(prepared: PreparedVolume) -> BrainBox:
+    """Ends of the brain along R, A, S in mm; the grid's axes are those of the RAS volume."""
+    inside = np.argwhere(prepared.foreground)
+    ends = np.stack([inside.min(axis=0), inside.max(axis=0)])[:, ::-1]
+    corners = apply_affine(prepared.grid_affine, ends)
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    return BrainBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+
+
+def _side(centres: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], box: BrainBox) -> Laterality:
+    left = float(weights[centres[:, 0] < box.midline_mm].sum() / weights.sum())
+    if left >= ONE_SIDED:
+        return "left"
+    return "right" if left <= 1 - ONE_SIDED else "bilateral"
+
+
+def _sites(centres: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], box: BrainBox) -> tuple[str, ...]:
+    shares: dict[str, float] = defaultdict(float)
+    for centre, weight in zip(centres, weights, strict=True):
+        shares[site_of(centre, box)] += float(weight / weights.sum())
+    return tuple(site for site in SITES if shares[site] >= SITE_SHARE)
+
+
+def disagreements(findings: Sequence[Finding], estimate: LesionEstimate) -> list[str]:
+    """Warnings where the report's text says something else than the map; doubtful maps say nothing."""
+    lesion = next((f for f in findings if f.finding == "lesion"), None)
+    if lesion is None:
+        return []
+    if lesion.presence == "absent" and estimate.peak >= LIKELY:
+        return [
+            f"The text denies a lesion, but the lesion map shows one of about {estimate.volume_ml:.0f} ml "
+            f"({estimate.laterality}): read with care."
+        ]
+    if lesion.presence != "present":
+        return []
+    if estimate.peak < UNLIKELY:
+        return ["The text states a lesion, but the lesion map shows none: read with care."]
+    opposite = {"left": "right", "right": "left"}
+    if estimate.peak >= LIKELY and lesion.laterality and opposite.get(lesion.laterality) == estimate.laterality:
+        return [
+            f"The text places the lesion on the {lesion.laterality}, but the lesion map on the {estimate.laterality}: "
+            "check the side."
+        ]
+    return []

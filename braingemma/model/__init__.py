@@ -1,0 +1,1 @@
+"""The boxes of the model's figure, one file each."""

@@ -1,0 +1,1 @@
+"""Four-bit weights, and a few rows times packed weights on a CPU."""

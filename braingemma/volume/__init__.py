@@ -1,0 +1,1 @@
+"""A NIfTI file to the tensor that the model reads."""

@@ -1,0 +1,276 @@
+"""NIfTI in, tensor out: one path for training and for serving.
+
+The header alone says where right, front and top are; file names never matter, and nothing is ever flipped.
+Array order of the tensor: (D, H, W) with D growing inferior→superior, H posterior→anterior, W left→right (RAS+).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import numpy.typing as npt
+import torch
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from torch import Tensor
+
+from braingemma.configuration import BrainGemmaConfig, VolumeSettings
+from braingemma.errors import VolumeError
+from braingemma.volume.brain import Mask, background_value, find_brain
+from braingemma.volume.resampling import Volume, resample_box
+
+Float = npt.NDArray[np.float64]
+Settings = BrainGemmaConfig | VolumeSettings | None
+
+#: A volume with fewer slices than this along any axis is a localizer or a single picture, not a brain volume.
+MINIMUM_SLICES = 10
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """A volume as the model takes it, and how to get back from its grid to the patient.
+
+    Attributes:
+        tensor: (1, 1, D, H, W) float32.
+        foreground: (D, H, W), true inside the brain.
+        grid_affine: (4, 4): grid voxel (w, h, d, 1) to RAS mm.
+        source_affine: (4, 4): voxel of the RAS-ordered source volume to RAS mm.
+        source_shape: Its shape (X, Y, Z).
+        settings: What was asked for.
+        skull_stripped: True: the volume came without skull; False: its skull was taken off here; None: no brain
+            extraction was asked for, or none was found.
+        brain_volume_ml: Size of the foreground.
+        clip: (low, high): source values that the voxels were cut to.
+        warnings: What a reader of the report should know about the input.
+    """
+
+    tensor: Tensor
+    foreground: Mask
+    grid_affine: Float
+    source_affine: Float
+    source_shape: tuple[int, int, int]
+    settings: VolumeSettings
+    skull_stripped: bool | None
+    brain_volume_ml: float
+    clip: tuple[float, float]
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """What was done, for a report's provenance."""
+        extraction = {True: "came without skull", False: "skull removed", None: "none"}[self.skull_stripped]
+        steps = np.linalg.norm(self.grid_affine[:3, :3], axis=0)
+        return {
+            "grid": list(self.settings.grid),
+            "grid_spacing_mm": [round(float(s), 4) for s in steps[::-1]],
+            "normalization": self.settings.normalization,
+            "percentiles": list(self.settings.percentiles),
+            "clip": [round(v, 4) for v in self.clip],
+            "brain_extraction": extraction,
+            "brain_volume_ml": round(self.brain_volume_ml, 1),
+            "crop": self.settings.crop,
+        }
+
+
+def load_nifti_volume(
+    path: str | Path, target_size: tuple[int, int, int] | None = None, *, config: Settings = None
+) -> Tensor:
+    """Read a brain FLAIR as the model takes it.
+
+    Args:
+        path: NIfTI file; its header says the orientation.
+        target_size: (D, H, W) to use in place of the configuration's grid.
+        config: `model.config`; None: the card's values.
+
+    Returns:
+        (1, 1, D, H, W) float32: D inferior→superior, H posterior→anterior, W patient's left→right.
+
+    Raises:
+        VolumeError: the file is not one finite 3D volume of at least 10 slices along each axis.
+    """
+    return prepare_volume(path, config, target_size).tensor
+
+
+def prepare_volume(
+    path: str | Path, config: Settings = None, target_size: tuple[int, int, int] | None = None
+) -> PreparedVolume:
+    """Read and prepare a NIfTI file; see `load_nifti_volume`."""
+    try:
+        image = nibabel.load(path)
+        return prepare_image(image, config, target_size, name=Path(path).name)
+    except FileNotFoundError as error:
+        raise VolumeError(f"{path}: no such file") from error
+    except (ImageFileError, EOFError, OSError, HeaderDataError) as error:
+        raise VolumeError(f"{Path(path).name}: not a readable NIfTI volume: {error}") from error
+
+
+def prepare_image(
+    image: Any, config: Settings = None, target_size: tuple[int, int, int] | None = None, name: str = "volume"
+) -> PreparedVolume:
+    """Prepare a nibabel image that is in memory, by the same path.
+
+    Args:
+        image: A nibabel spatial image.
+        config: The model's configuration, or its volume settings; None: the card's values.
+        target_size: (D, H, W) in place of the configuration's grid.
+        name: What messages call it.
+
+    Raises:
+        VolumeError: see `load_nifti_volume`.
+    """
+    settings = _settings(config, target_size)
+    _check_header(image, name)
+    canonical = nibabel.as_closest_canonical(image)
+    volume = _voxels(canonical, name)
+    affine = np.asarray(canonical.affine, dtype=np.float64)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    mask, stripped, warnings = _foreground(volume, spacing, settings, name)
+    lower, upper = _box(mask, spacing, settings)
+    clip = _normalize(volume, mask, settings)
+    background = settings.background
+    sizes = settings.grid[::-1]  # (W, H, D), as the source's axes
+    tensor = resample_box(volume, lower, upper, sizes, background).transpose(2, 1, 0)
+    if settings.normalization == "unit":
+        tensor = tensor.clip(0, 1)  # rounding of the interpolation reaches 1 + 1e-7
+    foreground = resample_box(mask.astype(np.float32), lower, upper, sizes, 0.0).transpose(2, 1, 0) > 0.5
+    return PreparedVolume(
+        tensor=torch.from_numpy(np.ascontiguousarray(tensor))[None, None],
+        foreground=np.ascontiguousarray(foreground),
+        grid_affine=affine @ _box_affine(lower, upper, sizes),
+        source_affine=affine,
+        source_shape=(volume.shape[0], volume.shape[1], volume.shape[2]),
+        settings=settings,
+        skull_stripped=stripped,
+        brain_volume_ml=float(mask.sum() * np.prod(spacing) / 1000),
+        clip=clip,
+        warnings=(*_orientation_warnings(image), *warnings),
+    )
+
+
+def _settings(config: Settings, target_size: tuple[int, int, int] | None) -> VolumeSettings:
+    settings = config.volume_settings if isinstance(config, BrainGemmaConfig) else config or VolumeSettings()
+    if target_size is None:
+        return settings
+    if len(target_size) != 3 or min(target_size) < 1:
+        raise VolumeError(f"target_size must be three positive sizes (D, H, W), got {target_size}")
+    return VolumeSettings(**{**vars(settings), "grid": tuple(target_size)})
+
+
+# ---------------------------------------------------------------------- checks
+
+
+def _check_header(image: Any, name: str) -> None:
+    """What must hold before the voxels are read."""
+    shape = tuple(image.shape)
+    if len(shape) != 3:
+        raise VolumeError(f"{name}: expected one 3D volume, got {len(shape)} dimensions {shape}")
+    if min(shape) < MINIMUM_SLICES:
+        raise VolumeError(f"{name}: expected at least {MINIMUM_SLICES} slices along each axis, got {shape}")
+    affine = np.asarray(image.affine)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+        raise VolumeError(f"{name}: the header's affine has no three independent axes: {affine.tolist()}")
+    if image.get_data_dtype().kind not in "iuf":
+        raise VolumeError(f"{name}: expected one number for each voxel, got data of type {image.get_data_dtype()}")
+    if _codes(image) == (0, 0):
+        raise VolumeError(
+            f"{name}: the header states no orientation (qform_code and sform_code are 0), so left and right are unknown"
+        )
+
+
+def _codes(image: Any) -> tuple[int, int] | None:
+    """(qform_code, sform_code); None for formats whose affine is always stated."""
+    header = image.header
+    if "qform_code" not in header or "sform_code" not in header:
+        return None
+    return int(header["qform_code"]), int(header["sform_code"])
+
+
+def _orientation_warnings(image: Any) -> tuple[str, ...]:
+    """Where the two affines of a NIfTI header disagree about the sides (nifti1.h, methods 2 and 3)."""
+    codes = _codes(image)
+    if codes is None or 0 in codes:
+        return ()
+    by_qform, by_sform = (nibabel.aff2axcodes(a) for a in (image.get_qform(), image.get_sform()))
+    if by_qform == by_sform:
+        return ()
+    return (
+        f"the header's qform says {''.join(by_qform)} and its sform {''.join(by_sform)}: the sform was used; "
+        "check left and right",
+    )
+
+
+def _voxels(canonical: Any, name: str) -> Volume:
+    """(X, Y, Z) float32, a copy that may be changed."""
+    volume = np.array(canonical.get_fdata(dtype=np.float32, caching="unchanged"))
+    bad = int(volume.size - np.isfinite(volume).sum())
+    if bad:
+        raise VolumeError(f"{name}: expected finite voxels, got {bad} that are NaN or infinite")
+    if volume.min() == volume.max():
+        raise VolumeError(f"{name}: every voxel is {volume.flat[0]:g}; expected an image")
+    return volume
+
+
+# ---------------------------------------------------------------------- foreground, crop, values
+
+
+def _foreground(
+    volume: Volume, spacing: Float, settings: VolumeSettings, name: str
+) -> tuple[Mask, bool | None, tuple[str, ...]]:
+    """(mask, whether it came stripped, warnings)."""
+    warnings: tuple[str, ...] = ()
+    if settings.brain_extraction == "auto":
+        brain = find_brain(volume, spacing)
+        if brain is not None:
+            return brain.mask, brain.stripped, ()
+        warnings = ("no brain could be told from its surroundings: the whole volume was used",)
+    mask = np.asarray(volume != background_value(volume))
+    if mask.sum() < 2:
+        raise VolumeError(f"{name}: expected a brain, got {int(mask.sum())} voxels that differ from the background")
+    return mask, None, warnings
+
+
+def _box(mask: Mask, spacing: Float, settings: VolumeSettings) -> tuple[Float, Float]:
+    """(lower, upper) edges (3,) of the field of view, in source voxels; voxel i spans i - 0.5 … i + 0.5."""
+    if settings.crop == "none":
+        return np.full(3, -0.5), np.array(mask.shape) - 0.5
+    spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    lower = np.array([s[0] - 0.5 for s in spans])
+    upper = np.array([s[-1] + 0.5 for s in spans])
+    if settings.crop == "brain":
+        margin = settings.crop_margin_mm / spacing
+        return lower - margin, upper + margin
+    half = np.maximum(np.array(settings.field_of_view_mm[::-1]) / spacing, upper - lower) / 2
+    centre = (lower + upper) / 2
+    return centre - half, centre + half
+
+
+def _normalize(volume: Volume, mask: Mask, settings: VolumeSettings) -> tuple[float, float]:
+    """Clip and scale in place by the foreground's values; outside it: background. Returns the clip's ends."""
+    inside = volume[mask]
+    low, high = (float(v) for v in np.percentile(inside, settings.percentiles))
+    if not low < high:
+        raise VolumeError(f"the brain's voxels have no contrast: p{settings.percentiles} are {low:g} and {high:g}")
+    np.clip(volume, low, high, out=volume)
+    if settings.normalization == "unit":
+        volume -= low
+        volume /= high - low
+    else:
+        np.clip(inside, low, high, out=inside)
+        volume -= float(inside.mean(dtype=np.float64))
+        volume /= float(inside.std(dtype=np.float64))
+    volume[~mask] = settings.background
+    return low, high
+
+
+# ---------------------------------------------------------------------- grid
+
+
+def _box_affine(lower: Float, upper: Float, sizes: tuple[int, ...]) -> Float:
+    """(4, 4): grid voxel (w, h, d, 1) to source voxel."""
+    step = (upper - lower) / np.array(sizes)
+    affine = np.diag([*step, 1.0])
+    affine[:3, 3] = lower + step / 2
+    return affine

@@ -1,0 +1,1 @@
+"""From acknowledged instances to complete studies, each handed over as a job."""

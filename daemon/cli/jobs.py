@@ -1,0 +1,168 @@
+"""`braingemma jobs`: the daemon's work, also while it is stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import getpass
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import sqlalchemy as sa
+import typer
+from rich.table import Table
+
+from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages
+from daemon.config.sections import Settings, load_settings
+from daemon.database.engine import open_database, open_index
+from daemon.errors import DaemonError
+from daemon.jobs.files import JobFiles, LocalFiles, SharedFiles
+from daemon.jobs.reviews import all_reviews
+from daemon.jobs.store import JobStore
+from daemon.observe.audit import AuditLog
+from daemon.pipeline import actions as control
+from daemon.service import retention
+
+jobs_app = typer.Typer(help="The daemon's work, also while it is stopped.", no_args_is_help=True)
+
+
+def _store(config: Path | None) -> tuple[Settings, sa.Engine, JobStore]:
+    settings = load_settings(config)
+    engine = open_database(settings)
+    return settings, engine, JobStore(engine)
+
+
+def _files(settings: Settings, engine: sa.Engine) -> JobFiles:
+    shared, jobs = settings.storage.shared_url, settings.storage.folder / "jobs"
+    return SharedFiles(engine, jobs, shared) if shared else LocalFiles(jobs)
+
+
+def _audit(settings: Settings, event: str, **facts: Any) -> None:
+    """Who did it, as the system knows them."""
+    AuditLog(settings.storage.folder / "audit").write(event, by=f"{getpass.getuser()} (command line)", **facts)
+
+
+def _when(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@jobs_app.command("list")
+def jobs_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs, newest first."""
+    _, _, store = _store(config)
+    jobs = store.recent()
+    if as_json:
+        emit_json([job.to_json() for job in jobs])
+        return
+    table = Table("job", "state", "step", "progress", "created", "reason", box=None)
+    for job in jobs:
+        table.add_row(job.job_id, str(job.state), job.step, job.progress, _when(job.created), job.reason[:100])
+    data.print(table if jobs else "no jobs")
+
+
+@jobs_app.command("show")
+def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show one job: state, timings, verdicts on its series, deliveries."""
+    _, _, store = _store(config)
+    job = control.job_or_error(store, job_id)
+    verdicts, deliveries = store.verdicts(job_id=job_id), store.deliveries(job_id)
+    if as_json:
+        emit_json(
+            {
+                **job.to_json(),
+                "series": [dataclasses.asdict(v) for v in verdicts],
+                "deliveries": [dataclasses.asdict(d) for d in deliveries],
+            }
+        )
+        return
+    for name, value in job.to_json().items():
+        data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
+    for verdict in verdicts:
+        data.print(f"series {verdict.series_uid}: {verdict.verdict}")
+    table = Table("destination", "kind", "file", "state", "status", "confirmed by", "attempts", "reason", box=None)
+    for d in deliveries:
+        table.add_row(d.destination, d.kind, d.file, str(d.state), d.status, d.confirmed, str(d.attempts), d.reason)
+    if deliveries:
+        data.print(table)
+
+
+@jobs_app.command("why")
+def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Say why a series was reported or not, rule by rule."""
+    settings, engine, store = _store(config)
+    verdicts = store.verdicts(series_uid=series_uid)
+    arrival = control.arrival_of_series(open_index(settings, engine), series_uid)
+    if not verdicts and arrival is None:
+        raise DaemonError(f"nothing was ever received of series {series_uid}")
+    if as_json:
+        emit_json({"series_uid": series_uid, "arrival": arrival, "verdicts": [dataclasses.asdict(v) for v in verdicts]})
+        return
+    if arrival:
+        data.print(arrival)
+    for verdict in verdicts:
+        job = store.get(verdict.job_id)
+        data.print(f"{verdict.verdict} in job {verdict.job_id}" + (f" ({job.state}): {job.reason}" if job else ""))
+        for reason in verdict.reasons:
+            data.print(f"  {reason}")
+
+
+@jobs_app.command("retry")
+def jobs_retry(
+    job_id: str,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="Report the study again with the weights and settings of now.")
+    ] = False,
+    config: ConfigOption = None,
+) -> None:
+    """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again.
+
+    With --anew a job that has results is reported again, as a new job whose results name and replace the old ones.
+    """
+    settings, engine, store = _store(config)
+    if anew:
+        started = f"all steps, as job {control.report_anew(store, engine, _files(settings, engine), job_id)}"
+    else:
+        started = control.retry(store, engine, job_id)
+    _audit(settings, "retried", job=job_id, what=started)
+    messages.print(f"queued again: {started}", markup=False)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job_id: str, config: ConfigOption = None) -> None:
+    """Cancel a job that has not ended."""
+    settings, _, store = _store(config)
+    control.cancel(store, job_id)
+    _audit(settings, "cancelled", job=job_id)
+
+
+@jobs_app.command("reviews")
+def jobs_reviews(config: ConfigOption = None) -> None:
+    """Print the readers' verdicts as JSONL, the oldest first, for training."""
+    settings, engine, _ = _store(config)
+    for review in all_reviews(engine):
+        data.print(json.dumps(review.to_json(), ensure_ascii=False))
+    _audit(settings, "reviews_exported")
+
+
+@jobs_app.command("purge")
+def jobs_purge(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove jobs whose time is over (`storage.keep_days` and its like); undelivered results stay."""
+    settings, engine, store = _store(config)
+    forget = _files(settings, engine).forget
+    removed = retention.purge(store, settings, dry_run=dry_run, forget_files=forget)
+    for purged in () if dry_run else removed:
+        _audit(settings, "purged", job=purged.job_id, state=purged.state, why=purged.why)
+    if as_json:
+        emit_json([dataclasses.asdict(p) for p in removed])
+        return
+    for purged in removed:
+        data.print(
+            f"{'would remove' if dry_run else 'removed'} {purged.job_id} ({purged.state}, {purged.size / 1e6:.1f} MB): "
+            f"{purged.why}"
+        )
+    messages.print(f"{len(removed)} jobs", markup=False)

@@ -1,0 +1,527 @@
+"""The configuration: one frozen class per section, read in one place, every fault reported at once.
+
+Order of precedence: environment (`BRAINGEMMA_SECTION__KEY`), then the TOML file, then the defaults below.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from daemon.errors import ConfigurationError
+
+AE_TITLE = Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")
+"""PS3.5 Table 6.2-1, VR AE: 16 characters at most, no backslash, no control characters."""
+
+ENVIRONMENT_PREFIX = "BRAINGEMMA_"
+
+
+LEAST_TOKEN = 16
+"""Characters of `[web] token`."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name can only mean this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, unknown keys are faults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+class Tls(Section):
+    """Certificate files of one TLS end."""
+
+    cert: Path
+    """Certificate chain, PEM."""
+    key: Path
+    """Private key, PEM."""
+    ca: Path | None = None
+    """Authorities whose certificates the other side must show, PEM; with it TLS is mutual."""
+
+
+class Peer(Section):
+    """One application entity that may send to the listener."""
+
+    ae_title: str = AE_TITLE
+    """Its calling AE title."""
+    host: str | None = None
+    """Its address; None accepts the title from any address."""
+
+
+class Listener(Section):
+    """`[listener]`: who we are on the DICOM network and who may send."""
+
+    ae_title: str = Field("BRAINGEMMA", min_length=1, max_length=16)
+    """Our AE title; associations that call another are refused."""
+    host: str = "127.0.0.1"
+    """Address to bind."""
+    port: int = Field(11112, ge=0, le=65535)
+    """TCP port; 0 lets the system choose one."""
+    processes: int = Field(1, ge=1, le=16)
+    """Receiver processes on the one listening socket."""
+    allowed_peers: tuple[Peer, ...] = ()
+    """Who may send; empty accepts every calling AE title."""
+    storage_classes: tuple[str, ...] = ("all",)
+    """Storage SOP classes that are taken: `all` of the standard, keywords such as `MRImageStorage`, and UIDs."""
+    refused_storage_classes: tuple[str, ...] = ()
+    """Of these, the ones that are refused all the same, named in the same way."""
+    max_associations: int = Field(50, ge=1)
+    """Associations at once, for each process."""
+    idle_seconds: float = Field(60, gt=0)
+    """An association that is silent this long is aborted."""
+    max_pdu: int = Field(131072, ge=0)
+    """Largest PDU that we receive, bytes; 0: unlimited."""
+    reserve_mb: int = Field(512, ge=0)
+    """Room in the spool that each process keeps prepared, MB: bursts of this size are acknowledged fastest."""
+    tls: Tls | None = None
+    """Present: associations must use TLS."""
+
+    @field_validator("storage_classes", "refused_storage_classes")
+    @classmethod
+    def _are_known(cls, entries: tuple[str, ...]) -> tuple[str, ...]:
+        if set(entries) - {"all"}:
+            # Not on top: the dictionary of UIDs takes longer to load than all else that the command line needs.
+            from daemon.config.storage_classes import resolve_storage_classes
+
+            resolve_storage_classes(entries)
+        return entries
+
+
+class Assembly(Section):
+    """`[assembly]`: when a study counts as complete."""
+
+    quiet_seconds: float = Field(10, gt=0)
+    """No instance of the study arrived for this long, and no association that sent one is open."""
+    max_wait_seconds: float = Field(3600, gt=0)
+    """An association that stays open cannot hold a study back for longer than this since its last instance."""
+    max_waiting_jobs: int = Field(200, ge=1)
+    """With so many jobs waiting, complete studies stay in the spool and new associations are refused for now."""
+
+
+class Selection(Section):
+    """`[selection]`: site rules beside the built-in ones."""
+
+    report: Literal["best", "all"] = "best"
+    """Of a study with several FLAIR series report the best, or each of them, as jobs of their own."""
+    include: tuple[dict[str, str], ...] = ()
+    """Rules {DICOM keyword: regular expression}; a series that matches one counts as named FLAIR."""
+    exclude: tuple[dict[str, str], ...] = ()
+    """Rules {DICOM keyword: regular expression}; a series that matches one is refused."""
+
+
+class Patient(Section):
+    """`[patient]`: what happens where a study's patient was corrected after the images came."""
+
+    corrected: Literal["wait", "carry"] = "wait"
+    """Results wait for a person (`braingemma jobs retry`), or carry the corrected identity at once."""
+
+
+Wish = Literal["warn", "refuse", "off"]
+"""What a failed check means: a sentence among the warnings, no report at all, or nothing, as it is not made."""
+
+
+class Checks(Section):
+    """`[checks]`: what a picture must look like before the model sees it."""
+
+    brain: Wish = "warn"
+    """There is a brain, and the standard brain can be laid over it."""
+    coverage: Wish = "warn"
+    """The whole head is in the picture."""
+    noise: Wish = "warn"
+    """Noise does not drown the brain."""
+    contrast: Wish = "warn"
+    """Fluid is dark, and white matter is not bright as on T1."""
+    domain: Wish = "warn"
+    """The picture is near those that the weights were trained on, where they state them."""
+
+
+class Model(Section):
+    """`[model]`: which weights, on which device."""
+
+    weights: str = "demo"
+    """`demo`, a folder, or a hub id."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs."""
+    quantization: Literal["auto", "4bit", "none"] = "auto"
+    """How the language model's weights are held in memory."""
+    allow_demo: bool = False
+    """Allow results of weights trained on synthetic images only to leave this machine."""
+    max_new_tokens: int = Field(256, ge=1, le=4096)
+    """Longest report, tokens."""
+    threads: int = Field(0, ge=0)
+    """CPU threads of the model process; 0: all cores."""
+
+
+class Explain(Section):
+    """`[explain]`: the saliency map."""
+
+    enabled: bool = True
+    """Compute it."""
+    samples: int = Field(100, ge=10)
+    """Perturbed volumes."""
+    segments: int = Field(20, ge=2)
+    """Supervoxels asked for."""
+    seed: int = Field(42, ge=0)
+    """Seed of the perturbations."""
+    method: Literal["kernelshap", "balanced", "lime", "leave_one_out"] = "kernelshap"
+    """How perturbed volumes become weights; `braingemma bench explain` compares them."""
+    replacement: Literal["mirror", "blur", "constant"] = "mirror"
+    """What replaced tissue shows."""
+    target: Literal["findings", "report"] = "findings"
+    """What is drawn: the words that carry present findings, or every word."""
+    batch_size: int = Field(0, ge=0)
+    """Perturbed volumes in memory at once; 0: by the size of the model's grid."""
+
+
+class Results(Section):
+    """`[results]`: which objects are made."""
+
+    sr: bool = True
+    """Enhanced SR, TID 2000."""
+    sc: bool = True
+    """Secondary Capture overlay, one for each source slice."""
+    pm: bool = True
+    """Parametric Map of the saliency."""
+    seg: bool = True
+    """Segmentation of the top supporting region."""
+    tid1500: bool = False
+    """Comprehensive 3D SR with a region of interest."""
+    deidentify: bool = False
+    """Results carry pseudonyms, other UIDs and shifted dates (PS3.15 basic profile) in place of the identities."""
+    deidentify_key: Path | None = None
+    """The secret from which pseudonyms follow; empty: `pseudonyms.key` in the data folder, made at first use."""
+
+
+class ClientTls(Section):
+    """How a destination is reached by TLS."""
+
+    cert: Path | None = None
+    """Our certificate chain, PEM; the other side may ask for one."""
+    key: Path | None = None
+    """Its private key, PEM."""
+    ca: Path | None = None
+    """Authorities whose certificates the other side must show, PEM; None: the system's."""
+
+    @model_validator(mode="after")
+    def _certificate_with_its_key(self) -> ClientTls:
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key must be set together")
+        return self
+
+
+class Destination(Section):
+    """One `[[destinations]]` entry: an AE for C-STORE, or a DICOMweb server for STOW-RS."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    """How the job list calls it."""
+    ae_title: str | None = Field(None, min_length=1, max_length=16)
+    """Called AE title, for C-STORE."""
+    host: str | None = None
+    """Its address, for C-STORE."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Its TCP port, for C-STORE."""
+    stow_url: str | None = Field(None, pattern=r"^https?://[^/\s]+(/\S*)?$")
+    """Root of a DICOMweb server, such as `https://pacs.example/dicom-web`: STOW-RS in place of C-STORE."""
+    username: str = ""
+    """HTTP basic authentication, for STOW-RS."""
+    password: SecretStr = SecretStr("")
+    """Its password."""
+    token: SecretStr = SecretStr("")
+    """Bearer token, for STOW-RS, in place of a user name."""
+    tls: ClientTls | None = None
+    """Present: associate by TLS; with `https://`: the certificates to use."""
+    max_attempts: int = Field(20, ge=1)
+    """Attempts before the dead letter."""
+    from_aets: tuple[str, ...] = ()
+    """Only results of studies that one of these calling AE titles sent (`*` and `?` as in file names); empty: all."""
+    confirm: Literal["auto", "query", "none"] = "auto"
+    """After it accepted an object, make sure that it holds it: `auto` by storage commitment where it has that, else by
+    C-FIND or QIDO-RS; `query` by the latter only; `none` believes the status."""
+    commitment_seconds: float = Field(600, gt=0)
+    """How long the answer to a request for storage commitment may take before we ask by C-FIND."""
+    reject_replaced: bool = False
+    """Tell it by a Key Object (IHE IOCM) to hide images that later results replace."""
+
+    @model_validator(mode="after")
+    def _one_way_to_reach_it(self) -> Destination:
+        address = {k: getattr(self, k) for k in ("ae_title", "host", "port")}
+        if self.stow_url is not None:
+            given = [k for k, value in address.items() if value is not None]
+            if given:
+                raise ValueError(
+                    f"destination {self.name!r}: expected stow_url or an AE, got both ({', '.join(given)})"
+                )
+            if self.token.get_secret_value() and self.username:
+                raise ValueError(f"destination {self.name!r}: expected token or username, got both")
+            return self
+        missing = [k for k, value in address.items() if value is None]
+        if missing:
+            raise ValueError(f"destination {self.name!r}: {', '.join(missing)} must be set, or stow_url")
+        if self.username or self.token.get_secret_value():
+            raise ValueError(f"destination {self.name!r}: username and token are for stow_url only")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return self.stow_url or f"{self.ae_title}@{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is on this machine."""
+        return is_loopback((urlsplit(self.stow_url).hostname if self.stow_url else self.host) or "")
+
+    def takes(self, calling_aets: Iterable[str]) -> bool:
+        """Whether results of a study from these senders go here."""
+        senders = [aet.strip() for aet in calling_aets]
+        return not self.from_aets or any(fnmatchcase(aet, rule) for aet in senders for rule in self.from_aets)
+
+
+class Engine(Section):
+    """`[engine]`: the durable workflows."""
+
+    database_url: str = ""
+    """Empty: SQLite in the data folder; `postgresql://...` for several hosts."""
+    work: bool = True
+    """Whether `serve` also works on studies; false where it only receives, and `braingemma worker` works elsewhere."""
+    lease_seconds: float = Field(30, ge=2)
+    """Several hosts: a worker that is silent this long loses its work to another."""
+
+    @model_validator(mode="after")
+    def _work_for_others_needs_a_server(self) -> Engine:
+        if not self.work and not self.database_url:
+            raise ValueError("work = false needs database_url: workers on other hosts cannot open SQLite here")
+        return self
+
+
+class Storage(Section):
+    """`[storage]`: where everything lies."""
+
+    folder: Path = Path("~/.local/share/braingemma")
+    """Data folder, private to the service's user."""
+    min_free_gb: float = Field(5, ge=0)
+    """Below this the listener answers 0xA700 (out of resources)."""
+    shared_url: str = ""
+    """Several hosts: where they exchange job files, as fsspec reads it: a folder (NFS), or s3://bucket/prefix."""
+    keep_days: float = Field(7, ge=0)
+    """Jobs that are done, and delivered where they were to be delivered, are kept this long."""
+    keep_days_set_aside: float = Field(7, ge=0)
+    """Jobs with nothing to report, and cancelled ones, are kept this long."""
+    keep_days_failed: float | None = Field(None, ge=0)
+    """Failed jobs are kept this long; None: until a person removes or retries them."""
+    low_free_gb: float = Field(0, ge=0)
+    """Below this much free space, done and delivered jobs go before their time, the oldest first; 0: never."""
+
+    @field_validator("folder")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        return Path(os.path.abspath(folder.expanduser()))  # noqa: PTH100 - resolve() would follow links
+
+
+class Web(Section):
+    """`[web]`: the page."""
+
+    enabled: bool = True
+    """Serve the page, the figures at `/metrics`, and `/healthz`."""
+    host: str = "127.0.0.1"
+    """Address to bind; one that is not loopback needs `token` or `user_header`."""
+    port: int = Field(8180, ge=0, le=65535)
+    """TCP port; 0 lets the system choose one."""
+    names: tuple[str, ...] = ()
+    """Host names by which browsers may call the page, beside loopback's and `host`."""
+    token: SecretStr = SecretStr("")
+    """Whoever shows it may see and do everything: 16 characters or more; empty: no token."""
+    user_header: str = ""
+    """Header in which a reverse proxy names the person that it has authenticated, such as `X-Remote-User`."""
+    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
+    """Addresses whose `user_header` is believed."""
+
+    @model_validator(mode="after")
+    def _guarded_unless_loopback(self) -> Web:
+        token = self.token.get_secret_value()
+        if token and len(token) < LEAST_TOKEN:
+            raise ValueError(f"token: expected at least {LEAST_TOKEN} characters, got {len(token)}")
+        if self.enabled and not is_loopback(self.host) and not token and not self.user_header:
+            raise ValueError(f"host {self.host!r} is not loopback: set token, or user_header behind a reverse proxy")
+        return self
+
+
+class Review(Section):
+    """`[review]`: what a reader's word does."""
+
+    verified_sr: bool = False
+    """Send a confirmed or edited report as a new SR, VERIFIED by the reader; only where `[web] user_header` names
+    the reader and `organization` is set."""
+    organization: str = ""
+    """Verifying organization (0040,A027)."""
+
+
+class Log(Section):
+    """`[log]`: what is written to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    """Lines for people, or one JSON object a line, each with the job's id where there is one."""
+
+
+class Settings(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        env_prefix=ENVIRONMENT_PREFIX,
+        env_nested_delimiter="__",
+        validate_default=True,
+    )
+
+    listener: Listener = Listener()
+    assembly: Assembly = Assembly()
+    selection: Selection = Selection()
+    patient: Patient = Patient()
+    checks: Checks = Checks()
+    model: Model = Model()
+    explain: Explain = Explain()
+    results: Results = Results()
+    destinations: tuple[Destination, ...] = ()
+    engine: Engine = Engine()
+    storage: Storage = Storage()
+    web: Web = Web()
+    review: Review = Review()
+    log: Log = Log()
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Settings:
+        names = [d.name for d in self.destinations]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"destinations: each name may stand once, got twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _verifying_needs_a_person(self) -> Settings:
+        if self.review.verified_sr and not (self.web.user_header and self.review.organization):
+            raise ValueError("review.verified_sr: needs web.user_header (who the reader is) and review.organization")
+        return self
+
+    @model_validator(mode="after")
+    def _deidentified_names_nobody(self) -> Settings:
+        if self.results.deidentify and self.review.verified_sr:
+            raise ValueError("results.deidentify: excludes review.verified_sr, which names the reader")
+        if self.results.deidentify and self.engine.database_url and self.results.deidentify_key is None:
+            raise ValueError("results.deidentify: on several hosts needs results.deidentify_key, the same on each")
+        return self
+
+    @property
+    def pseudonym_key(self) -> Path:
+        """File of the secret from which pseudonyms follow."""
+        return (self.results.deidentify_key or self.storage.folder / "pseudonyms.key").expanduser()
+
+    @model_validator(mode="after")
+    def _several_hosts_share_files(self) -> Settings:
+        if not self.engine.work and not self.storage.shared_url:
+            raise ValueError("engine.work = false: needs storage.shared_url, where workers find what was received")
+        return self
+
+
+def without_password(url: str) -> str:
+    """A database's URL as it may be shown."""
+    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the configuration.
+
+    Args:
+        path: TOML file; None uses the defaults and the environment.
+
+    Raises:
+        ConfigurationError: every fault that was found, one on a line, each with its source and value.
+    """
+    if path is not None and not path.is_file():
+        raise ConfigurationError(f"configuration: expected a TOML file, found none at {path}")
+
+    class FileSettings(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            del dotenv_settings, file_secret_settings
+            sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
+            if path is not None:
+                sources.append(TomlConfigSettingsSource(settings_cls, toml_file=path))
+            return tuple(sources)
+
+    try:
+        return FileSettings()
+    except ValidationError as error:
+        raise ConfigurationError("\n".join(_faults(error, path))) from error
+    except ValueError as error:  # TOML that cannot be parsed, or JSON in an environment variable
+        raise ConfigurationError(f"configuration: {path or 'environment'}: {error}") from error
+
+
+def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or "configuration"
+        variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
+        source = f"environment {variable}" if variable in os.environ else str(path or "defaults")
+        value: Any = fault.get("input")
+        secret = fault["loc"][:1] in (("web",), ("engine",)) or (
+            fault["loc"][:1] == ("destinations",) and (isinstance(value, dict) or "port" not in fault["loc"])
+        )
+        yield f"{source}: {where}: {fault['msg']}" + ("" if secret else f" (got {value!r:.80})")
+
+
+def origins(settings: Settings, path: Path | None) -> list[tuple[str, Any, str]]:
+    """Each value of the configuration as (dotted name, value, where it came from)."""
+    written = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    rows: list[tuple[str, Any, str]] = []
+    shown = settings.model_dump(mode="json")
+    if settings.engine.database_url:
+        shown["engine"]["database_url"] = without_password(settings.engine.database_url)
+    for section, values in shown.items():
+        if not isinstance(values, dict):
+            rows.append((section, values, str(path) if section in written else "default"))
+            continue
+        for key, value in values.items():
+            variable = f"{ENVIRONMENT_PREFIX}{section}__{key}".upper()
+            in_file = key in written.get(section, {})
+            rows.append(
+                (f"{section}.{key}", value, variable if variable in os.environ else str(path) if in_file else "default")
+            )
+    return rows

@@ -1,0 +1,1 @@
+"""Results to destinations, and whether they hold them."""

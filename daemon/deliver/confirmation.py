@@ -1,0 +1,154 @@
+"""Does a destination hold what it accepted? Storage commitment where it has that, else a query; each object alone.
+
+Nobody is believed longer than needed: a PACS that answers Success and keeps nothing is found out, and what it lost is
+sent again. Where a destination can be asked in no way, its status is all there is, and the record says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from daemon.config.sections import Destination
+from daemon.deliver import commitment
+from daemon.deliver import dicomweb as stow
+from daemon.deliver import dimse as scu
+from daemon.errors import DaemonError
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import Delivery, DeliveryState, JobStore, now
+
+log = logging.getLogger(__name__)
+
+CHECKS_BEFORE_LOST = 4
+"""A query that does not find an object is asked again this often: archives index a little later than they accept."""
+
+FIRST_CHECK, LONGEST_CHECK = 1.0, 60.0
+"""Seconds between two looks: at first, and at the most."""
+
+NOT_OFFERED = "-"
+"""`Delivery.transaction_uid` where the destination has no storage commitment."""
+
+NOT_POSSIBLE = "not possible"
+"""`Delivery.confirmed` where the destination offers no way to ask."""
+
+
+def peer_of(destination: Destination) -> scu.Peer:
+    """The application entity of a destination that is no DICOMweb server."""
+    return scu.Peer(str(destination.ae_title), str(destination.host), int(destination.port or 0), destination.tls)
+
+
+def confirm(
+    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, calling_aet: str
+) -> float | None:
+    """Ask for every accepted object that is not confirmed.
+
+    Returns:
+        Seconds until it is worth asking again; None where nothing is unconfirmed any more.
+    """
+    open_ones = _unconfirmed(store, job_id, destination)
+    if not open_ones:
+        return None
+    if destination.confirm == "none":  # the configuration has changed since they were accepted
+        for d in open_ones:
+            store.settle_check(d, DeliveryState.SENT, reason=d.reason)
+        return None
+    try:
+        by_query = _by_commitment(store, open_ones, folder, destination, calling_aet)
+        if by_query:
+            _by_query(store, by_query, folder, destination, calling_aet)
+    except DaemonError as error:
+        _put_off(store, _unconfirmed(store, job_id, destination), destination, str(error))
+    left = _unconfirmed(store, job_id, destination)
+    if not left:
+        return None
+    return min(_pause(store, d) for d in left)
+
+
+def _unconfirmed(store: JobStore, job_id: str, destination: Destination) -> list[Delivery]:
+    return [d for d in store.deliveries(job_id, destination.name) if d.state is DeliveryState.UNCONFIRMED]
+
+
+def _pause(store: JobStore, delivery: Delivery) -> float:
+    """Longer the longer it takes, so that a PACS that commits at night is not asked every second."""
+    asked = commitment.find(store.engine, delivery.transaction_uid) if delivery.transaction_uid else None
+    waited = 0.0 if asked is None else now() - asked.requested
+    return min(max(FIRST_CHECK * 2**delivery.checks, waited / 2), LONGEST_CHECK)
+
+
+def _by_commitment(
+    store: JobStore, open_ones: Sequence[Delivery], folder: JobFolder, destination: Destination, calling_aet: str
+) -> list[Delivery]:
+    """Ask for storage commitment, or look what was answered; returns what must be asked for by a query."""
+    if destination.stow_url is not None or destination.confirm == "query":
+        return list(open_ones)
+    new = [d for d in open_ones if not d.transaction_uid]
+    if new:
+        outgoing = [scu.Outgoing.read(folder.dicom / d.file) for d in new]
+        peer = peer_of(destination)
+        try:
+            uid = commitment.request(store.engine, new[0].job_id, destination.name, outgoing, peer, calling_aet)
+        except scu.NotOffered as error:
+            log.info("%s: a query must do: %s", destination.name, error)
+            uid = NOT_OFFERED
+        for d in new:
+            store.note_check(d, transaction_uid=uid)
+    asked = _unconfirmed(store, open_ones[0].job_id, destination)
+    return [d for d in asked if _take_answer(store, d, destination)]
+
+
+def _take_answer(store: JobStore, delivery: Delivery, destination: Destination) -> bool:
+    """Settle an object by the answer to its transaction; True where a query must decide."""
+    found = commitment.find(store.engine, delivery.transaction_uid) if delivery.transaction_uid else None
+    if found is None:
+        return True
+    uid = delivery.sop_instance_uid
+    if uid in found.committed:
+        store.settle_check(delivery, DeliveryState.SENT, reason=delivery.reason, confirmed="storage commitment")
+    elif found.answered is not None:
+        why = found.failed.get(uid, "the report does not name it")
+        reason = f"accepted, but storage commitment failed: {why}"
+        store.settle_check(delivery, DeliveryState.WAITING, reason=reason)
+    return found.answered is None and now() - found.requested > destination.commitment_seconds
+
+
+def _by_query(
+    store: JobStore, asked: Sequence[Delivery], folder: JobFolder, destination: Destination, calling_aet: str
+) -> None:
+    """Settle objects by what the destination says that it holds."""
+    outgoing = {d.sop_instance_uid: scu.Outgoing.read(folder.dicom / d.file) for d in asked}
+    how = "QIDO-RS" if destination.stow_url is not None else "C-FIND"
+    try:
+        held = _held(outgoing.values(), destination, calling_aet)
+    except scu.NotOffered as error:
+        for d in asked:
+            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
+        log.info("%s: what it accepted cannot be confirmed: %s", destination.name, error)
+        return
+    for d in asked:
+        if d.sop_instance_uid in held:
+            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=how)
+        elif d.checks + 1 < CHECKS_BEFORE_LOST:
+            store.note_check(d)
+        else:
+            reason = f"accepted with status 0x{d.status}, but {how} does not find it there"
+            store.settle_check(d, DeliveryState.WAITING, reason=reason)
+
+
+def _held(files: Iterable[scu.Outgoing], destination: Destination, calling_aet: str) -> set[str]:
+    held: set[str] = set()
+    for study_uid, series_uid in sorted({(o.study_uid, o.series_uid) for o in files}):
+        if destination.stow_url is not None:
+            held |= stow.held(destination, study_uid, series_uid)
+        else:
+            held |= scu.find_instances(peer_of(destination), calling_aet, study_uid, series_uid)
+    return held
+
+
+def _put_off(store: JobStore, open_ones: Sequence[Delivery], destination: Destination, why: str) -> None:
+    """The destination could not be asked: look again later, as often as it would be sent to."""
+    for d in open_ones:
+        if d.checks + 1 < destination.max_attempts:
+            store.note_check(d, reason=d.reason or f"accepted, not confirmed yet: {why}")
+        else:
+            reason = f"accepted with status 0x{d.status}, but whether it is held could not be asked: {why}"
+            store.settle_check(d, DeliveryState.DEAD, reason=reason)

@@ -1,0 +1,184 @@
+"""Results on their way: what goes to which destination, each attempt's outcome, back-off, dead letter.
+
+An object is called sent when its destination accepted it and, where the destination can be asked, confirmed that it
+holds it: by storage commitment, else by a query (`daemon.deliver.confirmation`). State is kept for each object alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Sequence
+
+from daemon.config.sections import Destination
+from daemon.deliver import dicomweb as stow
+from daemon.deliver import dimse as scu
+from daemon.deliver.confirmation import confirm, peer_of
+from daemon.errors import DaemonError, Retryable
+from daemon.jobs.folder import JobFolder, read_json
+from daemon.jobs.store import OPEN_DELIVERIES, Delivery, DeliveryState, JobStore
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT = 2.0
+"""Seconds after the first failed attempt; each further wait is twice as long."""
+
+LONGEST_WAIT = 900.0
+"""Seconds between two attempts at the most."""
+
+ORDER = ("sr", "sc", "pm", "seg", "tid1500", "rejection")
+"""The report first; what withdraws earlier results last."""
+
+HELD_BACK = "held back until the new report is there"
+
+
+def plan_deliveries(store: JobStore, job_id: str, folder: JobFolder, destinations: Sequence[Destination]) -> list[str]:
+    """Write down each object of the job's results for each destination that takes them.
+
+    Returns:
+        Names of the destinations that have something to wait for.
+    """
+    objects = [(o["sop_instance_uid"], o["kind"], o["file"]) for o in read_json(folder.dicom / "pack.json")["objects"]]
+    if not objects:
+        return []
+    taking = takers(folder, destinations)
+    for destination in taking:
+        rejections = _rejections(store, job_id, folder, destination)
+        store.put_deliveries(job_id, destination.name, [*objects, *rejections])
+    if not taking and destinations:
+        log.warning("job %s: no destination takes results of studies from its senders", job_id)
+    return [destination.name for destination in taking]
+
+
+def takers(folder: JobFolder, destinations: Sequence[Destination]) -> list[Destination]:
+    """The destinations to which results of a job go, by who sent its study."""
+    senders = read_json(folder.arrival)["calling_aets"] if folder.arrival.exists() else []
+    return [destination for destination in destinations if destination.takes(senders)]
+
+
+def _rejections(
+    store: JobStore, job_id: str, folder: JobFolder, destination: Destination
+) -> list[tuple[str, str, str]]:
+    """The Key Object, where the destination wants it and images that it rejects were to go there."""
+    if not destination.reject_replaced or not folder.rejection.exists():
+        return []
+    if not any(store.deliveries(earlier, destination.name) for earlier in store.superseded_by(job_id)):
+        return []
+    return [(scu.Outgoing.read(folder.rejection).sop_instance_uid, "rejection", folder.rejection.name)]
+
+
+def backoff(attempt: int, jitter: float) -> float:
+    """Seconds to wait after `attempt` (1-based) failed; `jitter` in [0, 1) spreads destinations' retries apart."""
+    return float(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * (0.75 + 0.5 * jitter))
+
+
+def deliver_to(
+    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, calling_aet: str
+) -> float | None:
+    """Send what still waits for one destination, and ask for what it accepted.
+
+    Every object's outcome is kept apart: a refused SEG does not make the stored SR wait, and nothing is called sent
+    without a Success or warning status of its own. It may be called as often as one likes: what there is to do
+    follows from the states on record.
+
+    Returns:
+        Seconds until there is something to do again, or None when all is settled.
+    """
+    successor = store.successor(job_id, destination.name)
+    if successor is not None:
+        store.drop_replaced_deliveries(job_id, destination.name, by=successor)
+    reason, give_up = _send_all(store, job_id, folder, destination, calling_aet)
+    pause = confirm(store, job_id, folder, destination, calling_aet)
+    deliveries = store.deliveries(job_id, destination.name)
+    waiting = [d for d in deliveries if d.state is DeliveryState.WAITING]
+    if not waiting:
+        return pause
+    reason = reason or next((d.reason for d in waiting if d.reason), HELD_BACK)
+    attempts = max(d.attempts for d in waiting)
+    if give_up or attempts >= destination.max_attempts or not _reports_may_come(deliveries):
+        for d in waiting:
+            if not d.reason:
+                store.note_check(d, reason=HELD_BACK)
+        store.give_up_delivery(job_id, destination.name)
+        log.error("job %s: dead letter for %s after %d attempts: %s", job_id, destination.name, attempts, reason)
+        return pause
+    wait = backoff(max(attempts, 1), random.random())
+    log.warning("job %s: %s: %s; next attempt in %.0f s", job_id, destination.name, reason, wait)
+    return wait if pause is None else min(wait, pause)
+
+
+def _send_all(
+    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, calling_aet: str
+) -> tuple[str, bool]:
+    """Send what is ready, and then what was held back for it; why something still waits, and whether for ever."""
+    reason, give_up = "", False
+    tried: set[str] = set()
+    while not give_up:
+        ready = [d for d in _ready(store.deliveries(job_id, destination.name)) if d.sop_instance_uid not in tried]
+        if not ready:
+            break
+        tried |= {d.sop_instance_uid for d in ready}
+        why, give_up = _send(store, ready, folder, destination, calling_aet)
+        reason = reason or why
+    return reason, give_up
+
+
+def _ready(deliveries: Sequence[Delivery]) -> list[Delivery]:
+    """What waits and may go now: earlier images are withdrawn only once the new report is there."""
+    waiting = sorted((d for d in deliveries if d.state is DeliveryState.WAITING), key=lambda d: _rank(d.kind))
+    if all(d.state in (DeliveryState.UNCONFIRMED, DeliveryState.SENT) for d in _reports(deliveries)):
+        return waiting
+    return [d for d in waiting if d.kind != "rejection"]
+
+
+def _reports_may_come(deliveries: Sequence[Delivery]) -> bool:
+    """Whether the new report is there, or still on its way."""
+    return any(d.state in OPEN_DELIVERIES or d.state is DeliveryState.SENT for d in _reports(deliveries))
+
+
+def _reports(deliveries: Sequence[Delivery]) -> list[Delivery]:
+    """The report of a job, or all its objects where it has none."""
+    new = [d for d in deliveries if d.kind != "rejection"]
+    return [d for d in new if d.kind == "sr"] or new
+
+
+def _rank(kind: str) -> int:
+    return ORDER.index(kind) if kind in ORDER else len(ORDER)
+
+
+def _send(
+    store: JobStore, waiting: Sequence[Delivery], folder: JobFolder, destination: Destination, calling_aet: str
+) -> tuple[str, bool]:
+    """One association, or a few requests; why something still waits, and whether it will for ever."""
+    left = {d.sop_instance_uid: d for d in waiting}
+    accepted = DeliveryState.SENT if destination.confirm == "none" else DeliveryState.UNCONFIRMED
+    reasons: list[str] = []
+
+    def note(uid: str, state: DeliveryState, status: str, reason: str) -> None:
+        delivery = left.pop(uid)
+        store.note_delivery(delivery.job_id, delivery.destination, uid, state=state, status=status, reason=reason)
+        if state is DeliveryState.WAITING:
+            reasons.append(reason)
+
+    def on_outcome(outcome: scu.StoreOutcome) -> None:
+        state = accepted if outcome.stored else DeliveryState.WAITING
+        status = "" if outcome.status is None else f"{outcome.status:04X}"
+        note(outcome.outgoing.sop_instance_uid, state, status, outcome.reason)
+
+    give_up = False
+    try:
+        outgoing = [scu.Outgoing.read(folder.dicom / d.file) for d in waiting]
+        if destination.stow_url is not None:
+            stow.store(outgoing, destination, on_outcome=on_outcome)
+        else:
+            scu.store(outgoing, peer_of(destination), calling_aet, on_outcome=on_outcome)
+    except DaemonError as error:  # what was answered before it counts
+        for uid in list(left):
+            note(uid, DeliveryState.WAITING, "", str(error))
+        give_up = not isinstance(error, Retryable)
+    return (f"{len(reasons)} of {len(waiting)} objects not stored: {reasons[0]}" if reasons else ""), give_up
+
+
+def is_open(deliveries: Sequence[Delivery]) -> bool:
+    """Whether something is still to be done about any of them, by itself."""
+    return any(d.state in OPEN_DELIVERIES for d in deliveries)

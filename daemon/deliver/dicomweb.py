@@ -1,0 +1,170 @@
+"""The client side of DICOMweb: STOW-RS to another server, and QIDO-RS to ask what it holds (PS3.18 10.5 and 10.6)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pydicom
+import requests
+from dicomweb_client.api import DICOMwebClient
+from dicomweb_client.session_utils import create_session
+from pydicom import Dataset
+
+from daemon.config.sections import Destination
+from daemon.deliver.dimse import NotOffered, OnOutcome, Outgoing, StoreOutcome
+from daemon.errors import Permanent, Retryable
+
+BATCH_BYTES = 32_000_000
+"""Files of about this size in all go out in one request; a larger file has one of its own."""
+
+JSON = "application/dicom+json"
+
+
+def store(
+    files: Sequence[Outgoing],
+    destination: Destination,
+    *,
+    timeout: float = 60,
+    on_outcome: OnOutcome | None = None,
+) -> list[StoreOutcome]:
+    """STOW-RS of all files; each has an outcome of its own, as `ReferencedSOPSequence` and `FailedSOPSequence` say.
+
+    Raises:
+        Retryable: the server cannot be reached, or answers a request as a whole with an error.
+        Permanent: a file cannot be read.
+    """
+    answers: list[requests.Response] = []
+    client = _client(destination, timeout, lambda response, *_args, **_options: answers.append(response))
+    outcomes: list[StoreOutcome] = []
+    for batch in _batches(files):
+        answers.clear()
+        try:
+            client.store_instances([_read(outgoing) for outgoing in batch])
+        except (requests.RequestException, ValueError) as error:  # ValueError: a body that the client cannot read
+            if not answers:
+                raise Retryable(f"{destination.stow_url}: {_first_line(error)}") from error
+        for outcome in _outcomes(batch, answers[-1]):
+            outcomes.append(outcome)
+            if on_outcome is not None:
+                on_outcome(outcome)
+    return outcomes
+
+
+def held(destination: Destination, study_uid: str, series_uid: str, *, timeout: float = 60) -> set[str]:
+    """SOP Instance UIDs of a series that the server knows, by QIDO-RS.
+
+    Raises:
+        NotOffered: the server has no QIDO-RS.
+        Retryable: it cannot be reached, or answers with an error.
+    """
+    try:
+        found = _client(destination, timeout).search_for_instances(study_uid, series_uid, get_remaining=True)
+    except requests.HTTPError as error:
+        status = None if error.response is None else error.response.status_code
+        if status == requests.codes.not_found:
+            return set()  # how some servers say that they know no such series
+        if status in (requests.codes.method_not_allowed, requests.codes.not_implemented):
+            raise NotOffered(f"{destination.stow_url}: no QIDO-RS: HTTP {status}") from error
+        raise Retryable(f"{destination.stow_url}: QIDO-RS: {_first_line(error)}") from error
+    except (requests.RequestException, ValueError) as error:
+        raise Retryable(f"{destination.stow_url}: QIDO-RS: {_first_line(error)}") from error
+    return {str(value) for item in found for value in item.get("00080018", {}).get("Value", ())}
+
+
+def echo(destination: Destination, *, timeout: float = 10) -> None:
+    """Ask for one study, as a sign of life.
+
+    Raises:
+        Retryable: no answer, or an error.
+    """
+    try:
+        _client(destination, timeout).search_for_studies(limit=1)
+    except (requests.RequestException, ValueError) as error:
+        raise Retryable(f"{destination.stow_url}: QIDO-RS: {_first_line(error)}") from error
+
+
+def _client(destination: Destination, timeout: float, on_answer: Callable[..., Any] | None = None) -> DICOMwebClient:
+    """A client that tries each request once: the delivery has its own back-off."""
+    session = create_session()
+    session.trust_env = False  # neither a proxy nor a .netrc of the machine may see results
+    session.headers["Accept"] = JSON
+    token = destination.token.get_secret_value()
+    if token:
+        session.headers["Authorization"] = f"Bearer {token}"
+    elif destination.username:
+        session.auth = (destination.username, destination.password.get_secret_value())
+    tls = destination.tls
+    if tls is not None:
+        session.verify = str(tls.ca) if tls.ca is not None else True
+        if tls.cert is not None and tls.key is not None:
+            session.cert = (str(tls.cert), str(tls.key))
+    try:
+        client = DICOMwebClient(str(destination.stow_url).rstrip("/"), session, callback=on_answer, timeout=timeout)
+    except ValueError as error:
+        raise Permanent(f"destination {destination.name!r}: stow_url: {error}") from error
+    client.set_http_retry_params(retry=False)
+    return client
+
+
+def _read(outgoing: Outgoing) -> Dataset:
+    try:
+        return pydicom.dcmread(outgoing.path)
+    except OSError as error:
+        raise Permanent(f"{outgoing.path} cannot be read: {error}") from error
+
+
+def _batches(files: Sequence[Outgoing]) -> Iterator[list[Outgoing]]:
+    batch: list[Outgoing] = []
+    size = 0
+    for outgoing in files:
+        more = outgoing.path.stat().st_size
+        if batch and size + more > BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(outgoing)
+        size += more
+    if batch:
+        yield batch
+
+
+def _outcomes(batch: Sequence[Outgoing], answer: requests.Response) -> Iterator[StoreOutcome]:
+    """What the server says of each file.
+
+    PS3.18 Table 10.5.3-1: 200, all stored; 202, some stored or with warnings; 409, none stored. The body names each.
+
+    Raises:
+        Retryable: another status, which speaks of the request and not of its files.
+    """
+    if answer.status_code not in (requests.codes.ok, requests.codes.accepted, requests.codes.conflict):
+        raise Retryable(f"{answer.url}: STOW-RS: HTTP {answer.status_code} {answer.reason}")
+    said = _body(answer)
+    stored = {str(item.ReferencedSOPInstanceUID): item for item in said.get("ReferencedSOPSequence", ())}
+    failed = {str(item.ReferencedSOPInstanceUID): item for item in said.get("FailedSOPSequence", ())}
+    for outgoing in batch:
+        uid = outgoing.sop_instance_uid
+        if uid in failed:
+            status = int(failed[uid].get("FailureReason", 0x0110))
+            yield StoreOutcome(outgoing, status, f"STOW-RS failure reason 0x{status:04X}")
+        elif uid in stored and "WarningReason" in stored[uid]:
+            status = int(stored[uid].WarningReason)
+            yield StoreOutcome(outgoing, status, f"STOW-RS warning reason 0x{status:04X}")
+        elif uid in stored or (answer.status_code == requests.codes.ok and not failed and not stored):
+            yield StoreOutcome(outgoing, 0x0000)
+        else:
+            reason = f"STOW-RS: HTTP {answer.status_code}, whose body does not name the instance"
+            yield StoreOutcome(outgoing, None, reason)
+
+
+def _body(answer: requests.Response) -> Dataset:
+    """The response as a data set; empty where there is none, or in another form than was asked for."""
+    try:
+        body = answer.json() if answer.content and "json" in answer.headers.get("Content-Type", "") else {}
+    except json.JSONDecodeError as error:
+        raise Retryable(f"{answer.url}: STOW-RS: HTTP {answer.status_code}, whose body is not JSON") from error
+    return Dataset.from_json(body[0] if isinstance(body, list) and body else body or {})
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

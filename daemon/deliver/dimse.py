@@ -1,0 +1,305 @@
+"""The client side of DICOM: C-ECHO, C-STORE, C-FIND to another application entity (PS3.7 9.1, PS3.4 Annexes B, C)."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
+
+from daemon.config.sections import ClientTls
+from daemon.errors import DaemonError, Permanent, Retryable
+
+MAX_CONTEXTS = 128
+"""Presentation contexts in one association (PS3.8 9.3.2.2: odd identifiers 1 to 255)."""
+
+CONVERTIBLE = frozenset(
+    {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
+)
+"""Uncompressed transfer syntaxes, between which pynetdicom re-encodes when the peer accepts another one."""
+
+FIND_PENDING = (0xFF00, 0xFF01)
+"""A match, PS3.4 Table C.4-1."""
+
+
+class NotOffered(Retryable):
+    """The peer takes associations, but offers nothing of what was asked for."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An application entity to call."""
+
+    ae_title: str
+    host: str
+    port: int
+    tls: ClientTls | None = None
+
+    def __str__(self) -> str:
+        return f"{self.ae_title}@{self.host}:{self.port}"
+
+
+def parse_peer(text: str) -> Peer:
+    """Read `AET@HOST:PORT`.
+
+    Raises:
+        DaemonError: the text has another form.
+    """
+    ae_title, at, address = text.rpartition("@")
+    host, colon, port = address.rpartition(":")
+    if not (at and colon and ae_title and host and port.isdigit() and 0 < int(port) < 65536):
+        raise DaemonError(f"peer: expected AET@HOST:PORT, got {text!r}")
+    if len(ae_title) > 16:
+        raise DaemonError(f"peer: an AE title has at most 16 characters (PS3.5 6.2), got {ae_title!r}")
+    return Peer(ae_title, host.strip("[]"), int(port))
+
+
+IDENTITY = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One file to send; the UIDs are read from it."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    study_uid: str = ""
+    series_uid: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Outgoing:
+        """Read the UIDs of a Part 10 file.
+
+        Raises:
+            DaemonError: the file is not DICOM.
+        """
+        try:
+            header = pydicom.dcmread(path, specific_tags=IDENTITY, stop_before_pixels=True)
+            return cls(
+                path,
+                str(header.SOPClassUID),
+                str(header.SOPInstanceUID),
+                str(header.file_meta.TransferSyntaxUID),
+                str(header.get("StudyInstanceUID", "")),
+                str(header.get("SeriesInstanceUID", "")),
+            )
+        except (InvalidDicomError, AttributeError, EOFError) as error:
+            raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error
+
+
+@dataclass(frozen=True)
+class StoreOutcome:
+    """What the peer said to one C-STORE.
+
+    Attributes:
+        status: DIMSE status, which STOW-RS gives as well; None where no answer came (context refused, association
+            lost).
+        reason: Empty on plain success.
+    """
+
+    outgoing: Outgoing
+    status: int | None
+    reason: str = ""
+
+    @property
+    def stored(self) -> bool:
+        """Success, or a warning (PS3.4 B.2.3: 0xB000, 0xB006, 0xB007), with which the instance is stored too."""
+        return self.status == 0x0000 or (self.status is not None and self.status >> 12 == 0xB)
+
+
+OnOutcome = Callable[[StoreOutcome], None]
+
+
+def echo(peer: Peer, calling_aet: str, *, timeout: float = 10) -> None:
+    """C-ECHO.
+
+    Raises:
+        Retryable: the peer cannot be reached, refuses, or answers with a failure.
+    """
+    ae = application_entity(calling_aet, timeout)
+    ae.add_requested_context(Verification)
+    association = associate(ae, peer)
+    try:
+        status = association.send_c_echo()
+    finally:
+        association.release()
+    if "Status" not in status or status.Status != 0x0000:
+        got = f"0x{status.Status:04X}" if "Status" in status else "no answer"
+        raise Retryable(f"C-ECHO to {peer}: expected status 0x0000, got {got}")
+
+
+def store(
+    files: Sequence[Outgoing],
+    peer: Peer,
+    calling_aet: str,
+    *,
+    timeout: float = 60,
+    on_outcome: OnOutcome | None = None,
+) -> list[StoreOutcome]:
+    """C-STORE all files, in as few associations as the presentation contexts allow.
+
+    Files go out as they are encoded; only uncompressed ones are re-encoded where the peer takes another syntax.
+
+    Raises:
+        Retryable: no association could be made. Once one is made, every file has an outcome.
+    """
+    outcomes: list[StoreOutcome] = []
+    for batch, contexts in _batches(files):
+        ae = application_entity(calling_aet, timeout)
+        for sop_class_uid, syntaxes in contexts:
+            ae.add_requested_context(sop_class_uid, list(syntaxes))
+        association = associate(ae, peer)
+        try:
+            for outgoing in batch:
+                outcome = _store_one(association, outgoing)
+                outcomes.append(outcome)
+                if on_outcome is not None:
+                    on_outcome(outcome)
+        finally:
+            if association.is_established:
+                association.release()
+    return outcomes
+
+
+def find_instances(peer: Peer, calling_aet: str, study_uid: str, series_uid: str, *, timeout: float = 60) -> set[str]:
+    """SOP Instance UIDs of a series that the peer knows, by C-FIND at image level (PS3.4 C.4.1).
+
+    Raises:
+        NotOffered: the peer has no Study Root C-FIND, or not at this level.
+        Retryable: it cannot be reached, or does not answer to the end.
+    """
+    identifier = Dataset()
+    identifier.QueryRetrieveLevel = "IMAGE"
+    identifier.StudyInstanceUID = study_uid
+    identifier.SeriesInstanceUID = series_uid
+    identifier.SOPInstanceUID = ""
+    ae = application_entity(calling_aet, timeout)
+    ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+    association = associate(ae, peer)
+    found: set[str] = set()
+    try:
+        for answer, match in association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
+            if "Status" not in answer:
+                raise Retryable(f"{peer}: C-FIND: no answer")
+            if answer.Status in FIND_PENDING and match is not None:
+                found.add(str(match.get("SOPInstanceUID", "")))
+            elif answer.Status != 0x0000:
+                raise NotOffered(f"{peer}: C-FIND: status 0x{answer.Status:04X}")
+    finally:
+        if association.is_established:
+            association.release()
+    return found
+
+
+def application_entity(calling_aet: str, timeout: float) -> AE:
+    """An AE of ours that waits `timeout` seconds for answers."""
+    ae = AE(ae_title=calling_aet)
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
+    ae.connection_timeout = min(timeout, 10)
+    return ae
+
+
+def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callable[..., object]]] = ()) -> Association:
+    """An established association.
+
+    Raises:
+        NotOffered: the peer accepts none of the presentation contexts.
+        Retryable: it cannot be reached, refuses, aborts, or shows no certificate that we trust.
+    """
+    connected: list[evt.Event] = []
+    association = ae.associate(
+        peer.host,
+        peer.port,
+        ae_title=peer.ae_title,
+        max_pdu=0,
+        tls_args=None if peer.tls is None else (_tls_context(peer.tls), peer.host),
+        evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
+    )
+    if association.is_established:
+        return association
+    if association.is_rejected:
+        raise Retryable(f"{peer} refused the association: {_refusal(association)}")
+    if association.rejected_contexts:
+        asked = ", ".join(sorted({context.abstract_syntax.name for context in association.rejected_contexts}))
+        raise NotOffered(f"{peer} accepted none of the presentation contexts: {asked}")
+    if connected:
+        raise Retryable(f"{peer} aborted the association or did not answer")
+    raise Retryable(f"{peer} cannot be reached: no {'TLS' if peer.tls else 'TCP'} connection")
+
+
+def _tls_context(tls: ClientTls) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
+        if tls.cert is not None and tls.key is not None:
+            context.load_cert_chain(tls.cert, tls.key)
+    except OSError as error:  # ssl.SSLError is one
+        raise Permanent(f"destination's tls: {error}") from error
+    return context
+
+
+def _refusal(association: Association) -> str:
+    primitive = association.acceptor.primitive
+    if primitive is None:
+        return "no reason given"
+    return f"{primitive.result_str}, {primitive.source_str}, {primitive.reason_str}"
+
+
+Contexts = list[tuple[str, tuple[str, ...]]]
+
+
+def _batches(files: Sequence[Outgoing]) -> Iterator[tuple[list[Outgoing], Contexts]]:
+    """Groups of files whose presentation contexts fit into one association."""
+    batch: list[Outgoing] = []
+    contexts: dict[tuple[str, tuple[str, ...]], None] = {}  # in the order in which they were needed
+    for outgoing in files:
+        wanted = [(outgoing.sop_class_uid, syntaxes) for syntaxes in _proposals(UID(outgoing.transfer_syntax_uid))]
+        if len(contexts.keys() | set(wanted)) > MAX_CONTEXTS:
+            yield batch, list(contexts)
+            batch, contexts = [], {}
+        contexts.update(dict.fromkeys(wanted))
+        batch.append(outgoing)
+    if batch:
+        yield batch, list(contexts)
+
+
+def _proposals(own: UID) -> tuple[tuple[str, ...], ...]:
+    """Transfer syntaxes of each context: a file's own alone, so that the peer cannot prefer another, then others."""
+    if own not in CONVERTIBLE:
+        return ((str(own),),)
+    others = tuple(str(s) for s in (ExplicitVRLittleEndian, ImplicitVRLittleEndian) if s != own)
+    return ((str(own),), others)
+
+
+def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
+    if not association.is_established:
+        return StoreOutcome(outgoing, None, "the association ended before this instance was sent")
+    try:
+        answer = association.send_c_store(outgoing.path)
+    except (ValueError, RuntimeError) as error:  # no accepted context, or the association ended meanwhile
+        return StoreOutcome(outgoing, None, f"not sent: {error}")
+    except OSError as error:
+        raise Permanent(f"{outgoing.path} cannot be read: {error}") from error
+    if "Status" not in answer:
+        return StoreOutcome(outgoing, None, "no answer: the association timed out, was aborted or lost")
+    status = int(answer.Status)
+    if status == 0x0000:
+        return StoreOutcome(outgoing, status)
+    comment = str(answer.get("ErrorComment", "")) or "no comment"
+    kind = "warning" if status >> 12 == 0xB else "failure"
+    return StoreOutcome(outgoing, status, f"{kind} status 0x{status:04X}: {comment}")

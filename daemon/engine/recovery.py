@@ -1,0 +1,119 @@
+"""At each start, and now and then: every job that has not ended has a workflow that will end it.
+
+After an upgrade that changed the order of steps, workflows of the version before cannot be resumed: they are
+cancelled, and their jobs start anew (each step is idempotent; what was delivered is not sent again). The same look
+finds jobs whose workflow was never queued because the process was killed in between, and those whose workflow ended
+with an error that nobody foresaw, such as a database that was away in the middle of a step.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import sqlalchemy as sa
+
+from daemon.engine.names import WORKFLOW_VERSION
+from daemon.jobs.store import DELIVERIES, JOBS, OPEN_DELIVERIES, JobState, now
+from daemon.pipeline.actions import engine_client, enqueue_delivery, enqueue_report
+
+log = logging.getLogger(__name__)
+
+LIVE = ["PENDING", "ENQUEUED", "DELAYED"]
+MOST_MENDED = 3
+"""So often in its life a job whose workflow broke gets a new one; then it has failed, and a person must look."""
+
+SETTLED_SECONDS = 30.0
+"""A job that changed later than this may be on its way into a queue just now; with several hosts it is left alone."""
+
+
+def give_every_job_a_workflow(engine: sa.Engine, *, alone: bool) -> list[str]:
+    """Queue what has none; call it when the engine runs.
+
+    Args:
+        engine: The daemon's database.
+        alone: Nobody hands studies over meanwhile: neither another process nor this one's assembler.
+
+    Returns:
+        The workflows that were queued.
+    """
+    live = _live_workflows(engine)
+    limit = now() + 1 if alone else now() - SETTLED_SECONDS
+    stamp = f"u{int(now())}"
+    queued = []
+    for job_id in _jobs(engine, (JobState.QUEUED, JobState.RUNNING), limit):
+        if any(_job_of(name) == job_id and ":" not in name for name in live):
+            continue
+        if _times_mended(engine, job_id) >= MOST_MENDED:
+            _give_up(engine, job_id)
+            continue
+        queued.append(f"{job_id}-{stamp}")
+        enqueue_report(engine, job_id, workflow_id=queued[-1])
+    for job_id, destination in _open_deliveries(engine, limit):
+        if not any(_job_of(name) == job_id and _destination_of(name) == destination for name in live):
+            queued.append(f"{job_id}-{stamp}:{destination}")
+            enqueue_delivery(engine, queued[-1], job_id, destination)
+    for name in queued:
+        log.warning("workflow %s was queued: its job had none that this version can go on with", name)
+    return queued
+
+
+def _live_workflows(engine: sa.Engine) -> list[str]:
+    """Names of unfinished workflows of this version; those of others are cancelled."""
+    with engine_client(engine) as client:
+        found = client.list_workflows(status=LIVE, load_input=False, load_output=False)
+        others = [w.workflow_id for w in found if w.app_version != WORKFLOW_VERSION]
+        if others:
+            log.warning("%d workflows of another version are replaced by new ones", len(others))
+            client.cancel_workflows(others)
+    return [w.workflow_id for w in found if w.app_version == WORKFLOW_VERSION]
+
+
+def _times_mended(engine: sa.Engine, job_id: str) -> int:
+    """How many workflows of this version were queued here for a job, and ended without ending it."""
+    with engine_client(engine) as client:
+        found = client.list_workflows(
+            workflow_id_prefix=f"{job_id}-u", status="ERROR", load_input=False, load_output=False
+        )
+    return sum(w.app_version == WORKFLOW_VERSION and ":" not in w.workflow_id for w in found)
+
+
+def _give_up(engine: sa.Engine, job_id: str) -> None:
+    reason = f"its workflow ended {MOST_MENDED} times with an error that was not foreseen; see the log of the service"
+    log.error("job %s: %s", job_id, reason)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.update(JOBS)
+            .where(JOBS.c.job_id == job_id, JOBS.c.state.in_([str(JobState.QUEUED), str(JobState.RUNNING)]))
+            .values(state=str(JobState.FAILED), reason=reason, updated=now())
+        )
+
+
+def _jobs(engine: sa.Engine, states: tuple[JobState, ...], before: float) -> list[str]:
+    query = sa.select(JOBS.c.job_id).where(JOBS.c.state.in_([str(s) for s in states]), JOBS.c.updated < before)
+    with engine.connect() as connection:
+        return list(connection.execute(query.order_by(JOBS.c.created)).scalars())
+
+
+def _open_deliveries(engine: sa.Engine, before: float) -> list[tuple[str, str]]:
+    """(job, destination) of delivering jobs with something that is not settled, or of which nobody wrote the end."""
+    still_open = [str(state) for state in OPEN_DELIVERIES]
+    delivering = (
+        sa.select(DELIVERIES.c.job_id, DELIVERIES.c.destination)
+        .join(JOBS, JOBS.c.job_id == DELIVERIES.c.job_id)
+        .where(JOBS.c.state == str(JobState.DELIVERING), JOBS.c.updated < before)
+        .distinct()
+    )
+    unsettled = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.in_(still_open))
+    with engine.connect() as connection:
+        rows = connection.execute(delivering.where(DELIVERIES.c.state.in_(still_open))).all()
+        ended = connection.execute(delivering.where(DELIVERIES.c.job_id.not_in(unsettled))).all()
+    return [(row.job_id, row.destination) for row in (*rows, *{row.job_id: row for row in ended}.values())]
+
+
+def _job_of(workflow_id: str) -> str:
+    """The job of a workflow called `<job>`, `<job>-<run>`, `<job>:<destination>` or `<job>-<run>:<destination>#<n>`."""
+    return workflow_id.partition(":")[0].partition("-")[0]
+
+
+def _destination_of(workflow_id: str) -> str:
+    return workflow_id.partition(":")[2].partition("#")[0]

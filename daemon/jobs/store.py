@@ -1,0 +1,408 @@
+"""What the daemon knows about its work: jobs, the verdict on each series, and every delivery.
+
+The command line and the web page read these tables, also while the daemon is stopped. DBOS keeps its own record of
+each workflow beside them in the same database; these tables hold what people ask about.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from daemon.database.engine import metadata, upsert
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DELIVERING = "delivering"
+    DONE = "done"
+    SET_ASIDE = "set_aside"
+    """Nothing to report: the reason says why (never tried again by itself)."""
+    FAILED = "failed"
+    """Tried as often as allowed; `braingemma jobs retry` starts it again."""
+    CANCELLED = "cancelled"
+
+
+FINAL_STATES = frozenset({JobState.DONE, JobState.SET_ASIDE, JobState.FAILED, JobState.CANCELLED})
+
+
+class DeliveryState(enum.StrEnum):
+    """Where one object stands on its way to one destination."""
+
+    WAITING = "waiting"
+    """To be sent, for the first time or again."""
+    UNCONFIRMED = "unconfirmed"
+    """Accepted with Success or a warning; whether the destination holds it is being asked."""
+    SENT = "sent"
+    """Accepted, and confirmed where the destination can be asked."""
+    DEAD = "dead_letter"
+    """Given up with a reason; `braingemma jobs retry` lets it wait again."""
+    REPLACED = "replaced"
+    """An image that a later job of the series replaces: not sent any more."""
+
+
+OPEN_DELIVERIES = frozenset({DeliveryState.WAITING, DeliveryState.UNCONFIRMED})
+"""Something is still to be done about these, by itself."""
+
+REPLACED_KINDS = ("sc", "pm", "seg", "tid1500")
+"""What a later job replaces; the report stays, and its successor names it."""
+
+
+JOBS = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
+    sa.Column("supersedes", sa.String(64), index=True),
+    sa.Column("folder", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("step", sa.String(16), nullable=False, default=""),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("created", sa.Float, nullable=False, index=True),
+    sa.Column("updated", sa.Float, nullable=False),
+    sa.Column("runs", sa.Integer, nullable=False, default=1),
+    sa.Column("progress", sa.Text, nullable=False, default=""),
+    sa.Column("timings", sa.Text, nullable=False, default="{}"),
+    sa.Column("result", sa.Text, nullable=False, default=""),
+    sa.Column("series_uid", sa.String(64), nullable=False, default="", index=True),
+)
+
+VERDICTS = sa.Table(
+    "series_verdicts",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("series_uid", sa.String(64), primary_key=True, index=True),
+    sa.Column("verdict", sa.String(16), nullable=False),
+    sa.Column("reasons", sa.Text, nullable=False),
+)
+
+DELIVERIES = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("destination", sa.String(64), primary_key=True),
+    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("file", sa.Text, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("status", sa.String(8), nullable=False, default=""),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("updated", sa.Float, nullable=False),
+    sa.Column("transaction_uid", sa.String(64), nullable=False, default=""),
+    sa.Column("checks", sa.Integer, nullable=False, default=0),
+    sa.Column("confirmed", sa.String(64), nullable=False, default=""),
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row of the job list.
+
+    Attributes:
+        created: Seconds since the epoch, UTC; so is `updated`.
+        timings: Seconds by step.
+        runs: How often the job was started by a person or by arrival (retries within a run not counted).
+        result: The report's findings in one line; empty until it is written.
+        series_uid: The series that it reports; empty until that is decided.
+    """
+
+    job_id: str
+    study_uid: str
+    supersedes: str | None
+    folder: str
+    state: JobState
+    step: str
+    reason: str
+    created: float
+    updated: float
+    runs: int
+    progress: str
+    timings: Mapping[str, float] = field(default_factory=dict)
+    result: str = ""
+    series_uid: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As `braingemma jobs list --json` prints it."""
+        return {**vars(self), "state": str(self.state), "timings": dict(self.timings)}
+
+
+@dataclass(frozen=True)
+class SeriesVerdict:
+    """What selection said of one series, with each rule's reason."""
+
+    job_id: str
+    series_uid: str
+    verdict: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One object on its way to one destination.
+
+    Attributes:
+        status: DIMSE status of the last attempt, hexadecimal; HTTP's reason code where it went by STOW-RS.
+        attempts: How often it was sent, or its destination could not be reached.
+        transaction_uid: The storage commitment that was asked for since it was accepted; empty: none.
+        checks: How often since then the destination was asked in vain whether it holds the object.
+        confirmed: How the destination said that it holds the object; empty: it did not.
+    """
+
+    job_id: str
+    destination: str
+    sop_instance_uid: str
+    kind: str
+    file: str
+    state: DeliveryState
+    status: str
+    attempts: int
+    reason: str
+    updated: float
+    transaction_uid: str = ""
+    checks: int = 0
+    confirmed: str = ""
+
+
+def now() -> float:
+    """Seconds since the epoch, UTC."""
+    return datetime.datetime.now(datetime.UTC).timestamp()
+
+
+class JobStore:
+    """Reads and writes the three tables."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        may_write: Callable[[], None] = lambda: None,
+        on_attempt: Callable[[str, str, str, DeliveryState, str], None] = lambda *_: None,
+    ) -> None:
+        """Open it.
+
+        Args:
+            engine: The daemon's database; its tables exist.
+            may_write: Called before each write; ends the process where another has taken its work over.
+            on_attempt: Told of each attempt to deliver: job, destination, SOP instance, state, status.
+        """
+        self.engine = engine
+        self._may_write = may_write
+        self._on_attempt = on_attempt
+
+    def _writing(self) -> AbstractContextManager[sa.Connection]:
+        self._may_write()
+        return self.engine.begin()
+
+    def add(self, job_id: str, *, study_uid: str, folder: str, supersedes: str | None) -> None:
+        """Add a queued job; adding one that exists changes nothing."""
+        time = now()
+        row = {
+            "job_id": job_id, "study_uid": study_uid, "folder": folder, "supersedes": supersedes,
+            "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
+            "runs": 1, "progress": "", "timings": "{}", "result": "", "series_uid": "",
+        }  # fmt: skip
+        with self._writing() as connection:
+            connection.execute(upsert(self.engine, JOBS, row, update=()))
+
+    def update(self, job_id: str, **values: Any) -> None:
+        """Set columns of a job; `updated` follows by itself."""
+        with self._writing() as connection:
+            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(updated=now(), **values))
+
+    def add_timing(self, job_id: str, step: str, seconds: float) -> None:
+        """Record how long a step took, seconds."""
+        with self._writing() as connection:
+            row = connection.execute(sa.select(JOBS.c.timings).where(JOBS.c.job_id == job_id)).one()
+            timings = {**json.loads(row.timings), step: round(seconds, 3)}
+            connection.execute(
+                sa.update(JOBS).where(JOBS.c.job_id == job_id).values(timings=json.dumps(timings), updated=now())
+            )
+
+    def get(self, job_id: str) -> Job | None:
+        """The job, or None where there is none of that id."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
+        return None if row is None else job_of_row(row)
+
+    def latest_of_series(self, series_uid: str, *, before: Job) -> str | None:
+        """The newest job of a study that reports a series and is older than `before`, a job of the same study."""
+        query = sa.select(JOBS.c.job_id).where(
+            JOBS.c.study_uid == before.study_uid,
+            JOBS.c.series_uid == series_uid,
+            JOBS.c.job_id != before.job_id,
+            JOBS.c.created < before.created,
+        )
+        with self.engine.connect() as connection:
+            return connection.execute(query.order_by(JOBS.c.created.desc()).limit(1)).scalar_one_or_none()
+
+    def recent(self, *, limit: int = 1000) -> list[Job]:
+        """The newest jobs first."""
+        query = sa.select(JOBS).order_by(JOBS.c.created.desc(), JOBS.c.job_id).limit(limit)
+        with self.engine.connect() as connection:
+            return [job_of_row(row) for row in connection.execute(query)]
+
+    def waiting(self) -> int:
+        """How many jobs the pipeline has not finished with."""
+        query = sa.select(sa.func.count()).where(JOBS.c.state.in_([JobState.QUEUED, JobState.RUNNING]))
+        with self.engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job with its verdicts and deliveries."""
+        with self._writing() as connection:
+            for table in (DELIVERIES, VERDICTS, JOBS):
+                connection.execute(sa.delete(table).where(table.c.job_id == job_id))
+
+    def put_verdicts(self, job_id: str, verdicts: Iterable[tuple[str, str, Iterable[str]]]) -> None:
+        """Keep (series UID, verdict, reasons) of each series of a job."""
+        with self._writing() as connection:
+            for series_uid, verdict, reasons in verdicts:
+                row = {
+                    "job_id": job_id,
+                    "series_uid": series_uid,
+                    "verdict": verdict,
+                    "reasons": json.dumps(list(reasons)),
+                }
+                connection.execute(upsert(self.engine, VERDICTS, row, update=("verdict", "reasons")))
+
+    def verdicts(self, *, series_uid: str | None = None, job_id: str | None = None) -> list[SeriesVerdict]:
+        """Verdicts on a series, or of a job; the newest job's first."""
+        query = sa.select(VERDICTS).join(JOBS, JOBS.c.job_id == VERDICTS.c.job_id).order_by(JOBS.c.created.desc())
+        if series_uid is not None:
+            query = query.where(VERDICTS.c.series_uid == series_uid)
+        if job_id is not None:
+            query = query.where(VERDICTS.c.job_id == job_id)
+        with self.engine.connect() as connection:
+            return [verdict_of_row(row) for row in connection.execute(query)]
+
+    def put_deliveries(self, job_id: str, destination: str, objects: Iterable[tuple[str, str, str]]) -> None:
+        """Plan the delivery of (SOP instance UID, kind, file); objects already planned keep their state."""
+        with self._writing() as connection:
+            for sop_instance_uid, kind, file in objects:
+                row = {
+                    "job_id": job_id, "destination": destination, "sop_instance_uid": sop_instance_uid, "kind": kind,
+                    "file": file, "state": DeliveryState.WAITING, "status": "", "attempts": 0, "reason": "",
+                    "updated": now(), "transaction_uid": "", "checks": 0, "confirmed": "",
+                }  # fmt: skip
+                connection.execute(upsert(self.engine, DELIVERIES, row, update=()))
+
+    def note_delivery(
+        self, job_id: str, destination: str, sop_instance_uid: str, *, state: DeliveryState, status: str, reason: str
+    ) -> None:
+        """Record one attempt to deliver one object; an earlier question whether it is held is over."""
+        self._set_delivery(
+            job_id, destination, sop_instance_uid, state=state, status=status, reason=reason,
+            attempts=DELIVERIES.c.attempts + 1, transaction_uid="", checks=0, confirmed="",
+        )  # fmt: skip
+        self._on_attempt(job_id, destination, sop_instance_uid, state, status)
+
+    def note_check(self, delivery: Delivery, *, reason: str | None = None, transaction_uid: str | None = None) -> None:
+        """Record that an accepted object is still not confirmed: why, or which storage commitment was asked for."""
+        values: dict[str, Any] = {"checks": DELIVERIES.c.checks + 1} if transaction_uid is None else {}
+        if transaction_uid is not None:
+            values["transaction_uid"] = transaction_uid
+        if reason is not None:
+            values["reason"] = reason
+        self._set_delivery(delivery.job_id, delivery.destination, delivery.sop_instance_uid, **values)
+
+    def settle_check(self, delivery: Delivery, state: DeliveryState, *, reason: str, confirmed: str = "") -> None:
+        """Record that an accepted object is held (sent), is not (waiting again), or cannot be asked for (dead)."""
+        self._set_delivery(
+            delivery.job_id, delivery.destination, delivery.sop_instance_uid, state=state, reason=reason,
+            confirmed=confirmed, transaction_uid="",
+        )  # fmt: skip
+        self._on_attempt(delivery.job_id, delivery.destination, delivery.sop_instance_uid, state, delivery.status)
+
+    def _set_delivery(self, job_id: str, destination: str, sop_instance_uid: str, **values: Any) -> None:
+        mine = (
+            DELIVERIES.c.job_id == job_id,
+            DELIVERIES.c.destination == destination,
+            DELIVERIES.c.sop_instance_uid == sop_instance_uid,
+        )
+        with self._writing() as connection:
+            connection.execute(sa.update(DELIVERIES).where(*mine).values(updated=now(), **values))
+
+    def give_up_delivery(self, job_id: str, destination: str, reason: str | None = None) -> None:
+        """Move what waits for a destination to the dead letter; without a reason the last attempt's stays."""
+        values: dict[str, Any] = {"state": DeliveryState.DEAD}
+        if reason is not None:
+            values["reason"] = reason
+        self._move_deliveries(job_id, destination, (DeliveryState.WAITING,), values)
+
+    def revive_deliveries(self, job_id: str, destination: str) -> None:
+        """Let what is in the dead letter wait again, with all its attempts."""
+        values = {"state": DeliveryState.WAITING, "attempts": 0}
+        self._move_deliveries(job_id, destination, (DeliveryState.DEAD,), values)
+
+    def drop_replaced_deliveries(self, job_id: str, destination: str, by: str) -> None:
+        """Send no more images of a job whose results those of job `by` replace."""
+        values = {"state": DeliveryState.REPLACED, "reason": f"replaced by the results of job {by}"}
+        images = DELIVERIES.c.kind.in_(REPLACED_KINDS)
+        self._move_deliveries(job_id, destination, tuple(OPEN_DELIVERIES), values, images)
+
+    def successor(self, job_id: str, destination: str) -> str | None:
+        """The job whose results replace this one's at a destination: it supersedes it, and has results for it."""
+        has_results = sa.exists().where(DELIVERIES.c.job_id == JOBS.c.job_id, DELIVERIES.c.destination == destination)
+        query = sa.select(JOBS.c.job_id, has_results.label("has_results")).order_by(JOBS.c.created)
+        later = [job_id]
+        with self.engine.connect() as connection:
+            while later:
+                rows = connection.execute(query.where(JOBS.c.supersedes.in_(later))).all()
+                found = [row.job_id for row in rows if row.has_results]
+                if found:
+                    return str(found[-1])
+                later = [row.job_id for row in rows]
+        return None
+
+    def superseded_by(self, job_id: str) -> list[str]:
+        """The earlier jobs that a job supersedes, the latest of them first."""
+        earlier: list[str] = []
+        job = self.get(job_id)
+        while job is not None and job.supersedes is not None and job.supersedes not in earlier:
+            earlier.append(job.supersedes)
+            job = self.get(job.supersedes)
+        return earlier
+
+    def _move_deliveries(
+        self,
+        job_id: str,
+        destination: str,
+        old: Sequence[DeliveryState],
+        values: Mapping[str, Any],
+        *more: sa.ColumnElement[bool],
+    ) -> None:
+        states = DELIVERIES.c.state.in_([str(state) for state in old])
+        mine = (DELIVERIES.c.job_id == job_id, DELIVERIES.c.destination == destination, states, *more)
+        with self._writing() as connection:
+            connection.execute(sa.update(DELIVERIES).where(*mine).values(updated=now(), **values))
+
+    def deliveries(self, job_id: str, destination: str | None = None) -> list[Delivery]:
+        """Deliveries of a job, by destination and file."""
+        query = sa.select(DELIVERIES).where(DELIVERIES.c.job_id == job_id)
+        if destination is not None:
+            query = query.where(DELIVERIES.c.destination == destination)
+        with self.engine.connect() as connection:
+            rows = connection.execute(query.order_by(DELIVERIES.c.destination, DELIVERIES.c.file)).mappings()
+            return [Delivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
+
+
+def job_of_row(row: sa.Row[Any]) -> Job:
+    """A row of `JOBS`."""
+    values = dict(row._mapping)
+    return Job(**{**values, "state": JobState(values["state"]), "timings": json.loads(values["timings"])})
+
+
+def verdict_of_row(row: sa.Row[Any]) -> SeriesVerdict:
+    """A row of `VERDICTS`."""
+    return SeriesVerdict(row.job_id, row.series_uid, row.verdict, tuple(json.loads(row.reasons)))

@@ -1,0 +1,1 @@
+"""What an engineer watches: log, metrics, health, audit."""

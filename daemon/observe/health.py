@@ -1,0 +1,56 @@
+"""Is the service alive, and can it take and report studies: for `/healthz`, `/readyz` and systemd's watchdog."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from daemon.config.sections import Settings
+
+LONGEST_SILENCE = 120.0
+"""A part that did not give a sign of life for this long, seconds, counts as stuck."""
+
+GB = 1e9
+
+
+@dataclass(eq=False)
+class Health:
+    """Signs of life of the service's parts."""
+
+    settings: Settings
+    engine: sa.Engine
+    alive: dict[str, Callable[[], bool]] = field(default_factory=dict)
+    """Part of the service to whether it runs."""
+    _beats: dict[str, float] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def beat(self, part: str) -> None:
+        """A sign of life from a part that works in a loop."""
+        with self._lock:
+            self._beats[part] = time.monotonic()
+
+    def faults(self) -> list[str]:
+        """What is not alive: the service should be started again. Empty: all is well."""
+        dead = [f"{part} does not run" for part, runs in self.alive.items() if not runs()]
+        with self._lock:
+            silent = [part for part, last in self._beats.items() if time.monotonic() - last > LONGEST_SILENCE]
+        return dead + [f"{part} has given no sign of life for {LONGEST_SILENCE:.0f} s" for part in silent]
+
+    def obstacles(self) -> list[str]:
+        """Why no study can be taken just now. Empty: ready."""
+        found = self.faults()
+        try:
+            with self.engine.connect() as connection:
+                connection.execute(sa.select(1))
+        except sa.exc.SQLAlchemyError as error:
+            found.append(f"the database does not answer: {type(error).__name__}")
+        free = shutil.disk_usage(self.settings.storage.folder).free / GB
+        least = self.settings.storage.min_free_gb
+        if free < least:
+            found.append(f"{free:.1f} GB free, expected at least {least:g} GB")
+        return found

@@ -1,0 +1,1 @@
+"""The workflow of a job and what people may do to it."""

@@ -1,0 +1,120 @@
+"""Whether a patient's identity was corrected after a study came: then no result may go out under the old one unnoticed.
+
+A correction shows as an instance of the study that came after the study was handed over and says something else: of a
+late series, or one that was sent again under the same SOP Instance UID. The latest of them counts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pydicom
+import sqlalchemy as sa
+from pydicom import Dataset
+
+from daemon.assemble.index import INSTANCES, InstanceState
+from daemon.assemble.part10 import UNDECODABLE, read_header
+from daemon.jobs.folder import JobFolder, read_json, write_json
+from dicom_io import header
+
+log = logging.getLogger(__name__)
+
+KEYWORDS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber")
+"""Who the patient is, and which order it was."""
+_TELLING = [str(s) for s in (InstanceState.PENDING, InstanceState.HANDED_OVER, InstanceState.CONFLICT)]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What is said of a patient now.
+
+    Attributes:
+        values: Keyword to text, in Unicode, of each of `KEYWORDS` that says something.
+        changed: Keywords whose text differs from that of the reported series.
+    """
+
+    values: Mapping[str, str]
+    changed: tuple[str, ...]
+
+    @property
+    def named(self) -> str:
+        """What was corrected, without saying to what: it stands in messages that leave the machine."""
+        return ", ".join(self.changed)
+
+    def save(self, path: Path) -> None:
+        """Write it into a job's folder."""
+        write_json(path, {"values": dict(self.values), "changed": list(self.changed)})
+
+    @classmethod
+    def load(cls, path: Path) -> Correction | None:
+        """What `save` wrote; None where nothing was."""
+        if not path.exists():
+            return None
+        record = read_json(path)
+        return cls(record["values"], tuple(record["changed"]))
+
+    def apply(self, dataset: Dataset) -> None:
+        """Give an instance the corrected identity, in place."""
+        dataset.decode()  # every text, before the character set that it was read in is replaced
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        for keyword, text in self.values.items():
+            setattr(dataset, keyword, text)
+
+
+def find_correction(engine: sa.Engine, data: Path, folder: JobFolder) -> Correction | None:
+    """The correction of a job's patient; None where nothing newer says otherwise.
+
+    Args:
+        engine: The daemon's database.
+        data: The data folder of the process that receives.
+        folder: The job's, with `arrival.json` and `selection.json`.
+    """
+    if not folder.arrival.exists():
+        return None
+    arrival = read_json(folder.arrival)
+    reported = _reported(folder, arrival)
+    newest = _newest_after(engine, data, arrival["study_uid"], arrival["completed"])
+    if reported is None or newest is None:
+        return None
+    values = {k: _text(newest, k) for k in KEYWORDS if _text(newest, k)}
+    changed = tuple(k for k, text in values.items() if text != _text(reported, k))
+    return Correction(values, changed) if changed and "PatientID" in values else None
+
+
+def _reported(folder: JobFolder, arrival: Mapping[str, Any]) -> Dataset | None:
+    """Header of an instance of the reported series."""
+    chosen = read_json(folder.selection)["chosen"]
+    file = next((i["file"] for i in arrival["instances"] if i["series_uid"] == chosen), None)
+    return None if file is None else _read(folder.input / file)
+
+
+def _newest_after(engine: sa.Engine, data: Path, study_uid: str, completed: float) -> Dataset | None:
+    """Header of the instance of a study that came last, if it came after the study was handed over."""
+    query = sa.select(INSTANCES).where(
+        INSTANCES.c.study_uid == study_uid, INSTANCES.c.state.in_(_TELLING), INSTANCES.c.received > completed
+    )
+    with engine.connect() as connection:
+        row = connection.execute(query.order_by(INSTANCES.c.received.desc()).limit(1)).one_or_none()
+    if row is None:
+        return None
+    if row.state == InstanceState.CONFLICT and row.file:
+        return _read(data / "conflicts" / row.file)
+    found = read_header(data / "spool", data / "jobs", row, KEYWORDS)
+    return found if len(found) else None
+
+
+def _read(path: Path) -> Dataset | None:
+    try:
+        with header.quiet("pydicom"):
+            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
+    except (OSError, *UNDECODABLE) as error:
+        log.warning("%s: not read for the patient's identity: %s", path.name, type(error).__name__)
+        return None
+
+
+def _text(dataset: Dataset, keyword: str) -> str:
+    return header.text(dataset, keyword).rstrip("^ ")

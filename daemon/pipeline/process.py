@@ -1,0 +1,93 @@
+"""`braingemma process`: the steps of one study without the daemon."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from daemon.config.sections import Settings
+from daemon.errors import Rejected
+from daemon.jobs.folder import JobFolder, make_private, read_json, write_json
+from daemon.pipeline.steps.runner import Progress, Steps
+
+FURTHER = "further"
+"""Folder of the further series below that of the best."""
+NIFTI_ENDINGS = (".nii", ".nii.gz")
+
+
+def process(
+    source: Path,
+    out: Path,
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    on_step: Callable[[str], None] | None = None,
+) -> JobFolder:
+    """Report one study.
+
+    Args:
+        source: A NIfTI file, or a folder of DICOM files (any nesting, several series).
+        out: Folder for the results; made where it is missing. Results of an earlier run in it are replaced. With
+            `[selection] report = "all"`, those of further series lie in `further/<series UID>` below it.
+        settings: The sections `model`, `explain`, `results` and `selection` count.
+        progress: Called with (done, total, what) while a step works.
+        on_step: Called with each step's name before it starts.
+
+    Raises:
+        Rejected: the input cannot be reported; the text says what was expected and what came.
+    """
+    names = _steps_for(source, settings)
+    make_private(out)
+    folder = JobFolder(out, source)
+    _forget_earlier_run(folder)
+    steps = Steps(settings, progress)
+    for name in names:
+        if on_step is not None:
+            on_step(name)
+        steps.run(name, folder)
+    if settings.selection.report == "all" and names[0] == "select":
+        for uid in read_json(folder.selection)["further"]:
+            _report_further(steps, folder, uid, names[1:], on_step)
+    return folder
+
+
+def _report_further(
+    steps: Steps, best: JobFolder, series_uid: str, names: tuple[str, ...], on_step: Callable[[str], None] | None
+) -> None:
+    """One more series of the same input, in a folder of its own."""
+    folder = JobFolder(make_private(best.root / FURTHER / series_uid), best.source)
+    write_json(folder.selection, {**read_json(best.selection), "chosen": series_uid, "further": []})
+    for name in names:
+        if on_step is not None:
+            on_step(f"{name}, series {series_uid}")
+        steps.run(name, folder)
+
+
+def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
+    explain = ("explain",) if settings.explain.enabled else ()
+    if source.is_dir():
+        return ("select", "convert", "report", *explain, "encode")
+    if not source.exists():
+        raise Rejected(f"{source}: expected a NIfTI file or a folder of DICOM files, found nothing there")
+    if not source.name.endswith(NIFTI_ENDINGS):
+        raise Rejected(
+            f"{source}: expected a NIfTI file ({' or '.join(NIFTI_ENDINGS)}) or a folder of DICOM files, got neither"
+        )
+    return ("import", "report", *explain)
+
+
+def _forget_earlier_run(folder: JobFolder) -> None:
+    """Remove what an earlier run left, so that nothing old stands beside the new; other files stay."""
+    for path in (
+        folder.selection, folder.source_facts, folder.conversion, folder.volume, folder.geometry,
+        folder.report_text, folder.report_json, folder.report_html,
+    ):  # fmt: skip
+        path.unlink(missing_ok=True)
+    if (folder.root / FURTHER).exists():
+        shutil.rmtree(folder.root / FURTHER)
+    for path in (*folder.explain.glob("*"), *folder.dicom.glob("sc/*.dcm"), *folder.dicom.glob("*.*")):
+        path.unlink()
+    for emptied in (folder.dicom / "sc", folder.dicom):
+        if emptied.exists():
+            emptied.rmdir()

@@ -1,0 +1,200 @@
+"""A child process that runs the steps, so that a segfault or an out-of-memory kill takes only the child with it.
+
+Parent and child speak JSON lines over the child's standard input and a private copy of its standard output:
+`{"step", "folder"}` in; `{"progress": [done, total, text]}` any number of times, then `{"done", "gpu_bytes"}` or
+`{"error", "text"}` out. The child keeps the loaded model between jobs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from daemon.config.sections import Engine, Review, Settings, Web
+from daemon.errors import DaemonError, Permanent, Rejected, Retryable
+from daemon.jobs.folder import JobFolder
+
+ERRORS: dict[str, type[DaemonError]] = {"Rejected": Rejected, "Retryable": Retryable, "Permanent": Permanent}
+"""The errors that keep their kind on the way from child to parent; every other one arrives as Permanent."""
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+"""How often a waiting parent asks whether the job was cancelled."""
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that the kernel sends this process when its parent dies."""
+
+Progress = Callable[[int, int, str], None]
+
+
+class ChildDied(Retryable):
+    """The child ended without an answer (segfault, out of memory, killed)."""
+
+
+class Cancelled(Permanent):
+    """The job was cancelled; its step was stopped."""
+
+
+class StepProcess:
+    """The parent's end: starts the child when needed, and again after it died."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._child: subprocess.Popen[bytes] | None = None
+        self._closed = threading.Event()
+        self.gpu_bytes = 0
+        """GPU memory that the child held after its last step."""
+
+    def run(
+        self,
+        step: str,
+        folder: Path,
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> None:
+        """Run one step of one job.
+
+        Raises:
+            Rejected, Retryable, Permanent: as the step raised it.
+            ChildDied: the child ended without an answer; the next call starts a fresh one.
+            Cancelled: `cancelled` said so while the step ran.
+        """
+        while self._closed.is_set():
+            time.sleep(3600)  # until the process ends: see close()
+        child = self._running_child()
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            child.stdin.write(json.dumps({"step": step, "folder": str(folder)}).encode() + b"\n")
+            child.stdin.flush()
+        except BrokenPipeError:
+            raise self._died(step) from None
+        while True:
+            line = self._next_line(child.stdout, cancelled)
+            if not line:
+                raise self._died(step)
+            answer = json.loads(line)
+            if "progress" in answer:
+                if progress is not None:
+                    progress(*answer["progress"])
+            elif "error" in answer:
+                raise ERRORS.get(answer["error"], Permanent)(answer["text"])
+            else:
+                self.gpu_bytes = answer["gpu_bytes"]
+                return
+
+    def close(self) -> None:
+        """End the child for good, at the service's end.
+
+        A call of `run` that waits then never returns: the step must stay unfinished in the engine's record, so that
+        it starts again with the next service, and not fail because of a shutdown.
+        """
+        self._closed.set()
+        if self._child is not None:
+            self._child.kill()
+
+    def stop(self) -> None:
+        """End the child; the next call starts a fresh one."""
+        if self._child is None:
+            return
+        self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout):
+            if pipe is not None:
+                pipe.close()
+        self._child = None
+        self.gpu_bytes = 0
+
+    def _running_child(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is not None:
+            self.stop()
+        if self._child is None:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "daemon.pipeline.step_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "BRAINGEMMA_STEP_SETTINGS": _for_steps(self._settings).model_dump_json()},
+                bufsize=0,
+            )
+        return self._child
+
+    def _next_line(self, stream: IO[bytes], cancelled: Callable[[], bool] | None) -> bytes:
+        """One line; empty at the end of the stream. `bufsize=0` above makes readable mean readable."""
+        line = b""
+        while not line.endswith(b"\n"):
+            readable, _, _ = select.select([stream], [], [], POLL_SECONDS)
+            if readable:
+                chunk = os.read(stream.fileno(), 1) if line == b"" else stream.readline()
+                if not chunk:
+                    return b""
+                line += chunk
+            elif cancelled is not None and cancelled():
+                self.stop()
+                raise Cancelled("cancelled by request while the step ran")
+        return line
+
+    def _died(self, step: str) -> ChildDied:
+        while self._closed.is_set():
+            time.sleep(3600)  # until the process ends: see close()
+        assert self._child is not None
+        code = self._child.wait()
+        self.stop()
+        how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return ChildDied(f"step {step}: the model process was {how} (a crash, or out of memory)")
+
+
+def _for_steps(settings: Settings) -> Settings:
+    """The configuration without the sections that hold secrets: steps need none of them."""
+    return settings.model_copy(update={"web": Web(), "engine": Engine(), "review": Review()})
+
+
+def main() -> None:
+    """The child: answers one request after the other until its standard input ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+
+    def answer(value: dict[str, Any]) -> None:
+        answers.write(json.dumps(value).encode() + b"\n")
+
+    settings = Settings.model_validate_json(os.environ.pop("BRAINGEMMA_STEP_SETTINGS"))
+    from daemon.pipeline.steps.runner import Steps  # late: torch is loaded in the child only
+
+    steps = Steps(settings, progress=lambda done, total, text: answer({"progress": [done, total, text]}))
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        try:
+            steps.run(request["step"], JobFolder(Path(request["folder"])))
+        except DaemonError as error:
+            kind = next((name for name, cls in ERRORS.items() if isinstance(error, cls)), "Permanent")
+            answer({"error": kind, "text": str(error)})
+        except Exception as error:  # the edge of the process: the parent must learn what happened
+            log.exception("step %s", request["step"])
+            fault = f"{type(error).__name__}: {error}"
+            answer({"error": "Permanent", "text": f"step {request['step']}: unexpected {fault} (see the log)"})
+        else:
+            answer({"done": request["step"], "gpu_bytes": _gpu_bytes()})
+
+
+def _gpu_bytes() -> int:
+    """GPU memory that this process holds; torch, where no step has loaded it, is not loaded for the answer."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.memory_reserved()) if torch is not None and torch.cuda.is_initialized() else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""The durable workflow of one study: the ordered list of steps, and nothing else.
+
+DBOS keeps the result of every finished step; after a crash the workflow goes on with the step that was interrupted.
+Payloads are job ids only: pixel data and identities stay in the job's folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
+from dbos import error as dbos_error
+
+from daemon.config.sections import Settings
+from daemon.deliver.confirmation import NOT_POSSIBLE
+from daemon.deliver.delivery import deliver_to, is_open, plan_deliveries
+from daemon.engine.names import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
+from daemon.errors import DaemonError, Permanent, Rejected, Retryable
+from daemon.jobs.files import JobFiles
+from daemon.jobs.folder import JobFolder, read_json
+from daemon.jobs.report import findings_line, read_report
+from daemon.jobs.store import FINAL_STATES, DeliveryState, Job, JobState, JobStore
+from daemon.observe import metrics
+from daemon.observe.logs import about_job
+from daemon.pipeline import actions as control
+from daemon.pipeline.corrections import Correction, find_correction
+from daemon.pipeline.series_jobs import follow_choice
+from daemon.pipeline.step_process import Cancelled, StepProcess
+
+log = logging.getLogger(__name__)
+
+STEP_ATTEMPTS = 3
+"""A step that crashes the model process is tried this often, each time in a fresh process."""
+
+RECOVERY_ATTEMPTS = 50
+"""How often a restarted daemon takes the same workflow up again before it is left as failed."""
+
+
+@dataclass
+class Context:
+    """What the steps of this process work with; set once by the service, before DBOS is launched."""
+
+    settings: Settings
+    store: JobStore
+    steps: StepProcess
+    files: JobFiles
+
+
+_context: Context | None = None
+
+
+def set_context(context: Context) -> None:
+    """Give the workflows of this process their surroundings."""
+    global _context  # noqa: PLW0603 - DBOS registers plain functions at import, before any service exists
+    _context = context
+
+
+def context() -> Context:
+    """The surroundings given by `set_context`."""
+    if _context is None:
+        raise RuntimeError("set_context() must be called before a workflow runs")
+    return _context
+
+
+def submit(job_id: str) -> None:
+    """Queue the job; queueing it twice starts it once (the workflow's id is the job's)."""
+    with SetWorkflowID(job_id):
+        DBOS.enqueue_workflow(REPORT_QUEUE, report_study, job_id)
+
+
+@DBOS.workflow(name=REPORT_WORKFLOW, max_recovery_attempts=RECOVERY_ATTEMPTS)
+def report_study(job_id: str) -> str:
+    """Select, convert, report, explain, encode; then hand the results to the deliveries."""
+    with about_job(job_id):
+        return _report_study(job_id)
+
+
+def _report_study(job_id: str) -> str:
+    try:
+        for further in select_step(job_id) or ():  # 0.1.0 recorded None
+            submit(further)
+        convert_step(job_id)
+        report_step(job_id)
+        explain_step(job_id)
+        encode_step(job_id)
+        destinations = plan_step(job_id)
+    except (DaemonError, PortableWorkflowError, dbos_error.DBOSMaxStepRetriesExceeded) as error:
+        return end_step(job_id, _kind(error), str(error))
+    state = end_step(job_id, "", "")
+    for destination in destinations:
+        _queue_delivery(f"{DBOS.workflow_id}:{destination}", job_id, destination, FIRST_TURN)
+    return state
+
+
+def _queue_delivery(workflow_id: str, job_id: str, destination: str, turn: int, wait: float | None = None) -> None:
+    """Queue one attempt for its destination, seconds from now where `wait` is given."""
+    options = SetEnqueueOptions(queue_partition_key=destination, delay_seconds=wait)
+    with SetWorkflowID(workflow_id), options:
+        DBOS.enqueue_workflow(DESTINATION_QUEUE, deliver_results, job_id, destination, turn)
+
+
+@DBOS.workflow(name=DELIVERY_WORKFLOW, max_recovery_attempts=RECOVERY_ATTEMPTS)
+def deliver_results(job_id: str, destination: str, turn: int = 0) -> str:
+    """One attempt at one destination; the next is another workflow, later: nothing waits in a thread.
+
+    So a destination that is down holds up no other, and a job that it refuses holds up no other job.
+    """
+    with about_job(job_id):
+        if not turn:
+            return _deliver_in_one_workflow(job_id, destination)
+        wait = attempt_step(job_id, destination, turn)
+        if wait is None:
+            return finish_step(job_id)
+        first = str(DBOS.workflow_id).partition("#")[0]
+        _queue_delivery(f"{first}#{turn + 1}", job_id, destination, turn + 1, wait)
+        return "waiting"
+
+
+def _deliver_in_one_workflow(job_id: str, destination: str) -> str:
+    """As 0.1.0 queued it: all attempts in one workflow. Its order of steps is that of what is in flight; keep it."""
+    attempt = 0
+    while True:
+        attempt += 1
+        wait = attempt_step(job_id, destination, attempt)
+        if wait is None:
+            return finish_step(job_id)
+        DBOS.sleep(wait)
+
+
+def _kind(error: Exception) -> str:
+    """Name of the error that ended a job; one that the engine recorded before a restart comes back by name only."""
+    name = error.name if isinstance(error, PortableWorkflowError) else type(error).__name__
+    return Retryable.__name__ if name == dbos_error.DBOSMaxStepRetriesExceeded.__name__ else str(name)
+
+
+def _retry(error: BaseException) -> bool:
+    return isinstance(error, Retryable)
+
+
+def _step(name: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+    return DBOS.step(
+        name=name,
+        retries_allowed=True,
+        max_attempts=STEP_ATTEMPTS,
+        interval_seconds=0.5,
+        should_retry=_retry,
+    )
+
+
+@_step("select")
+def select_step(job_id: str) -> list[str]:
+    """Which series is the FLAIR; verdicts on all of them are kept.
+
+    Returns:
+        Jobs of further series, to be queued.
+    """
+    try:
+        _run("select", job_id)
+    finally:
+        folder = _folder(job_id)
+        if folder.selection.exists():
+            series = read_json(folder.selection)["series"]
+            context().store.put_verdicts(job_id, [(s["series_uid"], s["verdict"], s["reasons"]) for s in series])
+    report_all = context().settings.selection.report == "all"
+    return follow_choice(context().store, context().files, job_id, report_all=report_all)
+
+
+@_step("convert")
+def convert_step(job_id: str) -> None:
+    """DICOM to RAS NIfTI."""
+    _run("convert", job_id)
+
+
+@_step("report")
+def report_step(job_id: str) -> None:
+    """The model writes."""
+    _run("report", job_id)
+    context().store.update(job_id, result=findings_line(read_report(_folder(job_id))["findings"]))
+
+
+@_step("explain")
+def explain_step(job_id: str) -> None:
+    """The saliency map."""
+    if context().settings.explain.enabled:
+        _run("explain", job_id)
+
+
+@_step("encode")
+def encode_step(job_id: str) -> None:
+    """The result pack, under the patient's corrected identity where that was corrected meanwhile.
+
+    Raises:
+        Permanent: it was, and the results are to wait until a person starts the job again.
+    """
+    settings, store, folder = context().settings, context().store, _folder(job_id)
+    correction = find_correction(store.engine, settings.storage.folder, folder)
+    job = store.get(job_id)
+    if correction is not None and job is not None:
+        asked_for = job.runs > 1 or read_json(folder.arrival).get("anew")
+        if settings.patient.corrected == "wait" and not asked_for:
+            why = (
+                f"the results wait: the patient's identity ({correction.named}) was corrected after the images came; "
+                f"`braingemma jobs retry {job_id}` lets them go out under the corrected one"
+            )
+            store.update(job_id, reason=why)
+            raise Permanent(why)
+        correction.save(folder.identity)
+    _run("encode", job_id)
+
+
+@DBOS.step(name="plan")
+def plan_step(job_id: str) -> list[str]:
+    """Write down what goes where, before anything is sent."""
+    return plan_deliveries(context().store, job_id, _folder(job_id), context().settings.destinations)
+
+
+@DBOS.step(name="end")
+def end_step(job_id: str, error: str, text: str) -> str:
+    """Write down how the job ended, or that its results are on their way.
+
+    Args:
+        job_id: The job.
+        error: Name of the error that ended it; empty where every step was done.
+        text: Of the error; why stands in the job's row, and here only in the records of versions before that.
+    """
+    store = context().store
+    job = store.get(job_id)
+    reason = (job.reason if job is not None else "") or text
+    if error == "":
+        reason = ""
+        waiting = bool(store.deliveries(job_id))
+        state = JobState.DELIVERING if waiting else JobState.DONE
+    elif error == Rejected.__name__:
+        state = JobState.SET_ASIDE
+    elif error == Cancelled.__name__:
+        state = JobState.CANCELLED
+    else:
+        state = JobState.FAILED
+    if error == Retryable.__name__:
+        reason = f"given up after {STEP_ATTEMPTS} attempts: {reason}"
+    store.update(job_id, state=state, reason=reason, progress="")
+    if state is not JobState.DELIVERING:
+        metrics.JOBS_ENDED.labels(str(state), error).inc()
+    log.info("job %s: %s%s", job_id, state, f" ({error}; `braingemma jobs show` says why)" if error else "")
+    return str(state)
+
+
+@DBOS.step(name="attempt")
+def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
+    """One attempt at one destination; returns the wait before the next in seconds, or None when it is over.
+
+    How often it was tried is on record with each object; `attempt` names the step in the engine's record only.
+    """
+    del attempt
+    there = next((d for d in context().settings.destinations if d.name == destination), None)
+    store = context().store
+    job = store.get(job_id)
+    if job is None or job.state is JobState.CANCELLED:
+        return None
+    if there is None:
+        reason = f"destination {destination!r} is no longer in the configuration"
+        store.give_up_delivery(job_id, destination, reason)
+        for d in store.deliveries(job_id, destination):
+            if d.state is DeliveryState.UNCONFIRMED:
+                store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
+        return None
+    if _holds_back(job, destination):
+        return None
+    return deliver_to(store, job_id, _folder(job_id), there, context().settings.listener.ae_title)
+
+
+def _holds_back(job: Job, destination: str) -> bool:
+    """Give up what still waits where the patient was corrected since the results were made.
+
+    With `[patient] corrected = "carry"` another job goes out in its place, under the corrected identity.
+    """
+    settings, store, folder = context().settings, context().store, _folder(job.job_id)
+    correction = find_correction(store.engine, settings.storage.folder, folder)
+    if correction is None or correction == Correction.load(folder.identity):
+        return False
+    reason = f"the patient's identity ({correction.named}) was corrected after the results were made"
+    if settings.patient.corrected == "carry":
+        store.update(job.job_id, state=JobState.FAILED, reason=reason, step="deliver")
+        anew = control.report_anew(store, store.engine, context().files, job.job_id)
+        reason = f"{reason}; job {anew} carries the corrected one"
+    else:
+        reason = f"{reason}; `braingemma jobs retry --anew {job.job_id}` reports it under the corrected one"
+    store.give_up_delivery(job.job_id, destination, reason)
+    store.update(job.job_id, state=JobState.FAILED, reason=f"{destination}: {reason}", step="deliver")
+    log.warning("job %s: held back from %s: %s", job.job_id, destination, reason)
+    return True
+
+
+@DBOS.step(name="finish")
+def finish_step(job_id: str) -> str:
+    """The job is done when nothing of it waits any more, and failed when something is in the dead letter."""
+    store = context().store
+    job = store.get(job_id)
+    deliveries = store.deliveries(job_id)
+    if job is None or job.state in FINAL_STATES or is_open(deliveries):
+        return "waiting"
+    dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state is DeliveryState.DEAD})
+    state = JobState.FAILED if dead else JobState.DONE
+    store.update(job_id, state=state, reason="; ".join(dead), step="deliver")
+    metrics.JOBS_ENDED.labels(str(state), "DeadLetter" if dead else "").inc()
+    log.info("job %s: %s", job_id, state)
+    return str(state)
+
+
+def _folder(job_id: str) -> JobFolder:
+    return context().files.fetch(job_id)
+
+
+def _run(step: str, job_id: str) -> None:
+    """Run one step in the child process, with state, progress and time kept in the job's row.
+
+    So is the reason of an error: it may name series, and the engine keeps what is raised here in its own tables.
+    """
+    store = context().store
+
+    def cancelled() -> bool:
+        job = store.get(job_id)
+        return job is None or job.state is JobState.CANCELLED
+
+    if cancelled():
+        raise Cancelled("cancelled by request")
+    store.update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
+    started = time.monotonic()
+    folder = _folder(job_id)
+    for earlier in store.superseded_by(job_id) if step == "encode" else ():
+        context().files.fetch(earlier)  # its report is named as predecessor, its images are rejected
+    try:
+        context().steps.run(
+            step,
+            Path(folder.root),
+            progress=lambda done, total, text: store.update(job_id, progress=f"{text} {done}/{total}"),
+            cancelled=cancelled,
+        )
+    except DaemonError as error:
+        metrics.STEP_FAILURES.labels(step, type(error).__name__).inc()
+        store.update(job_id, reason=str(error))
+        raise type(error)(f"step {step}: why stands in the job's record") from None
+    finally:
+        metrics.MODEL_GPU_BYTES.set(context().steps.gpu_bytes)
+        context().files.keep(job_id, step)  # what a refusal leaves, too: the verdict on each series
+    seconds = time.monotonic() - started
+    metrics.STEP_SECONDS.labels(step).observe(seconds)
+    store.add_timing(job_id, step, seconds)
+    log.info("job %s: %s took %.2f s", job_id, step, seconds)

@@ -1,0 +1,1 @@
+"""Associations: negotiate, receive, acknowledge."""

@@ -1,0 +1,250 @@
+"""C-ECHO and C-STORE: receiver processes on one listening socket, each writing its own segments into the spool.
+
+The parent binds the socket and starts `listener.processes` children (`python -m daemon.receive.processes`) that inherit
+it. Configuration goes to a child through its standard input, which stays open: when the parent dies, even by SIGKILL,
+the child reads the end of it and leaves too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from pydantic import BaseModel
+
+from daemon.config.sections import Listener, Settings
+from daemon.errors import ConfigurationError, Permanent
+from daemon.observe.audit import AuditLog
+from daemon.receive.association import BlockingReceiver
+from daemon.receive.negotiation import Incompatible, self_check
+from daemon.receive.pynetdicom_receiver import StockReceiver, server_tls_context
+from daemon.receive.refusals import RefusalLog
+from daemon.receive.scheduling import ask_for_short_slices
+from daemon.spool.locks import make_private_folder
+from daemon.spool.writer import SEGMENT_BYTES, SpoolWriter
+
+LOGGER = logging.getLogger(__name__)
+
+BACKLOG = 128
+START_SECONDS = 30.0
+FINISH_SECONDS = 3.0
+STOP_SECONDS = 8.0
+_READY = b"ready\n"
+_GIB = 1 << 30
+
+
+class Order(BaseModel):
+    """What the parent tells a receiver process."""
+
+    listener: Listener
+    spool: Path
+    audit: Path
+    """Folder of the audit log."""
+    min_free_bytes: int
+    socket: int
+    """Inherited file descriptor of the listening socket."""
+
+
+@dataclass(eq=False)
+class Receivers:
+    """The running receiver processes."""
+
+    address: tuple[str, int]
+    """Host and port on which they listen."""
+    _order: Order
+    _socket: socket.socket
+    _children: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids."""
+        return tuple(child.pid for child in self._children)
+
+    def alive(self) -> bool:
+        """Whether every receiver process runs."""
+        return all(child.poll() is None for child in self._children)
+
+    def restart_dead(self) -> int:
+        """Start a new process for each one that died; how many.
+
+        Raises:
+            Permanent: a new one does not start.
+        """
+        dead = [child for child in self._children if child.poll() is not None]
+        for child in dead:
+            LOGGER.error("receiver process %d ended with %s; starting another", child.pid, child.returncode)
+            self._children.remove(child)
+            _close(child)
+            self._children.append(_start_child(self._order, self._socket))
+            _await_ready(self._children[-1])
+        return len(dead)
+
+    def stop(self) -> None:
+        """Stop accepting, let acknowledgements finish, end the processes; within 8 s."""
+        self._socket.close()
+        for child in self._children:
+            child.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in self._children:
+            try:
+                child.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                LOGGER.warning("receiver process %d did not end within %g s; killing it", child.pid, STOP_SECONDS)
+                child.kill()
+                child.wait()
+            _close(child)
+
+
+def start_receivers(settings: Settings, folder: Path) -> Receivers:
+    """Bind the listening socket and start the receiver processes.
+
+    Args:
+        settings: The whole configuration.
+        folder: The daemon's data folder; segments go to `<folder>/spool`.
+
+    Raises:
+        ConfigurationError: the address cannot be bound, or the TLS files cannot be used.
+        Permanent: a receiver process does not start.
+    """
+    listener = settings.listener
+    try:
+        server_tls_context(listener)
+    except OSError as error:
+        raise ConfigurationError(f"listener.tls: {error}") from error
+    listening = _bind(listener)
+    spool = folder / "spool"
+    make_private_folder(spool)
+    order = Order(
+        listener=listener,
+        spool=spool,
+        audit=folder / "audit",
+        min_free_bytes=int(settings.storage.min_free_gb * _GIB),
+        socket=listening.fileno(),
+    )
+    host, port = listening.getsockname()[:2]
+    receivers = Receivers((host, port), order, listening)
+    try:
+        for _ in range(listener.processes):
+            receivers._children.append(_start_child(order, listening))
+        for child in receivers._children:
+            _await_ready(child)
+    except Permanent:
+        receivers.stop()
+        raise
+    return receivers
+
+
+def _bind(listener: Listener) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(listener.host, listener.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(f"listener: cannot listen on {listener.host}:{listener.port}: {error}") from error
+
+
+def _start_child(order: Order, listening: socket.socket) -> subprocess.Popen[bytes]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "daemon.receive.processes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        pass_fds=(listening.fileno(),),
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "OPENBLAS_NUM_THREADS": "1",  # receivers compute nothing: numpy would start a thread for each core
+        },
+        start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which then stops us in order
+    )
+    stdin, _ = _pipes(child)
+    stdin.write(order.model_dump_json().encode() + b"\n")
+    stdin.flush()
+    return child
+
+
+def _await_ready(child: subprocess.Popen[bytes]) -> None:
+    _, stdout = _pipes(child)
+    watchdog = threading.Timer(START_SECONDS, child.kill)  # a child that hangs must not hang the parent
+    watchdog.start()
+    answer = stdout.readline()
+    watchdog.cancel()
+    if answer != _READY:
+        child.kill()
+        raise Permanent(f"a receiver process did not start: exit status {child.wait()}; its reason is in the log")
+
+
+def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
+    if child.stdin is None or child.stdout is None:
+        raise Permanent("a receiver process has no pipes")
+    return child.stdin, child.stdout
+
+
+def _close(child: subprocess.Popen[bytes]) -> None:
+    for pipe in _pipes(child):
+        pipe.close()
+
+
+def run_receiver(order: Order) -> None:
+    """The life of one receiver process: serve until SIGTERM, finish what is open, leave."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ask_for_short_slices()
+    writer = SpoolWriter(
+        order.spool,
+        min_free_bytes=order.min_free_bytes,
+        reserve=-(-(order.listener.reserve_mb << 20) // SEGMENT_BYTES),
+    )
+    listening, refusals = socket.socket(fileno=order.socket), RefusalLog(AuditLog(order.audit))
+    receiver = choose_receiver()(order.listener, listening, writer, refusals)
+    server = threading.Thread(target=receiver.serve, name="accept", daemon=True)
+    server.start()
+    threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
+    sys.stdout.buffer.write(_READY)
+    sys.stdout.flush()
+    stop.wait()
+    receiver.stop_accepting()
+    receiver.finish(FINISH_SECONDS)
+    writer.close()
+
+
+def choose_receiver() -> type[BlockingReceiver | StockReceiver]:
+    """The blocking receiver, or the stock one where this release of pynetdicom does not negotiate as expected."""
+    try:
+        self_check()
+    except Incompatible as error:
+        LOGGER.warning("receiving by pynetdicom's own reactor, which is slower: %s", error)
+        return StockReceiver
+    return BlockingReceiver
+
+
+def _leave_with_parent() -> None:
+    """End at once when the parent is gone: whatever is not durable was not acknowledged."""
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(1)
+
+
+def main() -> None:
+    """Entry of a receiver process; the order comes as one line on standard input."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("pynetdicom").setLevel(logging.WARNING)
+    os.umask(0o077)
+    line = b""
+    while not line.endswith(b"\n"):  # unbuffered: what follows belongs to the thread that waits for the end
+        line += os.read(sys.stdin.fileno(), 65536) or b"\n"
+    run_receiver(Order.model_validate_json(line))
+    # Threads of aborted associations may still sleep; everything that counts is on the disk.
+    logging.shutdown()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

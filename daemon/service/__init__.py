@@ -1,0 +1,1 @@
+"""Processes that run for months: service, worker, housekeeping, doctor."""

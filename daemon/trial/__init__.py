@@ -1,0 +1,1 @@
+"""A test PACS and daemon on loopback for demo and trials."""

@@ -1,0 +1,167 @@
+"""The daemon as a child process with a data folder of its own: for `braingemma demo` and for the tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from daemon.config.sections import load_settings
+from daemon.database.engine import create_tables, database_url, make_engine
+from daemon.deliver import dimse as scu
+from daemon.errors import DaemonError
+from daemon.jobs.store import FINAL_STATES, Job, JobStore
+from daemon.service.serve import STATUS_FILE
+from daemon.trial.pacs import LOOPBACK
+
+START_SECONDS = 300
+
+
+def toml(sections: Mapping[str, Any]) -> str:
+    """Sections of plain values, and lists of sections, as TOML (JSON's literals are TOML's, too)."""
+    lines: list[str] = []
+    for name, section in sections.items():
+        for header, table in (
+            [(f"[[{name}]]", t) for t in section] if isinstance(section, list) else [(f"[{name}]", section)]
+        ):
+            lines += [header, *(f"{key} = {json.dumps(value)}" for key, value in table.items()), ""]
+    return "\n".join(lines)
+
+
+class TrialService:
+    """`braingemma serve` on loopback; may be killed and started again on the same folder."""
+
+    def __init__(self, folder: Path, sections: Mapping[str, Any]) -> None:
+        """Write the configuration.
+
+        Args:
+            folder: Takes the configuration, the log and the data folder.
+            sections: Configuration beside `[storage]`; `[listener] port` may be left out.
+        """
+        self.folder = folder
+        self.data = folder / "data"
+        self.log = folder / "service.log"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.configuration = folder / "braingemma.toml"
+        self.configuration.write_text(
+            toml(
+                {
+                    "web": {"port": 0},
+                    **sections,
+                    "storage": {"folder": str(self.data), "min_free_gb": 0, **sections.get("storage", {})},
+                }
+            )
+        )
+        self.settings = load_settings(self.configuration)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, environment: Mapping[str, str] | None = None) -> None:
+        """Start it and wait until it listens.
+
+        Raises:
+            DaemonError: it ended, or did not listen in time; the text has the end of its log.
+        """
+        status = self.data / STATUS_FILE
+        status.unlink(missing_ok=True)
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "daemon.cli", "serve", "--config", str(self.configuration)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=None if environment is None else dict(environment),
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if status.exists():
+                return
+            time.sleep(0.05)
+        tail = self.log.read_text(errors="replace")[-3000:]
+        self.stop()
+        raise DaemonError(f"the daemon did not listen within {START_SECONDS} s; its log ends:\n{tail}")
+
+    @property
+    def peer(self) -> scu.Peer:
+        """Where to send to."""
+        status = json.loads((self.data / STATUS_FILE).read_text())
+        return scu.Peer(self.settings.listener.ae_title, LOOPBACK, status["dicom_port"])
+
+    @property
+    def web_url(self) -> str:
+        """Where its page is."""
+        status = json.loads((self.data / STATUS_FILE).read_text())
+        return f"http://{LOOPBACK}:{status['web_port']}"
+
+    @property
+    def store(self) -> JobStore:
+        """Its job tables."""
+        create_tables(self._engine)
+        return JobStore(self._engine)
+
+    @cached_property
+    def _engine(self) -> sa.Engine:
+        """One for all readers: `stop` closes its connections."""
+        return make_engine(database_url(self.settings.engine.database_url, self.data))
+
+    def send(self, files: Sequence[Path], calling_aet: str = "SENDER") -> None:
+        """C-STORE files to it.
+
+        Raises:
+            DaemonError: one of them was not stored.
+        """
+        outcomes = scu.store([scu.Outgoing.read(f) for f in files], self.peer, calling_aet)
+        failed = [o for o in outcomes if not o.stored]
+        if failed:
+            raise DaemonError(f"{len(failed)} of {len(outcomes)} instances not stored: {failed[0].reason}")
+
+    def wait_for_jobs(
+        self, count: int, *, seconds: float, on_poll: Callable[[list[Job]], None] | None = None
+    ) -> list[Job]:
+        """Wait until there are `count` jobs and all have ended.
+
+        Raises:
+            DaemonError: they have not ended in time, or the daemon died.
+        """
+        store = self.store
+        deadline = time.monotonic() + seconds
+        while True:
+            jobs = store.recent()
+            if on_poll is not None:
+                on_poll(jobs)
+            if len(jobs) >= count and all(job.state in FINAL_STATES for job in jobs):
+                return jobs
+            if self.process is None or self.process.poll() is not None:
+                raise DaemonError(
+                    f"the daemon has ended; its log ends:\n{self.log.read_text(errors='replace')[-3000:]}"
+                )
+            if time.monotonic() > deadline:
+                states = ", ".join(f"{j.job_id} {j.state} {j.step}" for j in jobs) or "none"
+                raise DaemonError(f"expected {count} ended jobs within {seconds:.0f} s, got: {states}")
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would end it (the page cache survives)."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> int | None:
+        """SIGTERM, and wait; returns the exit code."""
+        self._engine.dispose()
+        if self.process is None:
+            return None
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        return self.process.returncode

@@ -1,0 +1,1 @@
+"""What a result says: codes, identity, sources and regions."""

@@ -1,0 +1,143 @@
+"""What the volumes say, on the grid of the source slices: window, supporting region, lesion estimate, midline.
+
+Arrays are source arrays of shape (slices, rows, columns) in the order of the geometry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from dicom_io.content.report import ReportContent
+from dicom_io.volume.geometry import SeriesGeometry
+from dicom_io.volume.nifti import resample_to_source
+
+FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+TOP_SHARE = 0.9
+"""The top supporting region holds weights of at least this share of the greatest one."""
+
+LESION_SHARE = 0.5
+"""A voxel counts as lesion where the grounding head sees at least this share of lesion in it."""
+
+FOREGROUND_SHARE = 0.1
+"""A voxel counts as head where it reaches this share of the 99th percentile."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceVolumes:
+    """The volumes of one case on the grid of its source slices.
+
+    Attributes:
+        flair: Intensities.
+        saliency: Weights; positive supports the draft, negative speaks against it. None: no explanation.
+        support: Mask of the top supporting region; None where nothing supports a finding.
+        lesion: Mask of the estimated lesion; None where the weights give no estimate or the estimate is empty.
+        no_support_reason: Why `support` is None, in words for the reader.
+    """
+
+    flair: FloatArray
+    saliency: FloatArray | None
+    support: BoolArray | None
+    lesion: BoolArray | None
+    no_support_reason: str | None
+
+
+def load_volumes(
+    geometry: SeriesGeometry,
+    content: ReportContent,
+    volume_path: Path,
+    saliency_path: Path | None,
+    grounding_path: Path | None,
+) -> SourceVolumes:
+    """Bring the RAS volumes onto the source grid.
+
+    Saliency is constant within each supervoxel, so it is resampled without interpolation and keeps its exact weights.
+    """
+    flair = _on_source(volume_path, geometry, order=1)
+    saliency = None if saliency_path is None else _on_source(saliency_path, geometry, order=0)
+    reason = _no_support_reason(content, saliency)
+    support = top_region(saliency) if saliency is not None and reason is None else None
+    lesion = None
+    if grounding_path is not None and content.has_present_finding:
+        mask = _on_source(grounding_path, geometry, order=1) >= LESION_SHARE
+        lesion = mask if mask.any() else None
+    return SourceVolumes(flair, saliency, support, lesion, reason)
+
+
+def _on_source(path: Path, geometry: SeriesGeometry, order: int) -> FloatArray:
+    return np.asarray(resample_to_source(nib.load(path), geometry, order=order), dtype=np.float32)
+
+
+def _no_support_reason(content: ReportContent, saliency: FloatArray | None) -> str | None:
+    if not content.has_present_finding:
+        return "No finding is named as present: no supporting region is drawn."
+    if saliency is None:
+        return "No explanation was computed: no supporting region is drawn."
+    if not (saliency > 0).any():
+        return "No region supports the draft's findings: none is drawn."
+    return None
+
+
+def top_region(saliency: FloatArray) -> BoolArray:
+    """The connected region around the greatest weight, with weights of at least 90 % of it.
+
+    Raises:
+        ValueError: no weight is positive.
+    """
+    peak = float(saliency.max())
+    if not peak > 0:
+        raise ValueError(f"top region: expected a positive weight, got at most {peak}")
+    labels, _ = ndimage.label(saliency >= TOP_SHARE * peak)
+    return np.asarray(labels == labels[np.unravel_index(int(saliency.argmax()), saliency.shape)])
+
+
+def lesion_volume_ml(grounding_path: Path) -> float:
+    """Volume of the estimated lesion, ml, on the grid of the grounding volume."""
+    image = nib.load(grounding_path)
+    voxel_mm3 = abs(float(np.linalg.det(image.affine[:3, :3])))
+    return float((np.asarray(image.dataobj) >= LESION_SHARE).sum()) * voxel_mm3 / 1000
+
+
+def brain_window(flair: FloatArray) -> tuple[float, float]:
+    """Intensities shown as black and as white: 1st and 99th percentile of the head."""
+    head = flair[_foreground(flair)]
+    if head.size == 0:
+        return float(flair.min()), float(flair.min()) + 1
+    low, high = (float(v) for v in np.percentile(head[:: max(1, head.size // 200_000)], (1, 99)))
+    return low, max(high, low + 1e-6)
+
+
+def head_centre_x(flair: FloatArray, geometry: SeriesGeometry) -> float:
+    """Left-right coordinate of the middle of the head, mm, LPS.
+
+    The middle of its extent, not its centre of mass: a bright or missing part on one side must not move it.
+    """
+    k, j, i = np.nonzero(_foreground(flair))
+    if k.size == 0:
+        k, j, i = (np.array([0, size - 1]) for size in flair.shape)
+    step = max(1, k.size // 200_000)
+    a = geometry.affine_lps[0]
+    x = a[0] * i[::step] + a[1] * j[::step] + a[2] * k[::step] + a[3]
+    return float(np.percentile(x, (1, 99)).mean())
+
+
+def key_slices(volumes: SourceVolumes) -> tuple[int, ...]:
+    """The slices that show best what supports the findings, at most three; the middle one where nothing does."""
+    shown = volumes.lesion if volumes.lesion is not None else volumes.support
+    if shown is None:
+        return (volumes.flair.shape[0] // 2,)
+    area = shown.sum(axis=(1, 2))
+    best = [int(k) for k in np.argsort(-area, kind="stable")[:3] if area[k] > 0]
+    return tuple(sorted(best))
+
+
+def _foreground(flair: FloatArray) -> BoolArray:
+    sample = flair[:: max(1, flair.shape[0] // 32), ::2, ::2]
+    return np.asarray(flair > FOREGROUND_SHARE * np.percentile(sample, 99))

@@ -1,0 +1,142 @@
+"""What a result says, as plain values: the report, its findings, the model that wrote it, and its limits."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dicom_io.content import codes
+from dicom_io.errors import PackError
+
+RESEARCH_USE_LINE = "UNVERIFIED AI DRAFT - FOR RESEARCH USE ONLY - NOT FOR DIAGNOSIS"
+"""First line of every report; also burned into every picture."""
+
+MODEL_LIMITS = (
+    "Limits of the model: it reads one FLAIR series and nothing else; it writes English only; it was developed "
+    "mainly on glioblastoma and may miss or misname everything else; it must not be used in emergencies."
+)
+"""Stands in every SR."""
+
+LINE_WIDTH = 88
+"""Longest line of SR text, characters: viewers show it in an element that does not wrap."""
+
+
+@dataclass(frozen=True)
+class FindingRecord:
+    """One structured finding.
+
+    Attributes:
+        finding: A key of `codes.FINDINGS`, such as `lesion`.
+        presence: `present`, `absent` or `undetermined`.
+        laterality: `left`, `right`, `bilateral` or None.
+        sites: Keys of `codes.SITES`, such as `frontal`.
+        confidence: Probability in [0, 1]; None where the model gives none.
+
+    Raises:
+        PackError: a value has no code.
+    """
+
+    finding: str
+    presence: str
+    laterality: str | None = None
+    sites: tuple[str, ...] = ()
+    confidence: float | None = None
+
+    def __post_init__(self) -> None:
+        """Only what can be coded may pass."""
+        _known("finding", self.finding, codes.FINDINGS)
+        _known("presence", self.presence, codes.PRESENCES)
+        if self.laterality is not None:
+            _known("laterality", self.laterality, codes.LATERALITIES)
+        for site in self.sites:
+            _known("site", site, codes.SITES)
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
+            raise PackError(f"confidence: expected a probability in [0, 1], got {self.confidence}")
+
+    def sentence(self) -> str:
+        """The finding in words, as `Lesion: present, left, frontal`."""
+        said = [self.presence, self.laterality or "", *self.sites]
+        words = ", ".join(word for word in said if word)
+        certainty = "" if self.confidence is None else f" (confidence {self.confidence:.0%})"
+        return f"{codes.FINDINGS[self.finding].meaning}: {words}{certainty}"
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model that wrote the report.
+
+    Attributes:
+        name: Its name.
+        version: Its version.
+        weights_sha256: Digest of its weights, hexadecimal.
+        manufacturer: Who made it.
+        parameters: What else decides its output: prompt, decoding, quantisation, device class, ...
+    """
+
+    name: str
+    version: str
+    weights_sha256: str
+    manufacturer: str
+    parameters: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything that the result objects say.
+
+    Attributes:
+        report_text: The generated report.
+        findings: Its structured findings.
+        warnings: What the reader must know about this case.
+        banner: What the weights may not be used for; on every object and picture. None for ordinary weights.
+        intended_use: The statement of intended use.
+        model: Who wrote it.
+        explain: Method, samples, r2, faithfulness of the explanation; None where there is none.
+        lesion_volume_ml: Estimated lesion volume, ml; None where the weights cannot estimate it.
+    """
+
+    report_text: str
+    findings: tuple[FindingRecord, ...]
+    warnings: tuple[str, ...]
+    banner: str | None
+    intended_use: str
+    model: ModelIdentity
+    explain: dict[str, Any] | None = None
+    lesion_volume_ml: float | None = None
+
+    def __post_init__(self) -> None:
+        """An empty report must never look like a healthy one."""
+        for what, text in (("report", self.report_text), ("intended use", self.intended_use)):
+            if not wrap(text):
+                raise PackError(f"{what}: expected text, got {text!r}")
+
+    @property
+    def has_present_finding(self) -> bool:
+        """Whether the report says that something is there."""
+        return any(record.presence == "present" for record in self.findings)
+
+    def impression(self) -> Iterator[str]:
+        """Lines that sum up the coded findings."""
+        if not self.findings:
+            yield "No finding could be coded from the draft; read its text."
+            return
+        if not self.has_present_finding:
+            yield "The draft names no abnormal finding as present."
+        for record in self.findings:
+            yield record.sentence()
+
+
+def wrap(text: str) -> str:
+    """Hard-wrap for a DICOM UT value: lines of at most 88 characters, CRLF between them, no controls (PS3.5 6.2)."""
+    lines: list[str] = []
+    for raw in text.splitlines():
+        line = "".join(c if c.isprintable() else " " for c in raw)
+        lines += textwrap.wrap(line, LINE_WIDTH, break_on_hyphens=False) or [""]
+    return "\r\n".join(lines).strip()
+
+
+def _known(what: str, value: str, table: dict[str, Any]) -> None:
+    if value not in table:
+        raise PackError(f"{what}: expected one of {', '.join(table)}; got {value!r}")

@@ -1,0 +1,258 @@
+"""The received series as results refer to it: its instances, and a patient and study header that is legal again.
+
+Old archives hold headers that were never, or are no longer, legal. Results keep whatever identifies patient and study
+exactly as received (in Unicode), fill absent type 2 attributes with empty values, cut other text to what its value
+representation holds, and leave out what no reader could parse (PS3.5 6.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydicom import DataElement, Dataset, dcmread
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VM
+from pydicom.errors import InvalidDicomError
+from pydicom.valuerep import PersonName, validate_value
+
+from dicom_io.errors import FileError, PackError
+from dicom_io.header import MALFORMED
+from dicom_io.volume.geometry import SeriesGeometry
+
+CHARACTER_SET = "ISO_IR 192"
+"""UTF-8; every result is written in it (PS3.3 C.12.1.1.2)."""
+
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "ReferringPhysicianName",
+    "StudyID",
+    "AccessionNumber",
+)
+"""Patient and General Study attributes that must stand in every instance, empty if need be (PS3.3 C.7.1.1, C.7.2.1)."""
+
+IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyID")
+"""What identifies patient and study: kept as received, even where that is illegal."""
+
+PATIENT_AND_STUDY = (
+    *TYPE_2,
+    "IssuerOfPatientID",
+    "TypeOfPatientID",
+    "OtherPatientNames",
+    "PatientBirthTime",
+    "EthnicGroup",
+    "PatientComments",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    "StudyDescription",
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+)
+"""What results take over from the source (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
+
+ABOUT_SOURCE = (
+    "PositionReferenceIndicator",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "InstitutionName",
+)
+"""What encoders need to know of the source: Frame of Reference, General Image, General Equipment."""
+
+_LONGEST = {"SH": 16, "LO": 64, "PN": 64, "ST": 1024, "LT": 10240, "UC": 2**31, "UT": 2**31}
+"""Text value representations, and the characters that a value (of PN: a component group) may have (PS3.5 6.2)."""
+
+
+@dataclass(frozen=True)
+class InstanceReference:
+    """One received instance, as evidence names it."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_uid: str
+    study_uid: str
+    frames: int
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The received series: one normalised header and a reference to each instance.
+
+    Attributes:
+        header: Patient and study attributes of the instance that holds the first slice; ISO_IR 192, type 2
+            attributes present.
+        instances: Every received instance.
+    """
+
+    header: Dataset
+    instances: tuple[InstanceReference, ...]
+
+    def patient_and_study(self) -> Dataset:
+        """The part of the header that every result carries."""
+        kept = Dataset()
+        kept.update({element.tag: element for element in self.header if element.keyword in PATIENT_AND_STUDY})
+        return kept
+
+    @cached_property
+    def by_uid(self) -> dict[str, InstanceReference]:
+        """The instances by SOP Instance UID."""
+        return {instance.sop_instance_uid: instance for instance in self.instances}
+
+    def illegal_identity(self) -> Iterator[str]:
+        """Marks by which a validator's complaint about what was received is known: `<keyword>` or `<value`."""
+        for keyword in IDENTITY:
+            element = self.header.get(keyword) is not None and self.header[keyword]
+            if element and not _is_legal(element, strict=True):
+                yield f"<{keyword}>"
+                yield f"<{str(element.value).splitlines()[0]}"
+        uids = {uid for i in self.instances for uid in (i.study_uid, i.series_uid, i.sop_instance_uid)}
+        yield from (f"<{uid}>" for uid in sorted(uids) if not _is_value("UI", uid))
+
+
+def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sources:
+    """Read the headers of the received series.
+
+    Raises:
+        FileError: a file cannot be read as DICOM.
+        PackError: the files are not the study that the geometry describes, or a slice's instance is missing.
+    """
+    headers = [_read(path) for path in source_files]
+    instances = {str(h.SOPInstanceUID): _reference(h) for h in headers}
+    studies = sorted({instance.study_uid for instance in instances.values()})
+    if studies != [geometry.study_uid]:
+        raise PackError(
+            f"sources: expected instances of study {geometry.study_uid}, got {', '.join(studies) or 'none'}"
+        )
+    missing = [s.sop_instance_uid for s in geometry.slices if s.sop_instance_uid not in instances]
+    if missing:
+        raise PackError(f"sources: {len(missing)} of {len(geometry.slices)} slices have no file, first {missing[0]}")
+    first = next(h for h in headers if h.SOPInstanceUID == geometry.slices[0].sop_instance_uid)
+    return Sources(header=normalised_header(first), instances=tuple(instances.values()))
+
+
+def normalised_header(received: Dataset) -> Dataset:
+    """Patient and study attributes of a received instance, legal and in Unicode.
+
+    Args:
+        received: Header of any instance of the study, in any character set.
+    """
+    header = Dataset()
+    for keyword in (*PATIENT_AND_STUDY, *ABOUT_SOURCE):
+        element = _legal_element(received, keyword)
+        if element is not None:
+            header.add(element)
+    for keyword in TYPE_2:
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    removed = header.get("PatientIdentityRemoved") == "YES"
+    if removed and not (header.get("DeidentificationMethod") or header.get("DeidentificationMethodCodeSequence")):
+        header.DeidentificationMethod = "Not stated in the received images"  # type 1C, PS3.3 C.7.1.1
+    header.StudyInstanceUID = received.StudyInstanceUID
+    header.SpecificCharacterSet = CHARACTER_SET
+    return header
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        dataset = dcmread(path, stop_before_pixels=True)
+    except (InvalidDicomError, OSError, EOFError) as error:
+        raise FileError(f"{path}: expected a DICOM instance: {error}") from error
+    missing = [
+        keyword
+        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
+        if not dataset.get(keyword)
+    ]
+    if missing:
+        raise FileError(f"{path}: expected {', '.join(missing)}, found none")
+    return dataset
+
+
+def _reference(header: Dataset) -> InstanceReference:
+    return InstanceReference(
+        sop_class_uid=str(header.SOPClassUID),
+        sop_instance_uid=str(header.SOPInstanceUID),
+        series_uid=str(header.SeriesInstanceUID),
+        study_uid=str(header.StudyInstanceUID),
+        frames=int(header.get("NumberOfFrames") or 1),
+    )
+
+
+def _legal_element(received: Dataset, keyword: str) -> DataElement | None:
+    """The element in Unicode; None where it is absent, malformed or illegal."""
+    try:
+        if keyword not in received:
+            return None
+        element = _in_unicode(received[keyword])
+    except MALFORMED:
+        return None
+    if keyword in IDENTITY:
+        return element
+    if element.VR in _LONGEST:
+        return _shortened(element)
+    return element if _is_legal(element) else None
+
+
+def _in_unicode(element: DataElement) -> DataElement:
+    """The element without ties to the character set it was read in; surplus names are dropped."""
+    value = element.value
+    if element.VR == "SQ":
+        value = [_item_in_unicode(item) for item in value]
+    elif element.VR == "PN":
+        names = [str(name) for name in (value if element.VM > 1 else [value])]
+        single = dictionary_VM(element.tag) == "1"
+        value = PersonName(names[0]) if single else [PersonName(name) for name in names]
+    return DataElement(element.tag, element.VR, value)
+
+
+def _item_in_unicode(item: Dataset) -> Dataset:
+    copied = Dataset()
+    for child in item:
+        if not child.tag.is_private and child.keyword != "SpecificCharacterSet":
+            copied.add(_in_unicode(child))
+    return copied
+
+
+def _shortened(element: DataElement) -> DataElement:
+    """Text without control characters, cut to the length that its value representation allows."""
+    longest = _LONGEST[element.VR]
+    values = element.value if element.VM > 1 else [element.value]
+    texts = ["".join(c if c.isprintable() else " " for c in str(value or "")) for value in values]
+    if element.VR == "PN":
+        cut = ["=".join(group[:longest] for group in text.split("=")) for text in texts]
+    else:
+        cut = [text[:longest].strip() for text in texts]
+    return DataElement(element.tag, element.VR, cut if element.VM > 1 else cut[0])
+
+
+def _is_legal(element: DataElement, *, strict: bool = False) -> bool:
+    """Whether readers can parse the value; a code must be complete. `strict`: and there is no more than one value."""
+    if element.VR == "SQ":
+        required = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+        return all(all(item.get(k) for k in required) and all(map(_is_legal, item)) for item in element.value)
+    if element.value in (None, ""):
+        return True
+    values = element.value if element.VM > 1 else [element.value]
+    if strict and len(values) > 1:
+        return False
+    return all(_is_value(element.VR, str(value)) for value in values)
+
+
+def _is_value(representation: str, text: str) -> bool:
+    try:
+        validate_value(representation, text, RAISE)
+    except ValueError:
+        return False
+    return text.isprintable()

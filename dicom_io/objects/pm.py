@@ -1,0 +1,49 @@
+"""The saliency as a Parametric Map: the weights themselves, on the source grid, for software to read."""
+
+from __future__ import annotations
+
+import numpy as np
+from highdicom.content import VOILUTTransformation
+from highdicom.pm import ParametricMap, RealWorldValueMapping
+
+from dicom_io.content import codes
+from dicom_io.content.context import ResultContext
+from dicom_io.content.regions import SourceVolumes
+
+
+def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:
+    """Build the map: one float32 frame for each source slice.
+
+    Raises:
+        ValueError: there is no saliency, or the source has no Frame of Reference, which the map needs.
+    """
+    if volumes.saliency is None or context.geometry.frame_of_reference_uid is None:
+        raise ValueError("parametric map: expected a saliency map and a source with a Frame of Reference")
+    weights = volumes.saliency.astype(np.float32)
+    limit = max(float(np.abs(weights).max()), 1e-6)
+    mapping = RealWorldValueMapping(
+        lut_label="SALIENCY",
+        lut_explanation="Weight of the supervoxel: > 0 supports the draft",
+        unit=codes.NO_UNITS,
+        value_range=(float(weights.min()), float(weights.max())),
+        slope=1.0,
+        intercept=0.0,
+        quantity_definition=codes.SALIENCY,
+    )
+    # LINEAR_EXACT: with LINEAR a window narrower than 1 would be illegal (PS3.3 C.11.2.1.2.1).
+    window = VOILUTTransformation(window_center=0.0, window_width=2 * limit, voi_lut_function="LINEAR_EXACT")
+    image = ParametricMap(
+        source_images=context.planes,
+        pixel_array=weights,
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        voi_lut_transformations=[window],
+        content_label="SALIENCY",
+        content_description=context.content_description("Saliency of an AI draft"),
+        content_creator_name="",
+        **context.identification("pm", "BrainGemma3D saliency map (research)"),
+    )
+    context.restore_references(image)
+    context.finish(image)
+    context.comment(image)
+    return image

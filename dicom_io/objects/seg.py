@@ -1,0 +1,100 @@
+"""Segmentation of the region that supports the draft most and, where the weights ground it, of the estimated lesion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from highdicom.color import CIELabColor
+from highdicom.content import AlgorithmIdentificationSequence
+from highdicom.seg import Segmentation, SegmentDescription
+from pydicom.sr.codedict import codes as dictionary
+from pydicom.sr.coding import Code
+
+from dicom_io.content import codes
+from dicom_io.content.context import ResultContext, as_lo
+from dicom_io.content.regions import BoolArray, SourceVolumes
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One segment: a mask on the source grid, and what it is.
+
+    Attributes:
+        mask: (slices, rows, columns).
+        label: For the reader, at most 64 characters.
+        category: Segmented property category (CID 7150).
+        property_type: Segmented property type.
+        colour: Recommended display colour, CIELab.
+    """
+
+    mask: BoolArray
+    label: str
+    category: Code
+    property_type: Code
+    colour: tuple[float, float, float]
+
+
+def segments(volumes: SourceVolumes) -> tuple[Segment, ...]:
+    """The segments that a case has, in the order of their numbers; none where nothing supports a finding."""
+    return tuple(_segments(volumes))
+
+
+def _segments(volumes: SourceVolumes) -> Iterator[Segment]:
+    if volumes.support is not None:
+        yield Segment(
+            volumes.support,
+            "Strongest support for the AI draft",
+            codes.SPATIAL_CONCEPT,
+            codes.SELECTED_REGION,
+            (87, -2, 84),
+        )
+    if volumes.lesion is not None:
+        yield Segment(volumes.lesion, "Lesion as estimated by AI", codes.ABNORMAL_STRUCTURE, codes.LESION, (60, 60, 40))
+
+
+def encode_seg(context: ResultContext, volumes: SourceVolumes) -> Segmentation:
+    """Build the segmentation on the source grid.
+
+    Raises:
+        ValueError: there is no segment, or the source has no Frame of Reference, which a segmentation needs.
+    """
+    found = segments(volumes)
+    if not found or context.geometry.frame_of_reference_uid is None:
+        raise ValueError("segmentation: expected a segment and a source with a Frame of Reference")
+    image = Segmentation(
+        source_images=context.planes,
+        pixel_array=np.stack([segment.mask for segment in found], axis=-1).astype(np.uint8),
+        segmentation_type="BINARY",
+        segment_descriptions=[_describe(context, number, segment) for number, segment in enumerate(found, start=1)],
+        content_label="AI_REGIONS",
+        content_description=context.content_description("Regions of an AI draft"),
+        content_creator_name="",
+        omit_empty_frames=True,
+        **context.identification("seg", "BrainGemma3D regions (research)"),
+    )
+    context.restore_references(image)
+    context.finish(image)
+    context.comment(image)
+    return image
+
+
+def _describe(context: ResultContext, number: int, segment: Segment) -> SegmentDescription:
+    model = context.content.model
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=segment.label,
+        segmented_property_category=segment.category,
+        segmented_property_type=segment.property_type,
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name=as_lo(model.name),
+            version=as_lo(model.version),
+            family=dictionary.DCM.ArtificialIntelligence,
+        ),
+        tracking_uid=context.instance_uid("segment", number),
+        tracking_id=f"BrainGemma3D segment {number}",
+        anatomic_regions=[codes.BRAIN],
+        display_color=CIELabColor(*segment.colour),
+    )

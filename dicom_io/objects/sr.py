@@ -1,0 +1,203 @@
+"""The report as an Enhanced SR with root template TID 2000 (PS3.16 Basic Diagnostic Imaging Report).
+
+Viewers that show TID 2000 descend into containers only, so nothing that a reader needs is nested below a TEXT or CODE
+item, each finding is a container of its own, and text is hard-wrapped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+
+from highdicom.sr import (
+    CodeContentItem,
+    ContainerContentItem,
+    ContentItem,
+    ContentSequence,
+    EnhancedSR,
+    ImageContentItem,
+    NumContentItem,
+    RelationshipTypeValues,
+    TextContentItem,
+    UIDRefContentItem,
+)
+from pydicom import Dataset
+from pydicom.sr.coding import Code
+
+from dicom_io.content import codes
+from dicom_io.content.context import ResultContext
+from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
+from dicom_io.content.report import (
+    MODEL_LIMITS,
+    RESEARCH_USE_LINE,
+    FindingRecord,
+    ModelIdentity,
+    ReportContent,
+    wrap,
+)
+from dicom_io.content.sources import InstanceReference
+
+TEMPLATE_ID = "2000"
+CONTAINS = RelationshipTypeValues.CONTAINS
+INFERRED_FROM = RelationshipTypeValues.INFERRED_FROM
+HAS_CONCEPT_MOD = RelationshipTypeValues.HAS_CONCEPT_MOD
+HAS_OBS_CONTEXT = RelationshipTypeValues.HAS_OBS_CONTEXT
+
+
+def encode_sr(
+    context: ResultContext, key_slices: Sequence[int], predecessors: Sequence[InstanceReference] = ()
+) -> EnhancedSR:
+    """Build the report document.
+
+    Args:
+        context: What to say, and of which study.
+        key_slices: Indices into the geometry's slices that illustrate the findings best.
+        predecessors: Documents that this one replaces (PS3.3 C.17.2, Predecessor Documents Sequence).
+    """
+    document = EnhancedSR(
+        evidence=evidence_headers(context),
+        content=_root(context, key_slices),
+        is_complete=True,
+        is_final=False,
+        is_verified=False,
+        previous_versions=[_header_of(reference) for reference in predecessors] or None,
+        coding_schemes=[codes.private_scheme()],
+        **context.identification("sr", "BrainGemma3D AI report (research)"),
+    )
+    context.finish(document)
+    return document
+
+
+def evidence_headers(context: ResultContext) -> list[Dataset]:
+    """What highdicom reads of each source instance to list it as evidence."""
+    headers = []
+    for reference in context.sources.instances:
+        header = _header_of(reference)
+        header.update(context.sources.header)
+        headers.append(header)
+    return headers
+
+
+def _header_of(reference: InstanceReference) -> Dataset:
+    header = Dataset()
+    header.SOPClassUID = reference.sop_class_uid
+    header.SOPInstanceUID = reference.sop_instance_uid
+    header.SeriesInstanceUID = reference.series_uid
+    header.StudyInstanceUID = reference.study_uid
+    return header
+
+
+def _root(context: ResultContext, key_slices: Sequence[int]) -> ContainerContentItem:
+    content = context.content
+    root = ContainerContentItem(
+        name=codes.DIAGNOSTIC_IMAGING_REPORT, is_content_continuous=False, template_id=TEMPLATE_ID
+    )
+    root.ContentSequence = ContentSequence(
+        [
+            CodeContentItem(codes.LANGUAGE, codes.ENGLISH, HAS_CONCEPT_MOD),
+            *_observer(context),
+            _container(codes.CURRENT_PROCEDURE_DESCRIPTIONS, _procedure(content)),
+            _container(codes.FINDINGS_SECTION, _findings(context, key_slices)),
+            _container(codes.IMPRESSIONS_SECTION, _impression(content)),
+        ],
+        is_root=False,
+    )
+    return root
+
+
+def _observer(context: ResultContext) -> Iterator[ContentItem]:
+    """Observer context of a device: TID 1002 and TID 1004."""
+    model = context.content.model
+    yield CodeContentItem(codes.OBSERVER_TYPE, codes.DEVICE, HAS_OBS_CONTEXT)
+    yield UIDRefContentItem(codes.DEVICE_OBSERVER_UID, context.device_uid, HAS_OBS_CONTEXT)
+    for name, value in (
+        (codes.DEVICE_OBSERVER_NAME, f"{model.name} {model.version}"),
+        (codes.DEVICE_OBSERVER_MANUFACTURER, MANUFACTURER),
+        (codes.DEVICE_OBSERVER_MODEL_NAME, MODEL_NAME),
+        (codes.DEVICE_OBSERVER_SERIAL_NUMBER, model.weights_sha256),
+    ):
+        yield TextContentItem(name, value, HAS_OBS_CONTEXT)
+
+
+def _procedure(content: ReportContent) -> Iterator[ContentItem]:
+    """What was done, by which algorithm (TID 4019), and how far it may be trusted."""
+    yield _text(codes.PROCEDURE_DESCRIPTION, RESEARCH_USE_LINE)
+    if content.banner:
+        yield _text(codes.PROCEDURE_DESCRIPTION, content.banner)
+    yield _text(codes.PROCEDURE_DESCRIPTION, content.intended_use)
+    yield _text(codes.PROCEDURE_DESCRIPTION, MODEL_LIMITS)
+    for warning in content.warnings:
+        yield _text(codes.PROCEDURE_DESCRIPTION, f"Warning: {warning}")
+    yield from _algorithm(content.model)
+    if content.explain:
+        said = "; ".join(f"{key}: {_plain(value)}" for key, value in content.explain.items())
+        yield _text(codes.PROCEDURE_DESCRIPTION, f"Explanation (saliency of the draft's findings): {said}")
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _algorithm(model: ModelIdentity) -> Iterator[ContentItem]:
+    yield _text(codes.ALGORITHM_NAME, f"{model.name} ({model.manufacturer})")
+    yield _text(codes.ALGORITHM_VERSION, model.version)
+    yield _text(codes.ALGORITHM_PARAMETERS, f"weights SHA-256: {model.weights_sha256}")
+    for name, value in sorted(model.parameters.items()):
+        yield _text(codes.ALGORITHM_PARAMETERS, f"{name}: {value}")
+
+
+def _findings(context: ResultContext, key_slices: Sequence[int]) -> Iterator[ContentItem]:
+    content = context.content
+    narrative = _text(codes.FINDING, f"{RESEARCH_USE_LINE}\n\n{content.report_text}")
+    narrative.ContentSequence = ContentSequence([_key_image(context, index) for index in key_slices], is_root=False)
+    yield narrative
+    volume = content.lesion_volume_ml
+    for record in content.findings:
+        says_volume = record.finding == "lesion" and record.presence == "present"
+        yield _container(codes.FINDINGS_SECTION, _finding(record, volume if says_volume else None))
+
+
+def _key_image(context: ResultContext, index: int) -> ImageContentItem:
+    reference = context.slice_reference(index)
+    return ImageContentItem(
+        name=codes.BEST_ILLUSTRATION,
+        referenced_sop_class_uid=reference.ReferencedSOPClassUID,
+        referenced_sop_instance_uid=reference.ReferencedSOPInstanceUID,
+        referenced_frame_numbers=context.frame_numbers(index),
+        relationship_type=INFERRED_FROM,
+    )
+
+
+def _finding(record: FindingRecord, volume_ml: float | None) -> Iterator[ContentItem]:
+    yield CodeContentItem(codes.FINDING, codes.FINDINGS[record.finding], CONTAINS)
+    yield CodeContentItem(codes.PRESENCE, codes.PRESENCES[record.presence], CONTAINS)
+    if record.laterality is not None:
+        yield CodeContentItem(codes.LATERALITY, codes.LATERALITIES[record.laterality], CONTAINS)
+    for site in record.sites:
+        yield CodeContentItem(codes.FINDING_SITE, codes.SITES[site], CONTAINS)
+    if record.confidence is not None:
+        yield NumContentItem(codes.CERTAINTY, round(100 * record.confidence, 1), codes.PERCENT, None, CONTAINS)
+    if volume_ml is not None:
+        number = NumContentItem(codes.VOLUME, round(volume_ml, 2), codes.MILLILITRE, None, CONTAINS)
+        number.ContentSequence = ContentSequence(
+            [CodeContentItem(codes.DERIVATION, codes.ESTIMATED, HAS_CONCEPT_MOD)], is_root=False
+        )
+        yield number
+
+
+def _impression(content: ReportContent) -> Iterator[ContentItem]:
+    lines = [RESEARCH_USE_LINE, *content.impression()]
+    if content.lesion_volume_ml is not None:
+        lines.append(f"Estimated lesion volume: {content.lesion_volume_ml:.1f} ml (an estimate, not a measurement).")
+    for line in lines:
+        yield _text(codes.IMPRESSION, line)
+
+
+def _text(name: Code, text: str) -> TextContentItem:
+    return TextContentItem(name, wrap(text), CONTAINS)
+
+
+def _container(name: Code, items: Iterable[ContentItem]) -> ContainerContentItem:
+    container = ContainerContentItem(name=name, is_content_continuous=False, relationship_type=CONTAINS)
+    container.ContentSequence = ContentSequence(list(items), is_root=False)
+    return container

@@ -1,0 +1,1 @@
+"""Results of one study as a pack: encoded, validated, listed."""

@@ -1,0 +1,212 @@
+"""All result objects of one case, encoded once: the first bytes on disk are what every send and resend uses."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydicom import Dataset
+
+from dicom_io.content.context import ResultContext
+from dicom_io.content.regions import SourceVolumes, key_slices, lesion_volume_ml, load_volumes
+from dicom_io.content.report import ReportContent
+from dicom_io.content.sources import InstanceReference, read_sources
+from dicom_io.errors import PackError
+from dicom_io.files import save_durably, sync
+from dicom_io.objects.pm import encode_pm
+from dicom_io.objects.sc import encode_sc
+from dicom_io.objects.seg import encode_seg, segments
+from dicom_io.objects.sr import encode_sr
+from dicom_io.objects.tid1500 import encode_tid1500
+from dicom_io.pack.manifest import MANIFEST, Pack, PackObject, load_pack, save_manifest
+from dicom_io.pack.validate import check_objects
+from dicom_io.volume.geometry import SeriesGeometry
+
+__all__ = ["MANIFEST", "Pack", "PackObject", "PackOptions", "encode_pack", "load_pack", "reports_of"]
+
+
+@dataclass(frozen=True)
+class PackOptions:
+    """Which objects to make.
+
+    Attributes:
+        sr: Enhanced SR, TID 2000.
+        sc: Secondary Capture overlay.
+        pm: Parametric Map of the saliency; needs a saliency map and a Frame of Reference.
+        seg: Segmentation of the supporting region and the lesion; needs one of them and a Frame of Reference.
+        tid1500: Comprehensive 3D SR with regions of interest, beside the Enhanced SR; needs a supporting region.
+    """
+
+    sr: bool = True
+    sc: bool = True
+    pm: bool = True
+    seg: bool = True
+    tid1500: bool = False
+
+    def __post_init__(self) -> None:
+        """A TID 1500 document alone hides the report from viewers."""
+        if self.tid1500 and not self.sr:
+            raise PackError("results: tid1500 needs sr as well, since viewers do not show the text of TID 1500")
+        if not (self.sr or self.sc or self.pm or self.seg):
+            raise PackError("results: expected at least one of sr, sc, pm, seg, got none")
+
+
+def encode_pack(
+    *,
+    source_files: Sequence[Path],
+    geometry: SeriesGeometry,
+    volume_path: Path,
+    saliency_path: Path | None,
+    grounding_path: Path | None,
+    content: ReportContent,
+    options: PackOptions,
+    identity: str,
+    out: Path,
+    predecessors: Sequence[InstanceReference] = (),
+    earlier: Path | None = None,
+) -> Pack:
+    """Encode, check and store the results of one case; idempotent.
+
+    Args:
+        source_files: Every received instance of the series.
+        geometry: Geometry of the series.
+        volume_path: RAS NIfTI of the series.
+        saliency_path: RAS NIfTI of the saliency; None without explanation.
+        grounding_path: RAS NIfTI of the lesion share of each voxel; None where the weights do not ground.
+        content: What the results say.
+        options: Which objects to make.
+        identity: Digest of everything that affects the content; all UIDs follow from it.
+        out: Folder of the pack; appears whole or not at all. Holds it already: that pack is returned untouched.
+        predecessors: Report documents that this one replaces.
+        earlier: Folder of the pack that these results would replace. Where they would be the same results, under the
+            same UIDs, its bytes are taken over: the first encode is what every later send sends, and nothing is
+            replaced.
+
+    Returns:
+        The pack: `sr.dcm`, `sc/0001.dcm` ..., `pm.dcm`, `seg.dcm`, `tid1500.dcm`, as far as asked for and possible.
+
+    Raises:
+        PackError: a check failed, the sources do not fit, or `out` holds another pack.
+        FileError: a source file is not DICOM.
+    """
+    if (out / MANIFEST).is_file():
+        return _existing(out, identity)
+    sources = read_sources(source_files, geometry)
+    volumes = load_volumes(geometry, content, volume_path, saliency_path, grounding_path)
+    context = ResultContext(sources, geometry, _with_volume(content, grounding_path, volumes), identity)
+    if earlier is not None and _is_same(load_pack(earlier), context):
+        with _appearing(out) as folder:
+            shutil.copytree(earlier, folder, copy_function=os.link, dirs_exist_ok=True)
+        return load_pack(out)
+    with _appearing(out) as folder:
+        objects = _write(context, volumes, options, predecessors, folder)
+        pack = Pack(objects=objects, identity=identity, study_uid=geometry.study_uid)
+        check_objects(pack, sources, geometry, banner=content.banner)
+        sync(save_manifest(folder, pack))
+    return replace(pack, objects=tuple(_moved(item, folder, out) for item in objects))
+
+
+def _is_same(pack: Pack, context: ResultContext) -> bool:
+    """Whether a pack holds what would be encoded now: the UIDs follow from all that affects the content."""
+    return all(item.series_uid == context.series_uid(item.kind) for item in pack.objects)
+
+
+def reports_of(pack: Pack) -> tuple[InstanceReference, ...]:
+    """The report documents of a pack, as its successor names them in `predecessors`."""
+    return tuple(
+        InstanceReference(item.sop_class_uid, item.sop_instance_uid, item.series_uid, pack.study_uid, 1)
+        for item in pack.of_kind("sr")
+    )
+
+
+def _existing(out: Path, identity: str) -> Pack:
+    pack = load_pack(out)
+    if pack.identity != identity:
+        raise PackError(f"{out}: expected an empty place or the pack of {identity}, found the pack of {pack.identity}")
+    return pack
+
+
+def _with_volume(content: ReportContent, grounding_path: Path | None, volumes: SourceVolumes) -> ReportContent:
+    """Add the lesion volume where the caller left it to us, and say so where text and estimate disagree."""
+    volume = content.lesion_volume_ml
+    if volume is None and grounding_path is not None and volumes.lesion is not None:
+        volume = lesion_volume_ml(grounding_path)
+    if volume and not content.has_present_finding:
+        doubt = f"The weights estimate a lesion of {volume:.1f} ml, but the draft names no finding as present."
+        return replace(content, lesion_volume_ml=volume, warnings=(*content.warnings, doubt))
+    return replace(content, lesion_volume_ml=volume)
+
+
+def _write(
+    context: ResultContext,
+    volumes: SourceVolumes,
+    options: PackOptions,
+    predecessors: Sequence[InstanceReference],
+    folder: Path,
+) -> tuple[PackObject, ...]:
+    """Encode into `folder`; a second thread writes while the next object is built."""
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        pending: list[Future[PackObject]] = [
+            writer.submit(_save, kind, folder / name, dataset)
+            for kind, name, dataset in _encoded(context, volumes, options, predecessors)
+        ]
+        return tuple(future.result() for future in pending)
+
+
+def _encoded(
+    context: ResultContext, volumes: SourceVolumes, options: PackOptions, predecessors: Sequence[InstanceReference]
+) -> Iterator[tuple[str, str, Dataset]]:
+    """Kind, file name and dataset of each object, in the order in which they are sent."""
+    in_space = context.geometry.frame_of_reference_uid is not None
+    shown = key_slices(volumes)
+    if options.sr:
+        yield "sr", "sr.dcm", encode_sr(context, shown, predecessors)
+    if options.sc:
+        for index, dataset in enumerate(encode_sc(context, volumes), start=1):
+            yield "sc", f"sc/{index:04d}.dcm", dataset
+    if options.pm and in_space and volumes.saliency is not None:
+        yield "pm", "pm.dcm", encode_pm(context, volumes)
+    segmentation = encode_seg(context, volumes) if options.seg and in_space and segments(volumes) else None
+    if segmentation is not None:
+        yield "seg", "seg.dcm", segmentation
+    if options.tid1500 and segments(volumes):
+        yield "tid1500", "tid1500.dcm", encode_tid1500(context, volumes, segmentation)
+
+
+def _save(kind: str, path: Path, dataset: Dataset) -> PackObject:
+    path.parent.mkdir(exist_ok=True)
+    save_durably(dataset, path)
+    return PackObject(
+        path=path,
+        kind=kind,
+        sop_class_uid=str(dataset.SOPClassUID),
+        sop_instance_uid=str(dataset.SOPInstanceUID),
+        series_uid=str(dataset.SeriesInstanceUID),
+    )
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """A working folder beside `out` that becomes `out` if all goes well, and vanishes otherwise."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise PackError(f"{out}: expected an empty place for the results, found files that are no pack")
+    folder = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+        for changed in (*(path for path in folder.iterdir() if path.is_dir()), folder):
+            sync(changed)
+        folder.rename(out)
+        sync(out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _moved(item: PackObject, old: Path, new: Path) -> PackObject:
+    return replace(item, path=new / item.path.relative_to(old))

@@ -1,0 +1,105 @@
+"""Withdraw replaced results: a Key Object of IHE's Imaging Object Change Management (IOCM, RAD TF-2 4.66).
+
+An archive that knows IOCM hides what the Key Object rejects. The report itself is not rejected: its successor names it
+as predecessor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from highdicom.ko import KeyObjectSelection, KeyObjectSelectionDocument
+from highdicom.sr import DeviceObserverIdentifyingAttributes, ObserverContext
+from pydicom import Dataset, dcmread
+from pydicom.sr.codedict import codes as dictionary
+
+from dicom_io.content import codes
+from dicom_io.content.context import SERIES_NUMBERS, software_version
+from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME, is_own_result
+from dicom_io.content.sources import CHARACTER_SET
+from dicom_io.content.uids import digest_uid
+from dicom_io.errors import PackError
+from dicom_io.files import save_durably
+from dicom_io.pack.manifest import Pack, PackObject
+from dicom_io.pack.validate import dciodvfy_errors
+
+REJECTED_KINDS = ("sc", "pm", "seg")
+
+
+def withdrawn(replaced: Pack, by: Pack) -> tuple[PackObject, ...]:
+    """Images of a pack that its successor withdraws: none where the successor holds the same results."""
+    kept = {item.sop_instance_uid for item in by.objects}
+    images = [item for kind in REJECTED_KINDS for item in replaced.of_kind(kind)]
+    return tuple(item for item in images if item.sop_instance_uid not in kept)
+
+
+def encode_rejection(replaced: Pack, out: Path) -> PackObject:
+    """Write the Key Object that rejects the images of a replaced pack; idempotent, the first bytes win.
+
+    Args:
+        replaced: The pack whose images are withdrawn.
+        out: File to write; appears whole or not at all.
+
+    Returns:
+        The Key Object, "Rejected for Quality Reasons" (113001, DCM).
+
+    Raises:
+        PackError: the pack has no images, or the Key Object breaks a rule of the standard.
+    """
+    if not out.exists():
+        document = _document(replaced)
+        partial = out.with_name(f".{out.name}.partial")
+        save_durably(document, partial)
+        errors = dciodvfy_errors(partial)
+        if errors:
+            partial.unlink()
+            raise PackError(f"rejection: dciodvfy: {'; '.join(errors)}")
+        partial.rename(out)
+    header = dcmread(out)
+    return PackObject(
+        path=out,
+        kind="rejection",
+        sop_class_uid=str(header.SOPClassUID),
+        sop_instance_uid=str(header.SOPInstanceUID),
+        series_uid=str(header.SeriesInstanceUID),
+    )
+
+
+def _document(replaced: Pack) -> KeyObjectSelectionDocument:
+    images = [item for kind in REJECTED_KINDS for item in replaced.of_kind(kind)]
+    if not images:
+        raise PackError("rejection: expected images to withdraw, found none")
+    headers = [dcmread(item.path, stop_before_pixels=True) for item in images]
+    strangers = [item.path.name for item, header in zip(images, headers, strict=True) if not is_own_result(header)]
+    if strangers:
+        raise PackError(f"rejection: expected our own results only, got {', '.join(strangers)}")
+    document = KeyObjectSelectionDocument(
+        evidence=headers,
+        content=KeyObjectSelection(
+            document_title=dictionary.DCM.RejectedForQualityReasons,
+            referenced_objects=headers,
+            observer_device_context=_observer(headers[0]),
+            description="Replaced by results of other weights, settings or slices.",
+        ),
+        series_instance_uid=digest_uid(images[0].sop_instance_uid, "rejection", "series"),
+        series_number=SERIES_NUMBERS["rejection"],
+        sop_instance_uid=digest_uid(images[0].sop_instance_uid, "rejection", 0),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL_NAME,
+        software_versions=software_version(),
+        series_description="BrainGemma3D replaced results (research)",
+        specific_character_set=CHARACTER_SET,
+    )
+    document.ContributingEquipmentSequence = headers[0].ContributingEquipmentSequence
+    return document
+
+
+def _observer(header: Dataset) -> ObserverContext:
+    device = next(e for e in header.ContributingEquipmentSequence if "DeviceUID" in e)
+    return ObserverContext(
+        observer_type=codes.DEVICE,
+        observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
+            uid=device.DeviceUID, manufacturer_name=MANUFACTURER, model_name=MODEL_NAME
+        ),
+    )

@@ -1,0 +1,277 @@
+"""The check of a pack before it is sent: what validators of the standard do not see, and those validators.
+
+No validator notices a report without sections, or evidence of another study; these rules do.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from pydicom import Dataset, dcmread
+from pydicom.datadict import keyword_for_tag
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EnhancedSRStorage,
+    ParametricMapStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from dicom_io.content.equipment import is_own_result
+from dicom_io.content.report import ReportContent
+from dicom_io.content.sources import CHARACTER_SET, Sources, read_sources
+from dicom_io.errors import PackError
+from dicom_io.pack import sr_rules
+from dicom_io.pack.manifest import Pack, PackObject
+from dicom_io.volume.geometry import SeriesGeometry
+
+SOP_CLASSES = {
+    "sr": EnhancedSRStorage,
+    "sc": SecondaryCaptureImageStorage,
+    "pm": ParametricMapStorage,
+    "seg": SegmentationStorage,
+    "tid1500": Comprehensive3DSRStorage,
+}
+Faults = Iterator[str]
+
+
+def check_pack(
+    pack: Pack,
+    *,
+    source_files: Sequence[Path],
+    geometry: SeriesGeometry,
+    content: ReportContent | None = None,
+    dciodvfy: bool = True,
+) -> None:
+    """Check every object of a pack against what was received; `encode_pack` has done so before the pack appears.
+
+    Args:
+        pack: The pack.
+        source_files: Every received instance of the series.
+        geometry: Geometry of the series.
+        content: What the results were to say; None leaves the banner unchecked.
+        dciodvfy: Also run `dciodvfy` where it is installed: on each kind of object, and on the first and the last
+            overlay for all overlays, which differ in pixels and place only.
+
+    Raises:
+        PackError: every fault that was found, each with its file.
+    """
+    banner = content.banner if content is not None else None
+    check_objects(pack, read_sources(source_files, geometry), geometry, banner=banner, dciodvfy=dciodvfy)
+
+
+def check_objects(
+    pack: Pack, received: Sources, geometry: SeriesGeometry, *, banner: str | None, dciodvfy: bool = True
+) -> None:
+    """As `check_pack`, with the headers of the sources at hand.
+
+    Raises:
+        PackError: every fault that was found, each with its file.
+    """
+    faults: list[str] = []
+    if not pack.objects:
+        faults.append("expected at least one object, found none")
+    headers = {item: dcmread(item.path, stop_before_pixels=True) for item in pack.objects}
+    for item, dataset in headers.items():
+        faults += [f"{item.path.name}: {fault}" for fault in _object_faults(item, dataset, received, geometry, pack)]
+        faults += [f"{item.path.name}: {fault}" for fault in _banner_faults(dataset, banner)]
+    faults += _overlay_faults([headers[item] for item in pack.of_kind("sc")], geometry)
+    faults += _repeated_uids(pack)
+    if dciodvfy and not faults:
+        for item in _representatives(pack):
+            errors = _our_errors(dciodvfy_errors(item.path), received, geometry)
+            faults += [f"{item.path.name}: dciodvfy: {error}" for error in errors]
+    if faults:
+        raise PackError("; ".join(faults))
+
+
+def check_sr(dataset: Dataset, sources: Sources) -> None:
+    """Check one report document.
+
+    Raises:
+        PackError: every fault that was found.
+    """
+    faults = list(sr_rules.report_faults(dataset, sources.instances))
+    if faults:
+        raise PackError("; ".join(faults))
+
+
+def dciodvfy_errors(path: Path) -> list[str]:
+    """Lines that `dciodvfy` marks as errors; empty where it is not installed.
+
+    Raises:
+        PackError: it could not read the object at all.
+    """
+    tool = dciodvfy_path()
+    if tool is None:
+        return []
+    done = subprocess.run([tool, str(path)], capture_output=True, text=True, errors="replace", check=False)
+    errors = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
+    if done.returncode != 0 and not errors:
+        raise PackError(f"{path}: dciodvfy ended with {done.returncode}: {done.stderr.strip()[:200]}")
+    return errors
+
+
+def _our_errors(errors: list[str], sources: Sources, geometry: SeriesGeometry) -> list[str]:
+    """Errors but for those about received identity: it stays as it came, or the PACS files the result elsewhere."""
+    marks = [*sources.illegal_identity()]
+    if geometry.frame_of_reference_uid == geometry.study_uid:
+        marks.append(f"<{geometry.study_uid}>")
+    ours = [error for error in errors if not any(mark in error for mark in marks)]
+    summary = "Error - Dicom dataset contains invalid data values for Value Representations"
+    return [] if ours == [summary] and len(errors) > 1 else ours
+
+
+def dciodvfy_path() -> str | None:
+    """Where `dciodvfy` is: beside our Python, or on the path."""
+    beside = Path(sys.executable).with_name("dciodvfy")
+    return str(beside) if beside.is_file() else shutil.which("dciodvfy")
+
+
+def _object_faults(
+    item: PackObject, dataset: Dataset, sources: Sources, geometry: SeriesGeometry, pack: Pack
+) -> Faults:
+    yield from _identity_faults(item, dataset, sources, geometry)
+    yield from _reference_faults(dataset, sources, pack)
+    rules = _RULES.get(item.kind)
+    if rules is not None:
+        yield from rules(dataset, sources, geometry)
+
+
+def _identity_faults(item: PackObject, dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    expected = {
+        "SOPClassUID": SOP_CLASSES.get(item.kind, item.sop_class_uid),
+        "SOPInstanceUID": item.sop_instance_uid,
+        "SeriesInstanceUID": item.series_uid,
+        "StudyInstanceUID": geometry.study_uid,
+        "SpecificCharacterSet": CHARACTER_SET,
+        "PatientID": sources.header.PatientID,
+        "PatientName": sources.header.PatientName,
+        "AccessionNumber": sources.header.AccessionNumber,
+        "StudyID": sources.header.StudyID,
+    }
+    for keyword, value in expected.items():
+        found = dataset.get(keyword)
+        if str(found if found is not None else "") != str(value if value is not None else ""):
+            yield f"{keyword}: expected {value!s}, found {found!s}"
+    if item.series_uid == geometry.series_uid:
+        yield "SeriesInstanceUID: expected a series of its own, found the received one"
+    if not is_own_result(dataset):
+        yield "equipment: expected our own, so that the object is recognised when it comes back"
+
+
+def _banner_faults(dataset: Dataset, banner: str | None) -> Faults:
+    """Whoever opens one object alone must learn what the weights are not for."""
+    if banner is None:
+        return
+    said = sr_rules.plain_text(dataset) if "ContentSequence" in dataset else str(dataset.get("ImageComments") or "")
+    if " ".join(banner.split()) not in said:
+        yield f"banner: expected {banner!r}, found none"
+
+
+def _reference_faults(dataset: Dataset, sources: Sources, pack: Pack) -> Faults:
+    """Whatever an object refers to must have been received or be in the pack; predecessors lie elsewhere."""
+    known = set(sources.by_uid) | {item.sop_instance_uid for item in pack.objects}
+    for uid in sorted(set(_referenced(dataset)) - known):
+        yield f"reference to {uid}: expected a received instance or one of this pack"
+
+
+def _referenced(dataset: Dataset) -> Iterator[str]:
+    for tag in dataset.keys():  # noqa: SIM118 - iterating a dataset would decode every element
+        if dataset.get_item(tag).VR != "SQ" or keyword_for_tag(tag) == "PredecessorDocumentsSequence":
+            continue
+        for item in dataset[tag].value:
+            if "ReferencedSOPInstanceUID" in item:
+                yield str(item.ReferencedSOPInstanceUID)
+            yield from _referenced(item)
+
+
+def _report_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    del geometry
+    yield from sr_rules.report_faults(dataset, sources.instances)
+
+
+def _regions_sr_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    del geometry
+    yield from sr_rules.regions_faults(dataset, sources.instances)
+
+
+def _picture_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    del sources
+    yield from _frame_of_reference_faults(dataset, geometry)
+    for keyword, expected in (
+        ("PhotometricInterpretation", "RGB"),
+        ("BurnedInAnnotation", "YES"),
+        ("ConversionType", "WSD"),
+        ("BodyPartExamined", "BRAIN"),
+    ):
+        if dataset.get(keyword) != expected:
+            yield f"{keyword}: expected {expected}, found {dataset.get(keyword)}"
+    if geometry.frame_of_reference_uid is None:
+        return
+    orientation = np.array(dataset.get("ImageOrientationPatient") or [0] * 6, dtype=np.float64)
+    if not np.allclose(orientation, geometry.orientation, atol=2e-3):
+        yield f"ImageOrientationPatient: expected {geometry.orientation}, found {orientation.tolist()}"
+
+
+def _volume_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    del sources
+    yield from _frame_of_reference_faults(dataset, geometry)
+    for keyword, expected in (("Rows", geometry.rows), ("Columns", geometry.columns)):
+        if dataset.get(keyword) != expected:
+            yield f"{keyword}: expected {expected} as in the source, found {dataset.get(keyword)}"
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
+    if not np.allclose(np.array(orientation, dtype=np.float64), geometry.orientation, atol=2e-3):
+        yield f"ImageOrientationPatient: expected {geometry.orientation}, found {list(orientation)}"
+
+
+def _frame_of_reference_faults(dataset: Dataset, geometry: SeriesGeometry) -> Faults:
+    found = dataset.get("FrameOfReferenceUID")
+    if found != geometry.frame_of_reference_uid:
+        yield f"FrameOfReferenceUID: expected {geometry.frame_of_reference_uid}, found {found}"
+
+
+def _overlay_faults(overlays: Sequence[Dataset], geometry: SeriesGeometry) -> Faults:
+    """One overlay for each source slice, in its order, at its place."""
+    if not overlays:
+        return
+    if len(overlays) != len(geometry.slices):
+        yield f"sc: expected one overlay for each of {len(geometry.slices)} slices, found {len(overlays)}"
+        return
+    for number, (overlay, source) in enumerate(zip(overlays, geometry.slices, strict=True), start=1):
+        shown = [item.ReferencedSOPInstanceUID for item in overlay.get("SourceImageSequence", [])]
+        if shown != [source.sop_instance_uid]:
+            yield f"sc {number}: expected its source to be {source.sop_instance_uid}, found {', '.join(shown)}"
+    if geometry.frame_of_reference_uid is None:
+        return
+    places = [np.array(overlay.ImagePositionPatient, dtype=np.float64) @ geometry.normal for overlay in overlays]
+    if any(later <= earlier for earlier, later in pairwise(places)):
+        yield "sc: expected overlays in the order of their places along the normal"
+
+
+def _repeated_uids(pack: Pack) -> Faults:
+    uids = [item.sop_instance_uid for item in pack.objects]
+    for uid in sorted({uid for uid in uids if uids.count(uid) > 1}):
+        yield f"SOPInstanceUID {uid}: expected on one object, found on {uids.count(uid)}"
+
+
+def _representatives(pack: Pack) -> list[PackObject]:
+    overlays = pack.of_kind("sc")
+    others = [item for item in pack.objects if item.kind != "sc"]
+    return [*others, *overlays[:1], *overlays[1:][-1:]]
+
+
+_RULES: dict[str, Callable[[Dataset, Sources, SeriesGeometry], Faults]] = {
+    "sr": _report_faults,
+    "sc": _picture_faults,
+    "pm": _volume_faults,
+    "seg": _volume_faults,
+    "tid1500": _regions_sr_faults,
+}

@@ -1,0 +1,1 @@
+"""Which series is a brain FLAIR, and why."""

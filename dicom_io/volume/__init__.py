@@ -1,0 +1,1 @@
+"""A series to a RAS volume, proven from its headers."""

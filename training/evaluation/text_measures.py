@@ -1,0 +1,137 @@
+"""Overlap of report and reference, as captioning measures it, from the libraries that define the measures.
+
+BLEU: sacrebleu; ROUGE-L: Google's rouge-score; CIDEr: the COCO caption code. None of them needs Java or a download.
+All read the same tokens: lower case, words and marks apart. These numbers say how alike two texts are written, not
+whether they agree: beside them stand the measures of `training.evaluation.metrics`, and reports that never look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from pycocoevalcap.cider.cider import Cider
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+#: In the order of the model card's table.
+TEXT_MEASURES: Final = ("bleu_1", "bleu_4", "rouge_l", "cider")
+_TOKENIZE: Final = Tokenizer13a()
+
+#: The words that the published evaluation looks for, as bare substrings (arXiv 2602.22098): kept to compare with
+#: its figures. "No edema" counts as edema there.
+CARD_KEYWORDS: Final = {
+    "laterality": ("left", "right", "bilateral"),
+    "anatomy": (
+        "frontal",
+        "parietal",
+        "temporal",
+        "occipital",
+        "insula",
+        "cerebellum",
+        "brainstem",
+        "thalamus",
+        "basal ganglia",
+        "corpus callosum",
+        "ventricle",
+    ),
+    "pathology": ("lesion", "edema", "necrosis", "compression", "tumor", "mass", "hemorrhage", "infarct"),
+}
+
+
+def tokens(report: str) -> str:
+    """Lower-case tokens of mteval-v13a, with single spaces between them."""
+    return str(_TOKENIZE(report.lower()))
+
+
+def text_measures(references: Sequence[str], reports: Sequence[str]) -> dict[str, float | None]:
+    """BLEU-1, BLEU-4 over the corpus; means of ROUGE-L and CIDEr over cases.
+
+    A report that is empty, since its case failed, counts with what it shares with the reference: nothing. CIDEr weighs
+    words by how few references have them, so it needs at least two; None below.
+    """
+    if len(references) != len(reports):
+        raise ValueError(f"expected a report for each of {len(references)} references, got {len(reports)}")
+    if not references:
+        return dict.fromkeys(TEXT_MEASURES)
+    truth, stated = [tokens(text) for text in references], [tokens(text) for text in reports]
+    return {
+        "bleu_1": _bleu(truth, stated, 1),
+        "bleu_4": _bleu(truth, stated, 4),
+        "rouge_l": _rouge_l(truth, stated),
+        "cider": _cider(truth, stated),
+    }
+
+
+def _bleu(truth: Sequence[str], stated: Sequence[str], order: int) -> float:
+    """Papineni et al., 2002; in [0, 1]."""
+    scorer = BLEU(max_ngram_order=order, tokenize="none", force=True)
+    return float(scorer.corpus_score(list(stated), [list(truth)]).score) / 100
+
+
+class _Words:
+    """rouge-score's tokenizer interface over text that is tokenised already."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return text.split()
+
+
+def _rouge_l(truth: Sequence[str], stated: Sequence[str]) -> float:
+    """F-measure of the longest common subsequence (Lin, 2004)."""
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    return float(np.mean([scorer.score(t, s)["rougeL"].fmeasure for t, s in zip(truth, stated, strict=True)]))
+
+
+def _cider(truth: Sequence[str], stated: Sequence[str]) -> float | None:
+    """CIDEr-D (Vedantam et al., arXiv 1411.5726), in [0, 10] as the COCO code gives it."""
+    if len(truth) < 2:
+        return None
+    score, _ = Cider().compute_score({i: [t] for i, t in enumerate(truth)}, {i: [s] for i, s in enumerate(stated)})
+    return float(score)
+
+
+def keyword_f1(references: Sequence[str], reports: Sequence[str]) -> dict[str, float | None]:
+    """The published evaluation's F1: bare keywords of each case, mean over cases, nothing against nothing as 1.
+
+    It rewards saying a word, not being right: a constant report can reach 1. For comparison alone.
+    """
+    result: dict[str, float | None] = {}
+    for name, words in CARD_KEYWORDS.items():
+        scores = [_set_f1(_found(t, words), _found(s, words)) for t, s in zip(references, reports, strict=True)]
+        result[f"keyword_{name}_f1"] = float(np.mean(scores)) if scores else None
+    return result
+
+
+def _found(report: str, words: Sequence[str]) -> set[str]:
+    lowered = report.lower()
+    return {word for word in words if word in lowered}
+
+
+def _set_f1(truth: set[Any], stated: set[Any]) -> float:
+    if not truth and not stated:
+        return 1.0
+    return 2 * len(truth & stated) / (len(truth) + len(stated))
+
+
+def text_intervals(
+    references: Sequence[str], reports: Sequence[str], samples: int = 100, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of the text measures by resampling cases (Efron, 1979).
+
+    CIDEr's word weights are those of all references, as in the figure itself.
+    """
+    if len(references) < 2:
+        return {}
+    truth, stated = [tokens(text) for text in references], [tokens(text) for text in reports]
+    _, cider = Cider().compute_score({i: [t] for i, t in enumerate(truth)}, {i: [s] for i, s in enumerate(stated)})
+    rouge = np.array([_rouge_l([t], [s]) for t, s in zip(truth, stated, strict=True)])
+    rng = np.random.default_rng(seed)
+    drawn: list[tuple[float, ...]] = []
+    for _ in range(samples):
+        index = rng.integers(len(truth), size=len(truth))
+        some = [truth[i] for i in index], [stated[i] for i in index]
+        drawn.append((_bleu(*some, 1), _bleu(*some, 4), float(rouge[index].mean()), float(np.mean(cider[index]))))
+    low, high = np.percentile(np.array(drawn), [2.5, 97.5], axis=0)
+    return {name: (float(a), float(b)) for name, a, b in zip(TEXT_MEASURES, low, high, strict=True)}

@@ -1,0 +1,1 @@
+"""Synthetic FLAIR heads with lesions and their truth."""
