@@ -44,7 +44,7 @@ from daemon.receive.store import Status
 from daemon.spool.locks import is_alive
 from daemon.spool.segment import RecordKind, read_records
 
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "dicom"
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "dicom"
 
 
 @pytest.fixture(scope="module", params=[BlockingReceiver, StockReceiver])

@@ -16,7 +16,7 @@ from pydicom.sequence import Sequence
 from daemon.receive.dataset import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, DatasetError, Identity, read_identity
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "dicom"
+SHARED = Path(__file__).parents[4] / "shared" / "data" / "dicom"
 
 
 def with_sequences() -> Dataset:

@@ -20,7 +20,7 @@ from braingemma.volume.brain import find_brain
 from braingemma.volume.preprocess import load_nifti_volume, prepare_image, prepare_volume
 from braingemma.volume.resampling import resample_box
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "nifti"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "nifti"
 SMALL = VolumeSettings(grid=(16, 32, 28))
 ORIENTATIONS = [
     "".join(code) for axes in itertools.permutations(("LR", "PA", "IS")) for code in itertools.product(*axes)

@@ -25,9 +25,9 @@ from braingemma.findings.text import (
     mirror_text,
 )
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[3]
 TEXTBRATS = REPO.parent / "shared" / "data" / "textbrats_train.jsonl"
-EXPECTATIONS = json.loads((Path(__file__).parent / "expectations" / "textbrats_findings.json").read_text())
+EXPECTATIONS = json.loads((Path(__file__).parents[1] / "expectations" / "textbrats_findings.json").read_text())
 HAND_READ = [*EXPECTATIONS["drawn at random"], *EXPECTATIONS["chosen as hard"]]
 OTHER_SIDE = {"left": "right", "right": "left"}
 

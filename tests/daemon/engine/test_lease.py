@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from postgres_support import Postgres, needs_postgres
 
 from daemon.assemble.index import ARRIVALS

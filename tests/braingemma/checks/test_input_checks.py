@@ -16,7 +16,7 @@ from braingemma.errors import CheckpointError
 from training.phantoms import phantom as phantoms
 from training.phantoms.contrast import Contrast
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "nifti"
+SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "nifti"
 REAL = sorted(SHARED.rglob("*.nii.gz"))
 T1 = Contrast(white=0.7, gray=0.5, fluid=0.18, edema=0.42, core=0.45, necrosis=0.25, spots=0.5)
 T2 = Contrast(white=0.3, gray=0.42, fluid=0.9, edema=0.6, core=0.55, necrosis=0.8, spots=0.5)

@@ -18,7 +18,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-
 from tests.braingemma.test_published import write_published
 
 REPO = "praiselab-picuslab/BrainGemma3D"

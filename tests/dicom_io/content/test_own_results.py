@@ -46,5 +46,5 @@ def test_a_received_image_is_not_ours() -> None:
 
 def test_it_loads_no_imaging_library() -> None:
     program = "import sys, dicom_io.content.equipment; sys.exit('highdicom' in sys.modules)"
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False).returncode == 0

@@ -18,7 +18,7 @@ from training.explain_cases import explain_cases
 from training.phantoms.phantom import Phantom, make_phantom, mirror, write_phantom
 
 pytestmark = pytest.mark.skipif(not DEMO_FOLDER.exists(), reason="the demo weights are not bundled here")
-REAL = sorted((Path(__file__).parents[3] / "shared/data/nifti").rglob("*.nii.gz"))
+REAL = sorted((Path(__file__).parents[4] / "shared/data/nifti").rglob("*.nii.gz"))
 
 
 @pytest.fixture(scope="module")

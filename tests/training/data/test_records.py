@@ -18,7 +18,7 @@ from training.data.records import Record, check_records, read_manifest, write_ma
 from training.data.splits import CARD_SHARES, chosen, split_patients, stratum, with_splits
 from training.errors import DataError
 
-SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "textbrats_train.jsonl"
+SHARED = Path(__file__).parents[3].parent / "shared" / "data" / "textbrats_train.jsonl"
 
 
 def save_volume(path: Path, shape: tuple[int, ...] = (6, 7, 8)) -> Path:

@@ -23,7 +23,7 @@ from pydicom import Dataset
 
 from daemon.assemble.index import INSTANCES
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 
 
 class Load:

@@ -18,7 +18,7 @@ from daemon.spool.locks import is_alive, read_data, segment_receiver
 from daemon.spool.segment import BLOCK_BYTES, SEGMENT_MAGIC, Damage, Record, RecordKind, read_records
 from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
 
-UPGRADE_DATA = Path(__file__).parents[1] / "end_to_end" / "data-0.1.0.tar.xz"
+UPGRADE_DATA = Path(__file__).parents[2] / "end_to_end" / "data-0.1.0.tar.xz"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from braingemma.errors import ExplainError
 from braingemma.explain.supervoxels import BrainBox, segment, side_of, site_of
 from braingemma.findings.text import SITES
 
-SHARED = Path(__file__).parents[3] / "shared/data/nifti"
+SHARED = Path(__file__).parents[4] / "shared/data/nifti"
 BOX = BrainBox((-70, -104, -66), (70, 72, 80))  # of the MNI152 brain, so that positions are MNI mm
 
 

@@ -22,7 +22,7 @@ from daemon.observe.audit import check_chain
 from daemon.receive.processes import start_receivers
 from daemon.receive.store import Status
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PRINT = "1.2.840.10008.5.1.1.9"
 """Basic Grayscale Print Management: no storage."""
 
@@ -95,7 +95,7 @@ time.sleep(600)
 
 
 def test_receivers_leave_when_their_parent_is_killed(tmp_path):
-    code = PARENT.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
+    code = PARENT.format(root=str(ROOT), tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     port, *children = map(int, parent.stdout.readline().split())
     assert len(children) == 2
@@ -163,7 +163,7 @@ def test_receivers_do_not_import_torch(start):
 
 def test_no_patient_data_in_the_log(tmp_path):
     """The log of a receiver process, at its most talkative, names no patient."""
-    code = PARENT.format(root=str(ROOT), tests=str(Path(__file__).parent), folder=str(tmp_path))
+    code = PARENT.format(root=str(ROOT), tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
     log = tmp_path / "log.txt"
     with log.open("w") as stderr:
         parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True)
