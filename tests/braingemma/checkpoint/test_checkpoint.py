@@ -12,7 +12,6 @@ import bitsandbytes.functional
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.braingemma.test_published import vision_config, write_published
 from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
@@ -21,6 +20,7 @@ from braingemma.checkpoint.weights import CHECKSUM_FILE, verify_weights
 from braingemma.errors import CheckpointError
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.quantize import nf4 as quantize
+from tests.braingemma.model.test_published import vision_config, write_published
 
 
 def load_exact(folder: Path) -> BrainGemma3D:

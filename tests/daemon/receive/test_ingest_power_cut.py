@@ -15,11 +15,11 @@ import pytest
 from ingest_fuse import Mounted
 from ingest_sender import RawSender
 from ingest_support import Bench, InProcess, data_set_bytes, encode, instances_in, make_series, meta_of
-from test_ingest_durability import Load, endless_instances, start_driver
 
 from daemon.receive.association import BlockingReceiver
 from daemon.receive.store import Status
 from daemon.spool.writer import SpoolWriter
+from tests.daemon.receive.test_ingest_durability import Load, endless_instances, start_driver
 
 
 @pytest.fixture

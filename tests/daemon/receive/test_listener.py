@@ -15,12 +15,12 @@ import pytest
 from ingest_sender import rejection
 from ingest_support import associate, instances_in, listener_settings, make_series, wait_until
 from pydicom.uid import MRImageStorage
-from test_ingest_durability import Load, endless_instances
 
 from daemon.errors import ConfigurationError
 from daemon.observe.audit import check_chain
 from daemon.receive.processes import start_receivers
 from daemon.receive.store import Status
+from tests.daemon.receive.test_ingest_durability import Load, endless_instances
 
 ROOT = Path(__file__).parents[3]
 PRINT = "1.2.840.10008.5.1.1.9"
