@@ -116,7 +116,7 @@ def run_kills(folder: Path, moments: int) -> tuple[int, int]:
     """In a process of its own: forking beside pytest's threads would not be sound."""
     code = (
         f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
-        f"from pathlib import Path\nfrom test_ingest_durability import kill_rounds\n"
+        f"from pathlib import Path\nfrom tests.daemon.receive.test_ingest_durability import kill_rounds\n"
         f"print(*kill_rounds(Path({str(folder)!r}), {moments}, 7))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
