@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from braingemma.configuration import CANONICAL_PROMPT
-    from braingemma.explain.explanation import run_interpretability
+    from braingemma.explain.run import run_interpretability
     from braingemma.model.braingemma3d import BrainGemma3D
     from braingemma.volume.preprocess import load_nifti_volume
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from transformers import Gemma3TextConfig, PreTrainedConfig, SiglipVisionConfig
 
 from braingemma.errors import CheckpointError
-from braingemma.findings.text import FINDINGS, SITES
+from braingemma.findings.vocabulary import FINDINGS, SITES
 
 #: The prompt of the published weights, to the letter (its trailing space and line end included).
 CANONICAL_PROMPT = "Generate a radiology report for this brain MRI FLAIR scan. \n"
@@ -190,3 +190,7 @@ def _as_config(value: Any, kind: Any) -> Any:
 def _require(field: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise CheckpointError(f"config.json: {field} must be one of {', '.join(allowed)}; got {value!r}")
+
+
+#: Planes of the public code's 3D kernel; its stride is 1 and its padding 1, so D planes become D + 1.
+KERNEL_DEPTH = 2

@@ -16,20 +16,28 @@ The published layout has `projector_vis_scale.pt` in place of `braingemma.safete
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from peft import LoraConfig
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
+from braingemma.checkpoint.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILE,
+    DTYPES,
+    LANGUAGE,
+    SIGLIP,
+    adapter_name,
+    language_name,
+    prefixed,
+    vision_name,
+)
+from braingemma.checkpoint.published import published_config, published_projector
 from braingemma.checkpoint.tensors import (
     Rename,
     StoredTensor,
@@ -49,19 +57,15 @@ from braingemma.checkpoint.weights import (
     MODEL_TYPE,
     PUBLISHED_PROJECTOR,
     VISION_FOLDER,
+    WeightsInfo,
     describe_weights,
     read_json,
-    write_sums,
 )
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.errors import CheckpointError
-from braingemma.model.braingemma3d import BrainGemma3D
-from braingemma.model.published import published_config, published_projector
 from braingemma.quantize import nf4 as quantize
 from braingemma.quantize.few_rows import FewRowsLinear
 
-ADAPTER_FILE = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
 #: Settings of PEFT by which the same tensors would mean something else.
 FOREIGN_ADAPTERS = (
     "use_rslora",
@@ -72,9 +76,6 @@ FOREIGN_ADAPTERS = (
     "bias",
     "fan_in_fan_out",
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-SIGLIP = "vision.siglip."
-LANGUAGE = "language_model."
 #: Bytes of float32 embeddings above which the language model stays in bfloat16 whatever the CPU.
 LARGE_EMBEDDINGS = 1 << 30
 
@@ -93,41 +94,21 @@ class Part:
         return match(self.expected, self.stored, self.rename, self.where)
 
 
-# ---------------------------------------------------------------------- names
-
-
-def vision_name(key: str) -> str | None:
-    """Key of a SigLIP checkpoint (tower alone, or with its text tower) to a name of `SiglipVisionModel`."""
-    key = key.removeprefix("vision_model.")
-    if key.startswith(("text_model.", "head.", "logit_")) or key == "embeddings.position_ids":
-        return None
-    return key
-
-
-def language_name(key: str) -> str | None:
-    """Key of a Gemma 3 checkpoint (text or multimodal, of any transformers) to a name of `Gemma3ForCausalLM`."""
-    if re.match(r"(model\.)?(vision_tower|multi_modal_projector)\.", key):
-        return None
-    key = re.sub(r"^model\.language_model\.", "model.", key)
-    key = re.sub(r"^language_model\.(model\.)?", "model.", key)
-    return re.sub(r"^model\.lm_head\.", "lm_head.", key)
-
-
-def adapter_name(key: str) -> str | None:
-    """Key of a PEFT file to a name of the adapted language model."""
-    name = language_name(key.removeprefix("base_model.model."))
-    return None if name is None else re.sub(r"\.(lora_[AB])\.weight$", r".\1.default.weight", name)
-
-
 # ---------------------------------------------------------------------- loading
 
 
 def load(
-    ref: str | Path, *, device: str = "auto", quantization: str = "auto", dtype: torch.dtype | str | None = None
-) -> BrainGemma3D:
+    model_class: Callable[..., Any],
+    ref: str | Path,
+    *,
+    device: str = "auto",
+    quantization: str = "auto",
+    dtype: torch.dtype | str | None = None,
+) -> Any:
     """Load weights.
 
     Args:
+        model_class: `BrainGemma3D`, which stands above this package: made with (config, tokenizer, language model).
         ref: "demo", a folder, or a hub id (`owner/name` or `owner/name@revision`).
         device: "auto" (CUDA where there is one), or a torch device.
         quantization: Of the language model: "4bit" (NF4, double quantisation), "none", or "auto": "4bit" where
@@ -148,7 +129,7 @@ def load(
         info.folder / LANGUAGE_FOLDER, config.text_config, target, text_dtype, four_bit
     )
     with init_empty_weights(include_buffers=False):
-        model = BrainGemma3D(config, tokenizer, language_model)
+        model = model_class(config, tokenizer, language_model)
     for part in visual_parts(info.folder, model):
         for name, tensor in part.pairs():
             put(model, name, _own(read_finite(tensor), visual_dtype, target))
@@ -163,7 +144,7 @@ def load(
     return model.eval()
 
 
-def check(folder: Path) -> None:
+def _check(model_class: Callable[..., Any], folder: Path) -> None:
     """Read every tensor once and match it with the model, without keeping any.
 
     Raises:
@@ -172,7 +153,7 @@ def check(folder: Path) -> None:
     config = read_config(folder)
     read_tokenizer(folder / LANGUAGE_FOLDER)
     with init_empty_weights(include_buffers=False):
-        model = BrainGemma3D(config)
+        model = model_class(config)
         plain = Gemma3ForCausalLM(config.text_config)  # without adapters
     parts = [*visual_parts(folder, model), _language_part(folder / LANGUAGE_FOLDER, plain)[0]]
     if config.lora:
@@ -230,13 +211,13 @@ def read_tokenizer(folder: Path) -> Any:
         raise CheckpointError(f"{folder}: no readable tokenizer: {' '.join(str(error).split())[:200]}") from error
 
 
-def visual_parts(folder: Path, model: BrainGemma3D) -> list[Part]:
+def visual_parts(folder: Path, model: Any) -> list[Part]:
     """The parts that hold everything but the language model."""
     expected = {name: shape for name, shape in shapes(model).items() if not name.startswith(LANGUAGE)}
     tower = {name: shape for name, shape in expected.items() if name.startswith(SIGLIP)}
     rest = {name: shape for name, shape in expected.items() if not name.startswith(SIGLIP)}
     vision = folder / VISION_FOLDER
-    parts = [Part(vision, stored_tensors(weight_files(vision)), _prefixed(SIGLIP, vision_name), tower)]
+    parts = [Part(vision, stored_tensors(weight_files(vision)), prefixed(SIGLIP, vision_name), tower)]
     delta = folder / DELTA_FILE
     if delta.exists():
         parts.append(Part(delta, stored_tensors([delta]), lambda key: key, rest))
@@ -245,28 +226,20 @@ def visual_parts(folder: Path, model: BrainGemma3D) -> list[Part]:
     tensors = published_projector(read_pickled(file), file)
     stored = (StoredTensor(file, key, tuple(t.shape), t.detach) for key, t in tensors.items())
     projector = {name: shape for name, shape in rest.items() if name.startswith("projector.")}
-    parts.append(Part(file, stored, _prefixed("projector.", lambda key: key), projector))
+    parts.append(Part(file, stored, prefixed("projector.", lambda key: key), projector))
     return parts
 
 
-def adapter_part(folder: Path, model: BrainGemma3D) -> Part:
+def adapter_part(folder: Path, model: Any) -> Part:
     """The adapters of the language model."""
     file = folder / LORA_FOLDER / ADAPTER_FILE
     adapters = {name: shape for name, shape in shapes(model.language_model).items() if ".lora_" in name}
     expected = {LANGUAGE + name: shape for name, shape in adapters.items()}
     stored = stored_tensors([file] if file.exists() else weight_files(file.parent))
-    return Part(file, stored, _prefixed(LANGUAGE, adapter_name), expected)
+    return Part(file, stored, prefixed(LANGUAGE, adapter_name), expected)
 
 
-def _prefixed(prefix: str, rename: Rename) -> Rename:
-    def renamed(key: str) -> str | None:
-        name = rename(key)
-        return None if name is None else prefix + name
-
-    return renamed
-
-
-def _derive_published(model: BrainGemma3D, dtype: torch.dtype, device: torch.device) -> None:
+def _derive_published(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     """The 3D patch embedding that the published layout leaves out."""
     embedding = model.vision.patch_embedding
     for name, value in list(embedding.named_parameters()):
@@ -411,71 +384,12 @@ def resolve_dtypes(
 # ---------------------------------------------------------------------- saving
 
 
-def save(model: BrainGemma3D, folder: Path) -> None:
-    """Write a model in this project's layout; numbers of 32 bits are stored as `config.storage_dtype`.
+def verify(model_class: Callable[..., Any], folder: str | Path) -> WeightsInfo:
+    """Check that every file, key and shape is as the model needs it, without building the model in memory.
 
     Raises:
-        CheckpointError: the model has no tokenizer.
+        CheckpointError: names the first file and key that is missing, damaged, superfluous or of another shape.
     """
-    if model.tokenizer is None:
-        raise CheckpointError("this model has no tokenizer: weights without one cannot be used")
-    for part in (folder, folder / VISION_FOLDER, folder / LANGUAGE_FOLDER):
-        part.mkdir(parents=True, exist_ok=True)
-    config = model.config
-    store = DTYPES[config.storage_dtype]
-    state = {name: value for name, value in model.state_dict().items() if not name.startswith(LANGUAGE)}
-    _write(state, folder / VISION_FOLDER / "model.safetensors", store, SIGLIP)
-    delta = {name: value for name, value in state.items() if not name.startswith(SIGLIP)}
-    _write(delta, folder / DELTA_FILE, store)
-    _write_config(config.vision_config, folder / VISION_FOLDER, "SiglipVisionModel")
-    _save_language(model, folder, store)
-    model.tokenizer.save_pretrained(folder / LANGUAGE_FOLDER)
-    config.save_pretrained(folder)
-    write_sums(folder)
-
-
-def _save_language(model: BrainGemma3D, folder: Path, store: torch.dtype) -> None:
-    """The text stack without its adapters, and the adapters in PEFT's format."""
-    language = model.language_model
-    state = {name.replace(".base_layer.", "."): value for name, value in language.state_dict().items()}
-    base = {name: value for name, value in state.items() if ".lora_" not in name}
-    if model.config.text_config.tie_word_embeddings:
-        base.pop("lm_head.weight", None)
-    _write(base, folder / LANGUAGE_FOLDER / "model.safetensors", store)
-    quantized = quantize.quantization_config(language.dtype) if model.quantization == "4bit" else None
-    _write_config(model.config.text_config, folder / LANGUAGE_FOLDER, "Gemma3ForCausalLM", quantized)
-    if not model.config.lora:
-        return
-    (folder / LORA_FOLDER).mkdir(exist_ok=True)
-    adapters = {
-        "base_model.model." + name.replace(".default.", "."): value for name, value in state.items() if ".lora_" in name
-    }
-    _write(adapters, folder / LORA_FOLDER / ADAPTER_FILE, torch.float32)
-    stated: LoraConfig = language.peft_config["default"]
-    stated.save_pretrained(folder / LORA_FOLDER)
-    # PEFT writes a set in the order of its hashes: sorted, the same weights have the same digest in every process.
-    written = read_json(folder / LORA_FOLDER / ADAPTER_CONFIG)
-    written["target_modules"] = sorted(written["target_modules"])
-    (folder / LORA_FOLDER / ADAPTER_CONFIG).write_text(json.dumps(written, indent=2), encoding="utf-8")
-
-
-def _write(state: dict[str, Tensor], file: Path, store: torch.dtype, prefix: str = "") -> None:
-    """Write the tensors whose names start with `prefix`, without it."""
-    tensors = {
-        name.removeprefix(prefix): (value.to(store) if value.dtype == torch.float32 else value)
-        .detach()
-        .cpu()
-        .contiguous()
-        for name, value in state.items()
-        if name.startswith(prefix)
-    }
-    save_file(tensors, file, metadata={"format": "pt"})
-
-
-def _write_config(config: Any, folder: Path, architecture: str, quantization: Any = None) -> None:
-    """Write one part's own configuration, so that other tools load it as what it is."""
-    copy = type(config).from_dict(config.to_dict())
-    copy.architectures = [architecture]
-    if quantization is not None:
-        copy.quantization_config = quantization.to_dict()
-    copy.save_pretrained(folder)
+    info = describe_weights(str(folder))
+    _check(model_class, info.folder)
+    return info

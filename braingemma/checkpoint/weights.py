@@ -116,19 +116,6 @@ def list_weights() -> list[WeightsInfo]:
     return found
 
 
-def verify_weights(folder: str | Path) -> WeightsInfo:
-    """Check that every file, key and shape is as the model needs it, without building the model in memory.
-
-    Raises:
-        CheckpointError: names the first file and key that is missing, damaged, superfluous or of another shape.
-    """
-    info = describe_weights(str(folder))
-    from braingemma.checkpoint.load import check
-
-    check(info.folder)
-    return info
-
-
 def fetch_weights(ref: str, revision: str | None = None) -> Path:
     """Download weights into the hub's cache, going on where an earlier download stopped; returns their folder."""
     if ref == "demo" or Path(ref).is_dir():

@@ -7,10 +7,7 @@ are scored), attribution (from scores to weights), faithfulness (is it true), pl
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -23,30 +20,18 @@ from torch import Tensor
 
 from braingemma.errors import ExplainError
 from braingemma.explain.attribution import METHODS, method_named
-from braingemma.explain.faithfulness import Curves, curve_steps, curves, rank_agreement
+from braingemma.explain.faithfulness import Curves, curve_steps, curves
+from braingemma.explain.grounding import grounding_on_grid
 from braingemma.explain.perturbation import (
     FILLINGS,
-    ExplainCancelled,
     MaskScorer,
-    Progress,
     ReportScorer,
     ScoringSettings,
     filling_for,
 )
-from braingemma.explain.plots import SMALL_EFFECT, Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
-from braingemma.explain.supervoxels import Supervoxels, segment
-from braingemma.explain.targets import ALL_FINDINGS, ModelScorer, Target, plan_targets, present_spans
-from braingemma.volume.preprocess import PreparedVolume, prepare_volume
-
-__all__ = [
-    "ExplainCancelled",
-    "ExplainSettings",
-    "Explanation",
-    "explain_prepared",
-    "explain_report",
-    "mask_scorer",
-    "run_interpretability",
-]
+from braingemma.explain.plots import SMALL_EFFECT
+from braingemma.explain.supervoxels import Supervoxels
+from braingemma.explain.targets import ALL_FINDINGS, Target
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -60,16 +45,6 @@ FOCUS = 0.08
 was taken away; a region stays above 0.9 of its peak, which is what a segmentation of the top region takes."""
 FOCUS_MM = 5.0
 """Blur of that change, standard deviation: a peak is a place, not one noisy voxel."""
-BATCH_VOXELS = 2**23
-"""Voxels of the perturbed volumes in memory at once, unless a batch size is asked for."""
-METHOD_TITLES = {
-    "balanced": "LIME by a balanced design",
-    "lime": "LIME",
-    "kernelshap": "Paired KernelSHAP",
-    "leave_one_out": "Leave-one-out",
-}
-POOR_FIT = 0.3
-"""R² below which an additive map says little about the model."""
 
 
 @dataclass(frozen=True)
@@ -277,193 +252,8 @@ def relative_change(ask: MaskScorer, supervoxels: Supervoxels, grid_affine: Floa
     return np.where(labels > 0, values / np.maximum(most, 1e-6)[labels], 0).astype(np.float32)
 
 
-def explain_report(
-    model: Any,
-    image: nib.Nifti1Image,
-    prepared: PreparedVolume,
-    report: str,
-    settings: ExplainSettings,
-    *,
-    prompt: str | None = None,
-    scoring: ScoringSettings | None = None,
-) -> Explanation:
-    """Explain one report of one volume; nothing is written.
-
-    Args:
-        model: A `BrainGemma3D`.
-        image: The RAS volume.
-        prepared: The same volume on the model's grid.
-        report: The model's report.
-        settings: Method, samples, seed, target.
-        prompt: None: the prompt of the weights.
-        scoring: Batches, progress, cancelling.
-    """
-    supervoxels = segment(np.asarray(image.dataobj, dtype=np.float32), image.affine, settings.segments)
-    plan = plan_targets(report, model.tokenizer, settings.target, contrast=settings.contrast)
-    if not plan.targets:
-        return _nothing_to_explain(supervoxels, settings)
-    volume = prepared.tensor.to(model.compute_device)
-    scorer = ModelScorer(model, plan, prompt)
-    found = explain_prepared(supervoxels, volume, prepared.grid_affine, scorer, settings, plan.targets, scoring)
-    return replace(found, finding_present=bool(present_spans(report)))
-
-
-def run_interpretability(
-    *,
-    model: Any,
-    mri_path: str | Path,
-    report: str,
-    output_dir: str | Path,
-    lime_samples: int = 100,
-    n_segments: int = 20,
-    alpha: float = 0.45,
-    clip_q: float = 0.99,
-    seed: int = 42,
-    prompt: str | None = None,
-    method: str = DEFAULT_METHOD,
-    replacement: str = DEFAULT_REPLACEMENT,
-    target: str = ALL_FINDINGS,
-    contrast: bool = True,
-    batch_size: int | None = None,
-    banner: str | None = None,
-    progress: Progress | None = None,
-    cancelled: Callable[[], bool] | None = None,
-) -> tuple[Float, Float32]:
-    """Explain a report and write pictures, weights and maps.
-
-    Writes `overlay_slices.png`, `lime_2x3_grid.png`, `lime_top_supervoxels_grid.png`, `lime_weights.json`,
-    `saliency.nii.gz` and, where the weights ground, `grounding.nii.gz`, both on the grid of the RAS volume
-    (the volume itself where it is stored R, A, S; else in nibabel's canonical order).
-
-    Args:
-        model: A `BrainGemma3D`.
-        mri_path: NIfTI volume that the report is about.
-        report: Its report, as the model wrote it.
-        output_dir: Folder to write to; made where it is absent.
-        lime_samples: Perturbed volumes that the method may score.
-        n_segments: Supervoxels.
-        alpha: Opacity of the strongest colour.
-        clip_q: Quantile of |saliency| in the brain that gets the strongest colour.
-        seed: Of the perturbations.
-        prompt: None: the prompt of the weights.
-        method: "balanced", "lime", "kernelshap" or "leave_one_out".
-        replacement: What replaced tissue shows: "blur", "mirror" or "constant".
-        target: "findings" (the words that carry a present finding), "report" (every word), "side" (why left and
-            not right), or one finding: "lesion", "edema", "necrosis", "ventricular_compression".
-        contrast: Add "side" to the weights of each supervoxel where the report states one side.
-        batch_size: Perturbed volumes in memory at once; None: `default_batch_size` of the model's grid.
-        banner: What must be said about the weights in each picture; None: the weights' own.
-        progress: Called with (volumes scored, volumes planned).
-        cancelled: Asked before each batch; True raises `ExplainCancelled` and nothing is written.
-
-    Returns:
-        Weights (supervoxels,) and saliency (X, Y, Z) on the RAS volume's grid; both 0 where the report states
-        no present finding.
-
-    Raises:
-        ExplainError: The report or the volume cannot be explained, or an argument makes no sense.
-        VolumeError: The volume cannot be read by the model.
-    """
-    at_once = default_batch_size(model.config.grid) if batch_size is None else batch_size
-    settings = ExplainSettings(method, lime_samples, n_segments, seed, replacement, target, contrast, at_once)
-    prepared = prepare_volume(mri_path, model.config)
-    image = _ras_image(Path(mri_path))
-    scoring = ScoringSettings(at_once, progress, cancelled)
-    found = explain_report(model, image, prepared, report, settings, prompt=prompt, scoring=scoring)
-    grounding = _grounding_on(image, model, prepared)
-    if grounding is not None:
-        found = replace(found, grounding=grounding_agreement(found, grounding))
-    scene = Scene(
-        np.asarray(image.dataobj, dtype=np.float32),
-        found.saliency,
-        found.supervoxels,
-        found.weights,
-        found.drawn,
-        _title(found),
-        banner if banner is not None else model.config.banner,
-        alpha,
-        clip_q,
-    )
-    _write(Path(output_dir), image, found, scene, grounding)
-    return found.weights, scene.saliency
-
-
-def default_batch_size(grid: tuple[int, int, int]) -> int:
-    """Volumes in memory at once: 8 on the card's grid, up to 32 on smaller ones, where one at a time wastes a CPU."""
-    return int(np.clip(BATCH_VOXELS // int(np.prod(grid)), 1, 32))
-
-
-def grounding_on_grid(grounding: Float32, grid: tuple[int, ...], grid_affine: Float, image: nib.Nifti1Image) -> Float32:
-    """Patch values on the voxels of a RAS volume, linear between the patches' centres, 0 outside their field.
-
-    Args:
-        grounding: (d, h, w), one value for each patch of the grid.
-        grid: (D, H, W) of the model's grid.
-        grid_affine: (4, 4) from the grid's voxel (w, h, d) to RAS mm.
-        image: Its shape and affine are the target.
-
-    Returns:
-        (X, Y, Z) float32.
-    """
-    size = np.array(grid[::-1]) / np.array(grounding.shape[::-1])  # voxels of a patch along (w, h, d)
-    to_grid = np.diag([*size, 1.0])
-    to_grid[:3, 3] = (size - 1) / 2  # the centre of the first patch
-    to_patch = np.linalg.inv(grid_affine @ to_grid) @ image.affine
-    patches = np.ascontiguousarray(grounding.transpose(2, 1, 0))
-    # Half a patch lies between the outermost centres and the border of the field.
-    return np.asarray(
-        ndimage.affine_transform(
-            np.pad(patches, 1, mode="edge"),
-            to_patch[:3, :3],
-            to_patch[:3, 3] + 1,
-            output_shape=image.shape,
-            order=1,
-            mode="constant",
-            cval=0.0,
-        ),
-        dtype=np.float32,
-    )
-
-
-def grounding_agreement(found: Explanation, grounding: Float32) -> dict[str, Any]:
-    """What the model's own lesion map (X, Y, Z) shows, and how far the weights agree with it.
-
-    Returns:
-        peak: Highest value of the map; side, site: of the supervoxel whose mean is highest; rank_correlation:
-        Spearman's, over supervoxels, of weight and mean (None where one is flat); same_top: whether both put the same
-        supervoxel first (None where no finding is explained).
-    """
-    regions = found.supervoxels.regions
-    labels = found.supervoxels.labels
-    means = np.asarray(ndimage.mean(grounding, labels, [r.label for r in regions]))
-    top = int(np.argmax(means))
-    return {
-        "peak": float(grounding.max()),
-        "side": regions[top].side,
-        "site": regions[top].site,
-        "rank_correlation": rank_agreement(found.weights, means),
-        "same_top": top == int(np.argmax(found.weights)) if found.drawn else None,
-    }
-
-
-def _grounding_on(image: nib.Nifti1Image, model: Any, prepared: PreparedVolume) -> Float32 | None:
-    """The model's lesion map on the RAS volume's grid; None where the weights have no grounding head."""
-    patches = model.ground(prepared.tensor.to(model.compute_device))
-    if patches is None:
-        return None
-    values = patches[0].float().cpu().numpy()
-    return grounding_on_grid(values, tuple(prepared.tensor.shape[2:]), prepared.grid_affine, image)
-
-
-def _ras_image(path: Path) -> nib.Nifti1Image:
-    """The volume in canonical order; `prepare_volume` has refused what is not one finite 3D volume."""
-    return nib.as_closest_canonical(nib.load(path))
-
-
-def _nothing_to_explain(supervoxels: Supervoxels, settings: ExplainSettings) -> Explanation:
-    """The report states no present finding: weights of 0, and a word why."""
-    reason = "The report states no present finding, so there is nothing that a region could support."
-    return Explanation(supervoxels, np.zeros(len(supervoxels.regions)), settings, warnings=(reason,))
+POOR_FIT = 0.3
+"""R² below which an additive map says little about the model."""
 
 
 def _doubts(found: Explanation) -> tuple[str, ...]:
@@ -477,37 +267,3 @@ def _doubts(found: Explanation) -> tuple[str, ...]:
     if found.r2 is not None and found.r2 < POOR_FIT:
         doubts.append(f"The additive model fits poorly (R² {found.r2:.2f}): weights of regions say little.")
     return tuple(doubts)
-
-
-def _title(found: Explanation) -> str:
-    """First lines of the pictures."""
-    if found.target is None:
-        return "The report states no present finding."
-    name = METHOD_TITLES[found.settings.method]
-    words = ", ".join(dict.fromkeys(w.lower() for w in found.target.words))
-    fit = "" if found.r2 is None else f", R² {found.r2:.2f}"
-    return f"{name}, {found.evaluations} volumes{fit}. Explained: {words}. {' '.join(found.warnings)}".strip()
-
-
-def _write(folder: Path, image: nib.Nifti1Image, found: Explanation, scene: Scene, grounding: Float32 | None) -> None:
-    """All files of one explanation."""
-    folder.mkdir(parents=True, exist_ok=True)
-    record = found.to_json()
-    record["settings"] |= {"alpha": scene.alpha, "clip_q": scene.clip_q}
-    _save_map(scene.saliency, image, folder / "saliency.nii.gz", "saliency, nats per token")
-    (folder / "grounding.nii.gz").unlink(missing_ok=True)
-    if grounding is not None:
-        _save_map(grounding, image, folder / "grounding.nii.gz", "lesion share of each patch")
-    draw_overlay_slices(scene, folder / "overlay_slices.png")
-    draw_grid(scene, folder / "lime_2x3_grid.png")
-    draw_top_supervoxels(scene, folder / "lime_top_supervoxels_grid.png")
-    (folder / "lime_weights.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def _save_map(values: Float32, image: nib.Nifti1Image, path: Path, description: str) -> None:
-    """A float map with the shape, affine and header codes of the volume."""
-    saved = nib.Nifti1Image(values, image.affine, image.header)
-    saved.set_data_dtype(np.float32)
-    saved.header["descrip"] = description.encode()
-    saved.header["cal_min"], saved.header["cal_max"] = 0, 0
-    nib.save(saved, path)

@@ -7,13 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from nibabel.affines import apply_affine
+from scipy import ndimage
 
 from braingemma.explain.supervoxels import BrainBox, site_of
-from braingemma.findings.text import SITES, Finding, Laterality
+from braingemma.findings.vocabulary import SITES, Finding, Laterality
 from braingemma.volume.preprocess import PreparedVolume
+
+Float = npt.NDArray[np.float64]
+Float32 = npt.NDArray[np.float32]
 
 #: Patches below this share of lesion count as background.
 LEAST_SHARE: Final = 0.2
@@ -117,3 +122,44 @@ def disagreements(findings: Sequence[Finding], estimate: LesionEstimate) -> list
             "check the side."
         ]
     return []
+
+
+def grounding_on_grid(grounding: Float32, grid: tuple[int, ...], grid_affine: Float, image: nib.Nifti1Image) -> Float32:
+    """Patch values on the voxels of a RAS volume, linear between the patches' centres, 0 outside their field.
+
+    Args:
+        grounding: (d, h, w), one value for each patch of the grid.
+        grid: (D, H, W) of the model's grid.
+        grid_affine: (4, 4) from the grid's voxel (w, h, d) to RAS mm.
+        image: Its shape and affine are the target.
+
+    Returns:
+        (X, Y, Z) float32.
+    """
+    size = np.array(grid[::-1]) / np.array(grounding.shape[::-1])  # voxels of a patch along (w, h, d)
+    to_grid = np.diag([*size, 1.0])
+    to_grid[:3, 3] = (size - 1) / 2  # the centre of the first patch
+    to_patch = np.linalg.inv(grid_affine @ to_grid) @ image.affine
+    patches = np.ascontiguousarray(grounding.transpose(2, 1, 0))
+    # Half a patch lies between the outermost centres and the border of the field.
+    return np.asarray(
+        ndimage.affine_transform(
+            np.pad(patches, 1, mode="edge"),
+            to_patch[:3, :3],
+            to_patch[:3, 3] + 1,
+            output_shape=image.shape,
+            order=1,
+            mode="constant",
+            cval=0.0,
+        ),
+        dtype=np.float32,
+    )
+
+
+def grounding_on(image: nib.Nifti1Image, model: Any, prepared: PreparedVolume) -> Float32 | None:
+    """The model's lesion map on the RAS volume's grid; None where the weights have no grounding head."""
+    patches = model.ground(prepared.tensor.to(model.compute_device))
+    if patches is None:
+        return None
+    values = patches[0].float().cpu().numpy()
+    return grounding_on_grid(values, tuple(prepared.tensor.shape[2:]), prepared.grid_affine, image)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from braingemma.errors import ExplainError
-from braingemma.findings.text import Span, finding_spans, findings_from_text, mirror_text
+from braingemma.findings.text import Span, finding_spans, findings_from_text
+from braingemma.findings.vocabulary import mirror_text
 
 Float = npt.NDArray[np.float64]
 

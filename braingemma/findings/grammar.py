@@ -9,18 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from braingemma.findings.vocabulary import SIDE_WORD, phrase
+
 TokenKind = Literal["lesion", "edema", "necrosis", "ventricle", "deformation", "side", "site", "skip"]
 
 
-def phrase(pattern: str) -> re.Pattern[str]:
-    """Compile without regard to case; a space in the pattern stands for any run of white space."""
-    return re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE)
-
-
-# Sides in three casings only, so that `mirror_text` can exchange every side that is read, and is its own inverse.
-SIDE_WORD = re.compile(
-    r"(?<![^\W_])(?:(?P<left>left|Left|LEFT)|(?P<right>right|Right|RIGHT))(?=(?:wards?|most|sided?)?(?![^\W_]))(?!-handed)"
-)
 _LOBE = r"(?:front|pariet|tempor|occipit)(?:al|o)"
 _SITES = {
     "frontal": r"front(?:al|o)",

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from braingemma.findings.grammar import COPULA, Sentence, Token, phrase
+from braingemma.findings.grammar import COPULA, Sentence, Token
+from braingemma.findings.vocabulary import phrase
 
 Polarity = Literal["affirmed", "hedged", "negated", "played down", "not assessable"]
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from braingemma.findings.grammar import COPULA, Sentence, Token, phrase, sentences
+from braingemma.findings.grammar import COPULA, Sentence, Token, sentences
 from braingemma.findings.polarity import Reading, denied_before, read_mention
+from braingemma.findings.vocabulary import COMPRESSION, TOPICS, Presence, phrase
 
-Presence = Literal["present", "absent", "undetermined"]
-TOPICS = ("lesion", "edema", "necrosis", "ventricular_compression")
-COMPRESSION = TOPICS[3]
 HEDGED_CONFIDENCE = 0.5
 
 _Mention = tuple[str, tuple[int, int]]  # a topic, and the characters of the report that name it

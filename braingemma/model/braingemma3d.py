@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import Gemma3ForCausalLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from braingemma.checkpoint import load as checkpoint
+from braingemma.checkpoint.save import save
 from braingemma.checkpoint.weights import WeightsInfo
 from braingemma.configuration import FINDING_OUTPUTS, FINDINGS, BrainGemmaConfig
 from braingemma.errors import GenerationError
@@ -387,14 +389,16 @@ class BrainGemma3D(PreTrainedModel):
         cls, ref: str | Path, *, device: str = "auto", quantization: str = "auto", dtype: Any = None
     ) -> BrainGemma3D:
         """Load weights: "demo", a folder, or a hub id; see `braingemma.checkpoint.load.load`."""
-        from braingemma.checkpoint.load import load
+        loaded: BrainGemma3D = checkpoint.load(cls, ref, device=device, quantization=quantization, dtype=dtype)
+        return loaded
 
-        return load(ref, device=device, quantization=quantization, dtype=dtype)
+    @classmethod
+    def verify_pretrained(cls, folder: str | Path) -> WeightsInfo:
+        """Check each file, key and shape of a folder without building the model; see `checkpoint.load.verify`."""
+        return checkpoint.verify(cls, folder)
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:
         """Write config, vision delta, resampler, projector, heads, adapters and language model to `folder`."""
-        from braingemma.checkpoint.load import save
-
         save(self, Path(folder))
 
 

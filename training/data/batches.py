@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
-from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from braingemma.findings.text import Finding, mirror_text
+from braingemma.findings.vocabulary import mirror_text, mirrored_findings
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.model.language import IGNORE
-from training.data.cases import Augmentation, Cases, flip_where, focus
+from training.data.augment import Augmentation, flip_where
+from training.data.cases import Cases
+from training.data.patches import focus
 from training.data.targets import findings_target, mirrored_target
 from training.phantoms.wording import write_report
-from training.phases.objectives import Batch
 from training.settings import PhaseSettings
-
-_OTHER_SIDE: Final[dict[str | None, Any]] = {"left": "right", "right": "left"}
-
-
-def mirrored_findings(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
-    """The findings of the same head seen in a mirror."""
-    return tuple(replace(f, laterality=_OTHER_SIDE.get(f.laterality, f.laterality)) for f in findings)
 
 
 def reports_for(cases: Cases, index: list[int], flips: list[bool], rng: np.random.Generator) -> list[str]:
@@ -147,3 +139,6 @@ def validation_batch(cases: Cases, model: BrainGemma3D, seed: int = 0) -> Batch:
         "all_targets": targets,
         **model.training_batch(texts),
     }
+
+
+Batch = dict[str, Tensor]

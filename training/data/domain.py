@@ -13,6 +13,7 @@ import numpy as np
 from braingemma.checks.domain import Domain
 from braingemma.checks.input import picture_features
 from training.errors import TrainingError
+from training.evaluation.judge import Say
 from training.phantoms.phantom import make_phantom
 
 Features = dict[str, float]
@@ -50,3 +51,31 @@ def _features(image: nib.Nifti1Image) -> Features | None:
     canonical = nib.as_closest_canonical(image)
     volume = np.asarray(canonical.get_fdata(dtype=np.float32))
     return picture_features(volume, np.asarray(canonical.affine, dtype=np.float64)[:3, :3])
+
+
+def domain(out: Path, say: Say, *, manifest: Path | None, split: str, count: int, seed: int) -> str:
+    """Measure what weights are trained on, and write it; beside the weights it is held against every picture.
+
+    Args:
+        out: The file, `domain.json` beside the weights.
+        say: Told what is being done.
+        manifest: The training cases; None: phantoms.
+        split: Of the manifest.
+        count: Pictures to measure at most.
+        seed: Of the first phantom.
+
+    Returns:
+        What was measured, in words.
+    """
+    from training.data.domain import measure_files, measure_phantoms
+    from training.data.records import read_manifest
+
+    if manifest is None:
+        say(f"measuring {count} phantoms")
+        found = measure_phantoms(range(seed, seed + count))
+    else:
+        paths = [r.image for r in read_manifest(manifest) if r.split in (None, split)][:count]
+        say(f"measuring {len(paths)} pictures")
+        found = measure_files(f"training pictures of {manifest.stem}", paths)
+    found.save(out)
+    return f"{out}: {found.count} {found.name}"

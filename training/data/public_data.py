@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from braingemma.findings.text import FINDINGS, Finding
+from braingemma.findings.vocabulary import FINDINGS, Finding
 from training.data.records import Record, raise_all
 from training.data.splits import stable_number
 from training.errors import DataError
@@ -107,3 +107,27 @@ def healthy_report(patient: str) -> str:
     """A report without findings; its wording follows from the patient's name alone, in every process."""
     absent = tuple(Finding(name, "absent") for name in FINDINGS)
     return write_report(absent, np.random.default_rng(stable_number(patient)))
+
+
+def manifest(
+    out: Path, *, brats: Path | None, reports: Path | None, splits: Path | None, controls: Path | None, seed: int = 0
+) -> dict[str, int]:
+    """Write one manifest for BraTS 2020 with TextBraTS and for controls; returns the cases of each split.
+
+    Raises:
+        DataError: everything that is missing or in two splits, at once.
+    """
+    from training.data.public_data import brats_records, control_records
+    from training.data.records import SPLITS, check_records, write_manifest
+    from training.data.splits import with_splits
+
+    records: list[Record] = []
+    if brats is not None:
+        records += with_splits(brats_records(brats, reports or brats, splits), seed)
+    if controls is not None:
+        records += with_splits(control_records(controls), seed)
+    if not records:
+        raise DataError("expected a folder of BraTS 2020, of controls, or both")
+    check_records(records)
+    write_manifest(records, out)
+    return {split: sum(record.split == split for record in records) for split in SPLITS}

@@ -18,11 +18,11 @@ from braingemma.configuration import BrainGemmaConfig
 from braingemma.errors import VolumeError
 from braingemma.findings.text import findings_from_text
 from braingemma.volume.preprocess import prepare_volume
-from training.data.cases import Cases, mask_on_grid
+from training.data.cases import Cases, load_cases, save_cases
+from training.data.phantom_cases import mask_on_grid
 from training.data.records import Record, raise_all
 from training.data.splits import stable_number
 from training.data.targets import findings_target
-from training.demo import load_cases, save_cases
 from training.errors import DataError
 from training.phantoms.lesions import PARTS
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from braingemma.configuration import FINDING_OUTPUTS, FINDINGS
-from braingemma.findings.text import Finding
+from braingemma.findings.vocabulary import Finding
 
 _SIDES = {"left": ("left",), "right": ("right",), "bilateral": ("left", "right")}
 

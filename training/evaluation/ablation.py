@@ -22,14 +22,15 @@ from matplotlib.figure import Figure
 from braingemma.findings.text import findings_from_text
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.model.language import GenerationSettings
-from training.data.cases import Cases, patch_share
-from training.demo import phantom_cases, training_cases
+from training.data.cases import Cases
+from training.data.patches import patch_share
+from training.data.phantom_cases import phantom_cases, training_cases
 from training.evaluation.metrics import Pair, measure
 from training.evaluation.text_measures import TEXT_MEASURES, text_measures
 from training.phases.calibration import calibrate
-from training.phases.loop import Progress
 from training.phases.run import make_accelerator, prepare_language, run_phase, start_model
 from training.phases.run_folder import RunFolder, data_digest
+from training.progress import Progress
 from training.settings import TrainingSettings
 
 Say = Callable[[str], None]

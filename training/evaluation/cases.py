@@ -15,7 +15,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from braingemma.errors import VolumeError
-from braingemma.findings.text import FINDINGS, Finding, Laterality, findings_from_text
+from braingemma.findings.text import findings_from_text
+from braingemma.findings.vocabulary import FINDINGS, Finding, Laterality
 from training.data.records import Record, raise_all, read_manifest
 from training.data.splits import chosen, stable_number
 from training.errors import DataError

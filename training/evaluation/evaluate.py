@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 
 from braingemma.errors import BrainGemmaError
-from braingemma.findings.text import FINDINGS, Finding, findings_from_text, mirror_text
+from braingemma.findings.text import findings_from_text
+from braingemma.findings.vocabulary import FINDINGS, Finding, mirror_text, mirrored_findings
 from braingemma.model.braingemma3d import BrainGemma3D
-from training.data.batches import mirrored_findings
 from training.errors import TrainingError
 from training.evaluation.cases import EvaluationCase, phantom_cases
 from training.evaluation.metrics import (

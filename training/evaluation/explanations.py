@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +28,18 @@ from braingemma.explain.explanation import (
     DEFAULT_REPLACEMENT,
     ExplainSettings,
     Explanation,
-    default_batch_size,
     mask_scorer,
     relative_change,
 )
 from braingemma.explain.faithfulness import curves, dilate_mm, mass_ratio, points_into, rank_agreement
 from braingemma.explain.perturbation import MaskScorer, ScoringSettings
+from braingemma.explain.run import default_batch_size
 from braingemma.explain.supervoxels import Supervoxels, segment
 from braingemma.explain.targets import ModelScorer, TargetPlan, plan_targets
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
+from training.errors import DataError
+from training.evaluation.cases import EvaluationCase, folder_cases, inserted_cases
+from training.phantoms.phantom import make_phantom
 
 Float = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -319,3 +324,45 @@ def _verdict(methods: dict[str, Row]) -> dict[str, Any]:
         "ratios": {"speed_vs_lime_one_by_one": own["speed_ratio"], "mass_vs_share": own["mass_ratio"]},
         "targets": targets,
     }
+
+
+def explain_cases(
+    *, seed: int, count: int, folder: Path | None = None, insert: tuple[Path, ...] = ()
+) -> Iterator[BenchCase]:
+    """Cases with a lesion, each read or drawn when its turn comes.
+
+    Args:
+        seed: Of the first phantom, or of the first inserted lesion.
+        count: Phantoms, or lesions in each scan of `insert`.
+        folder: Cases as `braingemma phantom` writes them, in place of phantoms; those without a lesion are left out.
+        insert: Real scans without a mass, in place of phantoms.
+
+    Raises:
+        DataError: both were given, or the folder holds no case.
+        VolumeError: a picture cannot be read.
+    """
+    if folder is not None and insert:
+        raise DataError("expected either a folder of cases or scans to insert lesions into, got both")
+    if folder is not None:
+        return _opened(folder_cases(folder))
+    if insert:
+        return _opened(inserted_cases(insert, count, seed))
+    return _phantoms(seed, count)
+
+
+def _phantoms(seed: int, count: int) -> Iterator[BenchCase]:
+    for number in range(count):
+        phantom = make_phantom(seed + number, with_lesion=True)
+        yield from _case(phantom.volume, phantom.lesion)
+
+
+def _opened(cases: list[EvaluationCase] | Iterator[EvaluationCase]) -> Iterator[BenchCase]:
+    for case in cases:
+        yield from _case(*case.open())
+
+
+def _case(image: nibabel.Nifti1Image, mask: nibabel.Nifti1Image | None) -> Iterator[BenchCase]:
+    """The case; nothing where there is no lesion."""
+    lesion = None if mask is None else np.asarray(nibabel.as_closest_canonical(mask).dataobj) > 0
+    if lesion is not None and lesion.any():
+        yield BenchCase(image, lesion)

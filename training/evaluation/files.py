@@ -14,7 +14,7 @@ import matplotlib as mpl
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from braingemma.findings.text import FINDINGS, Finding
+from braingemma.findings.vocabulary import FINDINGS, Finding
 from training.evaluation.evaluate import HEADLINE, Evaluation
 from training.evaluation.metrics import finding
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from braingemma.findings.text import FINDINGS, SITES, Finding
+from braingemma.findings.vocabulary import FINDINGS, SITES, Finding
 
 Findings = Sequence[Finding]
 Pair = tuple[Findings, Findings]

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from braingemma.findings.text import FINDINGS
+from braingemma.findings.vocabulary import FINDINGS
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
-from training.data.cases import mask_on_grid
+from training.data.phantom_cases import mask_on_grid
 
 
 @dataclass(frozen=True)

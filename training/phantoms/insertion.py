@@ -17,7 +17,8 @@ from braingemma.volume.brain import find_brain
 from training.phantoms.anatomy import Tissue, load_atlas
 from training.phantoms.fields import Floats, Grid
 from training.phantoms.lesions import draw_lesion, paint_visible
-from training.phantoms.phantom import Phantom, located_findings
+from training.phantoms.phantom import Phantom
+from training.phantoms.truth import located_findings
 
 #: The standard brain's box in MNI mm: left to right, back to front, bottom to top.
 _BOX = np.array([[-71.0, 71.0], [-107.0, 73.0], [-66.0, 80.0]], np.float32)

@@ -12,19 +12,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from braingemma.findings.text import FINDINGS, SITES, Finding, mirror_text
-from training.phantoms.anatomy import REGIONS, Atlas, Labels, Tissue, load_atlas, region_code, sample_tissue
+from braingemma.findings.vocabulary import Finding, mirror_text
+from training.errors import DataError
+from training.evaluation.judge import Say
+from training.phantoms.anatomy import Atlas, Labels, Tissue, load_atlas, sample_tissue
 from training.phantoms.contrast import degrade, draw_contrast, paint_brain, paint_head, strip_head
-from training.phantoms.fields import Floats, Grid, apply_matrix, rotation, smooth_displacement, smooth_field
+from training.phantoms.fields import Floats, Grid, apply_matrix, rotation, smooth_displacement
 from training.phantoms.lesions import (
     LOST_VENTRICLE,
     Lesion,
@@ -32,28 +33,18 @@ from training.phantoms.lesions import (
     draw_lesions,
     paint_visible,
     push_away,
-    side_of,
 )
+from training.phantoms.spots import LARGE_PLAQUE_SHARE, white_matter_spots
+from training.phantoms.truth import is_plain, located_findings
 from training.phantoms.wording import write_report
 
 LESION_SHARE: Final = 0.62
 STRIPPED_SHARE: Final = 0.35
-#: A site is named when it holds this share of the finding's voxels.
-SITE_SHARE: Final = 0.2
 #: A lateral ventricle smaller than this share of itself without mass effect is compressed; above the other it is not.
 COMPRESSED: Final = 0.55
 FREE: Final = 0.85
 #: What two readers would name alike: a case with a share between such bounds is drawn anew, this often at most.
 _DRAWS: Final = 8
-_DOUBTFUL_SIDE: Final = (0.06, 0.25)  # of the lesion on its smaller side
-_DOUBTFUL_SITE: Final = (0.15, 0.26)  # of the lesion in one site
-_DOUBTFUL_PART: Final = (0.0, 0.08)  # of the lesion that is edema, or necrosis
-#: No single spot of a healthy brain is larger than this, ml, and no plaque, alone or run together with others, than the
-#: second: `LEAST_ML` is above both.
-_LARGEST_SPOT_ML: Final = 2.5
-_LARGEST_PLAQUE_ML: Final = 7.0
-#: How many heads without a lesion have large plaques, as in advanced multiple sclerosis.
-_LARGE_PLAQUE_SHARE: Final = 0.3
 _VENTRICLES: Final = {"left": -1.0, "right": 1.0}
 
 
@@ -136,7 +127,7 @@ def make_phantom(
     drawn = bool(rng.random() < LESION_SHARE)
     present = both_sides or (drawn if with_lesion is None else with_lesion)
     draw = partial(draw_lesions, both_sides=both_sides) if present else None
-    share = 0.0 if present else 1.0 if large_plaques else _LARGE_PLAQUE_SHARE
+    share = 0.0 if present else 1.0 if large_plaques else LARGE_PLAQUE_SHARE
     picture, parts, findings = _draw_case(rng, atlas, grid, pose, draw, plaque_share=share, stripped=stripped)
     truth = {
         "seed": seed,
@@ -240,9 +231,9 @@ def _draw_case(
         pushed, compressed = _mass_effect(rng, atlas, resting, standard, lesions)
         tissue = sample_tissue(atlas, pushed, rng.uniform(0.0, 0.55))
         masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
-        if masks is None or _is_plain(masks, regions, standard):
+        if masks is None or is_plain(masks, regions, standard):
             break
-    spots = _white_matter_spots(rng, atlas, grid, pushed, tissue.white, plaque_share)
+    spots = white_matter_spots(rng, atlas, grid, pushed, tissue.white, plaque_share)
     contrast = draw_contrast(rng)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)
     image = strip_head(image, tissue, grid, rng) if stripped else paint_head(image, tissue, head, grid, rng)
@@ -334,150 +325,30 @@ def _paint_all(
     return LesionMasks.union([paint_visible(lesion, rng, grid, standard, regions, tissue) for lesion in lesions])
 
 
-def _white_matter_spots(
-    rng: np.random.Generator, atlas: Atlas, grid: Grid, points: Floats, white: Floats, plaque_share: float
-) -> Floats:
-    """Small hyperintensities of ageing, plaques, and bright caps along the ventricles: never a lesion."""
-    spots = np.zeros(grid.shape, np.float32)
-    if rng.random() < 0.6:
-        spots = _ageing_spots(rng, grid, white)
-    near = atlas.sample(_ventricle_halo(), points)
-    if rng.random() < 0.6:
-        strength = rng.uniform(0.2, 1.0)
-        spots = np.maximum(spots, np.clip(near * strength, 0, 1) * np.clip(white * 1.5, 0, 1))
-    if rng.random() < 0.4:
-        _add_plaques(spots, rng, grid, near, white)
-    large = rng.spawn(1)[0]  # a generator of its own: whatever is drawn for them, all else stays as it is
-    if large.random() < plaque_share:
-        _add_large_plaques(spots, large, grid, near, white)
-    return spots
-
-
-def _ageing_spots(rng: np.random.Generator, grid: Grid, white: Floats) -> Floats:
-    """Irregular spots strewn over the white matter; fewer where one of them would be as large as a lesion."""
-    threshold = rng.uniform(1.7, 2.8)
-    noise = smooth_field(rng, grid, rng.uniform(5.0, 8.0)) + 0.4 * smooth_field(rng, grid, 40.0)
-    inside = np.clip(white * 1.5 - 0.5, 0, 1)
-    while True:
-        spots: Floats = (np.clip((noise - threshold) * 2.5, 0, 1) * inside).astype(np.float32)
-        if _largest_ml(spots, grid) <= _LARGEST_SPOT_ML:
-            return spots
-        threshold += 0.25
-
-
-def _largest_ml(spots: Floats, grid: Grid) -> float:
-    """Size of the largest connected spot, ml; 0 where there is none."""
-    labels, _ = ndimage.label(spots > 0.3)
-    return float(np.bincount(labels.ravel(), minlength=2)[1:].max() * (np.prod(grid.spacing) / 1000))
-
-
-def _add_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floats, white: Floats) -> None:
-    """Ovoid plaques of 3 to 11 mm, most of them at the ventricles' walls, in place."""
-    at_wall = np.argwhere((near > 0.15) & (white > 0.5))
-    anywhere = np.argwhere(white > 0.8)
-    for _ in range(int(rng.integers(3, 25))):
-        choices = at_wall if rng.random() < 0.6 and len(at_wall) else anywhere
-        if not len(choices):
-            return
-        centre = choices[rng.integers(len(choices))]
-        radii = rng.uniform(1.5, 4.0) * np.exp(rng.normal(0.0, 0.25, 3)) / grid.spacing  # voxels
-        _add_ovoid(spots, centre, radii, rng.uniform(0.5, 1.0), white)
-
-
-def _add_large_plaques(spots: Floats, rng: np.random.Generator, grid: Grid, near: Floats, white: Floats) -> None:
-    """One to five plaques of 8 to 22 mm, some run together, in place; all smaller than a lesion."""
-    at_wall, anywhere = np.argwhere((near > 0.15) & (white > 0.5)), np.argwhere(white > 0.8)
-    centre = None
-    for _ in range(int(rng.integers(1, 6))):
-        choices = at_wall if rng.random() < 0.5 and len(at_wall) else anywhere
-        if not len(choices):
-            return
-        if centre is not None and rng.random() < 0.4:  # beside the last one
-            choices = choices[np.linalg.norm((choices - centre) * grid.spacing, axis=1) < 14.0]
-        if not len(choices):
-            continue
-        centre = choices[rng.integers(len(choices))]
-        radii = rng.uniform(4.0, 10.0) * np.exp(rng.normal(0.0, 0.2, 3)) / grid.spacing  # voxels
-        larger = spots.copy()
-        _add_ovoid(larger, centre, radii, rng.uniform(0.6, 1.0), white)
-        if _largest_ml(larger, grid) <= _LARGEST_PLAQUE_ML:
-            spots[...] = larger
-
-
-def _add_ovoid(
-    spots: Floats, centre: NDArray[np.int64], radii: NDArray[np.float64], bright: float, white: Floats
-) -> None:
-    """An ellipsoid of `radii` voxels where there is white matter, soft at its border, in place."""
-    low = np.maximum(np.floor(centre - 1.5 * radii - 1), 0).astype(int)
-    high = np.minimum(np.ceil(centre + 1.5 * radii + 2), spots.shape).astype(int)
-    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    axes = [(np.arange(a, b) - c) / r for a, b, c, r in zip(low, high, centre, radii, strict=True)]
-    distance = np.sqrt(sum(np.square(axis) for axis in np.ix_(*axes)))
-    spots[box] = np.maximum(spots[box], np.clip((1.3 - distance) * 2.0, 0, 1) * bright * (white[box] > 0.2))
-
-
-@lru_cache(maxsize=1)
-def _ventricle_halo() -> Floats:
-    """How near to a ventricle's wall, on the atlas's grid: 1 at it, fading over about 4 mm."""
-    near = ndimage.gaussian_filter((load_atlas().ventricle > 0.4).astype(np.float32), 1.2)
-    return np.clip(near * 2.5, 0, 1).astype(np.float32)
-
-
 # ---- truth
 
 
-def _is_plain(masks: LesionMasks, regions: Labels, standard: Floats) -> bool:
-    """Whether side, sites and parts of a lesion are no matter of taste: none of its shares is near its threshold."""
-    whole = masks.whole
-    total = max(1, int(whole.sum()))
-    left = float((standard[0][whole] < 0).mean()) if whole.any() else 0.0
-    sites = _region_counts(whole, regions)
-    parts = [float(part.sum()) / total for part in (masks.edema, masks.necrosis)]
-    return (
-        not _DOUBTFUL_SIDE[0] < min(left, 1 - left) < _DOUBTFUL_SIDE[1]
-        and not any(_DOUBTFUL_SITE[0] < share < _DOUBTFUL_SITE[1] for share in sites / max(1.0, sites.sum()))
-        and not any(_DOUBTFUL_PART[0] < share < _DOUBTFUL_PART[1] for share in parts)
-    )
+def phantoms(out: Path, count: int, seed: int, say: Say, each: Callable[[Path], None] | None = None) -> list[Path]:
+    """Write phantoms of the seeds `seed` ... `seed + count - 1`, one folder each.
 
+    Args:
+        out: Takes the folders `phantom-SEED`.
+        count: How many.
+        seed: Of the first.
+        say: Told what is being done.
+        each: Called with each folder when it is written.
 
-def _region_counts(mask: NDArray[np.bool_], regions: Labels) -> NDArray[np.float64]:
-    """Voxels of a mask in each of `REGIONS`; those in no region, or in a ventricle, are not counted."""
-    counts = np.bincount(regions[mask], minlength=len(REGIONS)).astype(float)
-    counts[region_code("none")] = counts[region_code("ventricle")] = 0
-    return counts
-
-
-def located_findings(
-    regions: Labels, standard: Floats, masks: LesionMasks | None, compressed: set[str]
-) -> tuple[Finding, ...]:
-    """The truth of a case: what is present, on which side, in which lobes; `compressed` names narrowed ventricles."""
-    if masks is None or not masks.whole.any():
-        return tuple(Finding(name, "absent") for name in FINDINGS)
-    side = {frozenset(): None, frozenset({"left"}): "left", frozenset({"right"}): "right"}.get(
-        frozenset(compressed), "bilateral"
-    )
-    narrowed = (
-        Finding("ventricular_compression", "present", side, ("ventricle",))  # type: ignore[arg-type]
-        if compressed
-        else Finding("ventricular_compression", "absent")
-    )
-    whole = masks.whole
-    enough = 0.03 * whole.sum()
-    return (
-        _located("lesion", whole, regions, standard),
-        _located("edema", masks.edema, regions, standard) if masks.edema.sum() > enough else Finding("edema", "absent"),
-        _located("necrosis", masks.necrosis, regions, standard)
-        if masks.necrosis.sum() > enough
-        else Finding("necrosis", "absent"),
-        narrowed,
-    )
-
-
-def _located(name: str, mask: NDArray[np.bool_], regions: NDArray[np.uint8], standard: Floats) -> Finding:
-    """A present finding with its side and the regions that hold at least `SITE_SHARE` of it."""
-    counts = _region_counts(mask, regions)
-    total = counts.sum()
-    if total == 0:
-        return Finding(name, "present", side_of(mask, standard))  # type: ignore[arg-type]
-    sites = tuple(site for site in SITES if counts[region_code(site)] >= SITE_SHARE * total)
-    return Finding(name, "present", side_of(mask, standard), sites)  # type: ignore[arg-type]
+    Raises:
+        DataError: count or seed makes no sense.
+    """
+    if count < 1 or seed < 0:
+        raise DataError(f"expected a count of at least 1 and a seed of at least 0, got {count} and {seed}")
+    folders = []
+    for number in range(count):
+        folder = out / f"phantom-{seed + number}"
+        write_phantom(folder, make_phantom(seed + number))
+        if each is not None:
+            each(folder)
+        folders.append(folder)
+        say(f"phantom {number + 1}/{count}")
+    return folders

@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from braingemma.findings.text import Finding
+from braingemma.findings.vocabulary import Finding
 
 _LOBES: Final = ("frontal", "parietal", "temporal", "occipital")
 _NOUNS: Final = {

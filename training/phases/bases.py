@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from braingemma.checkpoint.load import (
-    SIGLIP,
-    Part,
-    load_language_model,
-    read_tokenizer,
-    resolve_quantization,
-    vision_name,
-)
+from braingemma.checkpoint.load import Part, load_language_model, read_tokenizer, resolve_quantization
+from braingemma.checkpoint.names import SIGLIP, vision_name
 from braingemma.checkpoint.tensors import put, read_finite, shapes, stored_tensors, weight_files
 from braingemma.checkpoint.weights import CONFIG_FILE, FETCHED, read_json
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.errors import SettingsError
+from training.phases.tokenizer import build_tokenizer
 from training.settings import TrainingSettings
 
 
@@ -74,3 +69,30 @@ def _folder(ref: str) -> Path:
         return Path(snapshot_download(ref, allow_patterns=list(FETCHED)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise SettingsError(f"[model]: {ref} is neither a folder nor a model that the hub gives: {error}") from error
+
+
+BANNER: Final = "Demo weights, trained on synthetic images only: not a statement about any patient."
+
+
+def demo_config(settings: TrainingSettings) -> BrainGemmaConfig:
+    """The demo model's configuration from the `[model]` table."""
+    if "vision" not in settings.model or "text" not in settings.model:
+        raise SettingsError("[model] needs the tables vision and text to make a model from nothing")
+    rest = {k: v for k, v in settings.model.items() if k not in ("vision", "text")}
+    return BrainGemmaConfig(
+        vision_config=settings.model["vision"],
+        text_config={**settings.model["text"], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        synthetic_only=True,
+        banner=BANNER,
+        training_domain="synthetic FLAIR phantoms drawn from the MNI152 tissue maps",
+        grounding_head=True,
+        findings_head=True,
+        **rest,
+    )
+
+
+def new_model(settings: TrainingSettings, seed: int = 0) -> BrainGemma3D:
+    """A model with random weights and the demo's tokenizer."""
+    torch.manual_seed(seed)
+    config = demo_config(settings)
+    return BrainGemma3D(config, tokenizer=build_tokenizer(config.text_config.vocab_size))

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from braingemma.configuration import FINDING_OUTPUTS, FINDINGS, BrainGemmaConfig
@@ -19,8 +20,10 @@ from braingemma.model import language
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.targets import findings_target
 from training.phantoms.wording import write_report
+from training.phases.run_folder import RunFolder
 from training.phases.tokenizer import draw_findings
-from training.settings import LanguageSettings
+from training.progress import Progress
+from training.settings import LanguageSettings, TrainingSettings
 
 
 class FindingPrefix(nn.Module):
@@ -83,3 +86,22 @@ def text_loss(model: BrainGemma3D, tokens: Tensor, batch: dict[str, Tensor]) -> 
         inputs_embeds=embeddings, attention_mask=batch["attention_mask"], labels=batch["labels"]
     )
     return output.loss
+
+
+def language_stage(model: BrainGemma3D, settings: TrainingSettings, run: RunFolder, progress: Progress) -> None:
+    """Text-only training, or what an earlier start of this run left of it."""
+    kept = run.root / "language.safetensors"
+    if kept.exists():
+        model.language_model.load_state_dict(load_file(kept), strict=False)
+        return
+    history: list[dict[str, float]] = []
+
+    def log(step: int, loss: float) -> None:
+        history.append({"step": float(step + 1), "loss": loss})
+        progress("language", step + 1, settings.language.steps, {"loss": loss})
+
+    if settings.language.steps:
+        pretrain_language(model, settings.language, log)
+        run.write_history("language", history)
+    own = {n: p.contiguous() for n, p in model.language_model.named_parameters()}
+    save_file(own, kept)

@@ -15,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from training.data.batches import Batch
 from training.errors import ResumeError, SettingsError
-from training.phases.objectives import Batch, Phase
+from training.phases.objectives import Phase
 from training.phases.run_folder import RunFolder
-
-Progress = Callable[[str, int, int, dict[str, float]], None]
+from training.progress import Progress
 
 
 class Source(Protocol):

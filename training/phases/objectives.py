@@ -15,13 +15,12 @@ from braingemma.model import language
 from braingemma.model.braingemma3d import COMPONENTS, BrainGemma3D
 from braingemma.model.resampler import PerceiverResampler
 from braingemma.model.vision import InflatedVisionTower
-from training.data.cases import cell_shares, patch_share
+from training.data.batches import Batch
+from training.data.patches import cell_shares, patch_share
 from training.errors import SettingsError
 from training.phantoms.lesions import PARTS
 from training.phases.losses import findings_loss, grounding_loss, pairwise_sigmoid_loss, parts_loss, same_findings
 from training.settings import PhaseSettings
-
-Batch = dict[str, Tensor]
 
 
 class Phase(nn.Module):

@@ -10,19 +10,21 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 from braingemma.model.braingemma3d import BrainGemma3D
-from training.data.batches import TokenSource, VolumeSource, validation_batch
+from training.data.batches import Batch, TokenSource, VolumeSource, validation_batch
 from training.data.cases import Cases
+from training.data.phantom_cases import training_cases
 from training.data.record_cases import record_cases, unmasked_lesions
 from training.data.records import check_records, read_manifest
 from training.data.splits import chosen, with_splits
-from training.demo import language_stage, new_model, training_cases
 from training.errors import DataError, SettingsError
-from training.phases.bases import compose_model
+from training.phases.bases import compose_model, new_model
 from training.phases.calibration import calibrate
 from training.phases.four_bit import round_to_nf4
-from training.phases.loop import Outcome, Progress, Trainer
-from training.phases.objectives import Batch, Phase, make_phase
+from training.phases.language_pretraining import language_stage
+from training.phases.loop import Outcome, Trainer
+from training.phases.objectives import Phase, make_phase
 from training.phases.run_folder import RunFolder, data_digest
+from training.progress import Progress
 from training.settings import PHASES, PhaseSettings, TrainingSettings
 
 Say = Callable[[str], None]

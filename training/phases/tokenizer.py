@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from braingemma.configuration import CANONICAL_PROMPT
-from braingemma.findings.text import FINDINGS, SITES, Finding, Laterality
+from braingemma.findings.vocabulary import FINDINGS, SITES, Finding, Laterality
 from training.phantoms.wording import write_report
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"

@@ -20,9 +20,10 @@ import torch
 
 from braingemma.checkpoint.weights import WeightsInfo, describe_weights
 from braingemma.errors import BrainGemmaError, CheckpointError, ExplainError, GenerationError
-from braingemma.explain.explanation import run_interpretability
 from braingemma.explain.grounding import LIKELY, LesionEstimate, disagreements, estimate_lesion
-from braingemma.findings.text import Finding, findings_from_text
+from braingemma.explain.run import run_interpretability
+from braingemma.findings.text import findings_from_text
+from braingemma.findings.vocabulary import Finding
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from daemon.config.sections import Settings

@@ -16,7 +16,7 @@ from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
 from braingemma.checkpoint.load import load as checkpoint
-from braingemma.checkpoint.weights import CHECKSUM_FILE, verify_weights
+from braingemma.checkpoint.weights import CHECKSUM_FILE
 from braingemma.errors import CheckpointError
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.quantize import nf4 as quantize
@@ -119,7 +119,7 @@ def test_weights_in_four_bits_are_saved_and_loaded_as_they_are(tiny_checkpoint: 
         expected = packed.language_model(ids).logits
         assert torch.equal(again.language_model(ids).logits, expected)
         torch.testing.assert_close(unpacked.language_model(ids).logits, expected, atol=1e-4, rtol=1e-3)
-    assert verify_weights(tmp_path).sha256
+    assert BrainGemma3D.verify_pretrained(tmp_path).sha256
 
 
 @pytest.mark.parametrize(("width", "kind"), [(128, "PackedLinear"), (160, "PackedLinear"), (72, "Linear")])
@@ -224,7 +224,7 @@ def test_weights_that_do_not_fit_are_named(
 ) -> None:
     folder = copy_of(tiny_checkpoint, tmp_path)
     change_tensors(folder / file, change)
-    for load in (load_exact, verify_weights):
+    for load in (load_exact, BrainGemma3D.verify_pretrained):
         with pytest.raises(CheckpointError, match=message):
             load(folder)
 
@@ -308,7 +308,7 @@ def test_what_is_lost_beside_a_packed_weight_is_named(tiny_checkpoint: Path, tmp
     BrainGemma3D.from_pretrained(tiny_checkpoint, quantization="4bit").save_pretrained(tmp_path / "packed")
     folder, weight = copy_of(tmp_path / "packed", tmp_path), "model.layers.1.mlp.up_proj.weight"
     change_tensors(folder / "language_model" / "model.safetensors", lambda t: t.pop(f"{weight}.{lost}"))
-    for load in (load_exact, BrainGemma3D.from_pretrained, verify_weights):
+    for load in (load_exact, BrainGemma3D.from_pretrained, BrainGemma3D.verify_pretrained):
         with pytest.raises(CheckpointError, match=rf"model\.safetensors: key {weight}: .*{lost} beside it is missing"):
             load(folder)
 

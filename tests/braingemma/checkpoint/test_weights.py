@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from braingemma import BrainGemma3D
 from braingemma.checkpoint import weights
-from braingemma.checkpoint.weights import describe_weights, fetch_weights, list_weights, verify_weights
+from braingemma.checkpoint.weights import describe_weights, fetch_weights, list_weights
 from braingemma.errors import CheckpointError
 from tests.braingemma.model.test_published import write_published
 
@@ -46,7 +47,7 @@ def test_describing_weights_needs_no_torch(tiny_checkpoint: Path) -> None:
 
 
 def test_a_folder_says_what_it_is(tiny_checkpoint: Path) -> None:
-    info = verify_weights(tiny_checkpoint)
+    info = BrainGemma3D.verify_pretrained(tiny_checkpoint)
     assert (info.name, info.version, info.format, info.folder) == ("tiny", "1", "braingemma", tiny_checkpoint)
     assert len(info.sha256) == 64
 
@@ -100,7 +101,7 @@ def test_the_digest_covers_everything_that_is_read(tmp_path: Path) -> None:
 def test_bundled_weights_are_sound_and_small() -> None:
     if not weights.DEMO_FOLDER.exists():
         pytest.skip("the bundled weights are not there yet")
-    info = verify_weights(weights.DEMO_FOLDER)
+    info = BrainGemma3D.verify_pretrained(weights.DEMO_FOLDER)
     assert info.synthetic_only
     assert info.banner
     assert sum(p.stat().st_size for p in weights.DEMO_FOLDER.rglob("*") if p.is_file()) < 20e6

@@ -17,18 +17,11 @@ from tiny_models import tiny_config, tiny_tokenizer
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import ExplainError, VolumeError
 from braingemma.explain.attribution import METHODS
-from braingemma.explain.explanation import (
-    ExplainCancelled,
-    ExplainSettings,
-    Explanation,
-    default_batch_size,
-    explain_prepared,
-    grounding_agreement,
-    grounding_on_grid,
-    run_interpretability,
-)
+from braingemma.explain.explanation import ExplainCancelled, ExplainSettings, Explanation, explain_prepared
+from braingemma.explain.grounding import grounding_on_grid
 from braingemma.explain.perturbation import FILLINGS, MaskScorer, ScoringSettings, filling_for
 from braingemma.explain.pictures import to_picture
+from braingemma.explain.run import default_batch_size, grounding_agreement, run_interpretability
 from braingemma.explain.supervoxels import segment
 from braingemma.explain.targets import Target, plan_targets
 from braingemma.model.braingemma3d import BrainGemma3D

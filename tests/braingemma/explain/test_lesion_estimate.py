@@ -8,7 +8,7 @@ import pytest
 
 from braingemma.configuration import VolumeSettings
 from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion
-from braingemma.findings.text import Finding
+from braingemma.findings.vocabulary import Finding
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
 
 GRID = (16, 24, 20)

@@ -9,7 +9,7 @@ import pytest
 
 from braingemma.errors import ExplainError
 from braingemma.explain.supervoxels import BrainBox, segment, side_of, site_of
-from braingemma.findings.text import SITES
+from braingemma.findings.vocabulary import SITES
 
 SHARED = Path(__file__).parents[4] / "shared/data/nifti"
 BOX = BrainBox((-70, -104, -66), (70, 72, 80))  # of the MNI152 brain, so that positions are MNI mm

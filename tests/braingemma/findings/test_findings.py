@@ -13,17 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braingemma.findings.text import (
-    FINDINGS,
-    HEDGED_CONFIDENCE,
-    SITES,
-    Finding,
-    Span,
-    describe_findings,
-    finding_spans,
-    findings_from_text,
-    mirror_text,
-)
+from braingemma.findings.text import HEDGED_CONFIDENCE, Span, finding_spans, findings_from_text
+from braingemma.findings.vocabulary import FINDINGS, SITES, Finding, describe_findings, mirror_text
 
 REPO = Path(__file__).resolve().parents[3]
 TEXTBRATS = REPO.parent / "shared" / "data" / "textbrats_train.jsonl"

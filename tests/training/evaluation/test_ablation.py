@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.training.run_support import tiny_settings, write_config
-from training.data.cases import patch_share
+from training.data.patches import patch_share
 from training.evaluation.ablation import VARIANTS, ablation_markdown, run_ablation
 from training.settings import DataSettings, LanguageSettings
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from braingemma.errors import VolumeError
-from braingemma.findings.text import Finding, mirror_text
+from braingemma.findings.vocabulary import Finding, mirror_text
 from training.errors import DataError
 from training.evaluation.cases import EvaluationCase, folder_cases, load_picture, manifest_cases
 from training.evaluation.evaluate import Evaluation, evaluate_cases

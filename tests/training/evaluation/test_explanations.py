@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from braingemma.checkpoint.weights import DEMO_FOLDER
-from braingemma.explain.explanation import ExplainSettings, Explanation, explain_report
+from braingemma.explain.explanation import ExplainSettings, Explanation
+from braingemma.explain.run import explain_report
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.preprocess import prepare_image
 from training.errors import DataError
-from training.evaluation.explanations import bench_explain
-from training.explain_cases import explain_cases
+from training.evaluation.explanations import bench_explain, explain_cases
 from training.phantoms.phantom import Phantom, make_phantom, mirror, write_phantom
 
 pytestmark = pytest.mark.skipif(not DEMO_FOLDER.exists(), reason="the demo weights are not bundled here")

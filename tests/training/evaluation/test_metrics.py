@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from braingemma.findings.text import FINDINGS, Finding
+from braingemma.findings.vocabulary import FINDINGS, Finding
 from training.evaluation.metrics import (
     Counts,
     calibration_error,

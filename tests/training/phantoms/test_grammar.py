@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from braingemma.findings.text import findings_from_text, mirror_text
-from training.data.batches import mirrored_findings
+from braingemma.findings.text import findings_from_text
+from braingemma.findings.vocabulary import mirror_text, mirrored_findings
 from training.phantoms.wording import write_report
 from training.phases.tokenizer import build_tokenizer, draw_findings
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from braingemma.findings.text import Finding, findings_from_text
+from braingemma.findings.text import findings_from_text
+from braingemma.findings.vocabulary import Finding
 from training.phantoms.fields import Grid
 from training.phantoms.lesions import CORE, EDEMA, LEAST_ML, NECROSIS
-from training.phantoms.phantom import Phantom, _add_large_plaques, _add_plaques, make_phantom, mirror, write_phantom
+from training.phantoms.phantom import Phantom, make_phantom, mirror, write_phantom
+from training.phantoms.spots import _add_large_plaques, _add_plaques
 
 COARSE = 4.0
 

@@ -10,11 +10,14 @@ import torch
 
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.batches import TokenSource, VolumeSource
-from training.data.cases import Cases, focus, prepare_case
+from training.data.cases import Cases
+from training.data.patches import focus
+from training.data.phantom_cases import prepare_case
 from training.data.targets import mirrored_target
-from training.demo import new_model, run_phase
+from training.demo import run_phase
 from training.errors import ResumeError, SettingsError
 from training.phantoms.phantom import make_phantom
+from training.phases.bases import new_model
 from training.phases.four_bit import round_to_nf4
 from training.phases.loop import Trainer, indices, make_optimisers
 from training.phases.losses import pairwise_sigmoid_loss

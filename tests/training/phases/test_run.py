@@ -23,11 +23,11 @@ from tests.training.run_support import (
     train_slowly,
     write_config,
 )
-from training.data.cases import prepare_case, training_phantom
+from training.data.phantom_cases import prepare_case, training_cases, training_phantom
 from training.data.records import Record, write_manifest
-from training.demo import demo_config, training_cases
 from training.errors import DataError, ResumeError, SettingsError
 from training.phantoms.phantom import make_phantom, write_phantom
+from training.phases.bases import demo_config
 from training.phases.language_pretraining import pretrain_language
 from training.phases.run import start_model, train_phases
 from training.settings import LanguageSettings, load_settings

@@ -1,0 +1,88 @@
+"""`braingemma send` and `echo`: a DICOM client."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, working
+from daemon.config.sections import load_settings
+from daemon.errors import DaemonError
+from dicom_io.errors import DicomIoError
+
+
+def send(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, any nesting.")],
+    to: Annotated[str, typer.Option(help="AET@HOST:PORT")],
+    calling_aet: Annotated[str, typer.Option(help="Our AE title.")] = "BRAINGEMMA",
+    deidentify: Annotated[
+        bool, typer.Option("--deidentify", help="Send pseudonyms, other UIDs and shifted dates (PS3.15 basic profile).")
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send DICOM files by C-STORE."""
+    from daemon.deliver import dimse as scu
+
+    peer = scu.parse_peer(to)
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else [folder]
+    if not files or not folder.exists():
+        raise DaemonError(f"{folder}: expected DICOM files, found none")
+    with contextlib.ExitStack() as kept, working(f"sending to {peer}") as say:
+        originals = {file: file for file in files}
+        unread: list[str] = []
+        if deidentify:
+            folder_without = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="braingemma-send-")))
+            originals, unread = _deidentified(files, folder_without, load_settings(config).pseudonym_key)
+        outgoing = []
+        for file in originals:
+            try:
+                outgoing.append(scu.Outgoing.read(file))
+            except DaemonError as error:
+                unread.append(str(error))
+        outcomes: list[scu.StoreOutcome] = []
+
+        def note(outcome: scu.StoreOutcome) -> None:
+            outcomes.append(outcome)
+            say(f"sent {len(outcomes)}/{len(outgoing)}")
+
+        scu.store(outgoing, peer, calling_aet, on_outcome=note)
+    failed = [f"{originals[o.outgoing.path]}: {o.reason}" for o in outcomes if not o.stored] + unread
+    stored = sum(o.stored for o in outcomes)
+    if as_json:
+        emit_json({"stored": stored, "failed": failed})
+    else:
+        data.print(f"{stored} instances stored at {peer}")
+    for line in failed:
+        messages.print(line, style="red", markup=False)
+    if failed:
+        raise DaemonError(f"{len(failed)} of {len(files)} files were not stored at {peer}")
+
+
+def _deidentified(files: list[Path], folder: Path, key: Path) -> tuple[dict[Path, Path], list[str]]:
+    """De-identified copies in a folder, each with its original, and why others have none."""
+    from dicom_io.deidentify import Deidentifier, deidentify_file, load_key
+
+    deidentifier = Deidentifier(load_key(key))
+    originals: dict[Path, Path] = {}
+    refused = []
+    for number, file in enumerate(files, start=1):
+        try:
+            deidentify_file(deidentifier, file, folder / f"{number:06d}.dcm")
+        except DicomIoError as error:
+            refused.append(f"{file}: not sent: {error}")
+        else:
+            originals[folder / f"{number:06d}.dcm"] = file
+    return originals, refused
+
+
+def echo(peer: Annotated[str, typer.Argument(help="AET@HOST:PORT")], calling_aet: str = "BRAINGEMMA") -> None:
+    """C-ECHO: is the peer there, and does it talk to us."""
+    from daemon.deliver import dimse as scu
+
+    scu.echo(scu.parse_peer(peer), calling_aet)
+    data.print(f"{peer} answers")

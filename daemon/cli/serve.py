@@ -1,0 +1,49 @@
+"""`braingemma serve`, `worker` and `doctor`: processes that run for months."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json
+from daemon.config.sections import load_settings
+from daemon.errors import DaemonError
+from daemon.observe.logs import set_up_logging
+
+
+def serve(config: ConfigOption = None) -> None:
+    """Run the daemon. SIGTERM ends it within 10 s; unfinished work goes on at the next start."""
+    settings = load_settings(config)
+    set_up_logging(settings.log.format)
+    from daemon.service.serve import serve as run
+
+    run(settings)
+
+
+def worker(
+    config: ConfigOption = None,
+    name: Annotated[str, typer.Option(help="Of this worker on this host: one for each GPU.")] = "gpu0",
+    metrics_port: Annotated[int | None, typer.Option(help="Serve figures on this port of loopback.")] = None,
+) -> None:
+    """Run one more worker on the same PostgreSQL database; SIGTERM hands its work to the others."""
+    settings = load_settings(config)
+    set_up_logging(settings.log.format)
+    from daemon.service.worker import work
+
+    work(settings, name, metrics_port=metrics_port)
+
+
+def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Is this machine ready: device, 4-bit, codecs, disk, ports, PACS reachable."""
+    from daemon.service.doctor import examine
+
+    checks = list(examine(load_settings(config)))
+    if as_json:
+        emit_json([dataclasses.asdict(c) for c in checks])
+    else:
+        for check in checks:
+            data.print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
+    if not all(check.ok for check in checks):
+        raise DaemonError(f"{sum(not c.ok for c in checks)} of {len(checks)} checks failed")

@@ -1,0 +1,114 @@
+"""`braingemma demo`, `process` and `select`: one study."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from daemon.cli.terminal import ConfigOption, JsonOption, WeightsOption, data, emit_json, messages, working
+from daemon.config.sections import Explain, Model, load_settings
+from daemon.errors import DaemonError
+
+
+def demo(
+    pacs: Annotated[Literal["embedded", "orthanc"], typer.Option(help="Which trial PACS.")] = "embedded",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("braingemma-demo"),
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the working data too, in OUT/work.")] = False,
+) -> None:
+    """Run the main job end to end on loopback: a study goes in by C-STORE, an SR and an overlay come back."""
+    from daemon.jobs.report import finding_line
+    from daemon.trial.demo import demo as run
+
+    with working("loading") as say:
+        result = run(out, pacs=pacs, keep=keep, say=say)
+    folder = result.folder
+    data.print(folder.report_text.read_text(encoding="utf-8"))
+    data.print("The phantom was made with:")
+    for finding in result.truth["findings"]:
+        data.print(f"  {finding_line(finding)}")
+    held = ", ".join(f"{n} {kind}" for kind, n in sorted(result.received.items()))
+    data.print(f"\nThe {result.pacs} PACS holds beside the images, in the same study: {held}\n")
+    for label, path in (
+        ("Look at this first", folder.report_html),
+        ("Structured Report", folder.dicom / "sr.dcm"),
+        ("Overlay, one picture a slice", folder.dicom / "sc"),
+        ("Pictures of the explanation", folder.explain),
+        ("All results", folder.root),
+    ):
+        data.print(f"{label}: {path.resolve()}")
+
+
+def process(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A NIfTI file, or a folder of DICOM files.")],
+    out: Annotated[Path, typer.Option(help="Folder for the results.")],
+    weights: WeightsOption = None,
+    explain: Annotated[bool, typer.Option("--explain/--no-explain", help="Compute the saliency map.")] = True,
+    seed: Annotated[int | None, typer.Option(help="Seed of the explanation.", show_default="42")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the model runs.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Report one study without a daemon."""
+    settings = load_settings(config)
+    model = {k: v for k, v in (("weights", weights), ("device", device)) if v is not None}
+    explained = {"enabled": explain, **({} if seed is None else {"seed": seed})}
+    settings = settings.model_copy(
+        update={
+            "model": Model.model_validate({**settings.model.model_dump(), **model}),
+            "explain": Explain.model_validate({**settings.explain.model_dump(), **explained}),
+        }
+    )
+    with working("loading") as say:
+        from daemon.pipeline.process import process as run
+
+        folder = run(
+            source, out, settings,
+            progress=lambda done, total, text: say(f"{text} {done}/{total}"),
+            on_step=say,
+        )  # fmt: skip
+    if as_json:
+        sys.stdout.write(folder.report_json.read_text(encoding="utf-8") + "\n")
+        return
+    data.print(folder.report_text.read_text(encoding="utf-8"))
+    data.print(f"Page to look at: {folder.report_html.resolve()}")
+
+
+def select(
+    folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, any nesting.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say for every series found whether it would be reported, and why."""
+    from dicom_io.select.selection import SelectionRules, rank
+    from dicom_io.series.group import scan_folder
+
+    rules = load_settings(config).selection
+    if not folder.is_dir():
+        raise DaemonError(
+            f"{folder}: expected a folder of DICOM files, found {'a file' if folder.exists() else 'nothing'}"
+        )
+    scan = scan_folder(folder)
+    ranked = rank(scan.series, SelectionRules(include=rules.include, exclude=rules.exclude))
+    rows = [
+        {
+            "series_uid": verdict.series_uid,
+            "verdict": "accepted" if verdict.accepted else "refused",
+            "reasons": [reason.line for reason in verdict.reasons],
+        }
+        for _, verdict in ranked
+    ]
+    problems = [{"file": str(p.path), "reason": p.reason} for p in scan.problems]
+    if as_json:
+        emit_json({"series": rows, "problems": problems})
+    else:
+        for row in rows:
+            data.print(f"{row['verdict']}: series {row['series_uid']}")
+            for reason in row["reasons"]:
+                data.print(f"  {reason}")
+        for problem in problems:
+            messages.print(f"not read: {problem['file']}: {problem['reason']}", markup=False)
+    if not rows:
+        raise DaemonError(f"{folder}: expected DICOM instances, found none ({len(problems)} files could not be read)")
