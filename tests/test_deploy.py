@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from daemon.config.sections import load_settings
+from daemon.config.load import load_settings
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 UNITS = ("braingemma.service", "braingemma-worker@.service")

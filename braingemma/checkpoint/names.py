@@ -41,6 +41,8 @@ def adapter_name(key: str) -> str | None:
 
 
 def prefixed(prefix: str, rename: Rename) -> Rename:
+    """`rename`, its names below `prefix`."""
+
     def renamed(key: str) -> str | None:
         name = rename(key)
         return None if name is None else prefix + name

@@ -12,8 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from daemon.assemble.gaps import Gap
-from daemon.assemble.index import INSTANCES, InstanceState
-from daemon.jobs.folder import read_json
+from daemon.database.tables import INSTANCES, InstanceState
+from daemon.files import read_json
 
 ARRIVAL_FILE = "arrival.json"
 PART_OF = "part_of"

@@ -30,15 +30,14 @@ from pydicom import Dataset
 from daemon.assemble.arrival import ARRIVAL_FILE, PART_OF, Arrival, Row, arrival_record, job_name, read_arrival
 from daemon.assemble.follower import SegmentFollower
 from daemon.assemble.gaps import TAGS, Gap, find_gaps
-from daemon.assemble.index import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
 from daemon.assemble.part10 import MR_IMAGE, DamagedInstance, read_header, read_instance, sync_files, write_instance
 from daemon.config.sections import Settings
 from daemon.database.engine import upsert
+from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
 from daemon.errors import Retryable
-from daemon.jobs.folder import read_json, write_json
+from daemon.files import make_private_folder, read_json, sync_folder, write_json
 from daemon.observe.logs import tag
 from daemon.spool.backpressure import set_behind
-from daemon.spool.locks import make_private_folder, sync_folder
 from dicom_io.content.equipment import is_own_result
 
 LOGGER = logging.getLogger(__name__)

@@ -12,10 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 from pydicom import Dataset, dcmread
 
-from daemon.assemble.index import INSTANCES, OPEN_ASSOCIATIONS, SEGMENTS, InstanceState
 from daemon.assemble.part10 import MR_IMAGE, UNDECODABLE, part10_head
 from daemon.database.engine import upsert
-from daemon.spool.locks import is_alive, make_private_folder, read_data, segment_receiver
+from daemon.database.tables import INSTANCES, OPEN_ASSOCIATIONS, SEGMENTS, InstanceState
+from daemon.files import make_private_folder, read_data
+from daemon.spool.locks import is_alive, segment_receiver
 from daemon.spool.segment import Damage, Record, RecordKind, read_records
 from dicom_io.content.equipment import is_own_result
 

@@ -2,82 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from daemon.database.engine import metadata
-
-
-class InstanceState(enum.StrEnum):
-    """What became of a received instance."""
-
-    PENDING = "pending"
-    """Waits until its study is complete."""
-    HANDED_OVER = "handed_over"
-    """Lies in the input folder of a job."""
-    OWN_RESULT = "own_result"
-    """One of our results that a PACS sent back; never starts work."""
-    CONFLICT = "conflict"
-    """Has the SOP Instance UID of an earlier instance, but other bytes; kept aside, the earlier one stands."""
-    DAMAGED = "damaged"
-    """Its bytes in the spool no longer have their checksum."""
-
-
-INSTANCES = sa.Table(
-    "received_instances",
-    metadata,
-    sa.Column("sop_uid", sa.String(64), primary_key=True),
-    sa.Column("sha256", sa.String(64), primary_key=True),  # of the encoded data set
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("sop_class_uid", sa.String(64), nullable=False),
-    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("job_id", sa.String(64), index=True),  # the job whose input folder holds its bytes
-    sa.Column("file", sa.Text, nullable=False, default=""),  # name in that folder
-    sa.Column("segment", sa.String(128), nullable=False, index=True),
-    sa.Column("data_offset", sa.BigInteger, nullable=False),
-    sa.Column("data_length", sa.BigInteger, nullable=False),
-    sa.Column("association", sa.String(128), nullable=False, index=True),
-    sa.Column("calling_aet", sa.String(16), nullable=False),
-    sa.Column("peer", sa.String(64), nullable=False),
-    sa.Column("received", sa.Float, nullable=False),
-    sa.Column("last_received", sa.Float, nullable=False),  # later than `received` where it came again
-    sa.Column("copies", sa.Integer, nullable=False, default=1),
-)
-"""One row for each distinct instance: the same UID with the same bytes is one."""
-
-OPEN_ASSOCIATIONS = sa.Table(
-    "received_open_associations",
-    metadata,
-    sa.Column("association", sa.String(128), primary_key=True),
-    sa.Column("study_uid", sa.String(64), primary_key=True),
-    sa.Column("receiver", sa.String(64), nullable=False, index=True),
-)
-"""Associations that sent instances of a study and are not known to have ended."""
-
-SEGMENTS = sa.Table(
-    "received_segments",
-    metadata,
-    sa.Column("segment", sa.String(128), primary_key=True),
-    sa.Column("consumed", sa.BigInteger, nullable=False),  # bytes that are indexed
-    sa.Column("finished", sa.Boolean, nullable=False),  # nobody writes it and all of it is indexed
-)
-"""How far each segment is indexed."""
-
-ARRIVALS = sa.Table(
-    "received_arrivals",
-    metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("supersedes", sa.String(64)),
-    sa.Column("created", sa.Float, nullable=False),
-    sa.Column("submitted", sa.Boolean, nullable=False),
-)
-"""Studies that were found complete, each with its input folder; `submitted` once the pipeline knows."""
+from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
 
 
 @dataclass(frozen=True)
@@ -155,3 +85,18 @@ def forget_study(engine: sa.Engine, study_uid: str) -> None:
             )
         )
         connection.execute(sa.delete(ARRIVALS).where(ARRIVALS.c.study_uid == study_uid, ARRIVALS.c.submitted.is_(True)))
+
+
+def arrival_of_series(engine: sa.Engine, series_uid: str) -> str | None:
+    """How many instances of a series came, and what became of them, in words; None where none ever came."""
+    query = (
+        sa.select(INSTANCES.c.state, sa.func.count().label("number"))
+        .where(INSTANCES.c.series_uid == series_uid)
+        .group_by(INSTANCES.c.state)
+        .order_by(INSTANCES.c.state)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query).all()
+    if not rows:
+        return None
+    return "received: " + ", ".join(f"{row.number} {row.state.replace('_', ' ')}" for row in rows)

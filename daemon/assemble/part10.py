@@ -20,7 +20,7 @@ from pydicom.filereader import read_partial
 from pydicom.tag import Tag
 from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
-from daemon.spool.locks import read_data, sync_folder
+from daemon.files import read_data, sync_folder
 
 LOGGER = logging.getLogger(__name__)
 

@@ -20,15 +20,17 @@ import sqlalchemy as sa
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
+from daemon.database.tables import DELIVERIES, JOBS, VERDICTS, DeliveryState, JobState
 from daemon.errors import DaemonError
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import INTENDED_USE, write_report
-from daemon.jobs.store import DELIVERIES, JOBS, VERDICTS, DeliveryState, JobState, JobStore, now
+from daemon.jobs.store import JobStore, now
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.web.access import Access
-from daemon.web.app import Page, create_app
+from daemon.web.app import create_app
+from daemon.web.context import Page
 from daemon.web.server import WebServer
 from daemon.web.slices import StackCache
 

@@ -19,9 +19,11 @@ import nibabel
 import numpy as np
 from scipy import ndimage
 
+from daemon.database.tables import JobState
 from daemon.errors import DaemonError
-from daemon.jobs.folder import JobFolder, read_json
-from daemon.jobs.store import Job, JobState
+from daemon.files import read_json
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs
 from dicom_io.pack.encode import MANIFEST

@@ -7,7 +7,7 @@ import json
 import typer
 
 from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages
-from daemon.config.sections import load_settings
+from daemon.config.load import load_settings
 
 config_app = typer.Typer(help="The configuration as it will be used.", no_args_is_help=True)
 
@@ -22,7 +22,7 @@ def config_check(config: ConfigOption = None) -> None:
 @config_app.command("show")
 def config_show(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Print the configuration as it will be used, with where each value came from."""
-    from daemon.config.sections import origins
+    from daemon.config.load import origins
 
     settings = load_settings(config)
     rows = origins(settings, config)

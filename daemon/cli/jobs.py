@@ -13,12 +13,15 @@ import sqlalchemy as sa
 import typer
 from rich.table import Table
 
+from daemon.assemble import index
 from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages
-from daemon.config.sections import Settings, load_settings
+from daemon.config.load import load_settings
+from daemon.config.sections import Settings
 from daemon.database.engine import open_database, open_index
 from daemon.errors import DaemonError
-from daemon.jobs.files import JobFiles, LocalFiles, SharedFiles
+from daemon.jobs.files import JobFiles, LocalFiles
 from daemon.jobs.reviews import all_reviews
+from daemon.jobs.shared_files import SharedFiles
 from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog
 from daemon.pipeline import actions as control
@@ -92,7 +95,7 @@ def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption =
     """Say why a series was reported or not, rule by rule."""
     settings, engine, store = _store(config)
     verdicts = store.verdicts(series_uid=series_uid)
-    arrival = control.arrival_of_series(open_index(settings, engine), series_uid)
+    arrival = index.arrival_of_series(open_index(settings, engine), series_uid)
     if not verdicts and arrival is None:
         raise DaemonError(f"nothing was ever received of series {series_uid}")
     if as_json:

@@ -10,7 +10,8 @@ from typing import Annotated
 import typer
 
 from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, working
-from daemon.config.sections import load_settings
+from daemon.config.load import load_settings
+from daemon.deliver.outgoing import Outgoing, StoreOutcome
 from daemon.errors import DaemonError
 from dicom_io.errors import DicomIoError
 
@@ -41,12 +42,12 @@ def send(
         outgoing = []
         for file in originals:
             try:
-                outgoing.append(scu.Outgoing.read(file))
+                outgoing.append(Outgoing.read(file))
             except DaemonError as error:
                 unread.append(str(error))
-        outcomes: list[scu.StoreOutcome] = []
+        outcomes: list[StoreOutcome] = []
 
-        def note(outcome: scu.StoreOutcome) -> None:
+        def note(outcome: StoreOutcome) -> None:
             outcomes.append(outcome)
             say(f"sent {len(outcomes)}/{len(outgoing)}")
 

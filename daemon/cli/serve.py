@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json
-from daemon.config.sections import load_settings
+from daemon.config.load import load_settings
 from daemon.errors import DaemonError
 from daemon.observe.logs import set_up_logging
 

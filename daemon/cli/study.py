@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from daemon.cli.terminal import ConfigOption, JsonOption, WeightsOption, data, emit_json, messages, working
-from daemon.config.sections import Explain, Model, load_settings
+from daemon.config.load import load_settings
+from daemon.config.sections import Explain, Model
 from daemon.errors import DaemonError
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +12,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from daemon.config.sections import Settings
-from daemon.jobs.folder import make_private
-
-metadata = sa.MetaData()
-"""All tables of the daemon register here; `create_tables` makes them."""
+from daemon.database.tables import metadata
+from daemon.files import make_private
 
 
 def database_url(url: str, folder: Path) -> str:
@@ -72,7 +69,6 @@ def create_tables(engine: sa.Engine) -> None:
     A new column must have a default or allow NULL; columns are never renamed or dropped, so that the version before
     this one can still open the database.
     """
-    importlib.import_module("daemon.schema")  # late: its modules import this one
     with schema_lock(engine), engine.begin() as connection:
         metadata.create_all(connection)
         _add_what_is_missing(connection)

@@ -21,8 +21,9 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate
 from pynetdicom import evt
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
-from daemon.database.engine import metadata
-from daemon.deliver.dimse import NotOffered, Outgoing, Peer, application_entity, associate
+from daemon.database.tables import COMMITMENTS
+from daemon.deliver.dimse import Peer, application_entity, associate
+from daemon.deliver.outgoing import NotOffered, Outgoing
 from daemon.jobs.store import now
 from daemon.spool.commitment_reports import Report, read_kept, read_report
 
@@ -33,18 +34,6 @@ REQUEST = 1
 
 SAME_ASSOCIATION_SECONDS = 1.0
 """How long the association of a request stays open for the answer; after that it comes on another one."""
-
-COMMITMENTS = sa.Table(
-    "commitments",
-    metadata,
-    sa.Column("transaction_uid", sa.String(64), primary_key=True),
-    sa.Column("job_id", sa.String(64), nullable=False, index=True),
-    sa.Column("destination", sa.String(64), nullable=False),
-    sa.Column("requested", sa.Float, nullable=False),
-    sa.Column("answered", sa.Float),
-    sa.Column("committed", sa.Text, nullable=False, default="[]"),
-    sa.Column("failed", sa.Text, nullable=False, default="{}"),
-)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,15 @@ import logging
 from collections.abc import Iterable, Sequence
 
 from daemon.config.sections import Destination
+from daemon.database.tables import DeliveryState
 from daemon.deliver import commitment
 from daemon.deliver import dicomweb as stow
 from daemon.deliver import dimse as scu
+from daemon.deliver.dimse import peer_of
+from daemon.deliver.outgoing import NotOffered, Outgoing
 from daemon.errors import DaemonError
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.store import Delivery, DeliveryState, JobStore, now
+from daemon.jobs.store import Delivery, JobStore, now
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +33,6 @@ NOT_OFFERED = "-"
 
 NOT_POSSIBLE = "not possible"
 """`Delivery.confirmed` where the destination offers no way to ask."""
-
-
-def peer_of(destination: Destination) -> scu.Peer:
-    """The application entity of a destination that is no DICOMweb server."""
-    return scu.Peer(str(destination.ae_title), str(destination.host), int(destination.port or 0), destination.tls)
 
 
 def confirm(
@@ -83,11 +81,11 @@ def _by_commitment(
         return list(open_ones)
     new = [d for d in open_ones if not d.transaction_uid]
     if new:
-        outgoing = [scu.Outgoing.read(folder.dicom / d.file) for d in new]
+        outgoing = [Outgoing.read(folder.dicom / d.file) for d in new]
         peer = peer_of(destination)
         try:
             uid = commitment.request(store.engine, new[0].job_id, destination.name, outgoing, peer, calling_aet)
-        except scu.NotOffered as error:
+        except NotOffered as error:
             log.info("%s: a query must do: %s", destination.name, error)
             uid = NOT_OFFERED
         for d in new:
@@ -115,11 +113,11 @@ def _by_query(
     store: JobStore, asked: Sequence[Delivery], folder: JobFolder, destination: Destination, calling_aet: str
 ) -> None:
     """Settle objects by what the destination says that it holds."""
-    outgoing = {d.sop_instance_uid: scu.Outgoing.read(folder.dicom / d.file) for d in asked}
+    outgoing = {d.sop_instance_uid: Outgoing.read(folder.dicom / d.file) for d in asked}
     how = "QIDO-RS" if destination.stow_url is not None else "C-FIND"
     try:
         held = _held(outgoing.values(), destination, calling_aet)
-    except scu.NotOffered as error:
+    except NotOffered as error:
         for d in asked:
             store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
         log.info("%s: what it accepted cannot be confirmed: %s", destination.name, error)
@@ -134,7 +132,7 @@ def _by_query(
             store.settle_check(d, DeliveryState.WAITING, reason=reason)
 
 
-def _held(files: Iterable[scu.Outgoing], destination: Destination, calling_aet: str) -> set[str]:
+def _held(files: Iterable[Outgoing], destination: Destination, calling_aet: str) -> set[str]:
     held: set[str] = set()
     for study_uid, series_uid in sorted({(o.study_uid, o.series_uid) for o in files}):
         if destination.stow_url is not None:

@@ -11,12 +11,16 @@ import random
 from collections.abc import Sequence
 
 from daemon.config.sections import Destination
+from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
 from daemon.deliver import dicomweb as stow
 from daemon.deliver import dimse as scu
-from daemon.deliver.confirmation import confirm, peer_of
+from daemon.deliver.confirmation import confirm
+from daemon.deliver.dimse import peer_of
+from daemon.deliver.outgoing import Outgoing, StoreOutcome
 from daemon.errors import DaemonError, Retryable
-from daemon.jobs.folder import JobFolder, read_json
-from daemon.jobs.store import OPEN_DELIVERIES, Delivery, DeliveryState, JobStore
+from daemon.files import read_json
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import Delivery, JobStore
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ def _rejections(
         return []
     if not any(store.deliveries(earlier, destination.name) for earlier in store.superseded_by(job_id)):
         return []
-    return [(scu.Outgoing.read(folder.rejection).sop_instance_uid, "rejection", folder.rejection.name)]
+    return [(Outgoing.read(folder.rejection).sop_instance_uid, "rejection", folder.rejection.name)]
 
 
 def backoff(attempt: int, jitter: float) -> float:
@@ -160,14 +164,14 @@ def _send(
         if state is DeliveryState.WAITING:
             reasons.append(reason)
 
-    def on_outcome(outcome: scu.StoreOutcome) -> None:
+    def on_outcome(outcome: StoreOutcome) -> None:
         state = accepted if outcome.stored else DeliveryState.WAITING
         status = "" if outcome.status is None else f"{outcome.status:04X}"
         note(outcome.outgoing.sop_instance_uid, state, status, outcome.reason)
 
     give_up = False
     try:
-        outgoing = [scu.Outgoing.read(folder.dicom / d.file) for d in waiting]
+        outgoing = [Outgoing.read(folder.dicom / d.file) for d in waiting]
         if destination.stow_url is not None:
             stow.store(outgoing, destination, on_outcome=on_outcome)
         else:

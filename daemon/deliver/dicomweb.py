@@ -13,7 +13,7 @@ from dicomweb_client.session_utils import create_session
 from pydicom import Dataset
 
 from daemon.config.sections import Destination
-from daemon.deliver.dimse import NotOffered, OnOutcome, Outgoing, StoreOutcome
+from daemon.deliver.outgoing import NotOffered, OnOutcome, Outgoing, StoreOutcome
 from daemon.errors import Permanent, Retryable
 
 BATCH_BYTES = 32_000_000

@@ -5,11 +5,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import pydicom
 from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -21,7 +18,8 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
 
-from daemon.config.sections import ClientTls
+from daemon.config.sections import ClientTls, Destination
+from daemon.deliver.outgoing import NotOffered, OnOutcome, Outgoing, StoreOutcome
 from daemon.errors import DaemonError, Permanent, Retryable
 
 MAX_CONTEXTS = 128
@@ -34,10 +32,6 @@ CONVERTIBLE = frozenset(
 
 FIND_PENDING = (0xFF00, 0xFF01)
 """A match, PS3.4 Table C.4-1."""
-
-
-class NotOffered(Retryable):
-    """The peer takes associations, but offers nothing of what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -66,64 +60,6 @@ def parse_peer(text: str) -> Peer:
     if len(ae_title) > 16:
         raise DaemonError(f"peer: an AE title has at most 16 characters (PS3.5 6.2), got {ae_title!r}")
     return Peer(ae_title, host.strip("[]"), int(port))
-
-
-IDENTITY = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """One file to send; the UIDs are read from it."""
-
-    path: Path
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    study_uid: str = ""
-    series_uid: str = ""
-
-    @classmethod
-    def read(cls, path: Path) -> Outgoing:
-        """Read the UIDs of a Part 10 file.
-
-        Raises:
-            DaemonError: the file is not DICOM.
-        """
-        try:
-            header = pydicom.dcmread(path, specific_tags=IDENTITY, stop_before_pixels=True)
-            return cls(
-                path,
-                str(header.SOPClassUID),
-                str(header.SOPInstanceUID),
-                str(header.file_meta.TransferSyntaxUID),
-                str(header.get("StudyInstanceUID", "")),
-                str(header.get("SeriesInstanceUID", "")),
-            )
-        except (InvalidDicomError, AttributeError, EOFError) as error:
-            raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error
-
-
-@dataclass(frozen=True)
-class StoreOutcome:
-    """What the peer said to one C-STORE.
-
-    Attributes:
-        status: DIMSE status, which STOW-RS gives as well; None where no answer came (context refused, association
-            lost).
-        reason: Empty on plain success.
-    """
-
-    outgoing: Outgoing
-    status: int | None
-    reason: str = ""
-
-    @property
-    def stored(self) -> bool:
-        """Success, or a warning (PS3.4 B.2.3: 0xB000, 0xB006, 0xB007), with which the instance is stored too."""
-        return self.status == 0x0000 or (self.status is not None and self.status >> 12 == 0xB)
-
-
-OnOutcome = Callable[[StoreOutcome], None]
 
 
 def echo(peer: Peer, calling_aet: str, *, timeout: float = 10) -> None:
@@ -303,3 +239,8 @@ def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
     comment = str(answer.get("ErrorComment", "")) or "no comment"
     kind = "warning" if status >> 12 == 0xB else "failure"
     return StoreOutcome(outgoing, status, f"{kind} status 0x{status:04X}: {comment}")
+
+
+def peer_of(destination: Destination) -> Peer:
+    """The application entity of a destination that is no DICOMweb server."""
+    return Peer(str(destination.ae_title), str(destination.host), int(destination.port or 0), destination.tls)

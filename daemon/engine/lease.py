@@ -17,10 +17,10 @@ from typing import NoReturn
 
 import sqlalchemy as sa
 
-from daemon.database.engine import metadata
+from daemon.database.tables import EXECUTORS
+from daemon.engine.client import engine_client, engine_has_run
 from daemon.engine.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import ConfigurationError
-from daemon.pipeline.actions import engine_client, engine_has_run
 
 log = logging.getLogger(__name__)
 
@@ -46,15 +46,6 @@ BEATS_PER_LEASE = 5
 
 QUEUES = {REPORT_WORKFLOW: REPORT_QUEUE, DELIVERY_WORKFLOW: DELIVERY_QUEUE}
 
-EXECUTORS = sa.Table(
-    "executors",
-    metadata,
-    sa.Column("executor_id", sa.String(128), primary_key=True),
-    sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("beat", sa.Float, nullable=False),
-    sa.Column("pid", sa.Integer, nullable=False),
-)
 
 ALIVE, DEAD = "alive", "dead"
 _NOW = sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -90,39 +87,3 @@ class JobFolder:
     def rejection(self) -> Path:
         """Beside them: the Key Object that withdraws the images of the job that this one supersedes."""
         return self.dicom / "rejection.dcm"
-
-
-PRIVATE = 0o077
-"""umask of every process of the service: what it writes is for its own user only."""
-
-
-def make_private(folder: Path) -> Path:
-    """Make a folder that only this user can enter; it may exist."""
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return folder
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole under its name, or not there: temporary name, fsync, rename, fsync."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON durably; NaN is an error, since other languages cannot read it."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_durably(path, text.encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read what `write_json` wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -7,19 +7,18 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from daemon.assemble.index import INSTANCES, OPEN_ASSOCIATIONS, InstanceState
-from daemon.jobs.store import (
+from daemon.database.tables import (
     DELIVERIES,
+    INSTANCES,
     JOBS,
+    OPEN_ASSOCIATIONS,
     OPEN_DELIVERIES,
     VERDICTS,
     DeliveryState,
-    Job,
+    InstanceState,
     JobState,
-    SeriesVerdict,
-    job_of_row,
-    verdict_of_row,
 )
+from daemon.jobs.store import Job, SeriesVerdict, job_of_row, verdict_of_row
 
 OPEN = sorted(str(state) for state in OPEN_DELIVERIES)
 

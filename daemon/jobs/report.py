@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from daemon.jobs.folder import JobFolder, read_json, write_durably, write_json
+from daemon.files import read_json, write_durably, write_json
+from daemon.jobs.folder import JobFolder
 from dicom_io.content.report import RESEARCH_USE_LINE
 
 INTENDED_USE = (

@@ -15,7 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daemon.database.engine import metadata
+from daemon.database.tables import REVIEWS
 from daemon.errors import DaemonError
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import read_report
@@ -31,21 +31,6 @@ class Verdict(enum.StrEnum):
     AGREE = "agree"
     EDIT = "edit"
     REJECT = "reject"
-
-
-REVIEWS = sa.Table(
-    "reviews",
-    metadata,
-    sa.Column("review_id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("job_id", sa.String(64), nullable=False, index=True),
-    sa.Column("verdict", sa.String(16), nullable=False),
-    sa.Column("reader", sa.String(64), nullable=False, default=""),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("report", sa.Text, nullable=False),
-    sa.Column("edited", sa.Text, nullable=False, default=""),
-    sa.Column("facts", sa.Text, nullable=False, default="{}"),
-    sa.Column("created", sa.Float, nullable=False, index=True),
-)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ each workflow beside them in the same database; these tables hold what people as
 from __future__ import annotations
 
 import datetime
-import enum
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,93 +15,11 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daemon.database.engine import metadata, upsert
-
-
-class JobState(enum.StrEnum):
-    """Where a job stands."""
-
-    QUEUED = "queued"
-    RUNNING = "running"
-    DELIVERING = "delivering"
-    DONE = "done"
-    SET_ASIDE = "set_aside"
-    """Nothing to report: the reason says why (never tried again by itself)."""
-    FAILED = "failed"
-    """Tried as often as allowed; `braingemma jobs retry` starts it again."""
-    CANCELLED = "cancelled"
-
-
-FINAL_STATES = frozenset({JobState.DONE, JobState.SET_ASIDE, JobState.FAILED, JobState.CANCELLED})
-
-
-class DeliveryState(enum.StrEnum):
-    """Where one object stands on its way to one destination."""
-
-    WAITING = "waiting"
-    """To be sent, for the first time or again."""
-    UNCONFIRMED = "unconfirmed"
-    """Accepted with Success or a warning; whether the destination holds it is being asked."""
-    SENT = "sent"
-    """Accepted, and confirmed where the destination can be asked."""
-    DEAD = "dead_letter"
-    """Given up with a reason; `braingemma jobs retry` lets it wait again."""
-    REPLACED = "replaced"
-    """An image that a later job of the series replaces: not sent any more."""
-
-
-OPEN_DELIVERIES = frozenset({DeliveryState.WAITING, DeliveryState.UNCONFIRMED})
-"""Something is still to be done about these, by itself."""
+from daemon.database.engine import upsert
+from daemon.database.tables import DELIVERIES, JOBS, OPEN_DELIVERIES, VERDICTS, DeliveryState, JobState
 
 REPLACED_KINDS = ("sc", "pm", "seg", "tid1500")
 """What a later job replaces; the report stays, and its successor names it."""
-
-
-JOBS = sa.Table(
-    "jobs",
-    metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("supersedes", sa.String(64), index=True),
-    sa.Column("folder", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("step", sa.String(16), nullable=False, default=""),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("created", sa.Float, nullable=False, index=True),
-    sa.Column("updated", sa.Float, nullable=False),
-    sa.Column("runs", sa.Integer, nullable=False, default=1),
-    sa.Column("progress", sa.Text, nullable=False, default=""),
-    sa.Column("timings", sa.Text, nullable=False, default="{}"),
-    sa.Column("result", sa.Text, nullable=False, default=""),
-    sa.Column("series_uid", sa.String(64), nullable=False, default="", index=True),
-)
-
-VERDICTS = sa.Table(
-    "series_verdicts",
-    metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("series_uid", sa.String(64), primary_key=True, index=True),
-    sa.Column("verdict", sa.String(16), nullable=False),
-    sa.Column("reasons", sa.Text, nullable=False),
-)
-
-DELIVERIES = sa.Table(
-    "deliveries",
-    metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("destination", sa.String(64), primary_key=True),
-    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("file", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("status", sa.String(8), nullable=False, default=""),
-    sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("updated", sa.Float, nullable=False),
-    sa.Column("transaction_uid", sa.String(64), nullable=False, default=""),
-    sa.Column("checks", sa.Integer, nullable=False, default=0),
-    sa.Column("confirmed", sa.String(64), nullable=False, default=""),
-)
 
 
 @dataclass(frozen=True)

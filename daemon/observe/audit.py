@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.errors import DaemonError
-from daemon.jobs.folder import make_private
+from daemon.files import make_private
 
 FIRST = "0" * 64
 """What the first line of a file names as the one before it."""

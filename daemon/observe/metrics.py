@@ -8,21 +8,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import psutil
-import sqlalchemy as sa
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.registry import Collector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from daemon.config.sections import Settings
-from daemon.database.engine import open_index
-from daemon.jobs import overview
-from daemon.jobs.folder import make_private
-from daemon.jobs.store import now
+from daemon.files import make_private
 
 SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Variable by which `prometheus_client` finds the folder that several processes count into."""
@@ -66,68 +56,3 @@ def share_with_children(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     os.environ[SHARED_FOLDER] = str(make_private(folder))
     return folder
-
-
-class DatabaseFigures(Collector):
-    """Gauges that are read from the database and the machine when they are asked for."""
-
-    def __init__(self, settings: Settings, engine: sa.Engine) -> None:
-        self._settings = settings
-        self._engine = engine
-        self._index = open_index(settings, engine)
-
-    def collect(self) -> Iterator[Metric]:
-        """The gauges, as they are now."""
-        yield _gauge("braingemma_jobs", "Jobs by state.", "state", overview.count_by_state(self._engine).items())
-        waiting = overview.arriving(self._index, limit=10_000)
-        yield GaugeMetricFamily("braingemma_studies_arriving", "Studies not complete yet.", value=len(waiting))
-        oldest = overview.oldest_queued(self._engine)
-        age = 0.0 if oldest is None else now() - oldest
-        yield GaugeMetricFamily("braingemma_queue_oldest_seconds", "Age of the oldest queued job.", value=age)
-        backlogs = overview.backlogs(self._engine)
-        rows = [(b.destination, float(b.waiting)) for b in backlogs]
-        yield _gauge("braingemma_delivery_waiting_objects", "Objects that wait.", "destination", rows)
-        rows = [(b.destination, float(b.dead)) for b in backlogs]
-        yield _gauge("braingemma_delivery_dead_objects", "Objects in the dead letter.", "destination", rows)
-        rows = [(b.destination, now() - b.oldest) for b in backlogs]
-        yield _gauge("braingemma_delivery_oldest_seconds", "Age of the oldest waiting job.", "destination", rows)
-        disk = shutil.disk_usage(self._settings.storage.folder)
-        yield GaugeMetricFamily("braingemma_disk_free_bytes", "Free space at the data folder.", value=disk.free)
-        yield GaugeMetricFamily("braingemma_disk_total_bytes", "Size of its file system.", value=disk.total)
-        yield from _process_figures()
-
-
-def _process_figures() -> Iterator[Metric]:
-    me = psutil.Process()
-    yield GaugeMetricFamily("braingemma_open_files", "File descriptors of the service.", value=me.num_fds())
-    rows = [("service", float(me.memory_info().rss))]
-    for child in me.children():
-        try:
-            kind = "model" if "daemon.pipeline.step_process" in child.cmdline() else "receiver"
-            rows.append((kind, float(child.memory_info().rss)))
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):  # ended while we looked
-            continue
-    by_kind: dict[str, float] = {}
-    for kind, size in rows:
-        by_kind[kind] = by_kind.get(kind, 0.0) + size
-    yield _gauge("braingemma_memory_bytes", "Resident memory, by kind of process.", "process", by_kind.items())
-
-
-def _gauge(name: str, text: str, label: str, rows: Iterable[tuple[str, float]]) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(name, text, labels=[label])
-    for value, number in rows:
-        family.add_metric([str(value)], number)
-    return family
-
-
-def exposition(settings: Settings, engine: sa.Engine) -> bytes:
-    """Everything, in Prometheus' text format."""
-    gauges = CollectorRegistry()
-    gauges.register(DatabaseFigures(settings, engine))
-    parts = [generate_latest(REGISTRY), generate_latest(gauges)]
-    shared = os.environ.get(SHARED_FOLDER, "")
-    if shared and Path(shared).is_dir():
-        receivers = CollectorRegistry()
-        MultiProcessCollector(receivers, path=shared)
-        parts.append(generate_latest(receivers))
-    return b"".join(parts)

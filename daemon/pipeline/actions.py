@@ -5,25 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import sqlalchemy as sa
-from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
 
-from daemon.assemble.index import INSTANCES
+from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
+from daemon.engine.client import _enqueue, _enqueue_delivery, engine_client, enqueue_report
 from daemon.engine.names import (
-    DELIVERY_WORKFLOW,
-    DESTINATION_QUEUE,
-    FIRST_TURN,
     REPORT_QUEUE,
     REPORT_WORKFLOW,
-    WORKFLOW_VERSION,
 )
 from daemon.errors import DaemonError
+from daemon.files import make_private, read_json, write_json
 from daemon.jobs.files import RECEIVED, JobFiles
-from daemon.jobs.folder import JobFolder, make_private, read_json, write_json
-from daemon.jobs.store import FINAL_STATES, DeliveryState, Job, JobState, JobStore
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import Job, JobStore
 from dicom_io.pack.manifest import MANIFEST
 
 
@@ -37,21 +32,6 @@ def job_or_error(store: JobStore, job_id: str) -> Job:
     if job is None:
         raise DaemonError(f"no job {job_id!r}; `braingemma jobs list` shows what there is")
     return job
-
-
-def arrival_of_series(engine: sa.Engine, series_uid: str) -> str | None:
-    """How many instances of a series came, and what became of them, in words; None where none ever came."""
-    query = (
-        sa.select(INSTANCES.c.state, sa.func.count().label("number"))
-        .where(INSTANCES.c.series_uid == series_uid)
-        .group_by(INSTANCES.c.state)
-        .order_by(INSTANCES.c.state)
-    )
-    with engine.connect() as connection:
-        rows = connection.execute(query).all()
-    if not rows:
-        return None
-    return "received: " + ", ".join(f"{row.number} {row.state.replace('_', ' ')}" for row in rows)
 
 
 def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
@@ -115,49 +95,6 @@ def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str
     return new_id
 
 
-def enqueue_report(engine: sa.Engine, job_id: str, *, workflow_id: str | None = None) -> None:
-    """Queue a job for whichever worker is free; queueing it twice starts it once."""
-    with engine_client(engine) as client:
-        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, workflow_id or job_id, job_id)
-
-
-def enqueue_delivery(engine: sa.Engine, workflow_id: str, job_id: str, destination: str) -> None:
-    """Queue one job's waiting objects for one destination; queueing them twice starts it once."""
-    with engine_client(engine) as client:
-        _enqueue_delivery(client, workflow_id, job_id, destination)
-
-
-@contextmanager
-def engine_client(engine: sa.Engine) -> Iterator[DBOSClient]:
-    """The engine's client on our database."""
-    client = DBOSClient(system_database_engine=engine, serializer=DBOSPortableJSONSerializer())
-    try:
-        yield client
-    finally:
-        client.destroy()
-
-
-def _enqueue(client: DBOSClient, queue: str, workflow: str, workflow_id: str, *arguments: str) -> None:
-    options: EnqueueOptions = {
-        "queue_name": queue,
-        "workflow_name": workflow,
-        "workflow_id": workflow_id,
-        "app_version": WORKFLOW_VERSION,
-    }
-    client.enqueue(options, *arguments)
-
-
-def _enqueue_delivery(client: DBOSClient, workflow_id: str, job_id: str, destination: str) -> None:
-    options: EnqueueOptions = {
-        "queue_name": DESTINATION_QUEUE,
-        "queue_partition_key": destination,
-        "workflow_name": DELIVERY_WORKFLOW,
-        "workflow_id": workflow_id,
-        "app_version": WORKFLOW_VERSION,
-    }
-    client.enqueue(options, job_id, destination, FIRST_TURN)
-
-
 def cancel(store: JobStore, job_id: str) -> None:
     """Cancel a job that has not ended: a step that runs is stopped, and nothing more is sent.
 
@@ -168,19 +105,3 @@ def cancel(store: JobStore, job_id: str) -> None:
     if job.state in FINAL_STATES:
         raise DaemonError(f"job {job_id} has ended ({job.state}); there is nothing to cancel")
     store.update(job_id, state=JobState.CANCELLED, reason="cancelled by request")
-
-
-def forget_workflows(engine: sa.Engine, job_id: str) -> None:
-    """Remove the engine's record of a job that has ended: it keeps no retention of its own."""
-    if not engine_has_run(engine):
-        return
-    with engine_client(engine) as client:
-        found = client.list_workflows(workflow_id_prefix=job_id, load_input=False, load_output=False)
-        if found:
-            client.delete_workflows([workflow.workflow_id for workflow in found])
-
-
-def engine_has_run(engine: sa.Engine) -> bool:
-    """Whether DBOS has made its tables here: before that nothing was ever started."""
-    schema = None if engine.dialect.name == "sqlite" else "dbos"
-    return sa.inspect(engine).has_table("workflow_status", schema=schema)

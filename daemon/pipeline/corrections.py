@@ -16,9 +16,10 @@ import pydicom
 import sqlalchemy as sa
 from pydicom import Dataset
 
-from daemon.assemble.index import INSTANCES, InstanceState
 from daemon.assemble.part10 import UNDECODABLE, read_header
-from daemon.jobs.folder import JobFolder, read_json, write_json
+from daemon.database.tables import INSTANCES, InstanceState
+from daemon.files import read_json, write_json
+from daemon.jobs.folder import JobFolder
 from dicom_io import header
 
 log = logging.getLogger(__name__)

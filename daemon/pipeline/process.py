@@ -8,8 +8,10 @@ from pathlib import Path
 
 from daemon.config.sections import Settings
 from daemon.errors import Rejected
-from daemon.jobs.folder import JobFolder, make_private, read_json, write_json
-from daemon.pipeline.steps.runner import Progress, Steps
+from daemon.files import make_private, read_json, write_json
+from daemon.jobs.folder import JobFolder
+from daemon.pipeline.steps.context import Progress
+from daemon.pipeline.steps.runner import Steps
 
 FURTHER = "further"
 """Folder of the further series below that of the best."""

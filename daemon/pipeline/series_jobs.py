@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from daemon.assemble.arrival import ARRIVAL_FILE, PART_OF
+from daemon.files import make_private, read_json, sync_folder, write_json
 from daemon.jobs.files import RECEIVED, JobFiles
-from daemon.jobs.folder import JobFolder, make_private, read_json, write_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import Job, JobStore
-from daemon.spool.locks import sync_folder
 
 STUDY_SUPERSEDES = "study_supersedes"
 """In `arrival.json` of a study's job: the study's earlier job, where `supersedes` was changed to that of the series."""

@@ -11,14 +11,16 @@ import sqlalchemy as sa
 
 from braingemma.findings.text import findings_from_text
 from daemon.config.sections import Settings
+from daemon.database.tables import JobState
 from daemon.deliver.delivery import takers
+from daemon.engine.client import enqueue_delivery
 from daemon.errors import DaemonError
+from daemon.files import read_json
 from daemon.jobs.files import JobFiles
-from daemon.jobs.folder import JobFolder, read_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import read_report
 from daemon.jobs.reviews import Review, Verdict
-from daemon.jobs.store import Job, JobState, JobStore
-from daemon.pipeline.actions import enqueue_delivery
+from daemon.jobs.store import Job, JobStore
 from dicom_io.content.equipment import MANUFACTURER
 from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
 from dicom_io.pack.verified import Verification, encode_verified

@@ -17,14 +17,16 @@ from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
 from dbos import error as dbos_error
 
 from daemon.config.sections import Settings
+from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
 from daemon.deliver.confirmation import NOT_POSSIBLE
 from daemon.deliver.delivery import deliver_to, is_open, plan_deliveries
 from daemon.engine.names import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import DaemonError, Permanent, Rejected, Retryable
+from daemon.files import read_json
 from daemon.jobs.files import JobFiles
-from daemon.jobs.folder import JobFolder, read_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import findings_line, read_report
-from daemon.jobs.store import FINAL_STATES, DeliveryState, Job, JobState, JobStore
+from daemon.jobs.store import Job, JobStore
 from daemon.observe import metrics
 from daemon.observe.logs import about_job
 from daemon.pipeline import actions as control

@@ -19,6 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from daemon.config.sections import Listener
+from daemon.receive.contexts import server_tls_context, supported_contexts
 from daemon.receive.dimse import (
     C_CANCEL_RQ,
     C_ECHO_RQ,
@@ -46,7 +47,6 @@ from daemon.receive.negotiation import (
     refuse,
     release_response,
 )
-from daemon.receive.pynetdicom_receiver import server_tls_context, supported_contexts
 from daemon.receive.refusals import RefusalLog
 from daemon.receive.store import (
     CONGESTED,

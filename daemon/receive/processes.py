@@ -23,13 +23,14 @@ from pydantic import BaseModel
 
 from daemon.config.sections import Listener, Settings
 from daemon.errors import ConfigurationError, Permanent
+from daemon.files import make_private_folder
 from daemon.observe.audit import AuditLog
 from daemon.receive.association import BlockingReceiver
+from daemon.receive.contexts import server_tls_context
 from daemon.receive.negotiation import Incompatible, self_check
-from daemon.receive.pynetdicom_receiver import StockReceiver, server_tls_context
+from daemon.receive.pynetdicom_receiver import StockReceiver
 from daemon.receive.refusals import RefusalLog
 from daemon.receive.scheduling import ask_for_short_slices
-from daemon.spool.locks import make_private_folder
 from daemon.spool.writer import SEGMENT_BYTES, SpoolWriter
 
 LOGGER = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from daemon.config.sections import Listener
+from daemon.files import Buffer
 from daemon.receive.counters import count
 from daemon.receive.dataset import DatasetError, read_identity
 from daemon.spool.commitment_reports import reports_folder, take_event
-from daemon.spool.locks import Buffer
 from daemon.spool.segment import InstanceMeta
 from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
 

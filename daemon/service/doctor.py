@@ -22,13 +22,14 @@ from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELo
 
 from braingemma.checkpoint.weights import WEIGHT_SUFFIXES, find_folder
 from braingemma.errors import BrainGemmaError
-from daemon.config.sections import Settings, without_password
+from daemon.config.load import without_password
+from daemon.config.sections import Settings
 from daemon.database.engine import database_url, make_engine
 from daemon.deliver import dicomweb as stow
 from daemon.deliver import dimse as scu
-from daemon.deliver.confirmation import peer_of
+from daemon.deliver.dimse import peer_of
 from daemon.errors import ConfigurationError, DaemonError
-from daemon.jobs.folder import read_json
+from daemon.files import read_json
 from daemon.receive.negotiation import Incompatible, self_check
 
 CARD_GPU_GB = 16
@@ -66,7 +67,7 @@ def examine(settings: Settings) -> Iterator[Check]:
 
 
 def _weights(settings: Settings) -> Iterator[Check]:
-    from daemon.service.serve import check_weights
+    from daemon.service.wiring import check_weights
 
     try:
         info = check_weights(settings)
@@ -272,7 +273,7 @@ def _can_bind(name: str, settings: Settings, host: str, port: int) -> Check:
 
 def _running_service(settings: Settings) -> int | None:
     """Process of the service that works in the data folder; None where none does."""
-    from daemon.service.serve import STATUS_FILE  # late: it loads the engine
+    from daemon.config.data_folder import STATUS_FILE
 
     status = settings.storage.folder / STATUS_FILE
     pid = int(read_json(status)["pid"]) if status.exists() else 0

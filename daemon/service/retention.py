@@ -16,12 +16,13 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from daemon.assemble.index import INSTANCES, forget_study
+from daemon.assemble.index import forget_study
 from daemon.config.sections import Settings, Storage
 from daemon.database.engine import open_index
+from daemon.database.tables import DELIVERIES, INSTANCES, JOBS, OPEN_DELIVERIES, DeliveryState, JobState
 from daemon.deliver.commitment import forget as forget_commitments
-from daemon.jobs.store import DELIVERIES, JOBS, OPEN_DELIVERIES, DeliveryState, Job, JobState, JobStore, job_of_row, now
-from daemon.pipeline.actions import forget_workflows
+from daemon.engine.client import forget_workflows
+from daemon.jobs.store import Job, JobStore, job_of_row, now
 
 log = logging.getLogger(__name__)
 

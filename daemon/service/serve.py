@@ -6,97 +6,54 @@ import fcntl
 import functools
 import logging
 import os
-import signal
-import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NoReturn
 
 import sqlalchemy as sa
-from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
 
-from braingemma.checkpoint.weights import WeightsInfo, describe_weights
 from daemon.assemble.arrival import Arrival
 from daemon.assemble.assembler import Assembler
+from daemon.config.data_folder import STATUS_FILE
 from daemon.config.sections import Settings
-from daemon.database.engine import open_database, open_index, schema_lock
+from daemon.database.engine import open_database, open_index
 from daemon.deliver.commitment import take_reports
-from daemon.engine.lease import Lease, SoleReceiver
-from daemon.engine.names import DELIVERY_QUEUE, DESTINATION_QUEUE, EXECUTOR_ID, REPORT_QUEUE, WORKFLOW_VERSION
+from daemon.engine import client
+from daemon.engine.lease import SoleReceiver
+from daemon.engine.names import EXECUTOR_ID
 from daemon.engine.recovery import give_every_job_a_workflow
 from daemon.errors import ConfigurationError
-from daemon.jobs.files import RECEIVED, JobFiles, LocalFiles, SharedFiles
-from daemon.jobs.folder import PRIVATE, JobFolder, make_private, read_json, write_json
-from daemon.jobs.store import DeliveryState, JobStore
+from daemon.files import PRIVATE, make_private, read_json, write_json
+from daemon.jobs.files import RECEIVED
+from daemon.jobs.folder import JobFolder
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.observe.systemd import notify
-from daemon.pipeline import actions as control
 from daemon.pipeline import workflow as pipeline
 from daemon.pipeline.step_process import StepProcess
 from daemon.receive.processes import start_receivers
 from daemon.service import retention
+from daemon.service.wiring import (
+    check_weights,
+    end_process,
+    job_files,
+    launch_engine,
+    make_store,
+    prepare_for_enqueueing,
+    stop_on_signals,
+    take_lease,
+)
 from daemon.spool.commitment_reports import reports_folder
 from daemon.web.access import Access
-from daemon.web.app import Page, create_app
+from daemon.web.app import create_app
+from daemon.web.context import Page
 from daemon.web.server import WebServer
 from daemon.web.slices import StackCache
-from dicom_io.pack.encode import MANIFEST
 
 log = logging.getLogger(__name__)
-
-POLL_SECONDS = 0.2
-"""How often the queues are asked for work."""
-
-STATUS_FILE = "service.json"
-"""In the data folder: pid and ports of the running service."""
-
-
-def check_weights(settings: Settings) -> WeightsInfo:
-    """Which weights will speak, and whether they may be heard outside this machine.
-
-    Raises:
-        ConfigurationError: weights trained on synthetic images only would send to another machine.
-        CheckpointError: the weights are missing or damaged.
-    """
-    info = describe_weights(settings.model.weights)
-    away = [d for d in settings.destinations if not d.is_loopback]
-    if info.synthetic_only and away and not settings.model.allow_demo:
-        names = ", ".join(f"{d.name} ({d.address})" for d in away)
-        raise ConfigurationError(
-            f"[model] weights = {settings.model.weights!r} were trained on synthetic images only; expected "
-            f"destinations on loopback, got {names}. Use other weights, or, for tests, set [model] allow_demo = true."
-        )
-    return info
-
-
-def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Context, executor_id: str) -> None:
-    """Start DBOS on the daemon's database; unfinished workflows of this executor go on."""
-    pipeline.set_context(context)
-    config: DBOSConfig = {
-        "name": "braingemma",
-        "system_database_url": engine.url.render_as_string(hide_password=False),
-        "system_database_engine": engine,
-        "application_version": WORKFLOW_VERSION,
-        "executor_id": executor_id,
-        "serializer": DBOSPortableJSONSerializer(),
-        "log_level": "WARNING",
-    }
-    DBOS(config=config)
-    with schema_lock(engine):
-        DBOS.launch()
-        DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
-        DBOS.register_queue(
-            DELIVERY_QUEUE,
-            worker_concurrency=max(1, len(settings.destinations)),
-            polling_interval_sec=POLL_SECONDS,
-        )
-        DBOS.register_queue(DESTINATION_QUEUE, partition_worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
 
 
 @contextmanager
@@ -150,25 +107,6 @@ def serve(settings: Settings) -> NoReturn:
             parts.close()
             (folder / STATUS_FILE).unlink(missing_ok=True)
             end_process()
-
-
-def stop_on_signals() -> threading.Event:
-    """Set by SIGTERM and SIGINT."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop
-
-
-def end_process() -> NoReturn:
-    """End at once, with 1 where an error is under way.
-
-    Threads of the engine may still wait for a step that was cut off (see StepProcess.close): they must not be waited
-    for, and their steps must stay unfinished on record.
-    """
-    logging.shutdown()
-    sys.stderr.flush()
-    os._exit(0 if sys.exc_info()[0] is None else 1)
 
 
 def _tell_watchdog(health: Health) -> None:
@@ -227,7 +165,7 @@ class _Parts:
         if self.steps is not None:
             pipeline.submit(arrival.job_id)
         else:
-            control.enqueue_report(self.engine, arrival.job_id)
+            client.enqueue_report(self.engine, arrival.job_id)
         if new:
             record = read_json(JobFolder(arrival.folder).arrival)
             self.audit.write(
@@ -288,60 +226,6 @@ class _Parts:
             self.steps.close()
         if self.lease is not None:
             self.lease.give_back()
-
-
-def take_lease(settings: Settings, engine: sa.Engine, name: str) -> Lease | None:
-    """The right to work as `<host>:<name>`; None with SQLite, where one process works alone.
-
-    Raises:
-        ConfigurationError: a living process of this name works on the same database.
-    """
-    if engine.dialect.name == "sqlite":
-        return None
-    lease = Lease(engine, f"{socket.gethostname()}:{name}", settings.engine.lease_seconds)
-    lease.take()
-    return lease
-
-
-def job_files(
-    settings: Settings, engine: sa.Engine, jobs: Path, lease: Lease | None, *, scratch: bool = False
-) -> JobFiles:
-    """Where jobs' files are by this configuration; `scratch`: `jobs` holds copies only."""
-    if not settings.storage.shared_url:
-        return LocalFiles(jobs)
-    make_private(jobs)
-    index = engine if scratch else open_index(settings, engine)
-    url = settings.storage.shared_url
-    if lease is None:
-        return SharedFiles(engine, jobs, url, scratch=scratch, index=index)
-    return SharedFiles(engine, jobs, url, lease.check_in, scratch=scratch, index=index)
-
-
-def make_store(engine: sa.Engine, audit: AuditLog, files: JobFiles, lease: Lease | None) -> JobStore:
-    """The job tables, with each delivery counted and in the audit log."""
-
-    def on_attempt(job_id: str, destination: str, sop_instance_uid: str, state: DeliveryState, status: str) -> None:
-        sent = state is DeliveryState.SENT
-        metrics.OBJECTS_SENT.labels(destination, str(state)).inc()
-        if sent:
-            manifest = files.fetch(job_id).dicom / MANIFEST
-            if manifest.exists():
-                metrics.DELIVERY_LAG.labels(destination).observe(max(0.0, time.time() - manifest.stat().st_mtime))
-        event = {DeliveryState.UNCONFIRMED: "accepted", DeliveryState.SENT: "sent"}.get(state, "not_sent")
-        audit.write(
-            event, durably=False, job=job_id, destination=destination,
-            sop_instance_uid=sop_instance_uid, status=status,
-        )  # fmt: skip
-
-    if lease is None:
-        return JobStore(engine, on_attempt=on_attempt)
-    return JobStore(engine, may_write=lease.check, on_attempt=on_attempt)
-
-
-def prepare_for_enqueueing(settings: Settings, engine: sa.Engine) -> None:
-    """Make the engine's tables where no worker has made them yet."""
-    with schema_lock(engine):
-        DBOS.migrate(settings.engine.database_url)
 
 
 def _guard(assembler: Assembler, stop: threading.Event) -> None:

@@ -19,14 +19,14 @@ from prometheus_client import start_http_server
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
 from daemon.errors import ConfigurationError
-from daemon.jobs.folder import PRIVATE, make_private
+from daemon.files import PRIVATE, make_private
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.systemd import notify
 from daemon.pipeline import workflow as pipeline
 from daemon.pipeline.step_process import StepProcess
 from daemon.service import retention
-from daemon.service.serve import (
+from daemon.service.wiring import (
     check_weights,
     end_process,
     job_files,

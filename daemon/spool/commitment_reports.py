@@ -12,7 +12,7 @@ import pydicom
 from pydicom import Dataset
 from pydicom.uid import UID
 
-from daemon.jobs.folder import make_private, read_json, write_json
+from daemon.files import make_private, read_json, write_json
 
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model SOP Class."""

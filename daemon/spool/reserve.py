@@ -19,7 +19,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from daemon.spool.locks import free_bytes, write_all
+from daemon.files import free_bytes, write_all
 from daemon.spool.segment import segment_head
 
 LOGGER = logging.getLogger(__name__)

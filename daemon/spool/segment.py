@@ -26,7 +26,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from daemon.spool.locks import Buffer
+from daemon.files import Buffer
 
 SEGMENT_MAGIC = b"BG3D spool 2\n"
 PACKED_MAGIC = b"BG3D spool 1\n"

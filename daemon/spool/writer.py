@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.errors import Retryable
-from daemon.spool.locks import Buffer, free_bytes, make_private_folder, sync_folder, take_lock, write_all
+from daemon.files import Buffer, free_bytes, make_private_folder, sync_folder, write_all
+from daemon.spool.locks import take_lock
 from daemon.spool.reserve import Reserve
 from daemon.spool.segment import InstanceMeta, RecordKind, encode_record, segment_head
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daemon.config.sections import load_settings
+from daemon.config.data_folder import STATUS_FILE
+from daemon.config.load import load_settings
 from daemon.database.engine import create_tables, database_url, make_engine
+from daemon.database.tables import FINAL_STATES
 from daemon.deliver import dimse as scu
+from daemon.deliver import outgoing
 from daemon.errors import DaemonError
-from daemon.jobs.store import FINAL_STATES, Job, JobStore
-from daemon.service.serve import STATUS_FILE
+from daemon.jobs.store import Job, JobStore
 from daemon.trial.pacs import LOOPBACK
 
 START_SECONDS = 300
@@ -116,7 +118,7 @@ class TrialService:
         Raises:
             DaemonError: one of them was not stored.
         """
-        outcomes = scu.store([scu.Outgoing.read(f) for f in files], self.peer, calling_aet)
+        outcomes = scu.store([outgoing.Outgoing.read(f) for f in files], self.peer, calling_aet)
         failed = [o for o in outcomes if not o.stored]
         if failed:
             raise DaemonError(f"{len(failed)} of {len(outcomes)} instances not stored: {failed[0].reason}")

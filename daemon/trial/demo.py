@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from pydicom.uid import EnhancedSRStorage, MRImageStorage, SecondaryCaptureImageStorage
 
+from daemon.database.tables import JobState
 from daemon.errors import DaemonError, Permanent
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.store import Job, JobState
+from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs, Orthanc, TrialPacs, free_port
 from dicom_io.series_writer import write_series

@@ -12,7 +12,7 @@ from daemon.jobs.reviews import add_review
 from daemon.observe.metrics import READER_VERDICTS
 from daemon.pipeline import actions as control
 from daemon.pipeline.verified import VERIFYING, check_verifiable, send_verified, verifies
-from daemon.web.app import form_of, identity_of, page_of
+from daemon.web.context import form_of, identity_of, page_of
 
 
 class NotFound(DaemonError):

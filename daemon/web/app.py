@@ -5,36 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs
 
-import jinja2
-import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from daemon.config.sections import Settings
 from daemon.errors import DaemonError
-from daemon.jobs.files import JobFiles
-from daemon.jobs.report import finding_line
-from daemon.jobs.store import JobStore
-from daemon.observe.audit import AuditLog
-from daemon.observe.health import Health
-from daemon.web import access, views
-from daemon.web.slices import StackCache
-from dicom_io.content.report import RESEARCH_USE_LINE
+from daemon.web import access, actions, pages
+from daemon.web.context import HERE, MOST_FORM_BYTES, Page, page_of, render
 
 log = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
-MOST_FORM_BYTES = 200_000
 
 CONTENT_POLICY = (
     "default-src 'none'; img-src 'self' blob:; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -48,63 +34,6 @@ HEADERS = {
     "Referrer-Policy": "same-origin",  # with no-referrer browsers send `Origin: null` with our own forms, too
     "X-Content-Type-Options": "nosniff",
 }
-
-TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(HERE / "templates"),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
-TEMPLATES.globals.update(
-    limits=views.LIMITS, research_use=RESEARCH_USE_LINE, state_words=views.STATE_WORDS, finding_line=finding_line
-)
-TEMPLATES.filters.update(ago=views.ago, clock=views.clock, megabytes=views.megabytes)
-
-
-@dataclass(frozen=True)
-class Page:
-    """What the handlers work with.
-
-    Attributes:
-        files: Where the files of jobs are, brought here where they lie elsewhere.
-        synthetic_banner: What must be said about the weights; None for nothing.
-    """
-
-    settings: Settings
-    engine: sa.Engine
-    store: JobStore
-    audit: AuditLog
-    health: Health
-    access: access.Access
-    stacks: StackCache
-    files: JobFiles
-    synthetic_banner: str | None
-
-
-def page_of(request: Request) -> Page:
-    """The surroundings of a request."""
-    found: Page = request.app.state.page
-    return found
-
-
-def identity_of(request: Request) -> access.Identity:
-    """Who asks; every handler outside `OPEN_PATHS` may count on it."""
-    found: access.Identity = request.state.identity
-    return found
-
-
-def render(request: Request, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-    """A page from a template."""
-    page, identity = page_of(request), request.state.identity
-    html = TEMPLATES.get_template(template).render(
-        form_token=page.access.form_token(identity) if identity is not None else "",
-        user=identity.user if identity is not None else "",
-        signed_in_by=identity.how if identity is not None else "",
-        banner=page.synthetic_banner,
-        **values,
-    )
-    return HTMLResponse(html, status_code=status)
 
 
 class Doorkeeper(BaseHTTPMiddleware):
@@ -150,22 +79,6 @@ def _route_name(request: Request) -> str:
     return getattr(request.scope.get("endpoint"), "__name__", "unknown path")
 
 
-async def form_of(request: Request) -> dict[str, str]:
-    """The fields of a form that one of our own pages sent.
-
-    Raises:
-        Refused: it is not from one of our pages, or too large.
-    """
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_FORM_BYTES:
-            raise access.Refused(413, f"expected a form of at most {MOST_FORM_BYTES} bytes")
-    fields = {name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
-    page_of(request).access.check_meant(request, identity_of(request), fields.get("form_token", ""))
-    return fields
-
-
 async def login_form(request: Request) -> Response:
     """Asks for the token."""
     return render(request, "login.html", wrong=False)
@@ -197,8 +110,6 @@ def refused(_request: Request, error: Exception) -> Response:
 
 def create_app(page: Page) -> Starlette:
     """The application."""
-    from daemon.web import actions, pages
-
     routes = [
         Route("/", pages.overview, methods=["GET"]),
         Route("/refused", pages.refused, methods=["GET"]),

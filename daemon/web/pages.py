@@ -12,17 +12,17 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from braingemma.explain.pictures import Plane
-from daemon.config.sections import without_password
+from daemon.config.load import without_password
 from daemon.database.engine import open_index
+from daemon.database.tables import FINAL_STATES, JobState
 from daemon.errors import DaemonError
 from daemon.jobs import overview as queries
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.reviews import all_reviews, count_reviews, reviews_of
-from daemon.jobs.store import FINAL_STATES, Job, JobState
-from daemon.observe import metrics as figures
+from daemon.jobs.store import Job
 from daemon.pipeline.verified import verifies
-from daemon.web import views
-from daemon.web.app import Page, identity_of, page_of, render
+from daemon.web import exposition, views
+from daemon.web.context import Page, identity_of, page_of, render
 from daemon.web.slices import PLANES, Stack, first_plane
 
 ROWS = 50
@@ -198,7 +198,7 @@ def metrics(request: Request) -> Response:
     """Figures for Prometheus."""
     page = page_of(request)
     return Response(
-        figures.exposition(page.settings, page.engine), media_type="text/plain; version=0.0.4; charset=utf-8"
+        exposition.exposition(page.settings, page.engine), media_type="text/plain; version=0.0.4; charset=utf-8"
     )
 
 

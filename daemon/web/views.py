@@ -11,9 +11,11 @@ from typing import Any
 import pydicom
 from pydicom.errors import InvalidDicomError
 
-from daemon.jobs.folder import JobFolder, read_json
+from daemon.database.tables import OPEN_DELIVERIES, DeliveryState, JobState
+from daemon.files import read_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import INTENDED_USE, provenance_rows, read_report
-from daemon.jobs.store import OPEN_DELIVERIES, Delivery, DeliveryState, Job, JobState, now
+from daemon.jobs.store import Delivery, Job, now
 
 STEPS = ("select", "convert", "report", "explain", "encode", "deliver")
 

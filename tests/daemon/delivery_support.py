@@ -21,7 +21,8 @@ from pynetdicom.sop_class import (
 from daemon.config.sections import Destination
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.deliver import delivery
-from daemon.jobs.folder import JobFolder, write_json
+from daemon.files import write_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
 from daemon.trial.pacs import LOOPBACK
 

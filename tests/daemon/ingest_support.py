@@ -26,9 +26,9 @@ from pynetdicom.sop_class import Verification
 from daemon.assemble.assembler import Arrival, Assembler
 from daemon.config.sections import Assembly, Listener, Settings, Storage
 from daemon.database.engine import create_tables, make_engine
+from daemon.files import read_data
 from daemon.receive.association import BlockingReceiver
 from daemon.receive.pynetdicom_receiver import StockReceiver
-from daemon.spool.locks import read_data
 from daemon.spool.segment import InstanceMeta, Record, RecordKind, read_records
 from daemon.spool.writer import SpoolWriter
 

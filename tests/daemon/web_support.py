@@ -18,14 +18,17 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
+from daemon.database.tables import JobState
+from daemon.files import write_json
 from daemon.jobs.files import LocalFiles
-from daemon.jobs.folder import JobFolder, write_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import INTENDED_USE, write_report
-from daemon.jobs.store import JobState, JobStore
+from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.web.access import Access
-from daemon.web.app import Page, create_app
+from daemon.web.app import create_app
+from daemon.web.context import Page
 from daemon.web.server import WebServer
 from daemon.web.slices import StackCache
 

@@ -9,8 +9,8 @@ from e2e_support import sections
 from pydicom.uid import generate_uid
 
 from daemon.config.sections import Settings
-from daemon.jobs.folder import read_json
-from daemon.jobs.store import JobState
+from daemon.database.tables import JobState
+from daemon.files import read_json
 from daemon.pipeline.process import process
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs

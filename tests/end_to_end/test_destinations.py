@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from e2e_support import sections
 
+from daemon.database.tables import JobState
 from daemon.jobs.files import LocalFiles
-from daemon.jobs.store import JobState
 from daemon.pipeline import actions as control
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import DICOM_WEB, LOOPBACK, Orthanc

@@ -14,8 +14,9 @@ import pydicom
 import pytest
 from pydicom.uid import generate_uid
 
+from daemon.database.tables import JobState
 from daemon.deliver import dimse as scu
-from daemon.jobs.store import Job, JobState
+from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService, toml
 from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series

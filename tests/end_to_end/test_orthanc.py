@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from e2e_support import sections
 
-from daemon.jobs.store import JobState
+from daemon.database.tables import JobState
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, Orthanc
 

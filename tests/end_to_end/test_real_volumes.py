@@ -9,7 +9,7 @@ import pytest
 from e2e_support import SHARED_DATA
 
 from daemon.config.sections import Settings
-from daemon.jobs.store import JobState
+from daemon.database.tables import JobState
 from daemon.pipeline.process import process
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs

@@ -24,8 +24,9 @@ import pytest
 from e2e_support import sections
 from pydicom.uid import generate_uid
 
+from daemon.database.tables import FINAL_STATES, JobState
 from daemon.errors import DaemonError
-from daemon.jobs.store import FINAL_STATES, Job, JobState
+from daemon.jobs.store import Job
 from daemon.observe.audit import check_chain
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from e2e_support import sections
 
 from daemon.database.engine import database_url, make_engine
-from daemon.jobs.files import unpack
-from daemon.jobs.store import JobState
+from daemon.database.tables import JobState
+from daemon.jobs.shared_files import unpack
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs
 

@@ -14,8 +14,9 @@ import pytest
 from e2e_support import sections
 from postgres_support import Postgres, needs_postgres
 
+from daemon.database.tables import JobState
 from daemon.engine.lease import EXIT_FENCED
-from daemon.jobs.store import Job, JobState
+from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series

@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from daemon.jobs.files import unpack
+from daemon.jobs.shared_files import unpack
 from daemon.trial.pacs import LOOPBACK, Orthanc
 
 OHIF = "@ohif/app@3.13.2"

@@ -13,8 +13,8 @@ import numpy as np
 from braingemma.checks.domain import Domain
 from braingemma.checks.input import picture_features
 from training.errors import TrainingError
-from training.evaluation.judge import Say
 from training.phantoms.phantom import make_phantom
+from training.progress import Say
 
 Features = dict[str, float]
 Item = TypeVar("Item")

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.errors import DataError
+from training.progress import Say
 
 if TYPE_CHECKING:
     from training.evaluation.cases import EvaluationCase
     from training.evaluation.evaluate import Evaluation
     from training.evaluation.reporters import Reporter
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from braingemma.findings.vocabulary import Finding, mirror_text
 from training.errors import DataError
-from training.evaluation.judge import Say
 from training.phantoms.anatomy import Atlas, Labels, Tissue, load_atlas, sample_tissue
 from training.phantoms.contrast import degrade, draw_contrast, paint_brain, paint_head, strip_head
 from training.phantoms.fields import Floats, Grid, apply_matrix, rotation, smooth_displacement
@@ -37,6 +36,7 @@ from training.phantoms.lesions import (
 from training.phantoms.spots import LARGE_PLAQUE_SHARE, white_matter_spots
 from training.phantoms.truth import is_plain, located_findings
 from training.phantoms.wording import write_report
+from training.progress import Say
 
 LESION_SHARE: Final = 0.62
 STRIPPED_SHARE: Final = 0.35

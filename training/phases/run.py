@@ -24,10 +24,8 @@ from training.phases.language_pretraining import language_stage
 from training.phases.loop import Outcome, Trainer
 from training.phases.objectives import Phase, make_phase
 from training.phases.run_folder import RunFolder, data_digest
-from training.progress import Progress
+from training.progress import Progress, Say
 from training.settings import PHASES, PhaseSettings, TrainingSettings
-
-Say = Callable[[str], None]
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:

@@ -17,24 +17,17 @@ from pydicom.datadict import dictionary_VR
 from pydicom.tag import Tag
 from pydicom.uid import BasicTextSRStorage, generate_uid
 
+from daemon import files
 from daemon.assemble import follower as received_follow
 from daemon.assemble import part10 as received_files
 from daemon.assemble.assembler import Assembler, read_arrival
 from daemon.assemble.gaps import TAGS
-from daemon.assemble.index import (
-    ARRIVALS,
-    INSTANCES,
-    OPEN_ASSOCIATIONS,
-    SEGMENTS,
-    InstanceState,
-    forget_study,
-    received_studies,
-)
+from daemon.assemble.index import forget_study, received_studies
 from daemon.config.sections import Engine
 from daemon.database.engine import make_engine, open_index
+from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, SEGMENTS, InstanceState
 from daemon.errors import Retryable
 from daemon.receive.dataset import read_identity
-from daemon.spool import locks as spool_files
 from daemon.spool.backpressure import is_behind
 from daemon.spool.segment import read_records
 from daemon.spool.writer import SpoolWriter
@@ -582,7 +575,7 @@ def test_a_sector_that_cannot_be_read_costs_one_instance(bench, monkeypatch, ind
         if offset <= bad < offset + length:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    real_pread, real_read = os.pread, spool_files.read_data
+    real_pread, real_read = os.pread, files.read_data
 
     def pread(descriptor: int, length: int, offset: int) -> bytes:
         refuse(offset, length)

@@ -5,7 +5,7 @@ from ingest_support import Bench, make_series
 from pydicom import Dataset
 
 from daemon.assemble.gaps import find_gaps
-from daemon.jobs.folder import read_json
+from daemon.files import read_json
 
 AXIAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [0, 1, 0, 0, 0, -1]
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config.sections import Settings, load_settings, origins
+from daemon.config.load import load_settings, origins
+from daemon.config.sections import Settings
 from daemon.errors import ConfigurationError
 
 

@@ -8,9 +8,11 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from daemon.config.sections import Destination
 from daemon.database.engine import create_tables, database_url, make_engine
+from daemon.database.tables import DeliveryState
 from daemon.deliver.delivery import backoff, deliver_to, plan_deliveries
-from daemon.jobs.folder import JobFolder, write_json
-from daemon.jobs.store import DeliveryState, JobStore
+from daemon.files import write_json
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import JobStore
 from daemon.trial.pacs import LOOPBACK, free_port
 
 UIDS: dict[str, str] = {}

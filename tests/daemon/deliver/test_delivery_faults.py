@@ -13,10 +13,11 @@ import pytest
 from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, make_store, outcomes
 
 from daemon.config.sections import Destination
+from daemon.database.tables import DeliveryState
 from daemon.deliver import commitment, confirmation
 from daemon.deliver.delivery import plan_deliveries
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.store import DeliveryState, JobStore
+from daemon.jobs.store import JobStore
 from daemon.trial.pacs import LOOPBACK, free_port
 
 # pynetdicom drops the socket of a refused connection without closing it.

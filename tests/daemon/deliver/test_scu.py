@@ -5,6 +5,7 @@ import pytest
 from pydicom.data import get_testdata_file
 
 from daemon.deliver import dimse as scu
+from daemon.deliver import outgoing
 from daemon.errors import DaemonError, Retryable
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs, free_port
 
@@ -23,7 +24,7 @@ def peer_of(pacs: EmbeddedPacs, ae_title: str = "TESTPACS") -> scu.Peer:
 @pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_RLE.dcm"])
 def test_files_arrive_as_they_are(pacs: EmbeddedPacs, name: str) -> None:
     path = Path(get_testdata_file(name))
-    [outcome] = scu.store([scu.Outgoing.read(path)], peer_of(pacs), "TEST")
+    [outcome] = scu.store([outgoing.Outgoing.read(path)], peer_of(pacs), "TEST")
     assert outcome.stored
     assert outcome.status == 0x0000
     [stored] = list(pacs.folder.glob("*/*.dcm"))
@@ -49,7 +50,7 @@ def test_not_dicom_is_said_so(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
     path.write_text("hello")
     with pytest.raises(DaemonError, match=r"note\.txt: expected a DICOM file"):
-        scu.Outgoing.read(path)
+        outgoing.Outgoing.read(path)
 
 
 def test_peers_are_read_from_text() -> None:

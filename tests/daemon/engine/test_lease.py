@@ -12,14 +12,15 @@ import pytest
 import sqlalchemy as sa
 from postgres_support import Postgres, needs_postgres
 
-from daemon.assemble.index import ARRIVALS
 from daemon.config.sections import Settings
 from daemon.database.engine import create_tables, database_url, make_engine, open_index
-from daemon.engine.lease import EXECUTORS, EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
+from daemon.database.tables import ARCHIVES, ARRIVALS, EXECUTORS, JOBS, JobState
+from daemon.engine.lease import EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
 from daemon.errors import ConfigurationError
-from daemon.jobs.files import ARCHIVES, RECEIVED, SharedFiles
-from daemon.jobs.store import JOBS, JobState, JobStore
-from daemon.service.serve import job_files
+from daemon.jobs.files import RECEIVED
+from daemon.jobs.shared_files import SharedFiles
+from daemon.jobs.store import JobStore
+from daemon.service.wiring import job_files
 
 pytestmark = [needs_postgres, pytest.mark.e2e]
 

@@ -4,8 +4,9 @@ import pytest
 
 from daemon.config.sections import Settings
 from daemon.database.engine import create_tables, database_url, make_engine
+from daemon.database.tables import DeliveryState, JobState
 from daemon.errors import DaemonError
-from daemon.jobs.store import DeliveryState, JobState, JobStore
+from daemon.jobs.store import JobStore
 from daemon.pipeline.actions import cancel
 from daemon.service.retention import purge
 

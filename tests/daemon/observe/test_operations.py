@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from daemon.config.sections import Settings
 from daemon.database.engine import create_tables, make_engine
+from daemon.database.tables import DELIVERIES
 from daemon.errors import DaemonError
-from daemon.jobs.store import DELIVERIES, JobStore
+from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog, check_chain
 from daemon.observe.health import Health
 from daemon.observe.logs import JobFilter, JsonLines, about_job

@@ -14,14 +14,15 @@ import sqlalchemy as sa
 from pydicom import Dataset
 
 from braingemma.checkpoint.weights import describe_weights
-from daemon.assemble.index import INSTANCES, InstanceState
 from daemon.config.sections import Patient, Settings
 from daemon.database.engine import open_database
+from daemon.database.tables import INSTANCES, DeliveryState, InstanceState, JobState
 from daemon.errors import Permanent, Rejected
+from daemon.files import make_private, read_json, write_json
 from daemon.jobs.files import LocalFiles
-from daemon.jobs.folder import JobFolder, make_private, read_json, write_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import INTENDED_USE, read_report, write_report
-from daemon.jobs.store import DeliveryState, JobState, JobStore
+from daemon.jobs.store import JobStore
 from daemon.pipeline import actions as control
 from daemon.pipeline import workflow as pipeline
 from daemon.pipeline.corrections import Correction, find_correction

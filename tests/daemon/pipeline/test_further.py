@@ -10,11 +10,12 @@ import pytest
 import sqlalchemy as sa
 
 from daemon.assemble.assembler import Assembler
-from daemon.assemble.index import ARRIVALS
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
+from daemon.database.tables import ARRIVALS
+from daemon.files import read_json, write_json
 from daemon.jobs.files import LocalFiles
-from daemon.jobs.folder import JobFolder, read_json, write_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
 from daemon.pipeline.series_jobs import follow_choice
 

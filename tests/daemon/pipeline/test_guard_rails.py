@@ -10,9 +10,9 @@ import pytest
 from braingemma.checkpoint.weights import describe_weights
 from daemon.config.sections import Checks, Settings
 from daemon.errors import Rejected
-from daemon.guard_rails import check_picture
 from daemon.jobs.report import read_report
 from daemon.pipeline.process import process
+from daemon.pipeline.steps.report import check_picture
 from training.phantoms import phantom as phantoms
 from training.phantoms.contrast import Contrast
 

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
-from daemon.jobs.store import JobState, JobStore
+from daemon.database.tables import JobState
+from daemon.jobs.store import JobStore
 
 UID = "1.2.826.0.1.3680043.8.498.77"
 

@@ -13,11 +13,13 @@ from dbos import DBOS
 from delivery_support import FaultyPacs, add_job, make_store
 
 from daemon.config.sections import Destination, Settings, Storage
+from daemon.database.tables import JobState
 from daemon.deliver import delivery
 from daemon.engine import names
 from daemon.engine import recovery as upgrade
+from daemon.engine.client import engine_client, enqueue_delivery, enqueue_report
 from daemon.jobs.files import LocalFiles
-from daemon.jobs.store import JobState, JobStore
+from daemon.jobs.store import JobStore
 from daemon.pipeline import actions as control
 from daemon.pipeline import workflow as pipeline
 from daemon.pipeline.step_process import StepProcess
@@ -59,7 +61,7 @@ class Site:
         return {job.job_id: str(job.state) for job in self.store.recent()}
 
     def workflows(self) -> list[Any]:
-        with control.engine_client(self.store.engine) as client:
+        with engine_client(self.store.engine) as client:
             return list(client.list_workflows(load_input=False, load_output=False))
 
     def stop(self) -> None:
@@ -91,8 +93,8 @@ def test_a_destination_that_is_down_holds_up_no_other(site: Site, monkeypatch: p
     site.add("last", UP)
     site.start()
     for job_id in jobs:
-        control.enqueue_delivery(site.store.engine, f"{job_id}:{DOWN}", job_id, DOWN)
-    control.enqueue_delivery(site.store.engine, f"last:{UP}", "last", UP)
+        enqueue_delivery(site.store.engine, f"{job_id}:{DOWN}", job_id, DOWN)
+    enqueue_delivery(site.store.engine, f"last:{UP}", "last", UP)
     wait_for(lambda: site.states()["last"] == "done")
     later = {f"{job_id}:{DOWN}#2" for job_id in jobs}  # queued for later: nobody waits in a thread
     wait_for(lambda: later == {w.workflow_id for w in site.workflows() if w.status == "DELAYED"})
@@ -104,7 +106,7 @@ def test_the_next_turn_comes_by_itself(site: Site, monkeypatch: pytest.MonkeyPat
     site.pacs.answer = lambda _event: next(answers, 0x0000)
     site.add("j1", UP)
     site.start()
-    control.enqueue_delivery(site.store.engine, f"j1:{UP}", "j1", UP)
+    enqueue_delivery(site.store.engine, f"j1:{UP}", "j1", UP)
     wait_for(lambda: site.states()["j1"] == "done")
     assert {d.attempts for d in site.store.deliveries("j1")} == {2}
     assert {f"j1:{UP}", f"j1:{UP}#2"} <= {w.workflow_id for w in site.workflows()}
@@ -117,7 +119,7 @@ def test_deliveries_that_0_1_0_queued_go_on(site: Site, monkeypatch: pytest.Monk
     site.pacs.answer = lambda _event: next(answers, 0x0000)
     site.add("j1", UP)
     DBOS.migrate(site.store.engine.url.render_as_string())
-    with control.engine_client(site.store.engine) as client:
+    with engine_client(site.store.engine) as client:
         client.enqueue(
             {
                 "queue_name": "delivery", "workflow_name": "deliver_results", "workflow_id": f"j1:{UP}",
@@ -138,8 +140,8 @@ def test_a_new_workflow_version_strands_no_job(site: Site, monkeypatch: pytest.M
     site.store.add("j3", study_uid="1.2", folder=str(site.folder / "jobs" / "j3"), supersedes=None)
     DBOS.migrate(site.store.engine.url.render_as_string())
     for job_id in ("j1", "j2"):
-        control.enqueue_delivery(site.store.engine, f"{job_id}:{UP}", job_id, UP)
-    control.enqueue_report(site.store.engine, "j3")
+        enqueue_delivery(site.store.engine, f"{job_id}:{UP}", job_id, UP)
+    enqueue_report(site.store.engine, "j3")
     with site.store.engine.begin() as connection:  # killed while one was at work, and one was waiting for its turn
         for job_id, status in (("j1", "PENDING"), ("j2", "DELAYED")):
             connection.execute(

@@ -8,10 +8,13 @@ import pytest
 from dbos import DBOS
 from delivery_support import add_job, make_store
 
+from daemon.database.tables import JobState
+from daemon.engine.client import engine_client
 from daemon.errors import DaemonError
+from daemon.files import read_json
 from daemon.jobs.files import LocalFiles
-from daemon.jobs.folder import JobFolder, read_json
-from daemon.jobs.store import JobState, JobStore
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.store import JobStore
 from daemon.pipeline import actions as control
 
 
@@ -39,7 +42,7 @@ def test_it_is_a_job_of_its_own_on_the_same_instances(tmp_path: Path, store: Job
     assert job is not None
     assert (job.state, job.supersedes, job.study_uid) == (JobState.QUEUED, "j1", "1.2.3")
     assert sorted(p.name for p in files.jobs.iterdir()) == sorted(["j1", new_id])
-    with control.engine_client(store.engine) as client:
+    with engine_client(store.engine) as client:
         assert [w.workflow_id for w in client.list_workflows()] == [new_id]
 
 

@@ -21,7 +21,7 @@ from ingest_sender import RawSender
 from ingest_support import Bench, encode, instances_in, make_series
 from pydicom import Dataset
 
-from daemon.assemble.index import INSTANCES
+from daemon.database.tables import INSTANCES
 
 HERE = Path(__file__).parents[1]
 

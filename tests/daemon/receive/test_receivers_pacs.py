@@ -28,7 +28,8 @@ from test_receivers import rejection
 
 from daemon.config.sections import Listener
 from daemon.receive.association import BlockingReceiver
-from daemon.receive.pynetdicom_receiver import TRANSFER_SYNTAXES, StockReceiver, supported_contexts
+from daemon.receive.contexts import TRANSFER_SYNTAXES, supported_contexts
+from daemon.receive.pynetdicom_receiver import StockReceiver
 from daemon.receive.store import Status
 from daemon.spool.backpressure import set_behind
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from daemon.config.data_folder import STATUS_FILE
 from daemon.config.sections import Settings
-from daemon.jobs.folder import write_json
+from daemon.files import write_json
 from daemon.service.doctor import Check, examine
 from daemon.service.doctor import _device as device_checks
-from daemon.service.serve import STATUS_FILE
 from daemon.trial.pacs import LOOPBACK, free_port
 
 

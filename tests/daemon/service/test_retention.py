@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
-from daemon.jobs.store import JOBS, DeliveryState, JobState, JobStore, now
+from daemon.database.tables import JOBS, DeliveryState, JobState
+from daemon.jobs.store import JobStore, now
 from daemon.service.retention import forget_conflicts, keep_house, purge
 
 DAY = 86400.0
@@ -86,7 +87,7 @@ def test_a_low_disk_takes_delivered_jobs_the_oldest_first(store: JobStore, setti
 
 
 def test_a_study_that_has_another_job_keeps_its_index(store: JobStore, settings: Settings) -> None:
-    from daemon.assemble.index import ARRIVALS
+    from daemon.database.tables import ARRIVALS
 
     folder = settings.storage.folder
     add(store, folder, "first", JobState.DONE, days_old=3)
@@ -103,7 +104,7 @@ def test_a_study_that_has_another_job_keeps_its_index(store: JobStore, settings:
 
 
 def test_instances_kept_aside_go_with_their_study(store: JobStore, settings: Settings) -> None:
-    from daemon.assemble.index import INSTANCES, InstanceState
+    from daemon.database.tables import INSTANCES, InstanceState
 
     folder = settings.storage.folder
     known, old, young = (folder / "conflicts" / f"1.2.{n}.{'ab' * 8}.dcm" for n in (1, 2, 3))

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ingest_support import encode, instances_in, make_series, meta_of, wait_until
 
-from daemon.jobs.files import unpack
-from daemon.spool.locks import is_alive, read_data, segment_receiver
+from daemon.files import read_data
+from daemon.jobs.shared_files import unpack
+from daemon.spool.locks import is_alive, segment_receiver
 from daemon.spool.segment import BLOCK_BYTES, SEGMENT_MAGIC, Damage, Record, RecordKind, read_records
 from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from web_support import BANNER, NAME, Site, add_job, audit_lines, start_site
 
+from daemon.database.tables import JobState
 from daemon.errors import ConfigurationError
-from daemon.jobs.store import JobState
 
 TOKEN = "a-token-of-24-characters"
 
@@ -196,7 +196,7 @@ def test_without_loopback_a_token_or_a_proxy_is_needed(tmp_path: Path) -> None:
 
 
 def _load(folder: Path, text: str):  # type: ignore[no-untyped-def]
-    from daemon.config.sections import load_settings
+    from daemon.config.load import load_settings
 
     path = folder / "x.toml"
     path.write_text(text)

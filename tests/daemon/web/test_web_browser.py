@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from web_support import Site, add_job, start_site
 
-from daemon.jobs.store import JobState
+from daemon.database.tables import JobState
 
 CHROMIUM = shutil.which("chromium")
 

@@ -1,0 +1,74 @@
+"""What goes out, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom.errors import InvalidDicomError
+
+from daemon.errors import DaemonError, Retryable
+
+
+class NotOffered(Retryable):
+    """The peer takes associations, but offers nothing of what was asked for."""
+
+
+IDENTITY = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One file to send; the UIDs are read from it."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    study_uid: str = ""
+    series_uid: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> Outgoing:
+        """Read the UIDs of a Part 10 file.
+
+        Raises:
+            DaemonError: the file is not DICOM.
+        """
+        try:
+            header = pydicom.dcmread(path, specific_tags=IDENTITY, stop_before_pixels=True)
+            return cls(
+                path,
+                str(header.SOPClassUID),
+                str(header.SOPInstanceUID),
+                str(header.file_meta.TransferSyntaxUID),
+                str(header.get("StudyInstanceUID", "")),
+                str(header.get("SeriesInstanceUID", "")),
+            )
+        except (InvalidDicomError, AttributeError, EOFError) as error:
+            raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error
+
+
+@dataclass(frozen=True)
+class StoreOutcome:
+    """What the peer said to one C-STORE.
+
+    Attributes:
+        status: DIMSE status, which STOW-RS gives as well; None where no answer came (context refused, association
+            lost).
+        reason: Empty on plain success.
+    """
+
+    outgoing: Outgoing
+    status: int | None
+    reason: str = ""
+
+    @property
+    def stored(self) -> bool:
+        """Success, or a warning (PS3.4 B.2.3: 0xB000, 0xB006, 0xB007), with which the instance is stored too."""
+        return self.status == 0x0000 or (self.status is not None and self.status >> 12 == 0xB)
+
+
+OnOutcome = Callable[[StoreOutcome], None]

@@ -1,0 +1,104 @@
+"""Files and folders: private, whole or not at all, durable where it is said."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PRIVATE = 0o077
+"""umask of every process of the service: what it writes is for its own user only."""
+
+
+def make_private(folder: Path) -> Path:
+    """Make a folder that only this user can enter; it may exist."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole under its name, or not there: temporary name, fsync, rename, fsync."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON durably; NaN is an error, since other languages cannot read it."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    write_durably(path, text.encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+Buffer = bytes | bytearray | memoryview
+_IOV_MAX = 1024
+
+
+def write_all(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
+    """Write the buffers one after the other from `offset` on, also where the kernel takes them in pieces.
+
+    Returns:
+        Bytes written.
+    """
+    left = [memoryview(part) for part in buffers]
+    total = 0
+    while left:
+        written = os.pwritev(descriptor, left[:_IOV_MAX], offset + total)
+        total += written
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]
+    return total
+
+
+def read_data(path: Path, offset: int, length: int) -> bytes:
+    """The bytes of one data set.
+
+    Raises:
+        OSError: the segment cannot be read.
+        EOFError: it is too short.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(length)
+    if len(data) != length:
+        raise EOFError(f"{path.name}: expected {length} bytes at {offset}, got {len(data)}")
+    return data
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space for this user on the file system of `folder`, bytes."""
+    status = os.statvfs(folder)
+    return status.f_bavail * status.f_frsize
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only this user can enter, durably."""
+    if not folder.is_dir():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        sync_folder(folder.parent)
+    folder.chmod(0o700)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,45 @@
+"""Step "explain": the saliency volume and its pictures, beside the report."""
+
+from __future__ import annotations
+
+import shutil
+
+import nibabel
+
+from braingemma.explain.run import run_interpretability
+from daemon.files import make_private, read_json
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.report import read_report, write_report
+from daemon.pipeline.steps.context import Context
+from daemon.pipeline.steps.report import voxel_digest
+
+EXPLAINED = ("method", "samples", "segments", "seed", "explained", "r2", "faithfulness", "grounding")
+"""What `report.json` takes over from `lime_weights.json`."""
+
+
+def explain(context: Context, folder: JobFolder) -> None:
+    """The saliency volume and its pictures, beside the report."""
+    report = read_report(folder)
+    settings = context.settings.explain
+    temporary = make_private(folder.root / ".explain.part")
+    run_interpretability(
+        model=context.model,
+        mri_path=folder.volume,
+        report=report["report"],
+        output_dir=temporary,
+        lime_samples=settings.samples,
+        n_segments=settings.segments,
+        seed=settings.seed,
+        method=settings.method,
+        replacement=settings.replacement,
+        target=settings.target,
+        batch_size=settings.batch_size or None,
+        banner=context.weights.banner,
+        progress=lambda done, total: context.progress(done, total, "explaining, volume"),
+    )
+    shutil.rmtree(folder.explain, ignore_errors=True)
+    temporary.rename(folder.explain)
+    weights = read_json(folder.explain / "lime_weights.json")
+    facts = {key: weights[key] for key in EXPLAINED}
+    facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
+    write_report(folder, {**report, "explain": facts, "warnings": [*report["warnings"], *weights["warnings"]]})

@@ -1,0 +1,181 @@
+"""Step "report": the picture checked, the report written, and held against what else the model sees."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+
+from braingemma.checkpoint.weights import WeightsInfo
+from braingemma.checks.domain import load_domain
+from braingemma.checks.input import Check, check_input
+from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion
+from braingemma.findings.text import findings_from_text
+from braingemma.findings.vocabulary import Finding
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.volume.preprocess import PreparedVolume, prepare_volume
+from daemon.config.sections import Checks
+from daemon.errors import Rejected
+from daemon.files import read_json
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.report import INTENDED_USE, write_report
+from daemon.pipeline.steps.context import Context
+
+
+def report(context: Context, folder: JobFolder) -> None:
+    """The report with its findings, warnings and provenance."""
+    context.progress(0, 1, "checking the picture")
+    checks = check_picture(folder.volume, context.weights, context.settings.checks)
+    context.progress(0, 1, "loading the model")
+    model = context.model
+    prepared = prepare_volume(folder.volume, model.config)
+    volume = prepared.tensor
+    limit = context.settings.model.max_new_tokens
+    generated = model.generate(
+        volume, max_new_tokens=limit, progress=lambda done: context.progress(done, limit, "writing, token")
+    )
+    probabilities = model.finding_probabilities(volume)
+    findings = _with_confidence(findings_from_text(generated.text), probabilities)
+    estimate = _lesion_estimate(model, prepared)
+    warnings = [
+        *_conversion_warnings(folder),
+        *prepared.warnings,
+        *(check.detail for check in checks if check.passed is False),
+        *_disagreements(findings, probabilities),
+        *(disagreements(findings, estimate) if estimate is not None else ()),
+    ]
+    write_report(
+        folder,
+        {
+            "report": generated.text,
+            "findings": [finding.to_json() for finding in findings],
+            "lesion_estimate": None if estimate is None else estimate.to_json(),
+            "input": {**_input_facts(folder, prepared), "checks": [check.to_json() for check in checks]},
+            "model": _model_facts(context),
+            "explain": None,
+            "warnings": warnings,
+            "banner": context.weights.banner,
+            "intended_use": INTENDED_USE,
+        },
+    )
+
+
+def check_picture(volume: Path, weights: WeightsInfo, wanted: Checks) -> tuple[Check, ...]:
+    """Check a converted volume as `[checks]` asks.
+
+    Args:
+        volume: RAS NIfTI.
+        weights: Whose training pictures it is held against.
+        wanted: What is checked, and what a failure means.
+
+    Returns:
+        The checks that are switched on, failed ones included: they become warnings.
+
+    Raises:
+        Rejected: a check failed that the site wants to refuse by.
+    """
+    wishes = wanted.model_dump()
+    if all(wish == "off" for wish in wishes.values()):
+        return ()
+    found = tuple(check for check in check_input(volume, load_domain(weights)) if wishes[check.name] != "off")
+    refused = [check for check in found if check.passed is False and wishes[check.name] == "refuse"]
+    if refused:
+        why = " ".join(check.detail for check in refused)
+        raise Rejected(f"refused before the model by [checks] {', '.join(check.name for check in refused)}: {why}")
+    return found
+
+
+def _lesion_estimate(model: BrainGemma3D, prepared: PreparedVolume) -> LesionEstimate | None:
+    """Size and place of the lesion by the grounding map; None where the weights have none."""
+    patches = model.ground(prepared.tensor.to(model.compute_device))
+    return None if patches is None else estimate_lesion(patches[0].float().cpu().numpy(), prepared)
+
+
+def _input_facts(folder: JobFolder, prepared: PreparedVolume) -> dict[str, Any]:
+    image = nibabel.load(folder.volume)
+    chosen = read_json(folder.selection)["chosen"] if folder.selection.exists() else None
+    source = read_json(folder.source_facts) if folder.source_facts.exists() else {}
+    return {
+        "series_uid": chosen,
+        "file": source.get("file"),
+        "shape": [int(n) for n in image.shape],
+        "spacing_mm": [round(float(s), 4) for s in image.header.get_zooms()[:3]],
+        "orientation": "".join(nibabel.aff2axcodes(image.affine)),
+        "sha256": voxel_digest(image),
+        "preprocessing": prepared.facts(),
+    }
+
+
+def _model_facts(context: Context) -> dict[str, Any]:
+    model, info = context.model, context.weights
+    return {
+        "name": info.name,
+        "version": info.version,
+        "weights_sha256": info.sha256,
+        "format": info.format,
+        "prompt": model.config.prompt,
+        "generation": {"decoding": "greedy", "max_new_tokens": context.settings.model.max_new_tokens},
+        "device": model.compute_device.type,
+        "quantization": model.quantization,
+    }
+
+
+def voxel_digest(image: nibabel.Nifti1Image) -> str:
+    """sha256 of the voxels and the affine: the same for the same picture, however the file was compressed."""
+    digest = hashlib.sha256(np.ascontiguousarray(image.affine, dtype=np.float64).tobytes())
+    digest.update(np.ascontiguousarray(np.asanyarray(image.dataobj)).tobytes())
+    return digest.hexdigest()
+
+
+def _with_confidence(
+    findings: Sequence[Finding], probabilities: dict[str, Any] | list[dict[str, Any]] | None
+) -> list[Finding]:
+    """Each finding with the findings head's probability that it is as the text says."""
+    if not isinstance(probabilities, dict):
+        return list(findings)
+    result = []
+    for finding in findings:
+        present = float(probabilities[finding.finding]["presence"])
+        confidence = {"present": present, "absent": 1 - present}.get(finding.presence)
+        result.append(replace(finding, confidence=None if confidence is None else round(confidence, 4)))
+    return result
+
+
+def _disagreements(
+    findings: Sequence[Finding], probabilities: dict[str, Any] | list[dict[str, Any]] | None
+) -> list[str]:
+    """Where text and findings head differ on presence, or on the side of what both call present."""
+    warnings = [
+        f"The text calls {finding.finding.replace('_', ' ')} {finding.presence}, but the image classifier gives that "
+        f"only {finding.confidence:.0%}: read with care."
+        for finding in findings
+        if finding.confidence is not None and finding.confidence < 0.5
+    ]
+    for finding in findings:
+        other = {"left": "right", "right": "left"}.get(finding.laterality or "")
+        if not isinstance(probabilities, dict) or other is None or finding.presence != "present":
+            continue
+        known = probabilities[finding.finding]
+        if known["presence"] >= 0.5 and known[other] >= 0.5 > known[finding.laterality]:
+            warnings.append(
+                f"The text places {finding.finding.replace('_', ' ')} on the {finding.laterality}, but the image "
+                f"classifier on the {other} ({known[other]:.0%}): check the side."
+            )
+    return warnings
+
+
+def _conversion_warnings(folder: JobFolder) -> list[str]:
+    """What was noticed on the way from DICOM: by the conversion, and files that take no part."""
+    if not folder.conversion.exists():
+        return []
+    warnings = list(read_json(folder.conversion)["warnings"])
+    problems = read_json(folder.selection)["problems"]
+    if problems:
+        first = f"{problems[0]['file']}: {problems[0]['reason']}"
+        warnings.append(f"{len(problems)} files could not be read and take no part; the first: {first}")
+    return warnings

@@ -1,0 +1,76 @@
+"""Step "select": every series of the input judged, and the FLAIR that is reported chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from daemon.errors import Permanent, Rejected
+from daemon.files import read_json, write_json
+from daemon.jobs.folder import JobFolder
+from daemon.pipeline.steps.context import Context
+from dicom_io.select.selection import SelectionRules, Verdict, rank
+from dicom_io.series.group import FileProblem, Series, scan_folder
+
+
+def select(context: Context, folder: JobFolder) -> None:
+    """Judge every series of `input/`, and choose the FLAIR that is reported.
+
+    Raises:
+        Rejected: no series is a brain FLAIR; `selection.json` says why for each.
+    """
+    scan = scan_folder(folder.input)
+    rules = context.settings.selection
+    ranked = rank(scan.series, SelectionRules(include=rules.include, exclude=rules.exclude))
+    accepted = [series for series, verdict in ranked if verdict.accepted]
+    write_json(
+        folder.selection,
+        {
+            "chosen": accepted[0].series_uid if accepted else None,
+            "further": [series.series_uid for series in accepted[1:]],
+            "series": [
+                {
+                    "series_uid": verdict.series_uid,
+                    "verdict": "accepted" if verdict.accepted else "refused",
+                    "reasons": [reason.line for reason in verdict.reasons],
+                }
+                for _, verdict in ranked
+            ],
+            "problems": [{"file": str(p.path.name), "reason": p.reason} for p in scan.problems],
+        },
+    )
+    if not accepted:
+        raise Rejected(_why_none(ranked, scan.problems, folder.input))
+    _check_one_patient(accepted[0], scan.series)
+
+
+def chosen_series(folder: JobFolder) -> Series:
+    """The series that `select` chose, read again from its files."""
+    chosen = read_json(folder.selection)["chosen"]
+    for series in scan_folder(folder.input).series:
+        if series.series_uid == chosen:
+            return series
+    raise Permanent(f"{folder.input}: the chosen series {chosen} is no longer there")
+
+
+def _check_one_patient(chosen: Series, all_series: Sequence[Series]) -> None:
+    """Refuse a study whose series name different patients: nobody here can know which of them it is.
+
+    Raises:
+        Rejected: it does.
+    """
+    found = {i for s in all_series if s.study_uid == chosen.study_uid for i in s.distinct("PatientID")}
+    if len(found) > 1:
+        shown = ", ".join(repr(i) for i in sorted(found))
+        raise Rejected(f"study {chosen.study_uid}: expected one PatientID, got {len(found)}: {shown}")
+
+
+def _why_none(ranked: Sequence[tuple[Series, Verdict]], problems: Sequence[FileProblem], folder: Path) -> str:
+    if not ranked:
+        files = f"; {len(problems)} files could not be read: {problems[0].reason}" if problems else ""
+        return f"expected DICOM instances of at least one image series in {folder}, found none{files}"
+    refusals = []
+    for series, verdict in ranked:
+        failed = "; ".join(f"{reason.rule}: {reason.detail}" for reason in verdict.refusals)
+        refusals.append(f"series {series.series_uid}: {failed}")
+    return f"no brain FLAIR among {len(ranked)} series: " + " | ".join(refusals)

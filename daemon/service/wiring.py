@@ -1,0 +1,150 @@
+"""What service and worker are put together from."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import sqlalchemy as sa
+from dbos import DBOS, DBOSConfig, DBOSPortableJSONSerializer
+
+from braingemma.checkpoint.weights import WeightsInfo, describe_weights
+from daemon.config.sections import Settings
+from daemon.database.engine import open_index, schema_lock
+from daemon.database.tables import DeliveryState
+from daemon.engine.lease import Lease
+from daemon.engine.names import DELIVERY_QUEUE, DESTINATION_QUEUE, REPORT_QUEUE, WORKFLOW_VERSION
+from daemon.errors import ConfigurationError
+from daemon.files import make_private
+from daemon.jobs.files import JobFiles, LocalFiles
+from daemon.jobs.shared_files import SharedFiles
+from daemon.jobs.store import JobStore
+from daemon.observe import metrics
+from daemon.observe.audit import AuditLog
+from daemon.pipeline import workflow as pipeline
+from dicom_io.pack.encode import MANIFEST
+
+POLL_SECONDS = 0.2
+"""How often the queues are asked for work."""
+
+
+def check_weights(settings: Settings) -> WeightsInfo:
+    """Which weights will speak, and whether they may be heard outside this machine.
+
+    Raises:
+        ConfigurationError: weights trained on synthetic images only would send to another machine.
+        CheckpointError: the weights are missing or damaged.
+    """
+    info = describe_weights(settings.model.weights)
+    away = [d for d in settings.destinations if not d.is_loopback]
+    if info.synthetic_only and away and not settings.model.allow_demo:
+        names = ", ".join(f"{d.name} ({d.address})" for d in away)
+        raise ConfigurationError(
+            f"[model] weights = {settings.model.weights!r} were trained on synthetic images only; expected "
+            f"destinations on loopback, got {names}. Use other weights, or, for tests, set [model] allow_demo = true."
+        )
+    return info
+
+
+def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Context, executor_id: str) -> None:
+    """Start DBOS on the daemon's database; unfinished workflows of this executor go on."""
+    pipeline.set_context(context)
+    config: DBOSConfig = {
+        "name": "braingemma",
+        "system_database_url": engine.url.render_as_string(hide_password=False),
+        "system_database_engine": engine,
+        "application_version": WORKFLOW_VERSION,
+        "executor_id": executor_id,
+        "serializer": DBOSPortableJSONSerializer(),
+        "log_level": "WARNING",
+    }
+    DBOS(config=config)
+    with schema_lock(engine):
+        DBOS.launch()
+        DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
+        DBOS.register_queue(
+            DELIVERY_QUEUE,
+            worker_concurrency=max(1, len(settings.destinations)),
+            polling_interval_sec=POLL_SECONDS,
+        )
+        DBOS.register_queue(DESTINATION_QUEUE, partition_worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
+
+
+def stop_on_signals() -> threading.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def end_process() -> NoReturn:
+    """End at once, with 1 where an error is under way.
+
+    Threads of the engine may still wait for a step that was cut off (see StepProcess.close): they must not be waited
+    for, and their steps must stay unfinished on record.
+    """
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(0 if sys.exc_info()[0] is None else 1)
+
+
+def take_lease(settings: Settings, engine: sa.Engine, name: str) -> Lease | None:
+    """The right to work as `<host>:<name>`; None with SQLite, where one process works alone.
+
+    Raises:
+        ConfigurationError: a living process of this name works on the same database.
+    """
+    if engine.dialect.name == "sqlite":
+        return None
+    lease = Lease(engine, f"{socket.gethostname()}:{name}", settings.engine.lease_seconds)
+    lease.take()
+    return lease
+
+
+def job_files(
+    settings: Settings, engine: sa.Engine, jobs: Path, lease: Lease | None, *, scratch: bool = False
+) -> JobFiles:
+    """Where jobs' files are by this configuration; `scratch`: `jobs` holds copies only."""
+    if not settings.storage.shared_url:
+        return LocalFiles(jobs)
+    make_private(jobs)
+    index = engine if scratch else open_index(settings, engine)
+    url = settings.storage.shared_url
+    if lease is None:
+        return SharedFiles(engine, jobs, url, scratch=scratch, index=index)
+    return SharedFiles(engine, jobs, url, lease.check_in, scratch=scratch, index=index)
+
+
+def make_store(engine: sa.Engine, audit: AuditLog, files: JobFiles, lease: Lease | None) -> JobStore:
+    """The job tables, with each delivery counted and in the audit log."""
+
+    def on_attempt(job_id: str, destination: str, sop_instance_uid: str, state: DeliveryState, status: str) -> None:
+        sent = state is DeliveryState.SENT
+        metrics.OBJECTS_SENT.labels(destination, str(state)).inc()
+        if sent:
+            manifest = files.fetch(job_id).dicom / MANIFEST
+            if manifest.exists():
+                metrics.DELIVERY_LAG.labels(destination).observe(max(0.0, time.time() - manifest.stat().st_mtime))
+        event = {DeliveryState.UNCONFIRMED: "accepted", DeliveryState.SENT: "sent"}.get(state, "not_sent")
+        audit.write(
+            event, durably=False, job=job_id, destination=destination,
+            sop_instance_uid=sop_instance_uid, status=status,
+        )  # fmt: skip
+
+    if lease is None:
+        return JobStore(engine, on_attempt=on_attempt)
+    return JobStore(engine, may_write=lease.check, on_attempt=on_attempt)
+
+
+def prepare_for_enqueueing(settings: Settings, engine: sa.Engine) -> None:
+    """Make the engine's tables where no worker has made them yet."""
+    with schema_lock(engine):
+        DBOS.migrate(settings.engine.database_url)
