@@ -21,7 +21,7 @@ _HOME = {
     "CANONICAL_PROMPT": "braingemma.configuration",
     "BrainGemma3D": "braingemma.model.braingemma3d",
     "load_nifti_volume": "braingemma.volume.preprocess",
-    "run_interpretability": "braingemma.explain.explanation",
+    "run_interpretability": "braingemma.explain.run",
 }
 
 

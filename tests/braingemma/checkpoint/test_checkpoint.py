@@ -11,16 +11,16 @@ from typing import Any
 import bitsandbytes.functional
 import pytest
 import torch
+from published_files import vision_config, write_published
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, tiny_model, tiny_tokenizer
 from transformers import BitsAndBytesConfig, Gemma3Config, Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
-from braingemma.checkpoint.load import load as checkpoint
+from braingemma.checkpoint import load as checkpoint
 from braingemma.checkpoint.weights import CHECKSUM_FILE
 from braingemma.errors import CheckpointError
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.quantize import nf4 as quantize
-from tests.braingemma.model.test_published import vision_config, write_published
 
 
 def load_exact(folder: Path) -> BrainGemma3D:

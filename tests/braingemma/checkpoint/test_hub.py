@@ -18,8 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-
-from tests.braingemma.model.test_published import write_published
+from published_files import write_published
 
 REPO = "praiselab-picuslab/BrainGemma3D"
 COMMIT = "fedcba9876543210fedcba9876543210fedcba98"

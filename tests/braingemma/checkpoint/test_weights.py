@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from published_files import write_published
 
 from braingemma import BrainGemma3D
 from braingemma.checkpoint import weights
 from braingemma.checkpoint.weights import describe_weights, fetch_weights, list_weights
 from braingemma.errors import CheckpointError
-from tests.braingemma.model.test_published import write_published
 
 HUB_ID = "praiselab-picuslab/BrainGemma3D"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

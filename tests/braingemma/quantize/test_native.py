@@ -11,12 +11,12 @@ from pathlib import Path
 import bitsandbytes as bnb
 import pytest
 import torch
+from published_files import GRID, write_published
 
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.quantize import few_rows as native
 from braingemma.quantize import nf4 as quantize
 from braingemma.quantize.few_rows import LEVELS, FewRows, FewRowsLinear
-from tests.braingemma.model.test_published import GRID, write_published
 
 REPO = Path(__file__).resolve().parents[3]
 BUILD = "from setuptools import setup; setup()"
