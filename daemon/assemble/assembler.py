@@ -40,7 +40,7 @@ from daemon.observe.logs import tag
 from daemon.spool.backpressure import set_behind
 from dicom_io.content.equipment import is_own_result
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 30.0
@@ -106,7 +106,7 @@ class Assembler:
                     next_reclaim = time.monotonic() + RECLAIM_SECONDS
             except sa.exc.OperationalError as error:  # acknowledging goes on: it needs the spool only
                 pause = DATABASE_SECONDS
-                LOGGER.warning("the database does not answer, next try in %g s: %s", pause, type(error.orig).__name__)
+                log.warning("the database does not answer, next try in %g s: %s", pause, type(error.orig).__name__)
             self.beat()
             stop.wait(pause)
 
@@ -143,7 +143,7 @@ class Assembler:
                 self._hand_over(study_uid, now)
                 room -= 1
             except OSError as error:  # disk full or failing: what was received stays in the spool
-                LOGGER.warning(
+                log.warning(
                     "study %s cannot be handed over, next try in %g s: %s", tag(study_uid), RETRY_SECONDS, error
                 )
                 self._paused[study_uid] = now + RETRY_SECONDS
@@ -155,9 +155,9 @@ class Assembler:
         room = max(0, limit - self.waiting())
         if set_behind(self.spool, behind=room == 0):
             if room:
-                LOGGER.info("the pipeline has caught up; associations are accepted again")
+                log.info("the pipeline has caught up; associations are accepted again")
             else:
-                LOGGER.warning("%d jobs wait for the pipeline; new associations are refused for now", limit)
+                log.warning("%d jobs wait for the pipeline; new associations are refused for now", limit)
         return room
 
     def _complete_studies(self, now: float) -> tuple[str, ...]:
@@ -253,7 +253,7 @@ class Assembler:
                 write_instance(folder / name, row, read_instance(self.spool, row))
                 files[name] = row
             except DamagedInstance as error:
-                LOGGER.warning("instance %s of study %s is lost: %s", tag(row.sop_uid), tag(row.study_uid), error)
+                log.warning("instance %s of study %s is lost: %s", tag(row.sop_uid), tag(row.study_uid), error)
                 damaged.append(row)
         return files, damaged
 
@@ -279,13 +279,13 @@ class Assembler:
             try:
                 write_instance(path, row, read_instance(self.spool, row))
             except OSError as error:
-                LOGGER.warning("conflicting instance %s stays in the spool: %s", tag(row.sop_uid), error)
+                log.warning("conflicting instance %s stays in the spool: %s", tag(row.sop_uid), error)
                 return
             except DamagedInstance as error:
-                LOGGER.warning("conflicting instance %s is lost: %s", tag(row.sop_uid), error)
+                log.warning("conflicting instance %s is lost: %s", tag(row.sop_uid), error)
                 self._note_damaged([row])
                 continue
-            LOGGER.warning("instance %s came again with other bytes; kept in %s", tag(row.sop_uid), aside)
+            log.warning("instance %s came again with other bytes; kept in %s", tag(row.sop_uid), aside)
             sync_files(aside)
             with self.engine.begin() as connection:
                 connection.execute(
@@ -329,13 +329,13 @@ class Assembler:
             try:
                 arrival = read_arrival(self.jobs / row.job_id)
             except FileNotFoundError:
-                LOGGER.warning("job %s was deleted before the pipeline took it", row.job_id)
+                log.warning("job %s was deleted before the pipeline took it", row.job_id)
                 self._note_submitted(row.job_id)
                 continue
             try:
                 self.submit(arrival)
             except Retryable as error:
-                LOGGER.warning("job %s waits: %s", row.job_id, error)
+                log.warning("job %s waits: %s", row.job_id, error)
                 break
             self._note_submitted(row.job_id)
             submitted.append(arrival)

@@ -20,7 +20,7 @@ from daemon.spool.locks import is_alive, segment_receiver
 from daemon.spool.segment import Damage, Record, RecordKind, read_records
 from dicom_io.content.equipment import is_own_result
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _BATCH = 1000
 _IN_CLAUSE = 500
@@ -101,11 +101,11 @@ class SegmentFollower:
         try:
             data = read_data(path, damage.offset, damage.end - damage.offset)
         except OSError as error:
-            LOGGER.warning("%s: bytes at %d are lost: %s: %s", path.name, damage.offset, damage.reason, error)
+            log.warning("%s: bytes at %d are lost: %s: %s", path.name, damage.offset, damage.reason, error)
             return
         copy = self.damaged / f"{path.name}.{damage.offset}"
         copy.write_bytes(data)
-        LOGGER.warning("%s: %d bytes at %d set aside: %s", path.name, len(data), damage.offset, damage.reason)
+        log.warning("%s: %d bytes at %d set aside: %s", path.name, len(data), damage.offset, damage.reason)
 
     def _index(self, connection: sa.Connection, path: Path, records: Sequence[Record]) -> None:
         """Take records into the index, in a few statements however many they are."""
@@ -165,9 +165,7 @@ class SegmentFollower:
             dataset = dcmread(BytesIO(head + data), stop_before_pixels=True)
             return self.own_result(dataset)
         except UNDECODABLE as error:
-            LOGGER.warning(
-                "%s at %d: not decoded, taken as foreign: %s", path.name, record.offset, type(error).__name__
-            )
+            log.warning("%s at %d: not decoded, taken as foreign: %s", path.name, record.offset, type(error).__name__)
             return False
 
     def _end_associations_of_dead(self, alive: dict[str, bool]) -> None:

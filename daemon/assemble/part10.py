@@ -22,7 +22,7 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
 from daemon.files import read_data, sync_folder
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MR_IMAGE = "1.2.840.10008.5.1.4.1.1.4"
 UNDECODABLE = (
@@ -107,7 +107,7 @@ def read_header(spool: Path, jobs: Path, row: sa.Row[tuple[object, ...]], keywor
         for keyword in keywords:
             header.get(keyword)  # values are decoded only now
     except (OSError, *UNDECODABLE) as error:
-        LOGGER.debug("header of %s not read: %s", row.sop_uid, type(error).__name__)
+        log.debug("header of %s not read: %s", row.sop_uid, type(error).__name__)
         return Dataset()
     return header
 

@@ -35,7 +35,7 @@ from braingemma.checkpoint.weights import LANGUAGE_FOLDER, PUBLISHED_PROJECTOR, 
 from braingemma.errors import BrainGemmaError
 from braingemma.model import language
 from braingemma.model.braingemma3d import BrainGemma3D
-from braingemma.quantize import few_rows as native
+from braingemma.quantize import few_rows
 from braingemma.quantize import nf4 as quantize
 
 Size = Literal["tiny", "full"]
@@ -263,10 +263,10 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
     bandwidth = copy_bandwidth()
     floor = bytes_per_token(model) / bandwidth
     stock = _stock(model.language_model, prefix, min(tokens, STOCK_TOKENS))
-    library = native.few_rows()
+    library = few_rows.few_rows()
     return {
         "threads": torch.get_num_threads(),
-        "native": "none" if library is None else native.LEVELS[library.level],
+        "native": "none" if library is None else few_rows.LEVELS[library.level],
         "load_s": round(load_s, 1),
         "resting_gib": round(resting, 2),
         "peak_load_gib": round(peak_load, 2),
@@ -349,7 +349,7 @@ def _stock(model: Any, prefix: Tensor, tokens: int) -> float:
 
     Afterwards the weights are packed as bitsandbytes wants them on this processor, and the model is of no more use.
     """
-    stock: dict[type, type] = {quantize.PackedLinear: bnb.nn.Linear4bit, native.FewRowsLinear: torch.nn.Linear}
+    stock: dict[type, type] = {quantize.PackedLinear: bnb.nn.Linear4bit, few_rows.FewRowsLinear: torch.nn.Linear}
     for module in model.modules():
         module.__class__ = stock.get(type(module), type(module))
     return statistics.median(_theirs(model, prefix, tokens)[0][1:])

@@ -49,7 +49,7 @@ PATHS = {
     "a job": f"/jobs/{SHOWN}",
     "a slice": f"/jobs/{SHOWN}/slices/axial/80.png",
     "a slice of the map": f"/jobs/{SHOWN}/saliency/axial/80.png",
-    "figures": "/metrics",
+    "metrics": "/metrics",
 }
 
 

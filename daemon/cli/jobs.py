@@ -24,7 +24,7 @@ from daemon.jobs.reviews import all_reviews
 from daemon.jobs.shared_files import SharedFiles
 from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog
-from daemon.pipeline import actions as control
+from daemon.pipeline import actions
 from daemon.service import retention
 
 jobs_app = typer.Typer(help="The daemon's work, also while it is stopped.", no_args_is_help=True)
@@ -68,7 +68,7 @@ def jobs_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show one job: state, timings, verdicts on its series, deliveries."""
     _, _, store = _store(config)
-    job = control.job_or_error(store, job_id)
+    job = actions.job_or_error(store, job_id)
     verdicts, deliveries = store.verdicts(job_id=job_id), store.deliveries(job_id)
     if as_json:
         emit_json(
@@ -124,9 +124,9 @@ def jobs_retry(
     """
     settings, engine, store = _store(config)
     if anew:
-        started = f"all steps, as job {control.report_anew(store, engine, _files(settings, engine), job_id)}"
+        started = f"all steps, as job {actions.report_anew(store, engine, _files(settings, engine), job_id)}"
     else:
-        started = control.retry(store, engine, job_id)
+        started = actions.retry(store, engine, job_id)
     _audit(settings, "retried", job=job_id, what=started)
     messages.print(f"queued again: {started}", markup=False)
 
@@ -135,7 +135,7 @@ def jobs_retry(
 def jobs_cancel(job_id: str, config: ConfigOption = None) -> None:
     """Cancel a job that has not ended."""
     settings, _, store = _store(config)
-    control.cancel(store, job_id)
+    actions.cancel(store, job_id)
     _audit(settings, "cancelled", job=job_id)
 
 

@@ -25,7 +25,7 @@ def serve(config: ConfigOption = None) -> None:
 def worker(
     config: ConfigOption = None,
     name: Annotated[str, typer.Option(help="Of this worker on this host: one for each GPU.")] = "gpu0",
-    metrics_port: Annotated[int | None, typer.Option(help="Serve figures on this port of loopback.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Serve metrics on this port of loopback.")] = None,
 ) -> None:
     """Run one more worker on the same PostgreSQL database; SIGTERM hands its work to the others."""
     settings = load_settings(config)

@@ -140,22 +140,22 @@ class Patient(Section):
     """Results wait for a person (`braingemma jobs retry`), or carry the corrected identity at once."""
 
 
-Wish = Literal["warn", "refuse", "off"]
+CheckPolicy = Literal["warn", "refuse", "off"]
 """What a failed check means: a sentence among the warnings, no report at all, or nothing, as it is not made."""
 
 
 class Checks(Section):
     """`[checks]`: what a picture must look like before the model sees it."""
 
-    brain: Wish = "warn"
+    brain: CheckPolicy = "warn"
     """There is a brain, and the standard brain can be laid over it."""
-    coverage: Wish = "warn"
+    coverage: CheckPolicy = "warn"
     """The whole head is in the picture."""
-    noise: Wish = "warn"
+    noise: CheckPolicy = "warn"
     """Noise does not drown the brain."""
-    contrast: Wish = "warn"
+    contrast: CheckPolicy = "warn"
     """Fluid is dark, and white matter is not bright as on T1."""
-    domain: Wish = "warn"
+    domain: CheckPolicy = "warn"
     """The picture is near those that the weights were trained on, where they state them."""
 
 
@@ -346,7 +346,7 @@ class Web(Section):
     """`[web]`: the page."""
 
     enabled: bool = True
-    """Serve the page, the figures at `/metrics`, and `/healthz`."""
+    """Serve the page, the metrics at `/metrics`, and `/healthz`."""
     host: str = "127.0.0.1"
     """Address to bind; one that is not loopback needs `token` or `user_header`."""
     port: int = Field(8180, ge=0, le=65535)

@@ -169,7 +169,7 @@ COMMITMENTS = sa.Table(
 
 
 ARCHIVES = sa.Table(
-    "artefacts",
+    "archives",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
     sa.Column("job_id", sa.String(64), nullable=False, index=True),

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from daemon.config.sections import Destination
 from daemon.database.tables import DeliveryState
-from daemon.deliver import commitment
-from daemon.deliver import dicomweb as stow
-from daemon.deliver import dimse as scu
+from daemon.deliver import commitment, dicomweb, dimse
 from daemon.deliver.dimse import peer_of
 from daemon.deliver.outgoing import NotOffered, Outgoing
 from daemon.errors import DaemonError
@@ -136,9 +134,9 @@ def _held(files: Iterable[Outgoing], destination: Destination, calling_aet: str)
     held: set[str] = set()
     for study_uid, series_uid in sorted({(o.study_uid, o.series_uid) for o in files}):
         if destination.stow_url is not None:
-            held |= stow.held(destination, study_uid, series_uid)
+            held |= dicomweb.held(destination, study_uid, series_uid)
         else:
-            held |= scu.find_instances(peer_of(destination), calling_aet, study_uid, series_uid)
+            held |= dimse.find_instances(peer_of(destination), calling_aet, study_uid, series_uid)
     return held
 
 

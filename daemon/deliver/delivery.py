@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from daemon.config.sections import Destination
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
-from daemon.deliver import dicomweb as stow
-from daemon.deliver import dimse as scu
+from daemon.deliver import dicomweb, dimse
 from daemon.deliver.confirmation import confirm
 from daemon.deliver.dimse import peer_of
 from daemon.deliver.outgoing import Outgoing, StoreOutcome
@@ -173,9 +172,9 @@ def _send(
     try:
         outgoing = [Outgoing.read(folder.dicom / d.file) for d in waiting]
         if destination.stow_url is not None:
-            stow.store(outgoing, destination, on_outcome=on_outcome)
+            dicomweb.store(outgoing, destination, on_outcome=on_outcome)
         else:
-            scu.store(outgoing, peer_of(destination), calling_aet, on_outcome=on_outcome)
+            dimse.store(outgoing, peer_of(destination), calling_aet, on_outcome=on_outcome)
     except DaemonError as error:  # what was answered before it counts
         for uid in list(left):
             note(uid, DeliveryState.WAITING, "", str(error))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import sqlalchemy as sa
 from dbos import DBOSClient, DBOSPortableJSONSerializer, EnqueueOptions
 
-from daemon.engine.names import (
+from daemon.engine.identifiers import (
     DELIVERY_WORKFLOW,
     DESTINATION_QUEUE,
     FIRST_TURN,

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from daemon.database.tables import EXECUTORS
 from daemon.engine.client import engine_client, engine_has_run
-from daemon.engine.names import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
+from daemon.engine.identifiers import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import ConfigurationError
 
 log = logging.getLogger(__name__)

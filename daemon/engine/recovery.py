@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from daemon.database.tables import DELIVERIES, JOBS, OPEN_DELIVERIES, JobState
 from daemon.engine.client import engine_client, enqueue_delivery, enqueue_report
-from daemon.engine.names import WORKFLOW_VERSION
+from daemon.engine.identifiers import WORKFLOW_VERSION
 from daemon.jobs.store import now
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What stands where, in a few indexed queries: for the page and for the figures. Nothing here names a patient."""
+"""What stands where, in a few indexed queries: for the page and for the metrics. Nothing here names a patient."""
 
 from __future__ import annotations
 

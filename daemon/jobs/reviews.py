@@ -1,4 +1,4 @@
-"""The reader's verdict on a report: agree, edit, or reject with a reason; kept for figures and for training.
+"""The reader's verdict on a report: agree, edit, or reject with a reason; kept for statistics and for training.
 
 Verdicts are added, never changed: a second verdict of the same job stands beside the first, and the last one counts.
 A row holds what was judged, so that it outlives the job's files. It does not say whose study it was: the job's id is a

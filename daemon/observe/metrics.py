@@ -1,4 +1,4 @@
-"""Figures for Prometheus: what this process counts, what the receivers count, and what stands in the database.
+"""Metrics for Prometheus: what this process counts, what the receivers count, and what stands in the database.
 
 No label names a patient, a study or a person. Receiver processes write their counts to files
 (`prometheus_client`'s multi-process mode), which the service adds up when it is asked.

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
 from daemon.engine.client import _enqueue, _enqueue_delivery, engine_client, enqueue_report
-from daemon.engine.names import (
+from daemon.engine.identifiers import (
     REPORT_QUEUE,
     REPORT_WORKFLOW,
 )

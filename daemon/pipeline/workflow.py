@@ -20,7 +20,7 @@ from daemon.config.sections import Settings
 from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
 from daemon.deliver.confirmation import NOT_POSSIBLE
 from daemon.deliver.delivery import deliver_to, is_open, plan_deliveries
-from daemon.engine.names import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
+from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import DaemonError, Permanent, Rejected, Retryable
 from daemon.files import read_json
 from daemon.jobs.files import JobFiles
@@ -29,7 +29,7 @@ from daemon.jobs.report import findings_line, read_report
 from daemon.jobs.store import Job, JobStore
 from daemon.observe import metrics
 from daemon.observe.logs import about_job
-from daemon.pipeline import actions as control
+from daemon.pipeline import actions
 from daemon.pipeline.corrections import Correction, find_correction
 from daemon.pipeline.series_jobs import follow_choice
 from daemon.pipeline.step_process import Cancelled, StepProcess
@@ -288,7 +288,7 @@ def _holds_back(job: Job, destination: str) -> bool:
     reason = f"the patient's identity ({correction.named}) was corrected after the results were made"
     if settings.patient.corrected == "carry":
         store.update(job.job_id, state=JobState.FAILED, reason=reason, step="deliver")
-        anew = control.report_anew(store, store.engine, context().files, job.job_id)
+        anew = actions.report_anew(store, store.engine, context().files, job.job_id)
         reason = f"{reason}; job {anew} carries the corrected one"
     else:
         reason = f"{reason}; `braingemma jobs retry --anew {job.job_id}` reports it under the corrected one"

@@ -2,7 +2,7 @@
 
 pynetdicom polls its socket and its queues every millisecond, which is most of what an instance costs there. Here the
 association's thread sleeps in the kernel until bytes are there, reads them to where the writer takes them from, and
-answers after the commit. Negotiation is pynetdicom's (`receiver_negotiation`); C-STORE, C-ECHO and N-EVENT-REPORT are
+answers after the commit. Negotiation is pynetdicom's (`negotiation`); C-STORE, C-ECHO and N-EVENT-REPORT are
 all that follows.
 """
 
@@ -73,7 +73,7 @@ from daemon.spool.backpressure import is_behind
 from daemon.spool.commitment_reports import STORAGE_COMMITMENT
 from daemon.spool.writer import SpoolWriter
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 1 << 20
 _IDLE_AT_STOP = 0.5
@@ -99,12 +99,12 @@ class _Connection:
             self.stream.handshake(self.receiver.tls)
             self._associate(buffer)
         except Closed as end:
-            LOGGER.info("connection from %s ended: %s", self.peer, end)
+            log.info("connection from %s ended: %s", self.peer, end)
         except Abort as fault:
-            LOGGER.warning("association with %s aborted: %s", self.peer, fault)
+            log.warning("association with %s aborted: %s", self.peer, fault)
             self.stream.send_last(fault.pdu)
         except OSError as error:
-            LOGGER.info("connection from %s broke: %s", self.peer, error)
+            log.info("connection from %s broke: %s", self.peer, error)
         finally:
             buffer.reset()
             self.stream.close()
@@ -141,7 +141,7 @@ class _Connection:
             raise Abort(INVALID_PARAMETER, f"A-ASSOCIATE-RQ: {error}") from error
         name = f"{self.receiver.writer.receiver}/{uuid.uuid4().hex}"
         sender = Sender(name, request.calling_aet, self.peer)
-        LOGGER.info("association from %r at %s", request.calling_aet, self.peer)
+        log.info("association from %r at %s", request.calling_aet, self.peer)
         refused = (uid for number, uid in request.contexts.items() if number not in self._contexts)
         self.receiver.refusals.contexts(refused, calling_aet=request.calling_aet, peer=self.peer)
         self.stream.set_timeout(self.receiver.listener.idle_seconds)
@@ -153,7 +153,7 @@ class _Connection:
             if self._counts[Status.SUCCESS]:
                 self.receiver.writer.end_association(name)
             counts = ", ".join(f"{count} x 0x{status:04X}" for status, count in sorted(self._counts.items()))
-            LOGGER.info("association from %r at %s over: %s", request.calling_aet, self.peer, counts or "no C-STORE")
+            log.info("association from %r at %s over: %s", request.calling_aet, self.peer, counts or "no C-STORE")
 
     def _serve_pdu(self, sender: Sender, buffer: Buffer) -> bool:
         """Take what comes next, between two messages; False where that was the end."""
@@ -250,10 +250,10 @@ class BlockingReceiver:
         try:
             client, address = self.inherited.accept()
         except OSError as error:  # a sibling was faster, the peer gave up, or out of file descriptors
-            LOGGER.debug("accept: %s", error)
+            log.debug("accept: %s", error)
             return
         if len(self._connections) >= 2 * self.listener.max_associations + 32:
-            LOGGER.warning("connection from %s closed: too many that have not asked for an association", address[0])
+            log.warning("connection from %s closed: too many that have not asked for an association", address[0])
             client.close()
             return
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

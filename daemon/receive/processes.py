@@ -33,7 +33,7 @@ from daemon.receive.refusals import RefusalLog
 from daemon.receive.scheduling import ask_for_short_slices
 from daemon.spool.writer import SEGMENT_BYTES, SpoolWriter
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 BACKLOG = 128
 START_SECONDS = 30.0
@@ -82,7 +82,7 @@ class Receivers:
         """
         dead = [child for child in self._children if child.poll() is not None]
         for child in dead:
-            LOGGER.error("receiver process %d ended with %s; starting another", child.pid, child.returncode)
+            log.error("receiver process %d ended with %s; starting another", child.pid, child.returncode)
             self._children.remove(child)
             _close(child)
             self._children.append(_start_child(self._order, self._socket))
@@ -99,7 +99,7 @@ class Receivers:
             try:
                 child.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                LOGGER.warning("receiver process %d did not end within %g s; killing it", child.pid, STOP_SECONDS)
+                log.warning("receiver process %d did not end within %g s; killing it", child.pid, STOP_SECONDS)
                 child.kill()
                 child.wait()
             _close(child)
@@ -222,7 +222,7 @@ def choose_receiver() -> type[BlockingReceiver | StockReceiver]:
     try:
         self_check()
     except Incompatible as error:
-        LOGGER.warning("receiving by pynetdicom's own reactor, which is slower: %s", error)
+        log.warning("receiving by pynetdicom's own reactor, which is slower: %s", error)
         return StockReceiver
     return BlockingReceiver
 

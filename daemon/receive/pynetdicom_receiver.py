@@ -23,7 +23,7 @@ from daemon.receive.transport import HANDSHAKE_SECONDS
 from daemon.spool.backpressure import is_behind
 from daemon.spool.writer import SpoolWriter
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class SharedSocketServer(ThreadedAssociationServer):
@@ -62,7 +62,7 @@ class SharedSocketServer(ThreadedAssociationServer):
             try:
                 request = self.ssl_context.wrap_socket(request, server_side=True)
             except (OSError, ssl.SSLError) as error:
-                LOGGER.warning("TLS handshake with %s failed: %s", client_address[0], error)
+                log.warning("TLS handshake with %s failed: %s", client_address[0], error)
                 self.shutdown_request(request)
                 return
             request.settimeout(None)
@@ -139,7 +139,7 @@ class StockReceiver:
         if refusal is None and is_behind(self._writer.folder):
             refusal = CONGESTED
         if refusal is None:
-            LOGGER.info("association from %r at %s", calling, peer)
+            log.info("association from %r at %s", calling, peer)
             return
         self._refusals.association(refusal, calling_aet=calling, called_aet=called, peer=peer)
         association.acse.send_reject(refusal.result, refusal.source, refusal.reason)

@@ -16,7 +16,7 @@ from typing import Any
 from daemon.observe.audit import AuditLog
 from daemon.receive.store import Refusal
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SECONDS = 60.0
 LINES = 60
@@ -39,7 +39,7 @@ class RefusalLog:
 
     def association(self, refusal: Refusal, *, calling_aet: str, called_aet: str, peer: str) -> None:
         """An A-ASSOCIATE-RJ."""
-        LOGGER.warning("association from %r at %s refused: %s", calling_aet, peer, refusal.text)
+        log.warning("association from %r at %s refused: %s", calling_aet, peer, refusal.text)
         code = f"{refusal.result}/{refusal.source}/{refusal.reason}"
         self._note(calling_aet=calling_aet, called_aet=called_aet, peer=peer, code=code, why=refusal.text)
 
@@ -47,7 +47,7 @@ class RefusalLog:
         """Presentation contexts that are not accepted."""
         refused = ", ".join(sorted(set(abstract_syntaxes)))
         if refused:
-            LOGGER.warning("presentation contexts of %r at %s refused: %s", calling_aet, peer, refused)
+            log.warning("presentation contexts of %r at %s refused: %s", calling_aet, peer, refused)
             self._note(calling_aet=calling_aet, peer=peer, presentation_contexts=refused)
 
     def _note(self, **facts: Any) -> None:
@@ -64,4 +64,4 @@ class RefusalLog:
         try:
             self.audit.write("refused", **facts, left_out_before=left_out)
         except OSError as error:  # the disk is full: the sender is refused all the same
-            LOGGER.warning("a refusal is not in the audit log: %s", error)
+            log.warning("a refusal is not in the audit log: %s", error)

@@ -15,7 +15,7 @@ import platform
 import struct
 import sys
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SLICE_NS = 100_000
 """The shortest that the kernel grants."""
@@ -39,5 +39,5 @@ def ask_for_short_slices() -> bool:
     attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, _SCHED_OTHER, 0, nice, 0, SLICE_NS, 0, 0)
     failed = ctypes.CDLL(None, use_errno=True).syscall(number, 0, attributes, 0)
     if failed:
-        LOGGER.info("no short time slices: %s", os.strerror(ctypes.get_errno()))
+        log.info("no short time slices: %s", os.strerror(ctypes.get_errno()))
     return not failed

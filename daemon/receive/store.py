@@ -18,7 +18,7 @@ from daemon.spool.commitment_reports import reports_folder, take_event
 from daemon.spool.segment import InstanceMeta
 from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Status(IntEnum):
@@ -94,7 +94,7 @@ def _is_host(host: str, peer: str) -> bool:
     try:
         return any(_plain(entry[4][0]) == address for entry in socket.getaddrinfo(host, None))
     except OSError as error:
-        LOGGER.warning("listener.allowed_peers: host %r cannot be resolved: %s", host, error)
+        log.warning("listener.allowed_peers: host %r cannot be resolved: %s", host, error)
         return False
 
 
@@ -135,10 +135,10 @@ def take_commitment(writer: SpoolWriter, encoded: bytes, transfer_syntax_uid: st
     try:
         take_event(reports_folder(writer.folder.parent), encoded, transfer_syntax_uid)
     except ValueError as error:
-        LOGGER.warning("N-EVENT-REPORT from %s refused: %s", sender, error)
+        log.warning("N-EVENT-REPORT from %s refused: %s", sender, error)
         return StoreOutcome(Status.PROCESSING_FAILURE, f"Event Information: {error}"[:64])
     except OSError as error:
-        LOGGER.warning("N-EVENT-REPORT from %s failed: %s", sender, error)
+        log.warning("N-EVENT-REPORT from %s failed: %s", sender, error)
         return StoreOutcome(Status.PROCESSING_FAILURE, "the report could not be written durably")
     return StoreOutcome(Status.SUCCESS)
 
@@ -171,9 +171,9 @@ def _store(
     try:
         writer.append(meta, [whole], checksum)
     except SpoolFull as error:
-        LOGGER.warning("instance from %s refused: %s", sender.calling_aet, error)
+        log.warning("instance from %s refused: %s", sender.calling_aet, error)
         return StoreOutcome(Status.OUT_OF_RESOURCES, "out of storage space")
     except NotDurable as error:
-        LOGGER.warning("instance from %s failed: %s", sender.calling_aet, error)
+        log.warning("instance from %s failed: %s", sender.calling_aet, error)
         return StoreOutcome(Status.PROCESSING_FAILURE, "the instance could not be written durably")
     return StoreOutcome(Status.SUCCESS)

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 
 from daemon.receive.negotiation import ABORT, ASSOCIATE_RQ, P_DATA, PDU_HEADER, abort
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 HANDSHAKE_SECONDS = 10.0
 ARTIM_SECONDS = 30.0
@@ -159,7 +159,7 @@ class Stream:
         try:
             self._socket.shutdown(socket.SHUT_RD)
         except OSError as error:
-            LOGGER.debug("a connection was closed already: %s", error)
+            log.debug("a connection was closed already: %s", error)
 
     @property
     def stopping(self) -> bool:
@@ -223,7 +223,7 @@ class Stream:
             while time.monotonic() < deadline and self._socket.recv(1 << 16):
                 pass
         except OSError as error:
-            LOGGER.debug("the last PDU was not delivered: %s", error)
+            log.debug("the last PDU was not delivered: %s", error)
 
     def close(self) -> None:
         """Close the connection."""

@@ -25,8 +25,7 @@ from braingemma.errors import BrainGemmaError
 from daemon.config.load import without_password
 from daemon.config.sections import Settings
 from daemon.database.engine import database_url, make_engine
-from daemon.deliver import dicomweb as stow
-from daemon.deliver import dimse as scu
+from daemon.deliver import dicomweb, dimse
 from daemon.deliver.dimse import peer_of
 from daemon.errors import ConfigurationError, DaemonError
 from daemon.files import read_json
@@ -123,7 +122,7 @@ def _four_bit(settings: Settings) -> Iterator[Check]:
         import bitsandbytes
         import torch
 
-        from braingemma.quantize import few_rows as native
+        from braingemma.quantize import few_rows
 
         weight = torch.randn(64, 64)
         packed, state = bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4", compress_statistics=True)
@@ -131,8 +130,8 @@ def _four_bit(settings: Settings) -> Iterator[Check]:
     except (ImportError, RuntimeError, OSError) as fault:
         yield Check("4-bit", False, f"bitsandbytes does not work here: {fault}")
     else:
-        library = native.few_rows()
-        on_cpu = "slow (no compiled library for it)" if library is None else native.LEVELS[library.level]
+        library = few_rows.few_rows()
+        on_cpu = "slow (no compiled library for it)" if library is None else few_rows.LEVELS[library.level]
         text = f"bitsandbytes {bitsandbytes.__version__}, NF4 round trip error {error:.3f}; on a CPU: {on_cpu}"
         yield Check("4-bit", error < 0.2, text)
 
@@ -285,9 +284,9 @@ def _destinations(settings: Settings) -> Iterator[Check]:
         how = "C-ECHO" if destination.stow_url is None else "QIDO-RS"
         try:
             if destination.stow_url is None:
-                scu.echo(peer_of(destination), settings.listener.ae_title)
+                dimse.echo(peer_of(destination), settings.listener.ae_title)
             else:
-                stow.echo(destination)
+                dicomweb.echo(destination)
         except DaemonError as error:
             yield Check(f"destination {destination.name}", False, str(error))
         else:

@@ -21,8 +21,8 @@ from daemon.config.sections import Settings
 from daemon.database.engine import open_database, open_index
 from daemon.deliver.commitment import take_reports
 from daemon.engine import client
+from daemon.engine.identifiers import EXECUTOR_ID
 from daemon.engine.lease import SoleReceiver
-from daemon.engine.names import EXECUTOR_ID
 from daemon.engine.recovery import give_every_job_a_workflow
 from daemon.errors import ConfigurationError
 from daemon.files import PRIVATE, make_private, read_json, write_json
@@ -32,7 +32,7 @@ from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.observe.systemd import notify
-from daemon.pipeline import workflow as pipeline
+from daemon.pipeline import workflow
 from daemon.pipeline.step_process import StepProcess
 from daemon.receive.processes import start_receivers
 from daemon.service import retention
@@ -125,7 +125,7 @@ class _Parts:
         self.settings = settings
         self.stop = stop
         folder = settings.storage.folder
-        metrics.share_with_children(folder / "figures")
+        metrics.share_with_children(folder / "metrics")
         self.engine = open_database(settings)
         self.audit = AuditLog(folder / "audit")
         self.health = Health(settings, self.engine)
@@ -138,7 +138,7 @@ class _Parts:
         self.steps = StepProcess(settings) if settings.engine.work else None
         if self.steps is not None:
             launch_engine(
-                settings, self.engine, pipeline.Context(settings, self.store, self.steps, self.files),
+                settings, self.engine, workflow.Context(settings, self.store, self.steps, self.files),
                 EXECUTOR_ID if self.lease is None else self.lease.executor_id,
             )  # fmt: skip
         else:
@@ -163,7 +163,7 @@ class _Parts:
             arrival.job_id, study_uid=arrival.study_uid, folder=str(arrival.folder), supersedes=arrival.supersedes
         )
         if self.steps is not None:
-            pipeline.submit(arrival.job_id)
+            workflow.submit(arrival.job_id)
         else:
             client.enqueue_report(self.engine, arrival.job_id)
         if new:

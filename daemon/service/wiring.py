@@ -19,8 +19,8 @@ from braingemma.checkpoint.weights import WeightsInfo, describe_weights
 from daemon.config.sections import Settings
 from daemon.database.engine import open_index, schema_lock
 from daemon.database.tables import DeliveryState
+from daemon.engine.identifiers import DELIVERY_QUEUE, DESTINATION_QUEUE, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.engine.lease import Lease
-from daemon.engine.names import DELIVERY_QUEUE, DESTINATION_QUEUE, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.errors import ConfigurationError
 from daemon.files import make_private
 from daemon.jobs.files import JobFiles, LocalFiles
@@ -28,7 +28,7 @@ from daemon.jobs.shared_files import SharedFiles
 from daemon.jobs.store import JobStore
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
-from daemon.pipeline import workflow as pipeline
+from daemon.pipeline import workflow
 from dicom_io.pack.encode import MANIFEST
 
 POLL_SECONDS = 0.2
@@ -53,9 +53,9 @@ def check_weights(settings: Settings) -> WeightsInfo:
     return info
 
 
-def launch_engine(settings: Settings, engine: sa.Engine, context: pipeline.Context, executor_id: str) -> None:
+def launch_engine(settings: Settings, engine: sa.Engine, context: workflow.Context, executor_id: str) -> None:
     """Start DBOS on the daemon's database; unfinished workflows of this executor go on."""
-    pipeline.set_context(context)
+    workflow.set_context(context)
     config: DBOSConfig = {
         "name": "braingemma",
         "system_database_url": engine.url.render_as_string(hide_password=False),

@@ -23,7 +23,7 @@ from daemon.files import PRIVATE, make_private
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.systemd import notify
-from daemon.pipeline import workflow as pipeline
+from daemon.pipeline import workflow
 from daemon.pipeline.step_process import StepProcess
 from daemon.service import retention
 from daemon.service.wiring import (
@@ -45,7 +45,7 @@ def work(settings: Settings, name: str, *, metrics_port: int | None = None) -> N
     Args:
         settings: The configuration; `engine.database_url` and `storage.shared_url` must be set.
         name: Of this worker on this host, such as `gpu0`.
-        metrics_port: Serve the figures on this port of loopback; None: not at all.
+        metrics_port: Serve the metrics on this port of loopback; None: not at all.
 
     Raises:
         ConfigurationError: there is nothing to share, or a worker of this name is alive.
@@ -78,7 +78,7 @@ def _work(
     files = job_files(settings, engine, scratch / "jobs", lease, scratch=True)
     store = make_store(engine, AuditLog(scratch / "audit"), files, lease)
     steps = StepProcess(settings)
-    launch_engine(settings, engine, pipeline.Context(settings, store, steps, files), lease.executor_id)
+    launch_engine(settings, engine, workflow.Context(settings, store, steps, files), lease.executor_id)
     threading.Thread(target=retention.keep_house, args=([files.sweep], stop), name="housekeeping", daemon=True).start()
     if metrics_port is not None:
         start_http_server(metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)

@@ -22,7 +22,7 @@ from pathlib import Path
 from daemon.files import free_bytes, write_all
 from daemon.spool.segment import segment_head
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 STEP_BYTES = 4 << 20
 _IDLE_SECONDS = 0.5
@@ -88,7 +88,7 @@ class Reserve:
             try:
                 path = self._prepare()
             except OSError as error:
-                LOGGER.warning("no room prepared in the spool, next try in %g s: %s", _RETRY_SECONDS, error)
+                log.warning("no room prepared in the spool, next try in %g s: %s", _RETRY_SECONDS, error)
                 path = None
             with self._wanted:
                 if path is not None:

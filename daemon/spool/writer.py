@@ -6,7 +6,7 @@ that covers the record. After a failed write or fdatasync the state of the file 
 dropped the pages and cleared the error), so the segment is never written again and the next record opens a new one.
 
 A receiver holds a lock on `<receiver>.lock` as long as it lives; the lock goes with the process, also by SIGKILL.
-What a segment holds is said in `spool_records`, how room is prepared in `spool_reserve`.
+What a segment holds is said in `segment`, how room is prepared in `reserve`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from daemon.spool.locks import take_lock
 from daemon.spool.reserve import Reserve
 from daemon.spool.segment import InstanceMeta, RecordKind, encode_record, segment_head
 
-LOGGER = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 << 20
 
@@ -122,7 +122,7 @@ class SpoolWriter:
         ticket = _Ticket(encode_record(RecordKind.ASSOCIATION_END, {"association": association, "ended": time.time()}))
         self._submit(ticket)
         if ticket.error is not None:
-            LOGGER.warning("the end of association %s could not be noted: %s", association, ticket.error)
+            log.warning("the end of association %s could not be noted: %s", association, ticket.error)
 
     def close(self) -> None:
         """Close the segment and give the receiver's lock back."""
@@ -214,7 +214,7 @@ class SpoolWriter:
             try:
                 os.truncate(self._segment, self._segment_size)
             except OSError as error:  # the room is given back with the segment
-                LOGGER.warning("a segment could not be shortened: %s", error)
+                log.warning("a segment could not be shortened: %s", error)
         self._drop_segment()
 
     def _drop_segment(self) -> None:

@@ -92,7 +92,7 @@ class Access:
         return Identity("loopback")
 
     def may_scrape(self, request: Request) -> bool:
-        """Figures hold nothing of patients: they are open to this machine and to the proxies."""
+        """Metrics hold nothing of patients: they are open to this machine and to the proxies."""
         return self._from_trusted(request) or is_loopback(_client(request))
 
     def check_meant(self, request: Request, identity: Identity, form_token: str) -> None:

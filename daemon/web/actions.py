@@ -7,10 +7,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from daemon.errors import DaemonError
-from daemon.jobs import overview as queries
+from daemon.jobs import overview
 from daemon.jobs.reviews import add_review
 from daemon.observe.metrics import READER_VERDICTS
-from daemon.pipeline import actions as control
+from daemon.pipeline import actions
 from daemon.pipeline.verified import VERIFYING, check_verifiable, send_verified, verifies
 from daemon.web.context import form_of, identity_of, page_of
 
@@ -25,7 +25,7 @@ async def retry(request: Request) -> Response:
     """Start a job that has ended again."""
     await form_of(request)
     page, job_id = page_of(request), request.path_params["job_id"]
-    started = await run_in_threadpool(control.retry, page.store, page.engine, job_id)
+    started = await run_in_threadpool(actions.retry, page.store, page.engine, job_id)
     page.audit.write("retried", by=identity_of(request).named, job=job_id, what=started)
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
@@ -34,7 +34,7 @@ async def cancel(request: Request) -> Response:
     """Cancel a job that has not ended."""
     await form_of(request)
     page, job_id = page_of(request), request.path_params["job_id"]
-    await run_in_threadpool(control.cancel, page.store, job_id)
+    await run_in_threadpool(actions.cancel, page.store, job_id)
     page.audit.write("cancelled", by=identity_of(request).named, job=job_id)
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
@@ -46,7 +46,7 @@ async def review(request: Request) -> Response:
     identity = identity_of(request)
 
     def judge() -> None:
-        job = control.job_or_error(page.store, job_id)
+        job = actions.job_or_error(page.store, job_id)
         folder = page.files.fetch(job.job_id)
         verifying = fields.get("verdict") in VERIFYING and verifies(
             page.settings, by_proxy=identity.how == "proxy", reader=identity.user
@@ -72,7 +72,7 @@ async def find(request: Request) -> Response:
     """The job of a study or series UID, or of a job's id; asked by a form, so that no UID stands in an address."""
     fields = await form_of(request)
     page, asked = page_of(request), fields.get("uid", "").strip()
-    found = await run_in_threadpool(queries.find_jobs, page.engine, asked)
+    found = await run_in_threadpool(overview.find_jobs, page.engine, asked)
     if not found:
         raise NotFound(
             f"no job has the study, series or job id {asked!r}: it may be arriving still, be gone since its time was "

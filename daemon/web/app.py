@@ -111,7 +111,7 @@ def refused(_request: Request, error: Exception) -> Response:
 def create_app(page: Page) -> Starlette:
     """The application."""
     routes = [
-        Route("/", pages.overview, methods=["GET"]),
+        Route("/", pages.job_list, methods=["GET"]),
         Route("/refused", pages.refused, methods=["GET"]),
         Route("/reviews", pages.reviews, methods=["GET"]),
         Route("/reviews.jsonl", pages.reviews_export, methods=["GET"]),

@@ -21,7 +21,7 @@ from daemon.jobs.store import now
 from daemon.observe.metrics import REGISTRY, SHARED_FOLDER
 
 
-class DatabaseFigures(Collector):
+class DatabaseCollector(Collector):
     """Gauges that are read from the database and the machine when they are asked for."""
 
     def __init__(self, settings: Settings, engine: sa.Engine) -> None:
@@ -47,10 +47,10 @@ class DatabaseFigures(Collector):
         disk = shutil.disk_usage(self._settings.storage.folder)
         yield GaugeMetricFamily("braingemma_disk_free_bytes", "Free space at the data folder.", value=disk.free)
         yield GaugeMetricFamily("braingemma_disk_total_bytes", "Size of its file system.", value=disk.total)
-        yield from _process_figures()
+        yield from _process_metrics()
 
 
-def _process_figures() -> Iterator[Metric]:
+def _process_metrics() -> Iterator[Metric]:
     me = psutil.Process()
     yield GaugeMetricFamily("braingemma_open_files", "File descriptors of the service.", value=me.num_fds())
     rows = [("service", float(me.memory_info().rss))]
@@ -76,7 +76,7 @@ def _gauge(name: str, text: str, label: str, rows: Iterable[tuple[str, float]]) 
 def exposition(settings: Settings, engine: sa.Engine) -> bytes:
     """Everything, in Prometheus' text format."""
     gauges = CollectorRegistry()
-    gauges.register(DatabaseFigures(settings, engine))
+    gauges.register(DatabaseCollector(settings, engine))
     parts = [generate_latest(REGISTRY), generate_latest(gauges)]
     shared = os.environ.get(SHARED_FOLDER, "")
     if shared and Path(shared).is_dir():

@@ -16,7 +16,7 @@ from daemon.config.load import without_password
 from daemon.database.engine import open_index
 from daemon.database.tables import FINAL_STATES, JobState
 from daemon.errors import DaemonError
-from daemon.jobs import overview as queries
+from daemon.jobs import overview
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.reviews import all_reviews, count_reviews, reviews_of
 from daemon.jobs.store import Job
@@ -50,22 +50,22 @@ def _unchanged_or(request: Request, response: Response) -> Response:
     return response
 
 
-def overview(request: Request) -> Response:
+def job_list(request: Request) -> Response:
     """What has arrived, what is worked on, what waits for which destination, and the list of jobs."""
     page = page_of(request)
     chosen = [JobState(s) for s in request.query_params.getlist("state") if s in list(JobState)]
     number = _page_number(request)
-    jobs = queries.jobs_page(page.engine, chosen, limit=ROWS + 1, offset=(number - 1) * ROWS)
-    counts = queries.count_by_state(page.engine)
-    at_work = queries.jobs_page(page.engine, [JobState.RUNNING], limit=20)
+    jobs = overview.jobs_page(page.engine, chosen, limit=ROWS + 1, offset=(number - 1) * ROWS)
+    counts = overview.count_by_state(page.engine)
+    at_work = overview.jobs_page(page.engine, [JobState.RUNNING], limit=20)
     configured = [d.name for d in page.settings.destinations]
-    backlogs = queries.backlogs(page.engine)
+    backlogs = overview.backlogs(page.engine)
     response = render(
         request,
         "overview.html",
         counts=counts,
         total=sum(counts.values()),
-        arriving=queries.arriving(open_index(page.settings, page.engine)),
+        arriving=overview.arriving(open_index(page.settings, page.engine)),
         at_work=[(job, views.steps_of(job)) for job in at_work],
         backlogs=backlogs,
         idle_destinations=[name for name in configured if name not in {b.destination for b in backlogs}],
@@ -82,7 +82,7 @@ def overview(request: Request) -> Response:
 def refused(request: Request) -> Response:
     """Series that were not reported, each with the rules that it broke."""
     page, number = page_of(request), _page_number(request)
-    found = queries.refused_series(page.engine, limit=ROWS + 1, offset=(number - 1) * ROWS)
+    found = overview.refused_series(page.engine, limit=ROWS + 1, offset=(number - 1) * ROWS)
     return _unchanged_or(
         request, render(request, "refused.html", series=found[:ROWS], more=len(found) > ROWS, number=number)
     )
@@ -130,11 +130,11 @@ def job(request: Request) -> Response:
         arrival=views.arrival_of(folder),
         report=views.report_of(folder),
         verdicts=page.store.verdicts(job_id=found.job_id),
-        replaced_by=queries.replaced_by(page.engine, found.job_id),
+        replaced_by=overview.replaced_by(page.engine, found.job_id),
         verifies=verifies(page.settings, by_proxy=identity.how == "proxy", reader=identity.user),
         organization=page.settings.review.organization,
         destinations=views.destinations_of(page.store.deliveries(found.job_id)),
-        artefacts=views.artefacts_of(folder),
+        files=views.result_files_of(folder),
         reviews=reviews_of(page.engine, found.job_id),
         stack=stack,
         planes=PLANES,
@@ -163,7 +163,7 @@ def download(request: Request) -> Response:
     """One result file."""
     page, found = page_of(request), _job(request)
     folder, path = page.files.fetch(found.job_id), request.path_params["path"]
-    known = {artefact.path for artefact in views.artefacts_of(folder)}
+    known = {file.path for file in views.result_files_of(folder)}
     if path not in known or not views.is_inside(folder.root, path):
         raise NotThere(f"job {found.job_id} has no file {path!r}")
     page.audit.write("downloaded", by=identity_of(request).named, job=found.job_id, file=path)
@@ -180,8 +180,8 @@ def archive(request: Request) -> Response:
     page.audit.write("downloaded", by=identity_of(request).named, job=found.job_id, file="all")
     file = tempfile.TemporaryFile(dir=page.settings.storage.folder)  # noqa: SIM115 - closed when it was sent
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as packed:
-        for artefact in views.artefacts_of(folder):
-            packed.write(folder.root / artefact.path, f"{found.job_id}/{artefact.path}")
+        for result in views.result_files_of(folder):
+            packed.write(folder.root / result.path, f"{found.job_id}/{result.path}")
     size = file.tell()
     file.seek(0)
 
@@ -195,7 +195,7 @@ def archive(request: Request) -> Response:
 
 
 def metrics(request: Request) -> Response:
-    """Figures for Prometheus."""
+    """Metrics for Prometheus."""
     page = page_of(request)
     return Response(
         exposition.exposition(page.settings, page.engine), media_type="text/plain; version=0.0.4; charset=utf-8"

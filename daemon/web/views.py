@@ -106,21 +106,21 @@ def destinations_of(deliveries: Sequence[Delivery]) -> list[DestinationView]:
 
 
 @dataclass(frozen=True)
-class Artefact:
+class ResultFile:
     """One file that can be downloaded; `path` is relative to the job's folder."""
 
     path: str
     size: int
 
 
-def artefacts_of(folder: JobFolder) -> list[Artefact]:
+def result_files_of(folder: JobFolder) -> list[ResultFile]:
     """Every result file of a job: not the received instances, and nothing that is being written."""
     found = []
     for path in sorted(folder.root.rglob("*")):
         relative = path.relative_to(folder.root)
         hidden = any(part.startswith(".") for part in relative.parts)
         if path.is_file() and relative.parts[0] != "input" and not hidden:
-            found.append(Artefact(relative.as_posix(), path.stat().st_size))
+            found.append(ResultFile(relative.as_posix(), path.stat().st_size))
     return found
 
 

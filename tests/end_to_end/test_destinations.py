@@ -11,7 +11,7 @@ from e2e_support import sections
 
 from daemon.database.tables import JobState
 from daemon.jobs.files import LocalFiles
-from daemon.pipeline import actions as control
+from daemon.pipeline import actions
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import DICOM_WEB, LOOPBACK, Orthanc
 
@@ -80,7 +80,7 @@ def test_late_slices_replace_what_both_hold(site: tuple[Orthanc, Orthanc, TrialS
 
     held = len(by_store.instances())
     files = LocalFiles(service.data / "jobs")
-    again = control.report_anew(service.store, service.store.engine, files, second.job_id)
+    again = actions.report_anew(service.store, service.store.engine, files, second.job_id)
     jobs = {job.job_id: job for job in service.wait_for_jobs(3, seconds=240)}
     assert jobs[again].state is JobState.SET_ASIDE
     assert "the same results: nothing is replaced" in jobs[again].reason

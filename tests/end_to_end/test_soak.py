@@ -1,6 +1,6 @@
 """A day of a department in twenty minutes: bursts, rubbish, a PACS that goes away, two kills; nothing lost or doubled.
 
-`pytest -s -m slow tests/end_to_end/test_soak.py` prints the figures; `BRAINGEMMA_SOAK_STUDIES` makes it shorter (300
+`pytest -s -m slow tests/end_to_end/test_soak.py` prints the numbers; `BRAINGEMMA_SOAK_STUDIES` makes it shorter (300
 is the day). The model writes and results are encoded and sent; the explanation, which is the model many times over, is
 switched off.
 """
@@ -168,7 +168,7 @@ def test_a_day_of_a_department(tmp_path: Path) -> None:
         jobs = _wait_for_all(service)
         watch.stop()
         states = Counter(str(job.state) for job in jobs)
-        figures = {
+        measured = {
             "studies": STUDIES, "sent_within_s": round(sent_after), "done_within_s": round(time.monotonic() - started),
             "states": dict(states), "page_median_ms": round(1000 * statistics.median(watch.page_seconds)),
             "page_p95_ms": round(1000 * statistics.quantiles(watch.page_seconds, n=20)[-1]),
@@ -176,7 +176,7 @@ def test_a_day_of_a_department(tmp_path: Path) -> None:
             **{f"{what} of {kind}, early and late": watch.trend(what, kind)
                for what in ("memory_mb", "handles") for kind in ("service", "step_process", "listener")},
         }  # fmt: skip
-        print(json.dumps(figures, indent=1))  # noqa: T201 - what the run is for; `pytest -s` shows it
+        print(json.dumps(measured, indent=1))  # noqa: T201 - what the run is for; `pytest -s` shows it
         done = {job.study_uid for job in jobs if job.state is JobState.DONE}
         assert done == department.flair_studies, states
         assert states[str(JobState.FAILED)] == 0

@@ -18,8 +18,7 @@ from pydicom.tag import Tag
 from pydicom.uid import BasicTextSRStorage, generate_uid
 
 from daemon import files
-from daemon.assemble import follower as received_follow
-from daemon.assemble import part10 as received_files
+from daemon.assemble import follower, part10
 from daemon.assemble.assembler import Assembler, read_arrival
 from daemon.assemble.gaps import TAGS
 from daemon.assemble.index import forget_study, received_studies
@@ -586,7 +585,7 @@ def test_a_sector_that_cannot_be_read_costs_one_instance(bench, monkeypatch, ind
         return real_read(path, offset, length)
 
     monkeypatch.setattr(os, "pread", pread)
-    for module in (received_files, received_follow):
+    for module in (part10, follower):
         monkeypatch.setattr(module, "read_data", read_data)
     [arrival] = bench.assembler.step(1100.0)
     assert arrival.instances == 2

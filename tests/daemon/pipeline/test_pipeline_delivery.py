@@ -15,15 +15,13 @@ from delivery_support import FaultyPacs, add_job, make_store
 from daemon.config.sections import Destination, Settings, Storage
 from daemon.database.tables import JobState
 from daemon.deliver import delivery
-from daemon.engine import names
-from daemon.engine import recovery as upgrade
+from daemon.engine import client, identifiers, recovery
 from daemon.engine.client import engine_client, enqueue_delivery, enqueue_report
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.store import JobStore
-from daemon.pipeline import actions as control
-from daemon.pipeline import workflow as pipeline
+from daemon.pipeline import workflow
 from daemon.pipeline.step_process import StepProcess
-from daemon.service.serve import serve as service
+from daemon.service import wiring
 from daemon.trial.pacs import LOOPBACK, free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -53,8 +51,8 @@ class Site:
     def start(self) -> None:
         """The engine; the model process is not needed for deliveries."""
         files = LocalFiles(self.folder / "jobs")
-        context = pipeline.Context(self.settings, self.store, cast(StepProcess, None), files)
-        service.launch_engine(self.settings, self.store.engine, context, names.EXECUTOR_ID)
+        context = workflow.Context(self.settings, self.store, cast(StepProcess, None), files)
+        wiring.launch_engine(self.settings, self.store.engine, context, identifiers.EXECUTOR_ID)
         self.running = True
 
     def states(self) -> dict[str, str]:
@@ -128,7 +126,7 @@ def test_deliveries_that_0_1_0_queued_go_on(site: Site, monkeypatch: pytest.Monk
             "j1", UP,
         )  # fmt: skip
     site.start()
-    assert upgrade.give_every_job_a_workflow(site.store.engine, alone=True) == []
+    assert recovery.give_every_job_a_workflow(site.store.engine, alone=True) == []
     wait_for(lambda: site.states()["j1"] == "done")
     assert [w.workflow_id for w in site.workflows()] == [f"j1:{UP}"]
 
@@ -148,12 +146,12 @@ def test_a_new_workflow_version_strands_no_job(site: Site, monkeypatch: pytest.M
                 sa.text("UPDATE workflow_status SET status = :s, executor_id = 'main' WHERE workflow_uuid = :w"),
                 {"s": status, "w": f"{job_id}:{UP}"},
             )
-    for module in (service, control, upgrade):
+    for module in (wiring, client, recovery):
         monkeypatch.setattr(module, "WORKFLOW_VERSION", "2")
     reported: list[str] = []
-    monkeypatch.setattr(pipeline, "_run", lambda step, job_id: reported.append(f"{step} {job_id}"))
+    monkeypatch.setattr(workflow, "_run", lambda step, job_id: reported.append(f"{step} {job_id}"))
     site.start()
-    queued = upgrade.give_every_job_a_workflow(site.store.engine, alone=True)
+    queued = recovery.give_every_job_a_workflow(site.store.engine, alone=True)
     assert sorted(name.partition("-")[0] for name in queued) == ["j1", "j2", "j3"]
     wait_for(lambda: site.states()["j1"] == site.states()["j2"] == "done")
     wait_for(lambda: "select j3" in reported)

@@ -15,7 +15,7 @@ from daemon.files import read_json
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
-from daemon.pipeline import actions as control
+from daemon.pipeline import actions
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def test_it_is_a_job_of_its_own_on_the_same_instances(tmp_path: Path, store: Job
     old.input.mkdir()
     (old.input / "0001.dcm").write_bytes(b"instance")
     store.update("j1", state=JobState.DONE)
-    new_id = control.report_anew(store, store.engine, files, "j1")
-    assert control.report_anew(store, store.engine, files, "j1") == new_id, "asked for twice it starts once"
+    new_id = actions.report_anew(store, store.engine, files, "j1")
+    assert actions.report_anew(store, store.engine, files, "j1") == new_id, "asked for twice it starts once"
     new = files.fetch(new_id)
     assert (new.input / "0001.dcm").read_bytes() == b"instance"
     assert not new.dicom.exists()
@@ -50,9 +50,9 @@ def test_only_results_can_be_replaced(tmp_path: Path, store: JobStore) -> None:
     files = LocalFiles(tmp_path / "jobs")
     add_job(store, files.jobs, "j1")
     with pytest.raises(DaemonError, match="queued; only a job that has ended"):
-        control.report_anew(store, store.engine, files, "j1")
+        actions.report_anew(store, store.engine, files, "j1")
     store.add("j2", study_uid="1.2", folder=str(tmp_path), supersedes=None)
     store.update("j2", state=JobState.FAILED)
     JobFolder(files.jobs / "j2").root.mkdir()
     with pytest.raises(DaemonError, match="no results that could be replaced"):
-        control.report_anew(store, store.engine, files, "j2")
+        actions.report_anew(store, store.engine, files, "j2")

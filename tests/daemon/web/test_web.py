@@ -265,19 +265,19 @@ def test_a_verdict_needs_what_belongs_to_it_and_is_exported(site: Site) -> None:
     assert rows[0]["report"] == "The lesion area is in the left frontal lobe."
     assert rows[0]["facts"]["model"]["name"] == "demo"
     assert NAME not in json.dumps(rows)
-    figures = site.ask("/metrics")[2].decode()
-    assert 'braingemma_reader_verdicts_total{verdict="reject"}' in figures
+    metrics = site.ask("/metrics")[2].decode()
+    assert 'braingemma_reader_verdicts_total{verdict="reject"}' in metrics
 
 
-def test_figures_and_health(site: Site) -> None:
+def test_metrics_and_health(site: Site) -> None:
     add_job(site, "j1")
     site.store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm")])
-    figures = site.ask("/metrics")[2].decode()
-    assert 'braingemma_jobs{state="done"} 1.0' in figures
-    assert 'braingemma_delivery_waiting_objects{destination="pacs"} 1.0' in figures
+    metrics = site.ask("/metrics")[2].decode()
+    assert 'braingemma_jobs{state="done"} 1.0' in metrics
+    assert 'braingemma_delivery_waiting_objects{destination="pacs"} 1.0' in metrics
     for name in ("braingemma_disk_free_bytes", "braingemma_open_files", "braingemma_memory_bytes"):
-        assert name in figures
-    assert "1.2.3" not in figures
+        assert name in metrics
+    assert "1.2.3" not in metrics
     assert site.ask("/healthz")[0] == 200
     assert json.loads(site.ask("/readyz")[2]) == {"ready": True, "obstacles": []}
 

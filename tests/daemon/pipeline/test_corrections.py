@@ -23,8 +23,7 @@ from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import INTENDED_USE, read_report, write_report
 from daemon.jobs.store import JobStore
-from daemon.pipeline import actions as control
-from daemon.pipeline import workflow as pipeline
+from daemon.pipeline import actions, workflow
 from daemon.pipeline.corrections import Correction, find_correction
 from daemon.pipeline.steps.runner import Steps
 from dicom_io.series_writer import write_series
@@ -219,25 +218,25 @@ def at_work(engine: sa.Engine, job: JobFolder, tmp_path: Path) -> Iterator[tuple
     store.add("j1", study_uid=read_json(job.arrival)["study_uid"], folder=str(job.root), supersedes=None)
     here = {"name": "pacs", "ae_title": "A", "host": "127.0.0.1", "port": 1}
     settings = Settings.model_validate({"storage": {"folder": tmp_path}, "destinations": [here]})
-    pipeline.set_context(pipeline.Context(settings, store, steps, LocalFiles(tmp_path / "jobs")))  # type: ignore[arg-type]
+    workflow.set_context(workflow.Context(settings, store, steps, LocalFiles(tmp_path / "jobs")))  # type: ignore[arg-type]
     yield store, steps
-    pipeline._context = None
+    workflow._context = None
 
 
 def carry() -> None:
-    here = pipeline.context()
+    here = workflow.context()
     settings = here.settings.model_copy(update={"patient": Patient(corrected="carry")})
-    pipeline.set_context(pipeline.Context(settings, here.store, here.steps, here.files))
+    workflow.set_context(workflow.Context(settings, here.store, here.steps, here.files))
 
 
 def test_results_wait_for_a_person_unless_the_site_wants_them_carried(at_work, engine, job, tmp_path) -> None:
     store, steps = at_work
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
     with pytest.raises(Permanent, match=r"the results wait: .* `braingemma jobs retry j1` lets them go out"):
-        pipeline.encode_step("j1")
+        workflow.encode_step("j1")
     assert (steps.ran, job.identity.exists()) == ([], False)
     store.update("j1", runs=2)  # as `jobs retry` does
-    pipeline.encode_step("j1")
+    workflow.encode_step("j1")
     assert steps.ran == ["encode"]
     assert read_json(job.identity)["values"]["PatientID"] == "NEWPID-2"
 
@@ -245,7 +244,7 @@ def test_results_wait_for_a_person_unless_the_site_wants_them_carried(at_work, e
 def test_a_site_may_have_them_carried_at_once(at_work, engine, job, tmp_path) -> None:
     carry()
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
-    pipeline.encode_step("j1")
+    workflow.encode_step("j1")
     assert at_work[1].ran == ["encode"]
     assert job.identity.exists()
 
@@ -259,10 +258,10 @@ def test_results_that_are_on_their_way_are_held_back(carried, at_work, engine, j
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
     started: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control, "enqueue_report", lambda _engine, job_id, **_: started.append(job_id))
+        patch.setattr(actions, "enqueue_report", lambda _engine, job_id, **_: started.append(job_id))
         if carried:
             carry()
-        assert pipeline.attempt_step("j1", "pacs", 1) is None
+        assert workflow.attempt_step("j1", "pacs", 1) is None
     [delivery] = store.deliveries("j1")
     assert delivery.state is DeliveryState.DEAD
     assert "was corrected after the results were made" in delivery.reason
@@ -281,4 +280,4 @@ def test_results_under_the_corrected_identity_are_not_held_back(at_work, engine,
     correction = find_correction(engine, tmp_path, job)
     assert correction is not None
     correction.save(job.identity)
-    assert not pipeline._holds_back(at_work[0].get("j1"), "pacs")
+    assert not workflow._holds_back(at_work[0].get("j1"), "pacs")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ingest_support import associate, listener_settings
 
-from daemon.receive import scheduling as receiver_scheduling
+from daemon.receive import scheduling
 from daemon.receive.processes import start_receivers
 
 
@@ -28,18 +28,18 @@ def test_every_thread_of_a_receiver_has_them(tmp_path):
     receivers = start_receivers(listener_settings(tmp_path), tmp_path)
     try:
         with associate(receivers.address):
-            assert slices_of(receivers.pids[0]) == {receiver_scheduling.SLICE_NS}
-        assert receiver_scheduling.SLICE_NS not in slices_of(os.getpid()), "the pipeline keeps the usual ones"
+            assert slices_of(receivers.pids[0]) == {scheduling.SLICE_NS}
+        assert scheduling.SLICE_NS not in slices_of(os.getpid()), "the pipeline keeps the usual ones"
     finally:
         receivers.stop()
 
 
 def test_another_policy_or_machine_is_left_alone(monkeypatch):
     monkeypatch.setattr(platform, "machine", lambda: "unheard-of")
-    assert not receiver_scheduling.ask_for_short_slices()
+    assert not scheduling.ask_for_short_slices()
     monkeypatch.undo()
     monkeypatch.setattr(os, "sched_getscheduler", lambda _: os.SCHED_BATCH)
-    assert not receiver_scheduling.ask_for_short_slices()
+    assert not scheduling.ask_for_short_slices()
 
 
 def test_niceness_is_kept():
@@ -47,6 +47,6 @@ def test_niceness_is_kept():
         "import os; from daemon.receive.scheduling import *; "
         "before = os.nice(3); ask_for_short_slices(); print(os.nice(0) - before)"
     )
-    root = Path(receiver_scheduling.__file__).parents[2]
+    root = Path(scheduling.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.split() == ["0"]

@@ -4,8 +4,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from daemon.deliver import dimse as scu
-from daemon.deliver import outgoing
+from daemon.deliver import dimse, outgoing
 from daemon.errors import DaemonError, Retryable
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs, free_port
 
@@ -17,14 +16,14 @@ def pacs(tmp_path: Path):
     server.stop()
 
 
-def peer_of(pacs: EmbeddedPacs, ae_title: str = "TESTPACS") -> scu.Peer:
-    return scu.Peer(ae_title, LOOPBACK, pacs.port)
+def peer_of(pacs: EmbeddedPacs, ae_title: str = "TESTPACS") -> dimse.Peer:
+    return dimse.Peer(ae_title, LOOPBACK, pacs.port)
 
 
 @pytest.mark.parametrize("name", ["MR_small.dcm", "MR_small_RLE.dcm"])
 def test_files_arrive_as_they_are(pacs: EmbeddedPacs, name: str) -> None:
     path = Path(get_testdata_file(name))
-    [outcome] = scu.store([outgoing.Outgoing.read(path)], peer_of(pacs), "TEST")
+    [outcome] = dimse.store([outgoing.Outgoing.read(path)], peer_of(pacs), "TEST")
     assert outcome.stored
     assert outcome.status == 0x0000
     [stored] = list(pacs.folder.glob("*/*.dcm"))
@@ -34,16 +33,16 @@ def test_files_arrive_as_they_are(pacs: EmbeddedPacs, name: str) -> None:
 
 
 def test_echo_reaches_the_right_title_only(pacs: EmbeddedPacs) -> None:
-    scu.echo(peer_of(pacs), "TEST")
+    dimse.echo(peer_of(pacs), "TEST")
     with pytest.raises(Retryable, match="Called AE title not recognised"):
-        scu.echo(peer_of(pacs, "OTHER"), "TEST")
+        dimse.echo(peer_of(pacs, "OTHER"), "TEST")
 
 
 # pynetdicom drops the socket of a refused connection without closing it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_nobody_there_is_said_so() -> None:
     with pytest.raises(Retryable, match="cannot be reached"):
-        scu.echo(scu.Peer("X", LOOPBACK, free_port()), "TEST")
+        dimse.echo(dimse.Peer("X", LOOPBACK, free_port()), "TEST")
 
 
 def test_not_dicom_is_said_so(tmp_path: Path) -> None:
@@ -54,8 +53,8 @@ def test_not_dicom_is_said_so(tmp_path: Path) -> None:
 
 
 def test_peers_are_read_from_text() -> None:
-    assert scu.parse_peer("ORTHANC@127.0.0.1:4242") == scu.Peer("ORTHANC", "127.0.0.1", 4242)
-    assert scu.parse_peer("A@[::1]:104").host == "::1"
+    assert dimse.parse_peer("ORTHANC@127.0.0.1:4242") == dimse.Peer("ORTHANC", "127.0.0.1", 4242)
+    assert dimse.parse_peer("A@[::1]:104").host == "::1"
     for wrong in ("ORTHANC", "A@host", "A@host:0", "@host:104", "SEVENTEENLETTERSX@host:104"):
         with pytest.raises(DaemonError, match="peer:"):
-            scu.parse_peer(wrong)
+            dimse.parse_peer(wrong)

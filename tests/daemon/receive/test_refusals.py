@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from daemon.observe.audit import AuditLog
-from daemon.receive import refusals as receiver_refusals
+from daemon.receive import refusals
 from daemon.receive.refusals import LINES, RefusalLog
 from daemon.receive.store import TOO_MANY
 
@@ -14,7 +14,7 @@ def lines(folder):
 
 def test_strangers_by_the_thousand_make_sixty_lines_a_minute(tmp_path, monkeypatch):
     now = 1000.0
-    monkeypatch.setattr(receiver_refusals.time, "monotonic", lambda: now)
+    monkeypatch.setattr(refusals.time, "monotonic", lambda: now)
     log = RefusalLog(AuditLog(tmp_path))
     for number in range(1000):
         log.association(TOO_MANY, calling_aet=f"S{number}", called_aet="US", peer="192.0.2.1")
