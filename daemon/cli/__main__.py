@@ -1,6 +1,56 @@
-"""`python -m daemon.cli`: for torchrun, and where the installed command is not on the path."""
+"""The entry point: an error that was foreseen becomes one line and an exit code, never a traceback.
 
-from daemon.cli.app import main
+The commands are imported in here, so that an interrupt while they load is a line, too.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C: 128 and the signal's number, as shells have it."""
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output (`| head`) has enough; Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _run() -> None:
+    from daemon.cli.app import FORESEEN, app
+    from daemon.cli.faults import fault_line
+    from daemon.errors import ConfigurationError
+
+    try:
+        app()
+    except BrokenPipeError:
+        raise
+    except ConfigurationError as error:
+        _say(str(error))
+        sys.exit(2)
+    except FORESEEN as error:
+        _say(str(error))
+        sys.exit(1)
+    except Exception as error:
+        line = fault_line(error)
+        if line is None:
+            raise
+        _say(line)
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"braingemma: {text}\n")
+
 
 if __name__ == "__main__":
     main()

@@ -11,15 +11,16 @@ from typing import Annotated, Any
 
 import sqlalchemy as sa
 import typer
-from rich.table import Table
 
 from daemon.assemble import index
-from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages
+from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, print_table
 from daemon.config.load import load_settings
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database, open_index
+from daemon.database.tables import JobState
 from daemon.errors import DaemonError
 from daemon.jobs.files import JobFiles, LocalFiles
+from daemon.jobs.overview import jobs_page
 from daemon.jobs.reviews import all_reviews
 from daemon.jobs.shared_files import SharedFiles
 from daemon.jobs.store import JobStore
@@ -51,17 +52,27 @@ def _when(seconds: float) -> str:
 
 
 @jobs_app.command("list")
-def jobs_list(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def jobs_list(
+    state: Annotated[
+        list[JobState] | None, typer.Option(help="Only jobs of this state; may be repeated.", show_default="all")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 1000,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List the jobs, newest first."""
-    _, _, store = _store(config)
-    jobs = store.recent()
+    _, engine, _ = _store(config)
+    jobs = jobs_page(engine, state or tuple(JobState), limit=limit)
     if as_json:
         emit_json([job.to_json() for job in jobs])
         return
-    table = Table("job", "state", "step", "progress", "created", "reason", box=None)
-    for job in jobs:
-        table.add_row(job.job_id, str(job.state), job.step, job.progress, _when(job.created), job.reason[:100])
-    data.print(table if jobs else "no jobs")
+    if not jobs:
+        data.print("no jobs")
+        return
+    print_table(
+        ("job", "state", "step", "progress", "created", "reason"),
+        [(j.job_id, str(j.state), j.step, j.progress, _when(j.created), j.reason) for j in jobs],
+    )
 
 
 @jobs_app.command("show")
@@ -83,11 +94,14 @@ def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = Fa
         data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
     for verdict in verdicts:
         data.print(f"series {verdict.series_uid}: {verdict.verdict}")
-    table = Table("destination", "kind", "file", "state", "status", "confirmed by", "attempts", "reason", box=None)
-    for d in deliveries:
-        table.add_row(d.destination, d.kind, d.file, str(d.state), d.status, d.confirmed, str(d.attempts), d.reason)
     if deliveries:
-        data.print(table)
+        print_table(
+            ("destination", "kind", "file", "state", "status", "confirmed by", "attempts", "reason"),
+            [
+                (d.destination, d.kind, d.file, str(d.state), d.status, d.confirmed, str(d.attempts), d.reason)
+                for d in deliveries
+            ],
+        )
 
 
 @jobs_app.command("why")
@@ -117,6 +131,7 @@ def jobs_retry(
         bool, typer.Option("--anew", help="Report the study again with the weights and settings of now.")
     ] = False,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Start a job that failed, was cancelled or was set aside again; results that exist are only delivered again.
 
@@ -128,15 +143,22 @@ def jobs_retry(
     else:
         started = actions.retry(store, engine, job_id)
     _audit(settings, "retried", job=job_id, what=started)
-    messages.print(f"queued again: {started}", markup=False)
+    if as_json:
+        emit_json({"job": job_id, "queued": started})
+    else:
+        messages.print(f"queued again: {started}", markup=False)
 
 
 @jobs_app.command("cancel")
-def jobs_cancel(job_id: str, config: ConfigOption = None) -> None:
+def jobs_cancel(job_id: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Cancel a job that has not ended."""
     settings, _, store = _store(config)
     actions.cancel(store, job_id)
     _audit(settings, "cancelled", job=job_id)
+    if as_json:
+        emit_json({"job": job_id, "state": str(JobState.CANCELLED)})
+    else:
+        messages.print(f"cancelled: {job_id}", markup=False)
 
 
 @jobs_app.command("reviews")

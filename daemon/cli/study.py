@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from daemon.cli.faults import writing_to
 from daemon.cli.terminal import ConfigOption, JsonOption, WeightsOption, data, emit_json, messages, working
 from daemon.config.load import load_settings
 from daemon.config.sections import Explain, Model
@@ -23,7 +24,7 @@ def demo(
     from daemon.jobs.report import finding_line
     from daemon.trial.demo import demo as run
 
-    with working("loading") as say:
+    with writing_to(out), working("loading") as say:
         result = run(out, pacs=pacs, keep=keep, say=say)
     folder = result.folder
     data.print(folder.report_text.read_text(encoding="utf-8"))
@@ -62,7 +63,7 @@ def process(
             "explain": Explain.model_validate({**settings.explain.model_dump(), **explained}),
         }
     )
-    with working("loading") as say:
+    with writing_to(out), working("loading") as say:
         from daemon.pipeline.process import process as run
 
         folder = run(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,10 +12,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from daemon.config.load import find_configuration
+
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 data = Console(highlight=False, soft_wrap=True, markup=False)
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="Configuration, TOML.", show_default=False)]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        "-c",
+        help="Configuration, TOML [BRAINGEMMA_CONFIG, ./braingemma.toml, the user's, /etc/braingemma/braingemma.toml].",
+        show_default=False,
+        callback=find_configuration,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 WeightsOption = Annotated[str | None, typer.Option(help="`demo`, a folder, or a hub id.", show_default="demo")]
 
@@ -23,6 +34,14 @@ WeightsOption = Annotated[str | None, typer.Option(help="`demo`, a folder, or a 
 def emit_json(value: Any) -> None:
     """Print data as JSON."""
     sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns side by side, never cut nor wrapped: a line stays a line also through a pipe."""
+    lines = [columns, *rows]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
+    for line in lines:
+        data.print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 @contextmanager

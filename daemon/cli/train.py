@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
+from daemon.cli.faults import writing_to
 from daemon.cli.terminal import JsonOption, data, emit_json, messages, working
 from training.evaluation import judge
 from training.settings import load_settings
@@ -29,7 +30,7 @@ def train_demo(
     """Make the demo weights from nothing: phantoms, language, grounding, projector, adapters."""
     from braingemma.checkpoint.weights import DEMO_FOLDER
 
-    with working("starting") as say:
+    with writing_to(out), working("starting") as say:
         from training import demo
 
         def progress(phase: str, step: int, total: int, losses: dict[str, float]) -> None:
@@ -77,7 +78,7 @@ def train_all(config: PhaseConfig = "card", out: OutOption = Path("runs/card")) 
 def _train(names: list[str], config: str, out: Path) -> None:
     from training.phases import run
 
-    with training_progress() as (say, progress):
+    with writing_to(out), training_progress() as (say, progress):
         settings = load_settings(config)
         run.train_phases(settings, out, names or [phase.name for phase in settings.phases], progress, say)
     data.print(str(out / "weights"))
@@ -121,7 +122,7 @@ def train_ablation(
     """After each phase, Perceiver against the published pooling: same data, same budget; under two hours."""
     from training.evaluation.ablation import run_ablation
 
-    with training_progress() as (say, progress):
+    with writing_to(out), training_progress() as (say, progress):
         run_ablation(load_settings(config), out, seeds=seeds, count=count, progress=progress, say=say)
     data.print((out / "ablation.md").read_text())
 
@@ -192,7 +193,7 @@ def evaluate(
         baseline=baseline,
         trust_remote_code=trust_remote_code,
     )
-    with working("loading") as say:
+    with writing_to(out), working("loading") as say:
         judge.evaluate(judged, out, say, flip=flip)
     if as_json:
         sys.stdout.write((out / "evaluation.json").read_text())
@@ -214,7 +215,7 @@ def phantom(
     def as_series(folder: Path) -> None:
         write_series(folder / "flair.nii.gz", folder / "dicom", overrides={"PatientID": folder.name})
 
-    with working("drawing") as say:
+    with writing_to(out), working("drawing") as say:
         folders = phantoms(out, count, seed, say, as_series if dicom else None)
     if as_json:
         emit_json([str(folder) for folder in folders])

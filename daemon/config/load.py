@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import tomllib
@@ -9,16 +10,39 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, TomlConfigSettingsSource
 
-from daemon.config.sections import ENVIRONMENT_PREFIX, Settings
+from daemon.config.sections import ENVIRONMENT_PREFIX, Settings, section_of
 from daemon.errors import ConfigurationError
 
 
 def without_password(url: str) -> str:
     """A database's URL as it may be shown."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+
+
+PATH_VARIABLE = "BRAINGEMMA_CONFIG"
+"""Environment variable that names the configuration file."""
+
+
+def find_configuration(path: Path | None = None) -> Path | None:
+    """The configuration file that counts: the first of those that are named or there.
+
+    Args:
+        path: As given on the command line; it counts even where no file is there, so that a typing error is noticed.
+
+    Returns:
+        `path`; else what `BRAINGEMMA_CONFIG` names; else `./braingemma.toml`, the user's
+        (`$XDG_CONFIG_HOME/braingemma/braingemma.toml`) or `/etc/braingemma/braingemma.toml`; None where there is none.
+    """
+    if path is not None:
+        return path
+    if named := os.environ.get(PATH_VARIABLE, ""):
+        return Path(named)
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+    places = (Path("braingemma.toml"), home / "braingemma/braingemma.toml", Path("/etc/braingemma/braingemma.toml"))
+    return next((place for place in places if place.is_file()), None)
 
 
 def load_settings(path: Path | None = None) -> Settings:
@@ -53,6 +77,8 @@ def load_settings(path: Path | None = None) -> Settings:
         return FileSettings()
     except ValidationError as error:
         raise ConfigurationError("\n".join(_faults(error, path))) from error
+    except OSError as error:
+        raise ConfigurationError(f"configuration: {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # TOML that cannot be parsed, or JSON in an environment variable
         raise ConfigurationError(f"configuration: {path or 'environment'}: {error}") from error
 
@@ -66,7 +92,21 @@ def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:
         secret = fault["loc"][:1] in (("web",), ("engine",)) or (
             fault["loc"][:1] == ("destinations",) and (isinstance(value, dict) or "port" not in fault["loc"])
         )
-        yield f"{source}: {where}: {fault['msg']}" + ("" if secret else f" (got {value!r:.80})")
+        meant = _meant(fault["loc"]) if fault["type"] == "extra_forbidden" else ""
+        yield f"{source}: {where}: {fault['msg']}{meant}" + ("" if secret else f" (got {value!r:.80})")
+
+
+def _meant(place: tuple[int | str, ...]) -> str:
+    """The known key that an unknown one is most like, in words."""
+    known: type[BaseModel] = Settings
+    for part in place[:-1]:
+        if isinstance(part, str):
+            nested = section_of(known.model_fields[part].annotation)
+            if nested is None:
+                return ""
+            known = nested
+    near = difflib.get_close_matches(str(place[-1]), known.model_fields, n=1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 def origins(settings: Settings, path: Path | None) -> list[tuple[str, Any, str]]:

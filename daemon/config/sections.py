@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -50,6 +50,13 @@ class Section(BaseModel):
     """Base of all sections: immutable, unknown keys are faults."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
+
+
+def section_of(annotation: Any) -> type[Section] | None:
+    """The section within the annotation of a key, such as `tuple[Destination, ...]` or `Tls | None`; None: a value."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := section_of(part)) is not None), None)
 
 
 class Tls(Section):

@@ -159,14 +159,17 @@ def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callab
         Retryable: it cannot be reached, refuses, aborts, or shows no certificate that we trust.
     """
     connected: list[evt.Event] = []
-    association = ae.associate(
-        peer.host,
-        peer.port,
-        ae_title=peer.ae_title,
-        max_pdu=0,
-        tls_args=None if peer.tls is None else (_tls_context(peer.tls), peer.host),
-        evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
-    )
+    try:
+        association = ae.associate(
+            peer.host,
+            peer.port,
+            ae_title=peer.ae_title,
+            max_pdu=0,
+            tls_args=None if peer.tls is None else (_tls_context(peer.tls), peer.host),
+            evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
+        )
+    except (OSError, UnicodeError) as error:  # a name that does not resolve, or that cannot be one
+        raise Retryable(f"{peer} cannot be reached: {peer.host}: {error}: check the name and the network") from error
     if association.is_established:
         return association
     if association.is_rejected:

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.config.load import load_settings, origins
+from daemon.config.load import find_configuration, load_settings, origins
 from daemon.config.sections import Settings
+from daemon.config.template import configuration_template
 from daemon.errors import ConfigurationError
 
 
@@ -100,3 +101,41 @@ def test_destination_names_are_unique(tmp_path: Path) -> None:
 def test_loopback_is_recognised(host: str, expected: bool) -> None:
     settings = Settings.model_validate({"destinations": [{"name": "d", "ae_title": "A", "host": host, "port": 104}]})
     assert settings.destinations[0].is_loopback is expected
+
+
+def test_a_new_file_gives_the_defaults_and_names_every_key(tmp_path: Path) -> None:
+    text = configuration_template()
+    assert load_settings(write(tmp_path, text)).model_dump() == load_settings().model_dump()
+    for section, field in Settings.model_fields.items():
+        assert f"[{section}]" in text
+        for key in getattr(field.annotation, "model_fields", {}):
+            assert f"# {key} = " in text
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("[listener]\nprot = 3\n", "port"),
+        ("[listner]\nport = 3\n", "listener"),
+        ('[[destinations]]\nname = "p"\nae_titel = "A"\nhost = "h"\nport = 1\n', "ae_title"),
+    ],
+)
+def test_an_unknown_key_says_which_one_was_meant(tmp_path: Path, text: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"did you mean {meant}"):
+        load_settings(write(tmp_path, text))
+
+
+def test_the_configuration_is_found_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, home = tmp_path / "here", tmp_path / "home"
+    (home / "braingemma").mkdir(parents=True)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    monkeypatch.delenv("BRAINGEMMA_CONFIG", raising=False)
+    user = write(home / "braingemma", "")
+    assert find_configuration() == user
+    write(here, "")
+    assert find_configuration() == Path("braingemma.toml")
+    monkeypatch.setenv("BRAINGEMMA_CONFIG", str(tmp_path / "named.toml"))
+    assert find_configuration() == tmp_path / "named.toml"  # not there: loading it says so
+    assert find_configuration(user) == user
