@@ -17,7 +17,8 @@ from daemon.config.data_folder import STATUS_FILE
 from daemon.config.load import load_settings
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import FINAL_STATES
-from daemon.deliver import dimse, outgoing
+from daemon.deliver.dimse import DimseClient, Peer
+from daemon.deliver.outgoing import Outgoing
 from daemon.errors import DaemonError
 from daemon.jobs.store import Job, JobStore
 from daemon.trial.pacs import LOOPBACK
@@ -89,10 +90,10 @@ class TrialService:
         raise DaemonError(f"the daemon did not listen within {START_SECONDS} s; its log ends:\n{tail}")
 
     @property
-    def peer(self) -> dimse.Peer:
+    def peer(self) -> Peer:
         """Where to send to."""
         status = json.loads((self.data / STATUS_FILE).read_text())
-        return dimse.Peer(self.settings.listener.ae_title, LOOPBACK, status["dicom_port"])
+        return Peer(self.settings.listener.ae_title, LOOPBACK, status["dicom_port"])
 
     @property
     def web_url(self) -> str:
@@ -117,7 +118,7 @@ class TrialService:
         Raises:
             DaemonError: one of them was not stored.
         """
-        outcomes = dimse.store([outgoing.Outgoing.read(f) for f in files], self.peer, calling_aet)
+        outcomes = DimseClient(self.peer, calling_aet).store([Outgoing.read(f) for f in files])
         failed = [o for o in outcomes if not o.stored]
         if failed:
             raise DaemonError(f"{len(failed)} of {len(outcomes)} instances not stored: {failed[0].reason}")

@@ -15,7 +15,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from daemon.database.tables import JobState
-from daemon.deliver import dimse
+from daemon.deliver.dimse import DimseClient
 from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService, toml
 from daemon.trial.pacs import EmbeddedPacs
@@ -55,7 +55,7 @@ def test_a_study_comes_back_as_report_and_overlay(
     service: TrialService, pacs: EmbeddedPacs, study: list[Path], tmp_path: Path
 ) -> None:
     service.start()
-    dimse.echo(service.peer, "SENDER")
+    DimseClient(service.peer, "SENDER").echo()
     t1 = write_series(
         make_phantom(900_002, spacing=(4.0, 4.0, 6.0)).volume,
         tmp_path / "t1",
