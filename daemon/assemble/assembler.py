@@ -31,6 +31,7 @@ from daemon.assemble.arrival import ARRIVAL_FILE, PART_OF, Arrival, Row, arrival
 from daemon.assemble.follower import SegmentFollower
 from daemon.assemble.gaps import TAGS, Gap, find_gaps
 from daemon.assemble.part10 import MR_IMAGE, DamagedInstance, read_header, read_instance, sync_files, write_instance
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import upsert
 from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
@@ -58,9 +59,8 @@ class Assembler:
     """Follows the spool and submits complete studies.
 
     Args:
-        settings: The whole configuration.
+        settings: The whole configuration; spool and jobs lie in its data folder.
         engine: The daemon's database; its tables exist.
-        folder: The daemon's data folder.
         submit: Gives an arrival to the pipeline; may be called again with the same one. Raises Retryable where it
             should be called again later.
         own_result: Whether a data set is one of our own results.
@@ -69,7 +69,6 @@ class Assembler:
 
     settings: Settings
     engine: sa.Engine
-    folder: Path
     submit: Submit
     waiting: Callable[[], int] = lambda: 0
     own_result: Callable[[Dataset], bool] = is_own_result
@@ -81,17 +80,12 @@ class Assembler:
     _follower: SegmentFollower = field(init=False)
 
     def __post_init__(self) -> None:
-        self._follower = SegmentFollower(self.engine, self.spool, self.folder / "damaged", self.own_result)
+        self._follower = SegmentFollower(self.engine, self.data.spool, self.data.damaged, self.own_result)
 
     @property
-    def spool(self) -> Path:
-        """Where the receivers write."""
-        return self.folder / "spool"
-
-    @property
-    def jobs(self) -> Path:
-        """Where job folders are made."""
-        return self.folder / "jobs"
+    def data(self) -> DataFolder:
+        """Where spool and jobs are."""
+        return self.settings.data
 
     def run(self, stop: threading.Event) -> None:
         """Recover, then step until `stop` is set."""
@@ -116,9 +110,9 @@ class Assembler:
         Segments that are not fully indexed are read again from their beginning, with checksums. Job folders that the
         index does not know are taken into it. A study that was being received gets its quiet time anew.
         """
-        for folder in (self.spool, self.jobs):
+        for folder in (self.data.spool, self.data.jobs):
             make_private_folder(folder)
-        for left_over in self.jobs.glob(".draft-*"):
+        for left_over in self.data.jobs.glob(".draft-*"):
             shutil.rmtree(left_over)
         self._not_before = now
         self._adopt_job_folders()
@@ -153,7 +147,7 @@ class Assembler:
         """How many studies may be handed over; none are where the pipeline is behind, and senders are told."""
         limit = self.settings.assembly.max_waiting_jobs
         room = max(0, limit - self.waiting())
-        if set_behind(self.spool, behind=room == 0):
+        if set_behind(self.data.spool, behind=room == 0):
             if room:
                 log.info("the pipeline has caught up; associations are accepted again")
             else:
@@ -197,7 +191,7 @@ class Assembler:
         headers: dict[str, list[Dataset]] = {}
         for row in rows:
             if row.sop_class_uid == MR_IMAGE:
-                headers.setdefault(row.series_uid, []).append(read_header(self.spool, self.jobs, row, TAGS))
+                headers.setdefault(row.series_uid, []).append(read_header(self.data.spool, self.data.jobs, row, TAGS))
         return tuple(gap for uid, found in headers.items() for gap in find_gaps(uid, found))
 
     def _is_complete(self, last: float, now: float, *, receiving: bool) -> bool:
@@ -217,7 +211,7 @@ class Assembler:
                 .scalars()
                 .all()
             )
-        draft = self.jobs / f".draft-{uuid.uuid4().hex}"
+        draft = self.data.jobs / f".draft-{uuid.uuid4().hex}"
         draft.mkdir(mode=0o700)
         (draft / "input").mkdir(mode=0o700)
         try:
@@ -231,7 +225,7 @@ class Assembler:
             arrival = arrival_record(job_id, study_uid, supersedes, now, rows, files, gaps)
             write_json(draft / ARRIVAL_FILE, arrival)
             sync_files(draft / "input")
-            self._publish(draft, self.jobs / job_id)
+            self._publish(draft, self.data.jobs / job_id)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self._note_arrival(arrival, files)
@@ -245,12 +239,12 @@ class Assembler:
         for number, row in enumerate(rows, start=1):
             name = f"{number:06d}.dcm"
             if row.state == InstanceState.HANDED_OVER and _link(
-                self.jobs / row.job_id / "input" / row.file, folder / name
+                self.data.jobs / row.job_id / "input" / row.file, folder / name
             ):
                 files[name] = row
                 continue
             try:
-                write_instance(folder / name, row, read_instance(self.spool, row))
+                write_instance(folder / name, row, read_instance(self.data.spool, row))
                 files[name] = row
             except DamagedInstance as error:
                 log.warning("instance %s of study %s is lost: %s", tag(row.sop_uid), tag(row.study_uid), error)
@@ -267,8 +261,8 @@ class Assembler:
                 )
 
     def _keep_conflicts(self) -> None:
-        """Write instances whose UID another instance has already into `<folder>/conflicts`."""
-        aside = self.folder / "conflicts"
+        """Write instances whose UID another instance has already into the data folder's `conflicts`."""
+        aside = self.data.conflicts
         with self.engine.connect() as connection:
             rows = connection.execute(
                 sa.select(INSTANCES).where(INSTANCES.c.state == InstanceState.CONFLICT.value, INSTANCES.c.file == "")
@@ -277,7 +271,7 @@ class Assembler:
             make_private_folder(aside)
             path = aside / f"{row.sop_uid}.{row.sha256[:16]}.dcm"
             try:
-                write_instance(path, row, read_instance(self.spool, row))
+                write_instance(path, row, read_instance(self.data.spool, row))
             except OSError as error:
                 log.warning("conflicting instance %s stays in the spool: %s", tag(row.sop_uid), error)
                 return
@@ -298,7 +292,7 @@ class Assembler:
         sync_folder(draft)
         if not final.exists():  # otherwise a crash came between this and the index: same name, same content
             draft.rename(final)
-        sync_folder(self.jobs)
+        sync_folder(self.data.jobs)
 
     def _note_arrival(self, arrival: dict[str, Any], files: dict[str, Row]) -> None:
         with self.engine.begin() as connection:
@@ -327,7 +321,7 @@ class Assembler:
         submitted = []
         for row in waiting:
             try:
-                arrival = read_arrival(self.jobs / row.job_id)
+                arrival = read_arrival(self.data.jobs / row.job_id)
             except FileNotFoundError:
                 log.warning("job %s was deleted before the pipeline took it", row.job_id)
                 self._note_submitted(row.job_id)
@@ -349,7 +343,9 @@ class Assembler:
         """Take job folders into the index that it does not know: it was lost, or a crash came in between."""
         with self.engine.begin() as connection:
             known = set(connection.execute(sa.select(ARRIVALS.c.job_id)).scalars())
-            found = [read_json(path) for path in self.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known]
+            found = [
+                read_json(path) for path in self.data.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known
+            ]
             found = [arrival for arrival in found if PART_OF not in arrival]  # made of a job, not of what was received
             for arrival in sorted(found, key=lambda entry: float(entry["completed"])):
                 self._insert_arrival(connection, arrival)

@@ -107,12 +107,11 @@ class Receivers:
             _close(child)
 
 
-def start_receivers(settings: Settings, folder: Path) -> Receivers:
+def start_receivers(settings: Settings) -> Receivers:
     """Bind the listening socket and start the receiver processes.
 
     Args:
-        settings: The whole configuration.
-        folder: The daemon's data folder; segments go to `<folder>/spool`.
+        settings: The whole configuration; segments go to the spool in its data folder.
 
     Raises:
         ConfigurationError: the address cannot be bound, or the TLS files cannot be used.
@@ -124,12 +123,11 @@ def start_receivers(settings: Settings, folder: Path) -> Receivers:
     except OSError as error:
         raise ConfigurationError(f"listener.tls: {error}") from error
     listening = _bind(listener)
-    spool = folder / "spool"
-    make_private_folder(spool)
+    make_private_folder(settings.data.spool)
     order = Order(
         listener=listener,
-        spool=spool,
-        audit=folder / "audit",
+        spool=settings.data.spool,
+        audit=settings.data.audit,
         min_free_bytes=int(settings.storage.min_free_gb * _GIB),
         socket=listening.fileno(),
         log_format=settings.log.format,

@@ -216,7 +216,7 @@ def _database(settings: Settings) -> Iterator[Check]:
     if not url:
         yield Check("database", True, f"SQLite {sqlite3.sqlite_version} in the data folder")
         return
-    engine = make_engine(database_url(url, settings.storage.folder))
+    engine = make_engine(database_url(url, settings.data))
     try:
         with engine.connect() as connection:
             version = connection.execute(sa.text("SHOW server_version")).scalar_one()
@@ -271,9 +271,7 @@ def _can_bind(name: str, settings: Settings, host: str, port: int) -> Check:
 
 def _running_service(settings: Settings) -> int | None:
     """Process of the service that works in the data folder; None where none does."""
-    from daemon.config.data_folder import STATUS_FILE
-
-    status = settings.storage.folder / STATUS_FILE
+    status = settings.data.status
     pid = int(read_json(status)["pid"]) if status.exists() else 0
     return pid if pid and psutil.pid_exists(pid) else None
 

@@ -125,7 +125,7 @@ class Bench:
 
     def new_assembler(self) -> Assembler:
         """As after a restart of the daemon."""
-        assembler = Assembler(self.settings, self.engine, self.folder, self.arrivals.append)
+        assembler = Assembler(self.settings, self.engine, self.arrivals.append)
         assembler.recover(0.0)
         return assembler
 

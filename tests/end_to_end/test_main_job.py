@@ -70,7 +70,7 @@ def test_a_study_comes_back_as_report_and_overlay(
     assert job.state is JobState.DONE, job.reason
     assert_one_result(pacs, study)
     assert set(job.timings) >= {"select", "convert", "report", "explain", "encode"}
-    folder = Path(job.folder)
+    folder = service.folder_of(job).root
     for name in ("report.txt", "report.json", "report.html", "volume_ras.nii.gz", "explain/overlay_slices.png"):
         assert (folder / name).stat().st_size > 0
     report = json.loads((folder / "report.json").read_text())
