@@ -36,7 +36,7 @@ POLL_SECONDS = 0.2
 
 
 def check_weights(settings: Settings) -> WeightsInfo:
-    """Which weights will speak, and whether they may be heard outside this machine.
+    """The configured weights, which must be fit for the configured destinations.
 
     Raises:
         ConfigurationError: weights trained on synthetic images only would send to another machine.

@@ -28,8 +28,10 @@ from daemon.files import Buffer
 SEGMENT_MAGIC = b"BG3D spool\n"
 RECORD_MAGIC = b"\xb6G3R"
 BLOCK_BYTES = 4096
-_HEADER = struct.Struct("<4sB3xIQI")  # magic, kind, length of the JSON, length of the data set, its CRC-32
-_CRC = struct.Struct("<I")  # over header and JSON
+_HEADER = struct.Struct("<4sB3xIQI")
+"""Magic, kind, length of the JSON, length of the data set, its CRC-32."""
+_CRC = struct.Struct("<I")
+"""CRC-32 over header and JSON."""
 HEADER_BYTES = _HEADER.size + _CRC.size
 MAX_META_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
