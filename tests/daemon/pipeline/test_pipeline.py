@@ -26,9 +26,10 @@ from daemon.pipeline import workflow
 from daemon.jobs.files import LocalFiles
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
-from daemon.jobs.store import FINAL_STATES, JobStore
+from daemon.database.tables import FINAL_STATES
+from daemon.jobs.store import JobStore
 from daemon.engine.identifiers import EXECUTOR_ID
-from daemon.service.serve import launch_engine
+from daemon.service.wiring import launch_engine
 
 folder, error, dies = Path(sys.argv[1]), getattr(errors, sys.argv[2]), sys.argv[3] == "dies"
 
