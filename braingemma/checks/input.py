@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from braingemma.checks.appearance import Appearance, measure_appearance
 from braingemma.checks.domain import Domain
-from braingemma.volume.brain import Mask, find_brain
+from braingemma.volume.brain import BrainMask, Mask, above_background, find_brain
 from braingemma.volume.resampling import Volume
 
 Float = npt.NDArray[np.float64]
@@ -77,12 +77,13 @@ class _Picture:
     appearance: Appearance | None
 
 
-def check_input(path: str | Path, domain: Domain | None = None) -> tuple[Check, ...]:
+def check_input(path: str | Path, domain: Domain | None = None, brain: BrainMask | None = None) -> tuple[Check, ...]:
     """Check a NIfTI volume that `prepare_volume` has accepted.
 
     Args:
         path: The volume; its header says the orientation.
         domain: What the weights were trained on; None: not known.
+        brain: Where the brain is, on the volume's grid in nibabel's canonical order; None: it is looked for.
 
     Returns:
         One for each of `NAMES`; without a brain, only the first.
@@ -90,37 +91,39 @@ def check_input(path: str | Path, domain: Domain | None = None) -> tuple[Check, 
     canonical = nibabel.as_closest_canonical(nibabel.load(path))
     volume = np.asarray(canonical.get_fdata(dtype=np.float32, caching="unchanged"))
     axes = np.asarray(canonical.affine, dtype=np.float64)[:3, :3]
-    picture = _measure(volume, axes)
-    brain = _brain_check(picture)
-    if picture is None or not brain.passed:
-        return (brain,)
+    picture = _measure(volume, axes, brain)
+    found = _brain_check(picture)
+    if picture is None or not found.passed:
+        return (found,)
     coverage = _coverage_check(picture)
     contrast = _contrast_check(picture, whole=bool(coverage.passed))
-    return (brain, coverage, _noise_check(picture), contrast, _domain_check(picture, domain))
+    return (found, coverage, _noise_check(picture), contrast, _domain_check(picture, domain))
 
 
-def picture_features(volume: Volume, axes: Float) -> dict[str, float] | None:
+def picture_features(volume: Volume, axes: Float, brain: BrainMask | None = None) -> dict[str, float] | None:
     """What a `Domain` is made of; None where there is no brain, or none that fits the standard brain.
 
     Args:
         volume: (X, Y, Z), axes in RAS order, finite.
         axes: (3, 3), columns are the voxel axes in RAS mm.
+        brain: Where the brain is; None: it is looked for.
     """
-    picture = _measure(volume, axes)
+    picture = _measure(volume, axes, brain)
     return _features(picture) if picture is not None and _brain_check(picture).passed else None
 
 
-def _measure(volume: Volume, axes: Float) -> _Picture | None:
-    brain = find_brain(volume, np.linalg.norm(axes, axis=0))
+def _measure(volume: Volume, axes: Float, brain: BrainMask | None) -> _Picture | None:
+    brain = brain or find_brain(volume, np.linalg.norm(axes, axis=0))
     if brain is None:
         return None
+    above = above_background(volume)
     plausible = BRAIN_ML[0] <= brain.volume_ml <= BRAIN_ML[1]
     return _Picture(
         axes=axes,
         mask=brain.mask,
         volume_ml=brain.volume_ml,
-        noise=noise_share(volume, brain.mask),
-        appearance=measure_appearance(volume, brain.mask, axes) if plausible else None,
+        noise=noise_share(above, brain.mask),
+        appearance=measure_appearance(above, brain.mask, axes) if plausible else None,
     )
 
 

@@ -16,12 +16,15 @@ from scipy import ndimage
 from braingemma.explain.supervoxels import BrainBox, site_of
 from braingemma.findings.vocabulary import SITES, Finding, Laterality
 from braingemma.volume.preprocess import PreparedVolume
+from braingemma.volume.resampling import resample_whole
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
 #: Patches below this share of lesion count as background.
 LEAST_SHARE: Final = 0.2
+#: Patches of which less than this share is brain lie outside it.
+LEAST_BRAIN: Final = 0.1
 #: A map that reaches this somewhere shows a lesion; one that stays below `UNLIKELY` shows none.
 LIKELY: Final = 0.5
 UNLIKELY: Final = 0.15
@@ -156,10 +159,26 @@ def grounding_on_grid(grounding: Float32, grid: tuple[int, ...], grid_affine: Fl
     )
 
 
+def lesion_map(model: Any, prepared: PreparedVolume) -> Float32 | None:
+    """The lesion share of each patch (d, h, w) of a prepared volume, 0 outside the brain.
+
+    Returns:
+        None where the weights have no grounding head.
+    """
+    patches = model.ground(prepared.tensor.to(model.compute_device))
+    return None if patches is None else within_brain(patches[0].float().cpu().numpy(), prepared)
+
+
+def within_brain(patches: Float32, prepared: PreparedVolume) -> Float32:
+    """The map (d, h, w) with 0 in each patch that holds hardly any brain: scalp and orbits have no lesion."""
+    # Patches divide the grid evenly, see `BrainGemma3D.ground`; their edges may fall between voxels.
+    share = resample_whole(prepared.foreground.astype(np.float32), patches.shape)
+    return np.where(share >= LEAST_BRAIN, patches, np.float32(0)).astype(np.float32)
+
+
 def grounding_on(image: nib.Nifti1Image, model: Any, prepared: PreparedVolume) -> Float32 | None:
     """The model's lesion map on the RAS volume's grid; None where the weights have no grounding head."""
-    patches = model.ground(prepared.tensor.to(model.compute_device))
-    if patches is None:
+    values = lesion_map(model, prepared)
+    if values is None:
         return None
-    values = patches[0].float().cpu().numpy()
     return grounding_on_grid(values, tuple(prepared.tensor.shape[2:]), prepared.grid_affine, image)

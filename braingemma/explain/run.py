@@ -27,6 +27,7 @@ from braingemma.explain.perturbation import Progress, ScoringSettings
 from braingemma.explain.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
 from braingemma.explain.supervoxels import Supervoxels, segment
 from braingemma.explain.targets import ALL_FINDINGS, ModelScorer, plan_targets, present_spans
+from braingemma.volume.brain import BrainMask
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 
 BATCH_VOXELS = 2**23
@@ -62,13 +63,14 @@ def explain_report(
         prompt: None: the prompt of the weights.
         scoring: Batches, progress, cancelling.
     """
-    supervoxels = segment(np.asarray(image.dataobj, dtype=np.float32), image.affine, settings.segments)
+    volume = np.asarray(image.dataobj, dtype=np.float32)
+    supervoxels = segment(volume, image.affine, settings.segments, prepared.brain)
     plan = plan_targets(report, model.tokenizer, settings.target, contrast=settings.contrast)
     if not plan.targets:
         return _nothing_to_explain(supervoxels, settings)
-    volume = prepared.tensor.to(model.compute_device)
+    tensor = prepared.tensor.to(model.compute_device)
     scorer = ModelScorer(model, plan, prompt)
-    found = explain_prepared(supervoxels, volume, prepared.grid_affine, scorer, settings, plan.targets, scoring)
+    found = explain_prepared(supervoxels, tensor, prepared.grid_affine, scorer, settings, plan.targets, scoring)
     return replace(found, finding_present=bool(present_spans(report)))
 
 
@@ -90,6 +92,7 @@ def run_interpretability(
     contrast: bool = True,
     batch_size: int | None = None,
     banner: str | None = None,
+    brain: BrainMask | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> tuple[Float, Float32]:
@@ -117,6 +120,7 @@ def run_interpretability(
         contrast: Add "side" to the weights of each supervoxel where the report states one side.
         batch_size: Perturbed volumes in memory at once; None: `default_batch_size` of the model's grid.
         banner: What must be said about the weights in each picture; None: the weights' own.
+        brain: Where the brain is, on the RAS volume's grid; None: it is looked for.
         progress: Called with (volumes scored, volumes planned).
         cancelled: Asked before each batch; True raises `ExplainCancelled` and nothing is written.
 
@@ -130,7 +134,7 @@ def run_interpretability(
     """
     at_once = default_batch_size(model.config.grid) if batch_size is None else batch_size
     settings = ExplainSettings(method, lime_samples, n_segments, seed, replacement, target, contrast, at_once)
-    prepared = prepare_volume(mri_path, model.config)
+    prepared = prepare_volume(mri_path, model.config, brain=brain)
     image = _ras_image(Path(mri_path))
     scoring = ScoringSettings(at_once, progress, cancelled)
     found = explain_report(model, image, prepared, report, settings, prompt=prompt, scoring=scoring)

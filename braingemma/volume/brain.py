@@ -1,39 +1,36 @@
-"""Where the brain is in a FLAIR volume: classical image processing, nothing learned, nothing downloaded.
+"""Where the brain is in a FLAIR volume: one mask that everything else uses.
 
-On FLAIR the brain is the largest bright body of the head; skull and cerebrospinal fluid around it are dark. So:
-threshold, peel (erosion) until scalp, eyes and neck come off, keep the largest body, grow it back, close sulci and
-ventricles (the manner of Shattuck et al., "BSE", NeuroImage 13(5), 2001). All steps are symmetric in left and right.
+The mask is that of `deepbet` (Fisch et al., Computers in Biology and Medicine, 2024): two small nets that come with the
+package and are read from disk. They were trained on T1 of adults; that they carry over to FLAIR, also around a tumour,
+was measured. Pictures that come without a skull need no extraction, and where the nets find nothing of the size of a
+brain, classical peeling takes their place.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
-from skimage.filters import threshold_otsu
 
+from braingemma.volume.peeling import coarser, lacks_skull, peel_brain
 from braingemma.volume.resampling import Float, Volume, resample_whole
 
 Mask = npt.NDArray[np.bool_]
+Method = Literal["deepbet", "peeling", "came without skull", "given"]
 
-#: Extraction works at this voxel size, mm: finer detail does not help, and costs time.
-WORKING_SPACING = 2.5
-#: Peeling radii tried in turn, mm, until what is left has the size of a brain.
-PEELING_RADII = (4.0, 5.5, 7.0, 9.0)
-#: A body that loses more than this share to the next radius (and less than half) still had eyes or muscle on it.
-SHED_SHARE = 0.025
-#: Gaps up to twice this wide (sulci, fissures) are closed, mm.
-CLOSING_RADIUS = 9.0
-#: Largest plausible brain, ml (with its fluid spaces; the 99.9th percentile of adults is below).
-LARGEST_BRAIN_ML = 2000.0
-#: A body smaller than this share of the bright tissue is debris of the peeling, not a brain.
-SMALLEST_BODY = 0.2
-#: Tissue outside the brain, as a share of all, above which the head is held to have its skull.
-SKULL_SHARE = 0.08
+#: Voxel size for which the nets were trained, mm; finer volumes are brought to it.
+NET_SPACING = 1.0
+#: What a brain, or what a cut picture holds of one, measures; anything else is a failure of the extraction, ml.
+PLAUSIBLE_ML = (200.0, 2600.0)
 #: A volume of which this share has exactly one background value may have been stripped.
 FLAT_SHARE = 0.1
+#: Masks kept, so that check, preprocessing and explanation of one volume share one extraction.
+KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -42,108 +39,23 @@ class BrainMask:
 
     Attributes:
         mask: (X, Y, Z) on the volume's grid.
-        stripped: Whether the volume had no skull to begin with; then the mask is what is not background.
+        method: How it was found; "came without skull": the mask is what is not background.
         volume_ml: Size of the mask.
     """
 
     mask: Mask
-    stripped: bool
+    method: Method
     volume_ml: float
 
+    @classmethod
+    def of(cls, mask: Mask, spacing: npt.ArrayLike, method: Method = "given") -> BrainMask:
+        """A mask (X, Y, Z) of a volume whose voxels measure `spacing` (3,), mm."""
+        return cls(mask, method, float(np.count_nonzero(mask) * np.prod(np.asarray(spacing, np.float64)) / 1000))
 
-def to_working_grid(volume: Volume, spacing: Float) -> tuple[Volume, Float]:
-    """(X, Y, Z) to about `WORKING_SPACING`, never finer than it came; also the new spacing, mm."""
-    shape = np.array(volume.shape)
-    target = np.clip(np.round(shape * spacing / WORKING_SPACING), 1, shape).astype(int)
-    return resample_whole(volume, tuple(target)), shape * spacing / target
-
-
-def _grow(mask: Mask, spacing: Float, radius: float) -> Mask:
-    """All voxels within `radius` mm of the mask."""
-    return np.asarray(ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius)
-
-
-def _depth(mask: Mask, spacing: Float) -> Float:
-    """How far inside the mask each voxel lies, mm; the border of the field of view is no edge."""
-    return np.asarray(ndimage.distance_transform_edt(mask, sampling=spacing))
-
-
-def _largest(mask: Mask) -> Mask:
-    """The largest connected body."""
-    labels, count = ndimage.label(mask)
-    if count <= 1:
-        return mask
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.asarray(labels == sizes.argmax())
-
-
-def _close(mask: Mask, spacing: Float, radius: float) -> Mask:
-    """Close gaps and holes, with room around the volume so that its border does not eat into the brain."""
-    room = [int(np.ceil(radius / s)) + 1 for s in spacing]
-    padded = np.pad(mask, [(r, r) for r in room])
-    closed = _depth(_grow(padded, spacing, radius), spacing) > radius
-    inner = closed[tuple(slice(r, -r) for r in room)]
-    return np.asarray(ndimage.binary_fill_holes(inner | mask))
-
-
-def _body(bright: Mask, depth: Float, spacing: Float, radius: float) -> Mask:
-    """What is left of the bright tissue, `depth` mm deep at each voxel, after peeling and growing back."""
-    core = _largest(np.asarray(depth > radius))
-    return np.asarray(bright & _grow(core, spacing, radius + WORKING_SPACING / 2))
-
-
-def _brain_of(coarse: Volume, spacing: Float) -> Mask:
-    """The brain on the working grid."""
-    smooth = ndimage.gaussian_filter(coarse, 0.5)
-    head = smooth[smooth > threshold_otsu(smooth) * 0.25]
-    threshold = 0.55 * float(np.percentile(head, 75))
-    bright = np.asarray(smooth > threshold)
-    voxel_ml = float(np.prod(spacing)) / 1000
-    depth = _depth(bright, spacing)
-    brain = _body(bright, depth, spacing, PEELING_RADII[0])
-    for radius in PEELING_RADII[1:]:
-        peeled = _body(bright, depth, spacing, radius)
-        shrunk = 1 - peeled.sum() / max(int(brain.sum()), 1)
-        if brain.sum() * voxel_ml <= LARGEST_BRAIN_ML and not SHED_SHARE < shrunk < 0.5:
-            break
-        brain = peeled
-    if brain.sum() < SMALLEST_BODY * bright.sum():
-        return np.zeros_like(brain)
-    return _close(brain, spacing, CLOSING_RADIUS)
-
-
-def find_brain(volume: Volume, spacing: Float) -> BrainMask | None:
-    """Find the brain; None where nothing has the size and compactness of one.
-
-    Args:
-        volume: (X, Y, Z), axes in RAS order, finite.
-        spacing: Voxel size (3,), mm.
-    """
-    background = background_value(volume)
-    flat = bool((volume == background).mean() > FLAT_SHARE)
-    if flat and (volume < background).mean() > 0.01:  # scaled around zero after stripping: only that gives both signs
-        return _whole(volume, background, spacing)
-    coarse, coarse_spacing = to_working_grid(volume, spacing)
-    brain = _brain_of(coarse, coarse_spacing)
-    if not brain.any():
-        return None
-    if flat and _outside_share(coarse - background, brain, coarse_spacing) < SKULL_SHARE:
-        return _whole(volume, background, spacing)
-    mask = _to_grid(brain, volume.shape)
-    return BrainMask(mask, False, float(mask.sum() * np.prod(spacing) / 1000))
-
-
-def _whole(volume: Volume, background: float, spacing: Float) -> BrainMask:
-    """The mask of a volume that came stripped."""
-    mask = np.asarray(volume != background)
-    return BrainMask(mask, True, float(mask.sum() * np.prod(spacing) / 1000))
-
-
-def _outside_share(above: Volume, brain: Mask, spacing: Float) -> float:
-    """Share of what is not background that lies outside the brain: skull, scalp, face and neck."""
-    tissue = above > 0.1 * float(np.median(above[brain]))
-    return float((tissue & ~_grow(brain, spacing, 2 * WORKING_SPACING)).sum() / max(int(tissue.sum()), 1))
+    @property
+    def stripped(self) -> bool:
+        """Whether the volume had no skull to begin with."""
+        return self.method == "came without skull"
 
 
 def background_value(volume: Volume) -> float:
@@ -152,6 +64,70 @@ def background_value(volume: Volume) -> float:
     return float(np.median(corners))
 
 
-def _to_grid(mask: Mask, shape: tuple[int, ...]) -> Mask:
-    """A working mask on the volume's own grid."""
-    return np.asarray(resample_whole(mask.astype(np.float32), shape) > 0.5)
+def above_background(volume: Volume) -> Volume:
+    """The volume with its background at 0, where that is one value or lies below 0: a file that was normalised.
+
+    Returns:
+        (X, Y, Z): the volume itself where there is nothing to change.
+    """
+    background = background_value(volume)
+    if background == 0 or (background > 0 and (volume == background).mean() <= FLAT_SHARE):
+        return volume
+    return np.asarray(volume - np.float32(background), dtype=np.float32)
+
+
+def find_brain(volume: Volume, spacing: npt.ArrayLike) -> BrainMask | None:
+    """Find the brain; None where nothing has the size and compactness of one.
+
+    The last volumes' masks are kept: asking again for equal voxels costs a digest.
+
+    Args:
+        volume: (X, Y, Z), axes in RAS order, finite.
+        spacing: Voxel size (3,), mm.
+    """
+    size = np.asarray(spacing, dtype=np.float64)
+    above = np.ascontiguousarray(above_background(volume), dtype=np.float32)
+    key = hashlib.blake2b(above.data, key=size.tobytes()).digest() + repr(above.shape).encode()
+    if key not in _KNOWN:
+        _KNOWN[key] = _extract(above, size)
+        while len(_KNOWN) > KEPT:
+            _KNOWN.popitem(last=False)
+    _KNOWN.move_to_end(key)
+    return _KNOWN[key]
+
+
+_KNOWN: OrderedDict[bytes, BrainMask | None] = OrderedDict()
+
+
+def _extract(volume: Volume, spacing: Float) -> BrainMask | None:
+    """The brain in a volume whose background is 0."""
+    flat = bool((volume == 0).mean() > FLAT_SHARE)
+    # Scaled around zero after stripping: only that gives both signs around a flat background.
+    if flat and ((volume < 0).mean() > 0.01 or lacks_skull(volume, spacing)):
+        return BrainMask.of(np.asarray(volume != 0), spacing, "came without skull")
+    mask = _by_nets(volume, spacing)
+    if mask is not None:
+        return BrainMask.of(mask, spacing, "deepbet")
+    peeled = peel_brain(volume, spacing)
+    return None if peeled is None else BrainMask.of(peeled, spacing, "peeling")
+
+
+def _by_nets(volume: Volume, spacing: Float) -> Mask | None:
+    """The mask of `deepbet`; None where it finds nothing of a brain's size."""
+    working, size = coarser(volume, spacing, NET_SPACING)
+    nets = _nets()
+    try:
+        mask = nets.postprocess(nets.run_model(working.copy()) > 0.5)
+    except (AssertionError, ValueError, RuntimeError):  # what it raises where there is nothing to find
+        return None
+    if not PLAUSIBLE_ML[0] <= float(mask.sum() * np.prod(size)) / 1000 <= PLAUSIBLE_ML[1]:
+        return None
+    return np.asarray(resample_whole(mask.astype(np.float32), volume.shape) > 0.5)
+
+
+@lru_cache(maxsize=1)
+def _nets() -> Any:
+    """The two nets, on the processor: the same volume gets the same mask on every machine."""
+    from deepbet import BrainExtraction
+
+    return BrainExtraction(no_gpu=True)

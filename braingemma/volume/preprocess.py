@@ -6,6 +6,8 @@ Array order of the tensor: (D, H, W) with D growing inferior→superior, H poste
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from braingemma.configuration import BrainGemmaConfig, VolumeSettings
 from braingemma.errors import VolumeError
-from braingemma.volume.brain import Mask, background_value, find_brain
+from braingemma.volume.brain import BrainMask, Mask, background_value, find_brain
 from braingemma.volume.resampling import Volume, resample_box
 
 Float = npt.NDArray[np.float64]
@@ -28,6 +30,11 @@ Settings = BrainGemmaConfig | VolumeSettings | None
 
 #: A volume with fewer slices than this along any axis is a localizer or a single picture, not a brain volume.
 MINIMUM_SLICES = 10
+NO_BRAIN = "No brain could be told from its surroundings: the whole volume was used."
+FALLBACK = (
+    "Brain extraction (deepbet) found no brain of a plausible size: a simpler method found one. Its mask may leave "
+    "parts of the brain out, or take scalp and orbits in: look at the pictures before the findings."
+)
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,13 @@ class PreparedVolume:
     Attributes:
         tensor: (1, 1, D, H, W) float32.
         foreground: (D, H, W), true inside the brain.
+        brain: (X, Y, Z) on the source's grid: what `foreground` was made from.
         grid_affine: (4, 4): grid voxel (w, h, d, 1) to RAS mm.
         source_affine: (4, 4): voxel of the RAS-ordered source volume to RAS mm.
         source_shape: Its shape (X, Y, Z).
         settings: What was asked for.
-        skull_stripped: True: the volume came without skull; False: its skull was taken off here; None: no brain
-            extraction was asked for, or none was found.
+        extraction: How the brain was found, as in `BrainMask.method`; "none": no brain extraction was asked for, or
+            no brain was found, and everything that differs from the background counts.
         brain_volume_ml: Size of the foreground.
         clip: (low, high): source values that the voxels were cut to.
         warnings: What a reader of the report should know about the input.
@@ -50,18 +58,18 @@ class PreparedVolume:
 
     tensor: Tensor
     foreground: Mask
+    brain: Mask
     grid_affine: Float
     source_affine: Float
     source_shape: tuple[int, int, int]
     settings: VolumeSettings
-    skull_stripped: bool | None
+    extraction: str
     brain_volume_ml: float
     clip: tuple[float, float]
     warnings: tuple[str, ...]
 
     def facts(self) -> dict[str, Any]:
         """What was done, for a report's provenance."""
-        extraction = {True: "came without skull", False: "skull removed", None: "none"}[self.skull_stripped]
         steps = np.linalg.norm(self.grid_affine[:3, :3], axis=0)
         return {
             "grid": list(self.settings.grid),
@@ -69,7 +77,7 @@ class PreparedVolume:
             "normalization": self.settings.normalization,
             "percentiles": list(self.settings.percentiles),
             "clip": [round(v, 4) for v in self.clip],
-            "brain_extraction": extraction,
+            "brain_extraction": self.extraction,
             "brain_volume_ml": round(self.brain_volume_ml, 1),
             "crop": self.settings.crop,
         }
@@ -95,12 +103,33 @@ def load_nifti_volume(
 
 
 def prepare_volume(
-    path: str | Path, config: Settings = None, target_size: tuple[int, int, int] | None = None
+    path: str | Path,
+    config: Settings = None,
+    target_size: tuple[int, int, int] | None = None,
+    brain: BrainMask | None = None,
 ) -> PreparedVolume:
-    """Read and prepare a NIfTI file; see `load_nifti_volume`."""
-    try:
+    """Read and prepare a NIfTI file; see `load_nifti_volume` and, for `brain`, `prepare_image`."""
+    with _readable(path):
+        return prepare_image(nibabel.load(path), config, target_size, Path(path).name, brain)
+
+
+def check_volume(path: str | Path) -> None:
+    """Refuse a NIfTI file that `prepare_volume` would refuse before it looks for a brain.
+
+    Raises:
+        VolumeError: see `load_nifti_volume`.
+    """
+    with _readable(path):
         image = nibabel.load(path)
-        return prepare_image(image, config, target_size, name=Path(path).name)
+        _check_header(image, Path(path).name)
+        _voxels(nibabel.as_closest_canonical(image), Path(path).name)
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Say which file cannot be read, whatever nibabel raises."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise VolumeError(f"{path}: no such file") from error
     except (ImageFileError, EOFError, OSError, HeaderDataError) as error:
@@ -108,7 +137,11 @@ def prepare_volume(
 
 
 def prepare_image(
-    image: Any, config: Settings = None, target_size: tuple[int, int, int] | None = None, name: str = "volume"
+    image: Any,
+    config: Settings = None,
+    target_size: tuple[int, int, int] | None = None,
+    name: str = "volume",
+    brain: BrainMask | None = None,
 ) -> PreparedVolume:
     """Prepare a nibabel image that is in memory, by the same path.
 
@@ -117,6 +150,7 @@ def prepare_image(
         config: The model's configuration, or its volume settings; None: the card's values.
         target_size: (D, H, W) in place of the configuration's grid.
         name: What messages call it.
+        brain: Where the brain is, on the image's grid in nibabel's canonical order; None: it is looked for.
 
     Raises:
         VolumeError: see `load_nifti_volume`.
@@ -127,7 +161,7 @@ def prepare_image(
     volume = _voxels(canonical, name)
     affine = np.asarray(canonical.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    mask, stripped, warnings = _foreground(volume, spacing, settings, name)
+    mask, extraction, warnings = _foreground(volume, spacing, settings, name, brain)
     lower, upper = _box(mask, spacing, settings)
     clip = _normalize(volume, mask, settings)
     background = settings.background
@@ -139,11 +173,12 @@ def prepare_image(
     return PreparedVolume(
         tensor=torch.from_numpy(np.ascontiguousarray(tensor))[None, None],
         foreground=np.ascontiguousarray(foreground),
+        brain=mask,
         grid_affine=affine @ _box_affine(lower, upper, sizes),
         source_affine=affine,
         source_shape=(volume.shape[0], volume.shape[1], volume.shape[2]),
         settings=settings,
-        skull_stripped=stripped,
+        extraction=extraction,
         brain_volume_ml=float(mask.sum() * np.prod(spacing) / 1000),
         clip=clip,
         warnings=(*_orientation_warnings(image), *warnings),
@@ -217,19 +252,21 @@ def _voxels(canonical: Any, name: str) -> Volume:
 
 
 def _foreground(
-    volume: Volume, spacing: Float, settings: VolumeSettings, name: str
-) -> tuple[Mask, bool | None, tuple[str, ...]]:
-    """(mask, whether it came stripped, warnings)."""
+    volume: Volume, spacing: Float, settings: VolumeSettings, name: str, brain: BrainMask | None
+) -> tuple[Mask, str, tuple[str, ...]]:
+    """(mask, how it was found, warnings)."""
+    if brain is not None and brain.mask.shape != volume.shape:
+        raise VolumeError(f"{name}: expected a brain mask of shape {volume.shape}, got {brain.mask.shape}")
     warnings: tuple[str, ...] = ()
-    if settings.brain_extraction == "auto":
+    if brain is None and settings.brain_extraction == "auto":
         brain = find_brain(volume, spacing)
-        if brain is not None:
-            return brain.mask, brain.stripped, ()
-        warnings = ("no brain could be told from its surroundings: the whole volume was used",)
+        warnings = () if brain is not None else (NO_BRAIN,)
+    if brain is not None:
+        return brain.mask, brain.method, (FALLBACK,) if brain.method == "peeling" else ()
     mask = np.asarray(volume != background_value(volume))
     if mask.sum() < 2:
         raise VolumeError(f"{name}: expected a brain, got {int(mask.sum())} voxels that differ from the background")
-    return mask, None, warnings
+    return mask, "none", warnings
 
 
 def _box(mask: Mask, spacing: Float, settings: VolumeSettings) -> tuple[Float, Float]:

@@ -44,6 +44,11 @@ class JobFolder:
         return self.root / "volume_ras.nii.gz"
 
     @property
+    def brain_mask(self) -> Path:
+        """1 where the brain is, on the grid of the volume: what checks, map, explanation and measurements use."""
+        return self.root / "brain_mask.nii.gz"
+
+    @property
     def geometry(self) -> Path:
         """Geometry of the source series (DICOM input only)."""
         return self.root / "geometry.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,15 @@ from tiny_models import tiny_config, tiny_model
 
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.volume import brain
+
+
+@pytest.fixture(autouse=True)
+def _brains_by_peeling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nets take seconds, and a drawn ellipsoid is no head to them: only tests marked `nets` ask them."""
+    if request.node.get_closest_marker("nets") is None:
+        monkeypatch.setattr(brain, "_by_nets", lambda *_: None)
+        monkeypatch.setattr(brain, "_KNOWN", OrderedDict())
 
 
 @pytest.fixture

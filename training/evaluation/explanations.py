@@ -191,7 +191,7 @@ def _prepare(model: Any, case: BenchCase, segments: int) -> _Trial | None:
     plan = plan_targets(model.generate_report(prepared.tensor.to(model.compute_device)), model.tokenizer)
     if not plan.targets:
         return None
-    supervoxels = segment(np.asarray(image.dataobj, np.float32), image.affine, segments)
+    supervoxels = segment(np.asarray(image.dataobj, np.float32), image.affine, segments, prepared.brain)
     near = dilate_mm(case.lesion, voxel_sizes(image.affine), DILATION_MM)
     return _Trial(supervoxels, prepared, plan, case.lesion, near)
 

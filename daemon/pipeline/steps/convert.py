@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nibabel
 
-from braingemma.volume.preprocess import prepare_volume
+from braingemma.volume.preprocess import check_volume
 from daemon.files import write_json
 from daemon.jobs.folder import JobFolder
 from daemon.pipeline.steps.context import Context
@@ -22,7 +22,7 @@ def convert(_context: Context, folder: JobFolder) -> None:
 def import_nifti(_context: Context, folder: JobFolder) -> None:
     """The NIfTI file `source` to `volume_ras.nii.gz`: same voxels, axes in RAS order by the header alone."""
     path = folder.input
-    prepare_volume(path)  # says what is wrong with the file, in the words that the report step would use
+    check_volume(path)  # says what is wrong with the file, in the words that the report step would use
     temporary = folder.root / ".volume_ras.part.nii.gz"
     nibabel.save(nibabel.as_closest_canonical(nibabel.load(path)), temporary)
     temporary.rename(folder.volume)

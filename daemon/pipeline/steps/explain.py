@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 
 import nibabel
+import numpy as np
 
 from braingemma.explain.run import run_interpretability
+from braingemma.volume.brain import BrainMask
 from daemon.files import make_private, read_json
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import read_report, write_report
@@ -35,6 +37,7 @@ def explain(context: Context, folder: JobFolder) -> None:
         target=settings.target,
         batch_size=settings.batch_size or None,
         banner=context.weights.banner,
+        brain=_brain(folder),
         progress=lambda done, total: context.progress(done, total, "explaining, volume"),
     )
     shutil.rmtree(folder.explain, ignore_errors=True)
@@ -43,3 +46,11 @@ def explain(context: Context, folder: JobFolder) -> None:
     facts = {key: weights[key] for key in EXPLAINED}
     facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
     write_report(folder, {**report, "explain": facts, "warnings": [*report["warnings"], *weights["warnings"]]})
+
+
+def _brain(folder: JobFolder) -> BrainMask | None:
+    """The mask that the report was made with; None for a folder of an earlier version."""
+    if not folder.brain_mask.exists():
+        return None
+    image = nibabel.load(folder.brain_mask)
+    return BrainMask.of(np.asarray(image.dataobj) > 0, image.header.get_zooms()[:3])

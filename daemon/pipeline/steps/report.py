@@ -14,7 +14,7 @@ import numpy as np
 from braingemma.checkpoint.weights import WeightsInfo
 from braingemma.checks.domain import load_domain
 from braingemma.checks.input import Check, check_input
-from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion
+from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion, lesion_map
 from braingemma.findings.text import findings_from_text
 from braingemma.findings.vocabulary import Finding
 from braingemma.model.braingemma3d import BrainGemma3D
@@ -34,6 +34,7 @@ def report(context: Context, folder: JobFolder) -> None:
     context.progress(0, 1, "loading the model")
     model = context.model
     prepared = prepare_volume(folder.volume, model.config)
+    _save_brain(folder, prepared)
     volume = prepared.tensor
     limit = context.settings.model.max_new_tokens
     generated = model.generate(
@@ -92,8 +93,19 @@ def check_picture(volume: Path, weights: WeightsInfo, wanted: Checks) -> tuple[C
 
 def _lesion_estimate(model: BrainGemma3D, prepared: PreparedVolume) -> LesionEstimate | None:
     """Size and place of the lesion by the grounding map; None where the weights have none."""
-    patches = model.ground(prepared.tensor.to(model.compute_device))
-    return None if patches is None else estimate_lesion(patches[0].float().cpu().numpy(), prepared)
+    patches = lesion_map(model, prepared)
+    return None if patches is None else estimate_lesion(patches, prepared)
+
+
+def _save_brain(folder: JobFolder, prepared: PreparedVolume) -> None:
+    """The brain mask beside the volume, on its grid."""
+    temporary = folder.root / ".brain_mask.part.nii.gz"
+    header = nibabel.load(folder.volume).header
+    mask = nibabel.Nifti1Image(prepared.brain.astype(np.uint8), prepared.source_affine, header)
+    mask.set_data_dtype(np.uint8)
+    mask.header.set_slope_inter(1, 0)
+    nibabel.save(mask, temporary)
+    temporary.rename(folder.brain_mask)
 
 
 def _input_facts(folder: JobFolder, prepared: PreparedVolume) -> dict[str, Any]:

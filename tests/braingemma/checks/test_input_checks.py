@@ -50,6 +50,7 @@ def test_a_phantom_passes_and_every_check_says_what_it_saw(flair, tmp_path) -> N
     assert all(check.detail for check in found.values())
 
 
+@pytest.mark.nets
 @pytest.mark.shared_data
 @pytest.mark.skipif(not REAL, reason="the shared FLAIR volumes are not beside the checkout")
 @pytest.mark.parametrize("path", REAL, ids=lambda p: p.name.split(".")[0])

@@ -26,6 +26,7 @@ def test_supervoxels_fill_the_brain_and_leave_the_scalp_out(skull: bool) -> None
     assert dice(found.labels > 0, support.brain_of(image)) > 0.96
 
 
+@pytest.mark.nets
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
     "path", sorted(SHARED.rglob("*9*.nii.gz")) + sorted(SHARED.glob("*.nii.gz")), ids=lambda p: p.name

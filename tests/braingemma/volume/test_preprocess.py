@@ -101,7 +101,7 @@ def test_values_are_zscores_of_the_clipped_brain(tmp_path: Path) -> None:
     inside = clipped[source != 0]
     expected = np.where(source != 0, (clipped - inside.mean()) / inside.std(), -3.0).transpose(2, 1, 0)
     np.testing.assert_allclose(prepared.tensor[0, 0].numpy(), expected, atol=1e-4)
-    assert prepared.skull_stripped is True
+    assert prepared.extraction == "came without skull"
     assert (prepared.foreground == (source != 0).transpose(2, 1, 0)).all()
 
 
@@ -142,7 +142,7 @@ def test_a_volume_without_a_brain_is_used_whole_and_says_so() -> None:
     sheets = np.zeros((40, 40, 40), dtype=np.float32)
     sheets[:, ::8, :] = 1 + np.arange(40, dtype=np.float32)  # thin, so that nothing is left after peeling
     prepared = prepare_image(nibabel.Nifti1Image(sheets, np.diag([3.0, 3, 3, 1])), SMALL)
-    assert prepared.skull_stripped is None
+    assert prepared.extraction == "none"
     assert "whole volume" in prepared.warnings[0]
 
 
@@ -211,6 +211,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         prepare_volume(tmp_path / "cut.nii")
 
 
+@pytest.mark.nets
 @pytest.mark.shared_data
 @pytest.mark.parametrize("name", ["open_ms_data_CCBY/patient04_study1_FLAIR", "py_synthsr_FLAIR_Apache2"])
 def test_real_heads_give_a_brain_of_human_size(name: str) -> None:
@@ -218,7 +219,7 @@ def test_real_heads_give_a_brain_of_human_size(name: str) -> None:
     if not path.exists():
         pytest.skip("the shared test data is not beside this checkout")
     prepared = prepare_volume(path, VolumeSettings(grid=(32, 64, 64)))
-    assert prepared.skull_stripped is False
+    assert prepared.extraction == "deepbet"
     assert 1000 < prepared.brain_volume_ml < 1800
     halves = prepared.foreground[:, :, :32].sum(), prepared.foreground[:, :, 32:].sum()
     assert 0.85 < halves[0] / halves[1] < 1.18
@@ -243,6 +244,7 @@ def affine_overlap(brain: np.ndarray, spacing: np.ndarray, standard: np.ndarray,
 
 
 @pytest.mark.slow
+@pytest.mark.nets
 @pytest.mark.shared_data
 @pytest.mark.parametrize("path", sorted(SHARED.rglob("*FLAIR*.nii.gz")), ids=lambda p: p.name.partition("_FLAIR")[0])
 def test_real_brains_have_the_shape_of_the_standard_brain(path: Path) -> None:
@@ -259,6 +261,7 @@ def test_real_brains_have_the_shape_of_the_standard_brain(path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nets
 def test_a_large_volume_stays_under_2_gb(tmp_path: Path) -> None:
     image = head(shape=(512, 512, 400), spacing=0.45)
     nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj).astype(np.int16), image.affine), tmp_path / "large.nii")
