@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from daemon.assemble.gaps import Gap
+from daemon.assemble.index import SharedUids
 from daemon.database.tables import INSTANCES, InstanceState
 from daemon.files import read_json
 
@@ -33,11 +34,21 @@ class Arrival:
     instances: int
     supersedes: str | None
     """The earlier job of the same study, which had fewer instances."""
+    set_aside: str = ""
+    """Why it is not to be worked on: the study could not be handed over."""
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """An instance that was kept aside, as another one has its UIDs; whether both have the same pixels, where known."""
+
+    row: Row
+    same_pixels: bool | None
 
 
 def job_name(files: Mapping[str, Row]) -> str:
     """Name of the job for a set of instances: a digest of their UIDs and bytes."""
-    identity = sorted((row.sop_uid, row.sha256) for row in files.values())
+    identity = sorted((row.study_uid, row.series_uid, row.sop_uid, row.sha256) for row in files.values())
     return "j" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
@@ -51,6 +62,7 @@ def read_arrival(folder: Path) -> Arrival:
         series_uids=tuple(record["series_uids"]),
         instances=len(record["instances"]),
         supersedes=record["supersedes"],
+        set_aside=record.get("set_aside", ""),
     )
 
 
@@ -62,6 +74,8 @@ def arrival_record(
     rows: Sequence[Row],
     files: Mapping[str, Row],
     gaps: Sequence[Gap],
+    duplicates: Sequence[Duplicate] = (),
+    shared: Sequence[SharedUids] = (),
 ) -> dict[str, Any]:
     """What `arrival.json` holds: where the instances came from, and what of the study is not among them.
 
@@ -73,6 +87,8 @@ def arrival_record(
         rows: Every indexed instance of the study.
         files: Those in the job's input folder, by file name.
         gaps: What its series seem to lack.
+        duplicates: Instances that were kept aside, as others have their UIDs.
+        shared: SOP Instance UIDs that other series have, too.
     """
     columns = [column.name for column in INSTANCES.columns if column.name not in ("state", "job_id", "file")]
     members = list(files.values())
@@ -89,13 +105,89 @@ def arrival_record(
         "repeats": sum(row.copies - 1 for row in members),
         "own_results": sum(row.state == InstanceState.OWN_RESULT for row in rows),
         "conflicts": [
-            {"sop_uid": row.sop_uid, "sha256": row.sha256, "calling_aet": row.calling_aet, "received": row.received}
-            for row in rows
-            if row.state == InstanceState.CONFLICT
+            {
+                "series_uid": copy.row.series_uid,
+                "sop_uid": copy.row.sop_uid,
+                "sha256": copy.row.sha256,
+                "calling_aet": copy.row.calling_aet,
+                "received": copy.row.received,
+                "same_pixels": copy.same_pixels,
+            }
+            for copy in duplicates
         ],
-        "damaged": [row.sop_uid for row in rows if row.state == InstanceState.DAMAGED],
+        "damaged": [
+            {"series_uid": row.series_uid, "sop_uid": row.sop_uid} for row in rows if row.state == InstanceState.DAMAGED
+        ],
         "gaps": [gap.to_json() for gap in gaps],
+        "shared_uids": [asdict(entry) for entry in shared],
         "instances": [
             {"file": name, **{column: row._mapping[column] for column in columns}} for name, row in files.items()
         ],
     }
+
+
+def record_of_what_failed(study_uid: str, rows: Sequence[Row], completed: float, reason: str) -> dict[str, Any]:
+    """The record of a job without instances: it says why a study could not be handed over.
+
+    Args:
+        study_uid: The study.
+        rows: Its instances.
+        completed: POSIX time, s.
+        reason: Why.
+    """
+    identity = ["set aside", study_uid, sorted((row.series_uid, row.sop_uid, row.sha256) for row in rows)]
+    return {
+        "job_id": "j" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+        "study_uid": study_uid,
+        "series_uids": sorted({row.series_uid for row in rows}),
+        "supersedes": None,
+        "set_aside": reason,
+        "completed": completed,
+        "first_received": min((row.received for row in rows), default=completed),
+        "last_received": max((row.last_received for row in rows), default=completed),
+        "calling_aets": sorted({row.calling_aet for row in rows}),
+        "peers": sorted({row.peer for row in rows}),
+        "repeats": 0,
+        "own_results": 0,
+        "conflicts": [],
+        "damaged": [],
+        "gaps": [],
+        "shared_uids": [],
+        "instances": [],
+    }
+
+
+def warnings_of(record: Mapping[str, Any], series_uid: str) -> list[str]:
+    """What a report must say about how its series arrived, in sentences.
+
+    Args:
+        record: The job's `arrival.json`.
+        series_uid: The series that is reported.
+    """
+    mine = {
+        name: [entry for entry in record.get(name, ()) if entry["series_uid"] == series_uid]
+        for name in ("conflicts", "damaged", "gaps", "shared_uids")
+    }
+    found = []
+    other = [entry for entry in mine["conflicts"] if entry["same_pixels"] is not True]
+    if other:
+        unsure = "" if any(entry["same_pixels"] is False for entry in other) else ", as far as can be told,"
+        found.append(
+            f"{len(other)} images of the series were sent a second time under the same SOP Instance UID with{unsure} "
+            f"other pixels: the report describes those that came first."
+        )
+    if len(other) < len(mine["conflicts"]):
+        number = len(mine["conflicts"]) - len(other)
+        found.append(f"{number} images of the series were sent a second time with another header: the first stands.")
+    if mine["damaged"]:
+        found.append(f"{len(mine['damaged'])} images of the series were lost on the disk and take no part.")
+    found += [
+        f"The series seems to lack {gap['missing']} images ({gap['reason']}): what they show is not described."
+        for gap in mine["gaps"]
+    ]
+    found += [
+        f"{entry['instances']} images of the series share their SOP Instance UIDs with series "
+        f"{entry['other_series_uid']} of study {entry['study_uid']}: a PACS may take one for the other."
+        for entry in mine["shared_uids"]
+    ]
+    return found

@@ -20,21 +20,31 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from pydicom import Dataset
 
-from daemon.assemble.arrival import ARRIVAL_FILE, PART_OF, Arrival, Row, arrival_record, job_name, read_arrival
+from daemon.assemble.arrival import (
+    ARRIVAL_FILE,
+    PART_OF,
+    Arrival,
+    Duplicate,
+    Row,
+    arrival_record,
+    job_name,
+    read_arrival,
+    record_of_what_failed,
+)
+from daemon.assemble.completeness import Completeness
 from daemon.assemble.follower import SegmentFollower
-from daemon.assemble.gaps import TAGS, Gap, find_gaps
-from daemon.assemble.part10 import MR_IMAGE, DamagedInstance, read_header, read_instance, sync_files, write_instance
-from daemon.config.data_folder import DataFolder
+from daemon.assemble.index import instance_keys, is_instance, shared_uids
+from daemon.assemble.part10 import DamagedInstance, pixel_digest, sync_files, write_instance
 from daemon.config.sections import Settings
 from daemon.database.engine import upsert
-from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
+from daemon.database.tables import ARRIVALS, INSTANCES, OF_A_JOB, UNDER_WAY, InstanceState
 from daemon.errors import Retryable
 from daemon.files import make_private_folder, read_json, sync_folder, write_json
 from daemon.observe.logs import tag
@@ -45,10 +55,14 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25
 RETRY_SECONDS = 30.0
-DATABASE_SECONDS = 2.0
+TROUBLE_SECONDS = 2.0
+"""Pause after a round that failed as a whole."""
 RECLAIM_SECONDS = 60.0
-GAP_PATIENCE = 3
-"""A study with a gap in a series waits this many quiet times."""
+MOST_FAILURES = 2
+"""A study that so often could not be handed over, for another reason than a disk or a database, is set aside."""
+MOST_KILLS = 2
+"""So is a study during whose hand-over the process was killed so often in a row."""
+_DATABASE_AWAY = (sa.exc.OperationalError, sa.exc.InterfaceError)
 
 
 Submit = Callable[[Arrival], None]
@@ -58,50 +72,77 @@ Submit = Callable[[Arrival], None]
 class Assembler:
     """Follows the spool and submits complete studies.
 
+    What is done for one study runs guarded as a whole: whatever goes wrong there, it is tried once more, then set
+    aside with its reason, and the next study goes on.
+
     Args:
-        settings: The whole configuration; spool and jobs lie in its data folder.
+        settings: The whole configuration.
         engine: The daemon's database; its tables exist.
+        folder: The daemon's data folder.
         submit: Gives an arrival to the pipeline; may be called again with the same one. Raises Retryable where it
             should be called again later.
         own_result: Whether a data set is one of our own results.
         waiting: How many jobs the pipeline has not finished with.
+        beat: Called after each round that worked: a sign of life.
+        clock: POSIX time, s: for what is written down, never for waiting.
     """
 
     settings: Settings
     engine: sa.Engine
+    folder: Path
     submit: Submit
     waiting: Callable[[], int] = lambda: 0
     own_result: Callable[[Dataset], bool] = is_own_result
     beat: Callable[[], None] = lambda: None
-    """Called on each round: a sign of life."""
-    _not_before: float = field(default=0.0, init=False)
+    clock: Callable[[], float] = time.time
     _paused: dict[str, float] = field(default_factory=dict, init=False)
-    _gaps: dict[str, tuple[int, tuple[Gap, ...]]] = field(default_factory=dict, init=False)
+    """By study or job: monotonic time of the next try."""
+    _failures: dict[str, int] = field(default_factory=dict, init=False)
+    """By study or job."""
+    _ended: set[str] = field(default_factory=set, init=False)
+    """Studies whose hand-over ended in this process, well or not; the database does not know it yet."""
     _follower: SegmentFollower = field(init=False)
+    _completeness: Completeness = field(init=False)
 
     def __post_init__(self) -> None:
-        self._follower = SegmentFollower(self.engine, self.data.spool, self.data.damaged, self.own_result)
+        self._follower = SegmentFollower(self.engine, self.spool, self.folder / "damaged", self.own_result)
+        self._completeness = Completeness(self.settings.assembly, self.engine, self.spool, self.jobs)
 
     @property
-    def data(self) -> DataFolder:
-        """Where spool and jobs are."""
-        return self.settings.data
+    def spool(self) -> Path:
+        """Where the receivers write."""
+        return self.folder / "spool"
+
+    @property
+    def jobs(self) -> Path:
+        """Where job folders are made."""
+        return self.folder / "jobs"
 
     def run(self, stop: threading.Event) -> None:
-        """Recover, then step until `stop` is set."""
-        self.recover(time.time())
-        next_reclaim = 0.0
+        """Recover, then step until `stop` is set; trouble with disk or database passes, acknowledging needs neither."""
+        recovered, next_reclaim = False, 0.0
         while not stop.is_set():
             pause = POLL_SECONDS
             try:
-                self.step(time.time())
+                if not recovered:
+                    self.recover(time.monotonic())
+                    recovered = True
+                self.step(time.monotonic())
                 if time.monotonic() >= next_reclaim:
                     self.reclaim()
                     next_reclaim = time.monotonic() + RECLAIM_SECONDS
-            except sa.exc.OperationalError as error:  # acknowledging goes on: it needs the spool only
-                pause = DATABASE_SECONDS
+                self.beat()
+            except _DATABASE_AWAY as error:
+                pause = TROUBLE_SECONDS
+                self.beat()
                 log.warning("the database does not answer, next try in %g s: %s", pause, type(error.orig).__name__)
-            self.beat()
+            except OSError as error:
+                pause = TROUBLE_SECONDS
+                self.beat()
+                log.warning("the data folder does not answer, next try in %g s: %s", pause, error)
+            except Exception:  # without a sign of life: health turns red, and what can go on goes on
+                pause = TROUBLE_SECONDS
+                log.exception("what was received cannot be followed, next try in %g s", pause)
             stop.wait(pause)
 
     def recover(self, now: float) -> None:
@@ -109,128 +150,166 @@ class Assembler:
 
         Segments that are not fully indexed are read again from their beginning, with checksums. Job folders that the
         index does not know are taken into it. A study that was being received gets its quiet time anew.
+
+        Args:
+            now: Monotonic, s.
         """
-        for folder in (self.data.spool, self.data.jobs):
+        for folder in (self.spool, self.jobs):
             make_private_folder(folder)
-        for left_over in self.data.jobs.glob(".draft-*"):
+        for left_over in self.jobs.glob(".draft-*"):
             shutil.rmtree(left_over)
-        self._not_before = now
         self._adopt_job_folders()
         self._follower.reset()
+        self.look(now)
+
+    def look(self, now: float) -> None:
+        """Index what is new; `now` is monotonic, s."""
         self._follower.follow()
+        self._completeness.look(now)
 
     def step(self, now: float) -> tuple[Arrival, ...]:
         """Index what is new, hand over what is complete; the arrivals that were submitted.
 
         Args:
-            now: POSIX time, s.
+            now: Monotonic, s.
         """
-        self._follower.follow()
+        self.look(now)
         self._keep_conflicts()
         room = self._room_in_pipeline()
-        for study_uid in self._complete_studies(now):
+        for study_uid in self._completeness.complete(now):
             if room <= 0:
                 break
-            if self._waits_for_slices(study_uid, now):
-                continue
-            try:
-                self._hand_over(study_uid, now)
-                room -= 1
-            except OSError as error:  # disk full or failing: what was received stays in the spool
-                log.warning(
-                    "study %s cannot be handed over, next try in %g s: %s", tag(study_uid), RETRY_SECONDS, error
-                )
-                self._paused[study_uid] = now + RETRY_SECONDS
-        return self._submit_arrivals()
+            if self._paused.get(study_uid, now) <= now:
+                room -= self._guarded_hand_over(study_uid, now)
+        return self._submit_arrivals(now)
 
     def _room_in_pipeline(self) -> int:
         """How many studies may be handed over; none are where the pipeline is behind, and senders are told."""
         limit = self.settings.assembly.max_waiting_jobs
         room = max(0, limit - self.waiting())
-        if set_behind(self.data.spool, behind=room == 0):
+        if set_behind(self.spool, behind=room == 0):
             if room:
                 log.info("the pipeline has caught up; associations are accepted again")
             else:
                 log.warning("%d jobs wait for the pipeline; new associations are refused for now", limit)
         return room
 
-    def _complete_studies(self, now: float) -> tuple[str, ...]:
-        pending = sa.select(INSTANCES.c.study_uid).where(INSTANCES.c.state == InstanceState.PENDING.value).distinct()
-        last = (
-            sa.select(INSTANCES.c.study_uid, sa.func.max(INSTANCES.c.last_received).label("last"))
-            .where(INSTANCES.c.study_uid.in_(pending), INSTANCES.c.state != InstanceState.OWN_RESULT.value)
-            .group_by(INSTANCES.c.study_uid)
-            .order_by("last")
-        )
+    def _guarded_hand_over(self, study_uid: str, now: float) -> bool:
+        """Hand one study over, or set it aside where that fails again; whether there is a job of it now."""
+        kills = self._begin(study_uid)
+        try:
+            if kills >= MOST_KILLS:
+                self._set_aside(study_uid, f"the service was killed {kills} times while it was handed over")
+            else:
+                self._hand_over(study_uid)
+        except _DATABASE_AWAY:
+            raise
+        except OSError as error:  # disk full or failing: what was received stays in the spool
+            log.warning("study %s cannot be handed over, next try in %g s: %s", tag(study_uid), RETRY_SECONDS, error)
+            self._paused[study_uid] = now + RETRY_SECONDS
+            return False
+        except Exception as error:
+            log.exception("study %s cannot be handed over", tag(study_uid))
+            return self._note_failure(study_uid, now, error)
+        finally:
+            if kills < MOST_KILLS:
+                self._ended.add(study_uid)
+        for known in (self._failures, self._paused):
+            known.pop(study_uid, None)
+        return True
+
+    def _note_failure(self, study_uid: str, now: float, error: Exception) -> bool:
+        self._failures[study_uid] = self._failures.get(study_uid, 0) + 1
+        self._paused[study_uid] = now + RETRY_SECONDS
+        if self._failures[study_uid] < MOST_FAILURES:
+            return False
+        self._set_aside(study_uid, f"it could not be handed over: {type(error).__name__}: {error}")
+        self._failures.pop(study_uid)
+        return True
+
+    def _begin(self, study_uid: str) -> int:
+        """Note that a hand-over begins; how often in a row the process was killed during this study's before."""
+        with self.engine.begin() as connection:
+            for ended in self._ended:
+                connection.execute(sa.delete(UNDER_WAY).where(UNDER_WAY.c.study_uid == ended))
+            query = sa.select(UNDER_WAY.c.starts).where(UNDER_WAY.c.study_uid == study_uid)
+            starts = int(connection.execute(query).scalar() or 0)
+            row = {"study_uid": study_uid, "starts": starts + 1}
+            connection.execute(upsert(self.engine, UNDER_WAY, row, update=("starts",)))
+        self._ended.clear()
+        return starts
+
+    def _end(self) -> None:
+        """Note that no hand-over is under way."""
+        if self._ended:
+            with self.engine.begin() as connection:
+                connection.execute(sa.delete(UNDER_WAY).where(UNDER_WAY.c.study_uid.in_(self._ended)))
+            self._ended.clear()
+
+    def _rows(self, study_uid: str) -> Sequence[Row]:
+        query = sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid).order_by(INSTANCES.c.received)
         with self.engine.connect() as connection:
-            rows = connection.execute(last).all()
-            receiving = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
-        return tuple(
-            row.study_uid
-            for row in rows
-            if self._is_complete(max(row.last, self._not_before), now, receiving=row.study_uid in receiving)
-            and self._paused.get(row.study_uid, 0.0) <= now
-        )
+            return connection.execute(query).all()
 
-    def _waits_for_slices(self, study_uid: str, now: float) -> bool:
-        """A study with a gap in a series gets more time, once; judged anew when more of it came."""
+    def _previous(self, study_uid: str) -> tuple[list[str], float]:
+        """Earlier jobs of a study, oldest first; and a time for the next one that is later than theirs."""
+        query = sa.select(ARRIVALS).where(ARRIVALS.c.study_uid == study_uid).order_by(ARRIVALS.c.created)
         with self.engine.connect() as connection:
-            rows = connection.execute(
-                sa.select(INSTANCES).where(
-                    INSTANCES.c.study_uid == study_uid, INSTANCES.c.state.in_([state.value for state in _OF_A_JOB])
-                )
-            ).all()
-        known = self._gaps.get(study_uid)
-        if known is None or known[0] != len(rows):
-            known = (len(rows), self._find_gaps(rows))
-            self._gaps[study_uid] = known
-        last = max(self._not_before, *(row.last_received for row in rows))
-        return bool(known[1]) and now - last < GAP_PATIENCE * self.settings.assembly.quiet_seconds
+            rows = connection.execute(query).all()
+        latest = rows[-1].created + 1e-3 if rows else 0.0  # the machine's clock may have been set back
+        return [row.job_id for row in rows], max(self.clock(), latest)
 
-    def _find_gaps(self, rows: Sequence[Row]) -> tuple[Gap, ...]:
-        headers: dict[str, list[Dataset]] = {}
-        for row in rows:
-            if row.sop_class_uid == MR_IMAGE:
-                headers.setdefault(row.series_uid, []).append(read_header(self.data.spool, self.data.jobs, row, TAGS))
-        return tuple(gap for uid, found in headers.items() for gap in find_gaps(uid, found))
-
-    def _is_complete(self, last: float, now: float, *, receiving: bool) -> bool:
-        rules = self.settings.assembly
-        wait = max(rules.max_wait_seconds, rules.quiet_seconds) if receiving else rules.quiet_seconds
-        return now - last >= wait
-
-    def _hand_over(self, study_uid: str, now: float) -> None:
-        with self.engine.connect() as connection:
-            rows = connection.execute(
-                sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid).order_by(INSTANCES.c.received)
-            ).all()
-            previous = (
-                connection.execute(
-                    sa.select(ARRIVALS.c.job_id).where(ARRIVALS.c.study_uid == study_uid).order_by(ARRIVALS.c.created)
-                )
-                .scalars()
-                .all()
-            )
-        draft = self.data.jobs / f".draft-{uuid.uuid4().hex}"
+    def _hand_over(self, study_uid: str) -> None:
+        rows = self._rows(study_uid)
+        previous, completed = self._previous(study_uid)
+        draft = self.jobs / f".draft-{uuid.uuid4().hex}"
         draft.mkdir(mode=0o700)
         (draft / "input").mkdir(mode=0o700)
         try:
-            files, damaged = self._write_input(draft / "input", [row for row in rows if row.state in _OF_A_JOB])
+            files, damaged = self._write_input(draft / "input", [row for row in rows if row.state in OF_A_JOB])
             self._note_damaged(damaged)
             if not files:
                 return
             job_id = job_name(files)
-            supersedes = next((name for name in reversed(previous) if name != job_id), None)
-            _, gaps = self._gaps.get(study_uid, (0, ()))
-            arrival = arrival_record(job_id, study_uid, supersedes, now, rows, files, gaps)
+            arrival = arrival_record(
+                job_id,
+                study_uid,
+                next((name for name in reversed(previous) if name != job_id), None),
+                completed,
+                self._rows(study_uid),
+                files,
+                self._completeness.gaps(study_uid),
+                self._duplicates(draft / "input", rows, files),
+                shared_uids(self.engine, study_uid),
+            )
             write_json(draft / ARRIVAL_FILE, arrival)
             sync_files(draft / "input")
-            self._publish(draft, self.data.jobs / job_id)
+            self._publish(draft, self.jobs / job_id)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self._note_arrival(arrival, files)
-        self._gaps.pop(study_uid, None)
-        self._paused.pop(study_uid, None)
+
+    def _set_aside(self, study_uid: str, reason: str) -> None:
+        """Make a job that only says why there is none; the bytes stay in the spool as long as it is kept."""
+        log.error("study %s is set aside: %s", tag(study_uid), reason)
+        rows = [row for row in self._rows(study_uid) if row.state in OF_A_JOB]
+        _, completed = self._previous(study_uid)
+        record = record_of_what_failed(study_uid, rows, completed, reason)
+        draft = self.jobs / f".draft-{uuid.uuid4().hex}"
+        draft.mkdir(mode=0o700)
+        try:
+            (draft / "input").mkdir(mode=0o700)
+            write_json(draft / ARRIVAL_FILE, record)
+            self._publish(draft, self.jobs / record["job_id"])
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+        with self.engine.begin() as connection:
+            self._insert_arrival(connection, record)
+            connection.execute(
+                sa.update(INSTANCES)
+                .where(INSTANCES.c.study_uid == study_uid, INSTANCES.c.state == InstanceState.PENDING.value)
+                .values(state=InstanceState.SET_ASIDE.value)
+            )
 
     def _write_input(self, folder: Path, rows: Sequence[Row]) -> tuple[dict[str, Row], list[Row]]:
         """Write or link every instance; {file name: row} and those whose bytes are lost."""
@@ -239,30 +318,45 @@ class Assembler:
         for number, row in enumerate(rows, start=1):
             name = f"{number:06d}.dcm"
             if row.state == InstanceState.HANDED_OVER and _link(
-                self.data.jobs / row.job_id / "input" / row.file, folder / name
+                self.jobs / row.job_id / "input" / row.file, folder / name
             ):
                 files[name] = row
                 continue
             try:
-                write_instance(folder / name, row, read_instance(self.data.spool, row))
+                write_instance(folder / name, row, self.spool)
                 files[name] = row
             except DamagedInstance as error:
                 log.warning("instance %s of study %s is lost: %s", tag(row.sop_uid), tag(row.study_uid), error)
                 damaged.append(row)
         return files, damaged
 
+    def _duplicates(self, folder: Path, rows: Sequence[Row], files: dict[str, Row]) -> list[Duplicate]:
+        """Instances that were kept aside, and whether their pixels are those of the one that stands."""
+        standing = {(row.series_uid, row.sop_uid): name for name, row in files.items()}
+        found = []
+        for row in rows:
+            if row.state != InstanceState.CONFLICT:
+                continue
+            name = standing.get((row.series_uid, row.sop_uid))
+            same = None
+            if name is not None and row.file:
+                theirs = pixel_digest(self.folder / "conflicts" / row.file, row.transfer_syntax_uid)
+                ours = pixel_digest(folder / name, files[name].transfer_syntax_uid)
+                same = None if theirs is None or ours is None else theirs == ours
+            found.append(Duplicate(row, same))
+        return found
+
     def _note_damaged(self, rows: Iterable[Row]) -> None:
         with self.engine.begin() as connection:
             for row in rows:
+                lost = sa.update(INSTANCES).where(is_instance())
                 connection.execute(
-                    sa.update(INSTANCES)
-                    .where(INSTANCES.c.sop_uid == row.sop_uid, INSTANCES.c.sha256 == row.sha256)
-                    .values(state=InstanceState.DAMAGED.value, job_id=None, file="")
+                    lost.values(state=InstanceState.DAMAGED.value, job_id=None, file=""), instance_keys(row._mapping)
                 )
 
     def _keep_conflicts(self) -> None:
-        """Write instances whose UID another instance has already into the data folder's `conflicts`."""
-        aside = self.data.conflicts
+        """Write instances whose UIDs another instance has already into `<folder>/conflicts`."""
+        aside = self.folder / "conflicts"
         with self.engine.connect() as connection:
             rows = connection.execute(
                 sa.select(INSTANCES).where(INSTANCES.c.state == InstanceState.CONFLICT.value, INSTANCES.c.file == "")
@@ -271,7 +365,7 @@ class Assembler:
             make_private_folder(aside)
             path = aside / f"{row.sop_uid}.{row.sha256[:16]}.dcm"
             try:
-                write_instance(path, row, read_instance(self.data.spool, row))
+                write_instance(path, row, self.spool)
             except OSError as error:
                 log.warning("conflicting instance %s stays in the spool: %s", tag(row.sop_uid), error)
                 return
@@ -282,23 +376,20 @@ class Assembler:
             log.warning("instance %s came again with other bytes; kept in %s", tag(row.sop_uid), aside)
             sync_files(aside)
             with self.engine.begin() as connection:
-                connection.execute(
-                    sa.update(INSTANCES)
-                    .where(INSTANCES.c.sop_uid == row.sop_uid, INSTANCES.c.sha256 == row.sha256)
-                    .values(file=path.name)
-                )
+                kept = sa.update(INSTANCES).where(is_instance()).values(file=path.name)
+                connection.execute(kept, instance_keys(row._mapping))
 
     def _publish(self, draft: Path, final: Path) -> None:
         sync_folder(draft)
         if not final.exists():  # otherwise a crash came between this and the index: same name, same content
             draft.rename(final)
-        sync_folder(self.data.jobs)
+        sync_folder(self.jobs)
 
     def _note_arrival(self, arrival: dict[str, Any], files: dict[str, Row]) -> None:
         with self.engine.begin() as connection:
             self._insert_arrival(connection, arrival)
             handed_over = [
-                {"of_sop_uid": row.sop_uid, "of_sha256": row.sha256, "new_job_id": arrival["job_id"], "new_file": name}
+                {**instance_keys(row._mapping), "new_job_id": arrival["job_id"], "new_file": name}
                 for name, row in files.items()
             ]
             connection.execute(_HAND_OVER, handed_over)
@@ -313,27 +404,58 @@ class Assembler:
         }
         connection.execute(upsert(self.engine, ARRIVALS, row, update=()))
 
-    def _submit_arrivals(self) -> tuple[Arrival, ...]:
+    def _submit_arrivals(self, now: float) -> tuple[Arrival, ...]:
         with self.engine.connect() as connection:
             waiting = connection.execute(
                 sa.select(ARRIVALS).where(ARRIVALS.c.submitted.is_(False)).order_by(ARRIVALS.c.created)
             ).all()
         submitted = []
         for row in waiting:
-            try:
-                arrival = read_arrival(self.data.jobs / row.job_id)
-            except FileNotFoundError:
-                log.warning("job %s was deleted before the pipeline took it", row.job_id)
-                self._note_submitted(row.job_id)
+            if self._paused.get(row.job_id, now) > now:
                 continue
             try:
-                self.submit(arrival)
+                arrival = self._submit(row.job_id)
             except Retryable as error:
                 log.warning("job %s waits: %s", row.job_id, error)
                 break
-            self._note_submitted(row.job_id)
-            submitted.append(arrival)
+            except (*_DATABASE_AWAY, OSError):
+                raise
+            except Exception as error:
+                log.exception("job %s cannot be given to the pipeline", row.job_id)
+                self._failures[row.job_id] = self._failures.get(row.job_id, 0) + 1
+                self._paused[row.job_id] = now + RETRY_SECONDS
+                if self._failures[row.job_id] < MOST_FAILURES:
+                    continue
+                arrival = self._submit_failed(row.job_id, f"it could not be begun: {type(error).__name__}: {error}")
+            if arrival is not None:
+                submitted.append(arrival)
+        self._end()
         return tuple(submitted)
+
+    def _submit(self, job_id: str) -> Arrival | None:
+        """Give a job to the pipeline; None where its folder was deleted before."""
+        try:
+            arrival = read_arrival(self.jobs / job_id)
+        except FileNotFoundError:
+            log.warning("job %s was deleted before the pipeline took it", job_id)
+            self._note_submitted(job_id)
+            return None
+        self.submit(arrival)
+        self._note_submitted(job_id)
+        return arrival
+
+    def _submit_failed(self, job_id: str, reason: str) -> Arrival | None:
+        """Let the pipeline keep a job that it could not begin as one that was set aside."""
+        try:
+            arrival = replace(read_arrival(self.jobs / job_id), set_aside=reason)
+            self.submit(arrival)
+        except _DATABASE_AWAY:
+            raise
+        except Exception:
+            log.exception("job %s cannot even be set aside, next try in %g s", job_id, RETRY_SECONDS)
+            return None
+        self._note_submitted(job_id)
+        return arrival
 
     def _note_submitted(self, job_id: str) -> None:
         with self.engine.begin() as connection:
@@ -343,10 +465,8 @@ class Assembler:
         """Take job folders into the index that it does not know: it was lost, or a crash came in between."""
         with self.engine.begin() as connection:
             known = set(connection.execute(sa.select(ARRIVALS.c.job_id)).scalars())
-            found = [
-                read_json(path) for path in self.data.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known
-            ]
-            found = [arrival for arrival in found if PART_OF not in arrival]  # made of a job, not of what was received
+            unknown = [path for path in self.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known]
+            found = [record for path in unknown if (record := _record_of(path)) is not None]
             for arrival in sorted(found, key=lambda entry: float(entry["completed"])):
                 self._insert_arrival(connection, arrival)
                 for instance in arrival["instances"]:
@@ -358,12 +478,22 @@ class Assembler:
         return self._follower.reclaim()
 
 
-_OF_A_JOB = (InstanceState.PENDING, InstanceState.HANDED_OVER)
 _HAND_OVER = (
     sa.update(INSTANCES)
-    .where(INSTANCES.c.sop_uid == sa.bindparam("of_sop_uid"), INSTANCES.c.sha256 == sa.bindparam("of_sha256"))
+    .where(is_instance())
     .values(state=InstanceState.HANDED_OVER.value, job_id=sa.bindparam("new_job_id"), file=sa.bindparam("new_file"))
 )
+
+
+def _record_of(path: Path) -> dict[str, Any] | None:
+    """The record in a job's folder; None where it is of a job that was made of a job, or cannot be read."""
+    try:
+        record = read_json(path)
+        needed = (record["job_id"], record["study_uid"], record["supersedes"], float(record["completed"]))
+        return None if PART_OF in record or not needed else {**record, "instances": list(record["instances"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        log.warning("%s is no record of a job, left as it is: %s", path, error)
+        return None
 
 
 def _link(source: Path, target: Path) -> bool:

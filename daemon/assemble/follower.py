@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
-from daemon.assemble.part10 import MR_IMAGE, UNDECODABLE, part10_head
+from daemon.assemble.index import instance_keys, is_instance
+from daemon.assemble.part10 import HEADER_BYTES, MR_IMAGE, UNDECODABLE, decode_header
 from daemon.database.engine import upsert
 from daemon.database.tables import INSTANCES, OPEN_ASSOCIATIONS, SEGMENTS, InstanceState
 from daemon.files import make_private_folder, read_data
 from daemon.spool.locks import is_alive, segment_receiver
 from daemon.spool.segment import Damage, Record, RecordKind, read_records
-from dicom_io.content.equipment import is_own_result
+from dicom_io.content.equipment import TELLING, is_own_result
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _MR_IMAGE_CLASSES = frozenset(
         "1.2.840.10008.5.1.4.1.1.4.4",  # Legacy Converted Enhanced MR Image
     )
 )
-"""Never made by us, so these need not be decoded to see whose they are."""
+"""Never made by us, so these need not be looked at to see whose they are."""
 
 
 @dataclass(eq=False)
@@ -114,15 +114,15 @@ class SegmentFollower:
         new, again, opened = [], {}, {}
         for record in instances:
             row = _instance_row(path.name, record)
-            same_uid = known.setdefault(row["sop_uid"], [])
-            copy = next((other for other in same_uid if other["sha256"] == row["sha256"]), None)
+            same_uids = known.setdefault(_uids(row), [])
+            copy = next((other for other in same_uids if other["sha256"] == row["sha256"]), None)
             if copy is None:
-                row["state"] = self._first_state(path, record, same_uid).value
-                same_uid.append(row)
+                row["state"] = self._first_state(path, record, same_uids).value
+                same_uids.append(row)
                 new.append(row)
             elif (copy["segment"], copy["data_offset"]) != (row["segment"], row["data_offset"]):
                 _count_copy(copy, row)
-                again[row["sop_uid"], row["sha256"]] = copy
+                again[*_uids(row), row["sha256"]] = copy
             if (copy or row)["state"] != InstanceState.OWN_RESULT:
                 opened[row["association"], row["study_uid"]] = segment_receiver(path.name)
         if new:
@@ -143,27 +143,18 @@ class SegmentFollower:
         if ended:
             connection.execute(sa.delete(OPEN_ASSOCIATIONS).where(OPEN_ASSOCIATIONS.c.association.in_(ended)))
 
-    def _first_state(self, path: Path, record: Record, same_uid: Sequence[dict[str, Any]]) -> InstanceState:
+    def _first_state(self, path: Path, record: Record, same_uids: Sequence[dict[str, Any]]) -> InstanceState:
         if record.meta["sop_class_uid"] not in _MR_IMAGE_CLASSES and self._is_own_result(path, record):
             return InstanceState.OWN_RESULT
-        if any(other["state"] != InstanceState.DAMAGED for other in same_uid):
+        if any(other["state"] != InstanceState.DAMAGED for other in same_uids):
             return InstanceState.CONFLICT
         return InstanceState.PENDING
 
     def _is_own_result(self, path: Path, record: Record) -> bool:
-        meta = record.meta
-        head = part10_head(
-            sop_class_uid=meta["sop_class_uid"],
-            sop_uid=meta["sop_instance_uid"],
-            transfer_syntax_uid=meta["transfer_syntax_uid"],
-            calling_aet=meta["calling_aet"],
-        )
-        with path.open("rb") as file:
-            file.seek(record.data_offset)
-            data = file.read(record.data_length)
+        """Judged by the few attributes that tell, so that no data set is decoded or inflated here."""
+        start = read_data(path, record.data_offset, min(record.data_length, HEADER_BYTES))
         try:
-            dataset = dcmread(BytesIO(head + data), stop_before_pixels=True)
-            return self.own_result(dataset)
+            return self.own_result(decode_header(start, record.meta["transfer_syntax_uid"], TELLING))
         except UNDECODABLE as error:
             log.warning("%s at %d: not decoded, taken as foreign: %s", path.name, record.offset, type(error).__name__)
             return False
@@ -182,7 +173,7 @@ class SegmentFollower:
             needed = set(
                 connection.execute(
                     sa.select(INSTANCES.c.segment).where(
-                        (INSTANCES.c.state == InstanceState.PENDING.value)
+                        INSTANCES.c.state.in_([InstanceState.PENDING.value, InstanceState.SET_ASIDE.value])
                         | ((INSTANCES.c.state == InstanceState.CONFLICT.value) & (INSTANCES.c.file == ""))
                     )
                 ).scalars()
@@ -209,33 +200,37 @@ class SegmentFollower:
 
 
 _UPDATE_COPY = (
-    sa.update(INSTANCES)
-    .where(INSTANCES.c.sop_uid == sa.bindparam("of_sop_uid"), INSTANCES.c.sha256 == sa.bindparam("of_sha256"))
-    .values({name: sa.bindparam(f"new_{name}") for name in _CHANGED_BY_A_COPY})
+    sa.update(INSTANCES).where(is_instance()).values({name: sa.bindparam(f"new_{name}") for name in _CHANGED_BY_A_COPY})
 )
 
+_Uids = tuple[str, str, str]
 
-def _known_instances(connection: sa.Connection, sop_uids: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """Indexed instances that have one of these UIDs, by UID."""
-    known: dict[str, list[dict[str, Any]]] = {}
+
+def _uids(row: Mapping[Any, Any]) -> _Uids:
+    """Study, series and SOP Instance UID."""
+    return row["study_uid"], row["series_uid"], row["sop_uid"]
+
+
+def _known_instances(connection: sa.Connection, sop_uids: Sequence[str]) -> dict[_Uids, list[dict[str, Any]]]:
+    """Indexed instances that have one of these SOP Instance UIDs."""
+    known: dict[_Uids, list[dict[str, Any]]] = {}
     for start in range(0, len(sop_uids), _IN_CLAUSE):
         query = sa.select(INSTANCES).where(INSTANCES.c.sop_uid.in_(sop_uids[start : start + _IN_CLAUSE]))
         for row in connection.execute(query).mappings():
-            known.setdefault(row["sop_uid"], []).append(dict(row))
+            known.setdefault(_uids(row), []).append(dict(row))
     return known
 
 
 def _count_copy(copy: dict[str, Any], row: dict[str, Any]) -> None:
-    """The same instance again: counted; where the first was damaged, this one takes its place."""
+    """The same instance again: counted; where the first was damaged or set aside, this one takes its place."""
     copy["copies"] += 1
     copy["last_received"] = max(copy["last_received"], row["received"])
-    if copy["state"] == InstanceState.DAMAGED:
+    if copy["state"] in (InstanceState.DAMAGED, InstanceState.SET_ASIDE):
         copy |= {"state": InstanceState.PENDING.value, "segment": row["segment"], "data_offset": row["data_offset"]}
 
 
 def _copy_values(row: dict[str, Any]) -> dict[str, Any]:
-    keys = {"of_sop_uid": row["sop_uid"], "of_sha256": row["sha256"]}
-    return keys | {f"new_{name}": row[name] for name in _CHANGED_BY_A_COPY}
+    return instance_keys(row) | {f"new_{name}": row[name] for name in _CHANGED_BY_A_COPY}
 
 
 def _instance_row(segment: str, record: Record) -> dict[str, Any]:

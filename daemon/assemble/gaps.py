@@ -17,6 +17,8 @@ MIN_SLICES = 4
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 GAP = 1.5
 """A step of more than this many usual steps is a gap."""
+FAR = 1e6
+"""No slice is so far away, mm: a number beyond is none, and sums of them would overflow."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,12 @@ def _count(value: object) -> int:
 
 
 def _numbers(value: object, count: int) -> FloatArray | None:
-    """So many finite numbers, or None where the value is anything else."""
+    """So many numbers that can be a place in a scanner (mm) or a direction, or None for anything else."""
     try:
         numbers = np.asarray(value, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return numbers if numbers.shape == (count,) and bool(np.isfinite(numbers).all()) else None
+    return numbers if numbers.shape == (count,) and bool((np.abs(numbers) < FAR).all()) else None
 
 
 def _positions(headers: Sequence[Dataset]) -> list[FloatArray]:

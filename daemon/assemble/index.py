@@ -2,9 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import sqlalchemy as sa
 
-from daemon.database.tables import ARRIVALS, INSTANCES, InstanceState
+from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
+
+_KEY = ("study_uid", "series_uid", "sop_uid", "sha256")
+
+
+def is_instance() -> sa.ColumnElement[bool]:
+    """The condition for one row, with parameters that `instance_keys` fills."""
+    return sa.and_(*(INSTANCES.c[name] == sa.bindparam(f"of_{name}") for name in _KEY))
+
+
+def instance_keys(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """Parameters of `is_instance`."""
+    return {f"of_{name}": row[name] for name in _KEY}
+
+
+@dataclass(frozen=True)
+class ReceivedStudy:
+    """What the job list and the web page show of one study."""
+
+    study_uid: str
+    series_uids: tuple[str, ...]
+    instances: int
+    pending: int
+    """Instances that wait for the study to be complete."""
+    conflicts: int
+    own_results: int
+    damaged: int
+    repeats: int
+    """How often an instance came again with the same bytes."""
+    calling_aets: tuple[str, ...]
+    first_received: float
+    last_received: float
+    receiving: bool
+    """Whether an association that sent instances of it is open."""
+    job_ids: tuple[str, ...]
+    """Jobs made of it, oldest first; a later one supersedes those before it."""
+
+
+def received_studies(engine: sa.Engine, study_uids: Iterable[str] | None = None) -> tuple[ReceivedStudy, ...]:
+    """The received studies, the latest first; all of them, or those asked for."""
+    query = sa.select(INSTANCES)
+    if study_uids is not None:
+        query = query.where(INSTANCES.c.study_uid.in_(list(study_uids)))
+    with engine.connect() as connection:
+        rows = connection.execute(query).all()
+        jobs = connection.execute(sa.select(ARRIVALS).order_by(ARRIVALS.c.created)).all()
+        receiving = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
+    studies: dict[str, list[sa.Row[tuple[object, ...]]]] = {}
+    for row in rows:
+        studies.setdefault(row.study_uid, []).append(row)
+    found = [
+        _summary(uid, members, tuple(job.job_id for job in jobs if job.study_uid == uid), receiving=uid in receiving)
+        for uid, members in studies.items()
+    ]
+    return tuple(sorted(found, key=lambda study: study.last_received, reverse=True))
+
+
+def _summary(
+    study_uid: str, rows: list[sa.Row[tuple[object, ...]]], job_ids: tuple[str, ...], *, receiving: bool
+) -> ReceivedStudy:
+    states = [row.state for row in rows]
+    return ReceivedStudy(
+        study_uid=study_uid,
+        series_uids=tuple(sorted({row.series_uid for row in rows if row.state != InstanceState.OWN_RESULT})),
+        instances=states.count(InstanceState.PENDING) + states.count(InstanceState.HANDED_OVER),
+        pending=states.count(InstanceState.PENDING),
+        conflicts=states.count(InstanceState.CONFLICT),
+        own_results=states.count(InstanceState.OWN_RESULT),
+        damaged=states.count(InstanceState.DAMAGED),
+        repeats=sum(row.copies - 1 for row in rows),
+        calling_aets=tuple(sorted({row.calling_aet for row in rows})),
+        first_received=min(row.received for row in rows),
+        last_received=max(row.last_received for row in rows),
+        receiving=receiving,
+        job_ids=job_ids,
+    )
 
 
 def forget_study(engine: sa.Engine, study_uid: str) -> None:
@@ -21,10 +100,73 @@ def forget_study(engine: sa.Engine, study_uid: str) -> None:
         connection.execute(sa.delete(ARRIVALS).where(ARRIVALS.c.study_uid == study_uid, ARRIVALS.c.submitted.is_(True)))
 
 
+@dataclass(frozen=True)
+class SharedUids:
+    """Instances of a series whose SOP Instance UIDs stand in another series, too."""
+
+    series_uid: str
+    instances: int
+    study_uid: str
+    """Study of the other series."""
+    other_series_uid: str
+
+
+def shared_uids(engine: sa.Engine, study_uid: str) -> tuple[SharedUids, ...]:
+    """Where SOP Instance UIDs of a study were received in another series, of this study or of another one."""
+    other = INSTANCES.alias()
+    query = (
+        sa.select(
+            INSTANCES.c.series_uid,
+            sa.func.count(INSTANCES.c.sop_uid.distinct()).label("instances"),
+            other.c.study_uid,
+            other.c.series_uid.label("other_series_uid"),
+        )
+        .join(other, other.c.sop_uid == INSTANCES.c.sop_uid)
+        .where(
+            INSTANCES.c.study_uid == study_uid,
+            sa.or_(other.c.study_uid != INSTANCES.c.study_uid, other.c.series_uid != INSTANCES.c.series_uid),
+        )
+        .group_by(INSTANCES.c.series_uid, other.c.study_uid, other.c.series_uid)
+        .order_by(INSTANCES.c.series_uid, other.c.study_uid, other.c.series_uid)
+    )
+    with engine.connect() as connection:
+        return tuple(SharedUids(*row) for row in connection.execute(query))
+
+
+def notes_on_study(engine: sa.Engine, study_uid: str) -> tuple[str, ...]:
+    """What is to be known of a study's instances beside its jobs, in sentences; as it stands now."""
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid)).all()
+    notes = []
+    conflicts = sum(row.state == InstanceState.CONFLICT for row in rows)
+    if conflicts:
+        notes.append(f"{conflicts} instances are duplicates of others by their UIDs, with other bytes: kept aside")
+    repeats = sum(row.copies - 1 for row in rows)
+    if repeats:
+        notes.append(f"{repeats} instances came again with the same bytes")
+    notes += [
+        f"{shared.instances} instances of series {shared.series_uid} share their SOP Instance UIDs with series "
+        f"{shared.other_series_uid} of study {shared.study_uid}"
+        for shared in shared_uids(engine, study_uid)
+    ]
+    return tuple(notes)
+
+
+_WORDS = {
+    InstanceState.PENDING: "waiting for the study to be complete",
+    InstanceState.HANDED_OVER: "handed over",
+    InstanceState.OWN_RESULT: "results of our own that came back",
+    InstanceState.CONFLICT: "duplicates of others by their UIDs, with other bytes, kept aside",
+    InstanceState.DAMAGED: "damaged on the disk",
+}
+
+
 def arrival_of_series(engine: sa.Engine, series_uid: str) -> str | None:
     """How many instances of a series came, and what became of them, in words; None where none ever came."""
     query = (
-        sa.select(INSTANCES.c.state, sa.func.count().label("number"))
+        sa.select(
+            INSTANCES.c.state, sa.func.count().label("number"), sa.func.sum(INSTANCES.c.copies - 1).label("repeats")
+        )
         .where(INSTANCES.c.series_uid == series_uid)
         .group_by(INSTANCES.c.state)
         .order_by(INSTANCES.c.state)
@@ -33,4 +175,8 @@ def arrival_of_series(engine: sa.Engine, series_uid: str) -> str | None:
         rows = connection.execute(query).all()
     if not rows:
         return None
-    return "received: " + ", ".join(f"{row.number} {row.state.replace('_', ' ')}" for row in rows)
+    repeats = sum(int(row.repeats) for row in rows)
+    found = [f"{row.number} {_WORDS[InstanceState(row.state)]}" for row in rows]
+    if repeats:
+        found.append(f"{repeats} came again with the same bytes")
+    return "received: " + ", ".join(found)

@@ -8,17 +8,25 @@ import logging
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
-from pydicom import Dataset
-from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_partial
+from pydicom import Dataset, dcmread
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_dataset
 from pydicom.tag import Tag
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
+from pydicom.uid import (
+    PYDICOM_IMPLEMENTATION_UID,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from daemon.files import read_data, sync_folder
 
@@ -35,18 +43,32 @@ UNDECODABLE = (
     TypeError,
     OverflowError,
     RecursionError,
+    MemoryError,
+    BytesLengthException,
     struct.error,
     zlib.error,
 )
 """What pydicom raises on data sets that are not what they say."""
 _SYNC_THREADS = 16
-_HEADER_BYTES = 256 << 10
-"""Of an instance, as much as is read for its header."""
+HEADER_BYTES = 256 << 10
+"""Of an instance, as much as is read, or inflated, for its header."""
+_PIECE_BYTES = 1 << 20
+Row = sa.Row[tuple[Any, ...]]
 _PREAMBLE = b"\0" * 128 + b"DICM"
 
 
 class DamagedInstance(Exception):
     """The bytes of an instance in the spool no longer have their checksum."""
+
+
+def head_of(row: Row) -> bytes:
+    """The head of an indexed instance."""
+    return part10_head(
+        sop_class_uid=row.sop_class_uid,
+        sop_uid=row.sop_uid,
+        transfer_syntax_uid=row.transfer_syntax_uid,
+        calling_aet=row.calling_aet,
+    )
 
 
 def part10_head(*, sop_class_uid: str, sop_uid: str, transfer_syntax_uid: str, calling_aet: str) -> bytes:
@@ -73,70 +95,124 @@ def _element(number: int, vr: bytes, value: str) -> bytes:
     return struct.pack("<HH2sH", 0x0002, number, vr, len(raw)) + raw
 
 
-def read_instance(spool: Path, row: sa.Row[tuple[object, ...]]) -> bytes:
-    """The data set of an indexed instance, checked against its SHA-256.
-
-    Raises:
-        DamagedInstance: it is gone or has changed.
-    """
-    try:
-        data = read_data(spool / row.segment, row.data_offset, row.data_length)
-    except FileNotFoundError as error:
-        raise DamagedInstance(f"segment {row.segment} is gone") from error
-    except EOFError as error:
-        raise DamagedInstance(str(error)) from error
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise  # may pass: tried again later
-        raise DamagedInstance(f"{row.segment} at {row.data_offset}: {error.strerror}") from error
-    if hashlib.sha256(data).hexdigest() != row.sha256:
-        raise DamagedInstance(f"{row.segment} at {row.data_offset}: the checksum differs")
-    return data
-
-
-def read_header(spool: Path, jobs: Path, row: sa.Row[tuple[object, ...]], keywords: Sequence[str]) -> Dataset:
+def read_header(spool: Path, jobs: Path, row: Row, keywords: Sequence[str]) -> Dataset:
     """Some attributes of an indexed instance, from the spool or from the job that it is in.
 
-    What cannot be read is missing from the answer: nothing but patience depends on it.
+    Args:
+        spool: Folder of the segments.
+        jobs: Folder of the jobs.
+        row: Of the index.
+        keywords: Of the attributes.
+
+    Returns:
+        Those that could be read. What cannot be read is missing: nothing but patience depends on it.
     """
     try:
-        file = _open_instance(spool, jobs, row)
-        tags = [Tag(keyword) for keyword in keywords]
-        last = max(tags)
-        header = read_partial(file, stop_when=lambda tag, _vr, _length: tag > last, specific_tags=tags)
-        for keyword in keywords:
-            header.get(keyword)  # values are decoded only now
+        if row.job_id is None:
+            start = read_data(spool / row.segment, row.data_offset, min(row.data_length, HEADER_BYTES))
+        else:
+            with (jobs / row.job_id / "input" / row.file).open("rb") as stored:
+                stored.seek(len(head_of(row)))
+                start = stored.read(HEADER_BYTES)
+        return decode_header(start, row.transfer_syntax_uid, keywords)
     except (OSError, *UNDECODABLE) as error:
         log.debug("header of %s not read: %s", row.sop_uid, type(error).__name__)
         return Dataset()
-    return header
 
 
-def _open_instance(spool: Path, jobs: Path, row: sa.Row[tuple[object, ...]]) -> BytesIO:
-    """The beginning of an instance as a DICOM file."""
-    if row.job_id is not None:
-        with (jobs / row.job_id / "input" / row.file).open("rb") as stored:
-            return BytesIO(stored.read(_HEADER_BYTES))
-    head = part10_head(
-        sop_class_uid=row.sop_class_uid,
-        sop_uid=row.sop_uid,
-        transfer_syntax_uid=row.transfer_syntax_uid,
-        calling_aet=row.calling_aet,
+def decode_header(start: bytes, transfer_syntax_uid: str, keywords: Sequence[str]) -> Dataset:
+    """Some attributes of an encoded data set, read from its first bytes; nothing else of it is decoded.
+
+    A deflated one (PS3.5 A.5) is inflated as far as `HEADER_BYTES`, whatever it would come to.
+
+    Args:
+        start: The first `HEADER_BYTES` of the data set.
+        transfer_syntax_uid: How it is encoded.
+        keywords: Of the attributes.
+
+    Raises:
+        One of `UNDECODABLE`: it is not encoded so.
+    """
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+        start = zlib.decompressobj(wbits=-zlib.MAX_WBITS).decompress(start, HEADER_BYTES)
+        transfer_syntax_uid = ExplicitVRLittleEndian
+    syntax = UID(transfer_syntax_uid)
+    tags = [Tag(keyword) for keyword in keywords]
+    last = max(tags)
+    found = read_dataset(
+        BytesIO(start),
+        is_implicit_VR=syntax == ImplicitVRLittleEndian,
+        is_little_endian=syntax != ExplicitVRBigEndian,
+        stop_when=lambda tag, _vr, _length: tag > last,
+        specific_tags=tags,
     )
-    return BytesIO(head + read_data(spool / row.segment, row.data_offset, min(row.data_length, _HEADER_BYTES)))
+    for keyword in keywords:
+        found.get(keyword)  # values are decoded only now
+    return found
 
 
-def write_instance(path: Path, row: sa.Row[tuple[object, ...]], data: bytes) -> None:
-    """Write one instance as a DICOM file; `sync_files` makes it durable."""
-    head = part10_head(
-        sop_class_uid=row.sop_class_uid,
-        sop_uid=row.sop_uid,
-        transfer_syntax_uid=row.transfer_syntax_uid,
-        calling_aet=row.calling_aet,
-    )
+def write_instance(path: Path, row: Row, spool: Path) -> None:
+    """Write one instance of the spool as a DICOM file, piece by piece; `sync_files` makes it durable.
+
+    Raises:
+        DamagedInstance: its bytes are gone, or no longer have their SHA-256; there is no file then.
+        OSError: it cannot be written, or cannot be read for now.
+    """
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(head)
-        file.write(data)
+        file.write(head_of(row))
+        try:
+            digest = hashlib.sha256()
+            for piece in _pieces(spool, row):
+                digest.update(piece)
+                file.write(piece)
+            if digest.hexdigest() != row.sha256:
+                raise DamagedInstance(f"{row.segment} at {row.data_offset}: the checksum differs")
+        except DamagedInstance:
+            path.unlink()
+            raise
+
+
+def _pieces(spool: Path, row: Row) -> Iterator[bytes]:
+    """The data set of an indexed instance.
+
+    Raises:
+        DamagedInstance: it is gone.
+        OSError: it cannot be read for now.
+    """
+    done = 0
+    while done < row.data_length:
+        length = min(_PIECE_BYTES, row.data_length - done)
+        try:
+            piece = read_data(spool / row.segment, row.data_offset + done, length)
+        except FileNotFoundError as error:
+            raise DamagedInstance(f"segment {row.segment} is gone") from error
+        except EOFError as error:
+            raise DamagedInstance(str(error)) from error
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise  # may pass: tried again later
+            raise DamagedInstance(f"{row.segment} at {row.data_offset}: {error.strerror}") from error
+        done += length
+        yield piece
+
+
+def pixel_digest(path: Path, transfer_syntax_uid: str) -> str | None:
+    """SHA-256 of what follows the header of a DICOM file: its pixel data; None where that cannot be told.
+
+    Deflated ones are not told: all of them would have to be inflated.
+    """
+    if transfer_syntax_uid == DeflatedExplicitVRLittleEndian:
+        return None
+    try:
+        with path.open("rb") as file:
+            dcmread(file, specific_tags=[], stop_before_pixels=True, defer_size=_PIECE_BYTES)
+            digest = hashlib.sha256()
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+            return digest.hexdigest()
+    except (OSError, *UNDECODABLE) as error:
+        log.debug("pixels of %s not compared: %s", path.name, type(error).__name__)
+        return None
 
 
 def sync_files(folder: Path) -> None:

@@ -22,6 +22,7 @@ from scipy import ndimage
 from daemon.database.tables import JobState
 from daemon.errors import DaemonError
 from daemon.files import read_json
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs
@@ -114,7 +115,7 @@ def brats_like_volume(slices: int, *, seed: int = SEED) -> nibabel.Nifti1Image:
 
 def passage_of(job: Job, service: TrialService) -> Passage:
     """Take a finished job apart by what it and its files noted."""
-    folder = service.folder_of(job)
+    folder = JobFolder(Path(job.folder))
     arrival = read_json(folder.arrival)
     encoded = (folder.dicom / MANIFEST).stat().st_mtime
     delivered = max(d.updated for d in service.store.deliveries(job.job_id))

@@ -50,6 +50,7 @@ JOBS = sa.Table(
     sa.Column("job_id", sa.String(64), primary_key=True),
     sa.Column("study_uid", sa.String(64), nullable=False, index=True),
     sa.Column("supersedes", sa.String(64), index=True),
+    sa.Column("folder", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("step", sa.String(16), nullable=False, default=""),
     sa.Column("reason", sa.Text, nullable=False, default=""),
@@ -98,18 +99,25 @@ class InstanceState(enum.StrEnum):
     OWN_RESULT = "own_result"
     """One of our results that a PACS sent back; never starts work."""
     CONFLICT = "conflict"
-    """Has the SOP Instance UID of an earlier instance, but other bytes; kept aside, the earlier one stands."""
+    """Has study, series and SOP Instance UID of an earlier instance, but other bytes; kept aside, the earlier one
+    stands."""
     DAMAGED = "damaged"
     """Its bytes in the spool no longer have their checksum."""
+    SET_ASIDE = "set_aside"
+    """Its study could not be handed over; the bytes stay in the spool until the job that says why is removed."""
+
+
+OF_A_JOB = (InstanceState.PENDING.value, InstanceState.HANDED_OVER.value, InstanceState.SET_ASIDE.value)
+"""Instances in these states make up the next job of their study."""
 
 
 INSTANCES = sa.Table(
     "received_instances",
     metadata,
-    sa.Column("sop_uid", sa.String(64), primary_key=True),
+    sa.Column("study_uid", sa.String(64), primary_key=True),
+    sa.Column("series_uid", sa.String(64), primary_key=True, index=True),
+    sa.Column("sop_uid", sa.String(64), primary_key=True, index=True),
     sa.Column("sha256", sa.String(64), primary_key=True),  # of the encoded data set
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("series_uid", sa.String(64), nullable=False, index=True),
     sa.Column("sop_class_uid", sa.String(64), nullable=False),
     sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
@@ -125,7 +133,10 @@ INSTANCES = sa.Table(
     sa.Column("last_received", sa.Float, nullable=False),  # later than `received` where it came again
     sa.Column("copies", sa.Integer, nullable=False, default=1),
 )
-"""One row for each distinct instance: the same UID with the same bytes is one."""
+"""One row for each distinct instance: the same study, series and SOP Instance UID with the same bytes is one.
+
+The SOP Instance UID alone does not say which instance it is: software that anonymises or imports studies anew gives
+two patients' images the same ones."""
 OPEN_ASSOCIATIONS = sa.Table(
     "received_open_associations",
     metadata,
@@ -152,6 +163,13 @@ ARRIVALS = sa.Table(
     sa.Column("submitted", sa.Boolean, nullable=False),
 )
 """Studies that were found complete, each with its input folder; `submitted` once the pipeline knows."""
+UNDER_WAY = sa.Table(
+    "received_under_way",
+    metadata,
+    sa.Column("study_uid", sa.String(64), primary_key=True),
+    sa.Column("starts", sa.Integer, nullable=False),
+)
+"""Studies that are being handed over, and how often that was begun: a row that stays was left by a killed process."""
 
 
 COMMITMENTS = sa.Table(

@@ -25,7 +25,8 @@ from braingemma.errors import BrainGemmaError
 from daemon.config.load import without_password
 from daemon.config.sections import Settings
 from daemon.database.engine import database_url, make_engine
-from daemon.deliver.client import client_for
+from daemon.deliver import dicomweb, dimse
+from daemon.deliver.dimse import peer_of
 from daemon.errors import ConfigurationError, DaemonError
 from daemon.files import read_json
 from daemon.receive.negotiation import Incompatible, self_check
@@ -216,7 +217,7 @@ def _database(settings: Settings) -> Iterator[Check]:
     if not url:
         yield Check("database", True, f"SQLite {sqlite3.sqlite_version} in the data folder")
         return
-    engine = make_engine(database_url(url, settings.data))
+    engine = make_engine(database_url(url, settings.storage.folder))
     try:
         with engine.connect() as connection:
             version = connection.execute(sa.text("SHOW server_version")).scalar_one()
@@ -271,20 +272,25 @@ def _can_bind(name: str, settings: Settings, host: str, port: int) -> Check:
 
 def _running_service(settings: Settings) -> int | None:
     """Process of the service that works in the data folder; None where none does."""
-    status = settings.data.status
+    from daemon.config.data_folder import STATUS_FILE
+
+    status = settings.storage.folder / STATUS_FILE
     pid = int(read_json(status)["pid"]) if status.exists() else 0
     return pid if pid and psutil.pid_exists(pid) else None
 
 
 def _destinations(settings: Settings) -> Iterator[Check]:
     for destination in settings.destinations:
-        client = client_for(destination, settings.listener.ae_title)
+        how = "C-ECHO" if destination.stow_url is None else "QIDO-RS"
         try:
-            client.echo()
+            if destination.stow_url is None:
+                dimse.echo(peer_of(destination), settings.listener.ae_title)
+            else:
+                dicomweb.echo(destination)
         except DaemonError as error:
             yield Check(f"destination {destination.name}", False, str(error))
         else:
-            yield Check(f"destination {destination.name}", True, f"{destination.address} answers {client.sign_of_life}")
+            yield Check(f"destination {destination.name}", True, f"{destination.address} answers {how}")
 
 
 def _tools(_settings: Settings) -> Iterator[Check]:

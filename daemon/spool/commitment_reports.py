@@ -64,11 +64,16 @@ def _uid(item: Dataset) -> str:
     return str(uid)
 
 
+def reports_folder(data: Path) -> Path:
+    """Where receivers leave reports for the service, in the data folder."""
+    return data / "commitments"
+
+
 def take_event(folder: Path, encoded: bytes, transfer_syntax_uid: str) -> None:
     """Write a report durably for the service to take; the same one again replaces it.
 
     Args:
-        folder: Where receivers leave reports for the service (`DataFolder.commitment_reports`).
+        folder: See `reports_folder`.
         encoded: The Event Information as it came.
         transfer_syntax_uid: Of its presentation context.
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from braingemma.explain.pictures import Plane
+from daemon.assemble.index import notes_on_study
 from daemon.config.load import without_password
 from daemon.database.engine import open_index
 from daemon.database.tables import FINAL_STATES, JobState
@@ -128,6 +129,7 @@ def job(request: Request) -> Response:
         steps=views.steps_of(found),
         study=views.study_of(folder),
         arrival=views.arrival_of(folder),
+        arrival_notes=notes_on_study(open_index(page.settings, page.engine), found.study_uid),
         report=views.report_of(folder),
         verdicts=page.store.verdicts(job_id=found.job_id),
         replaced_by=overview.replaced_by(page.engine, found.job_id),

@@ -10,6 +10,9 @@ MANUFACTURER = "BrainGemma3D for PACS"
 MODEL_NAME = "BrainGemma3D research report"
 """Manufacturer's Model Name, likewise."""
 
+TELLING = ("Manufacturer", "ManufacturerModelName", "ContributingEquipmentSequence")
+"""The attributes by which `is_own_result` judges."""
+
 
 def is_own_result(dataset: Dataset) -> bool:
     """Whether an instance was made by this software, judged by its header alone.

@@ -121,22 +121,30 @@ class Bench:
         create_tables(self.engine)
         self.arrivals: list[Arrival] = []
         self.writer = SpoolWriter(folder / "spool")
-        self.assembler = self.new_assembler()
+        self.new_assembler()
 
-    def new_assembler(self) -> Assembler:
+    def new_assembler(self, *, at: float = 0.0) -> Assembler:
         """As after a restart of the daemon."""
-        assembler = Assembler(self.settings, self.engine, self.arrivals.append)
-        assembler.recover(0.0)
-        return assembler
+        self.assembler = Assembler(self.settings, self.engine, self.folder, self.arrivals.append)
+        self.assembler.recover(at)
+        return self.assembler
 
     def receive(
-        self, datasets: Sequence[Dataset], *, at: float = 1000.0, association: str = "a1", end: bool = True
+        self,
+        datasets: Sequence[Dataset],
+        *,
+        at: float = 1000.0,
+        association: str = "a1",
+        end: bool = True,
+        look: bool = True,
     ) -> None:
-        """As the listener does."""
+        """As the listener does; `look`: the assembler looks at the spool at that time."""
         for dataset in datasets:
             self.writer.append(meta_of(dataset, association=association, received=at), [encode(dataset)])
         if end:
             self.writer.end_association(association)
+        if look:
+            self.assembler.look(at)
 
     def rows(self, table: sa.Table) -> list[sa.Row[tuple[object, ...]]]:
         """All rows of a table."""

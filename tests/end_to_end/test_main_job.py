@@ -15,7 +15,7 @@ import pytest
 from pydicom.uid import generate_uid
 
 from daemon.database.tables import JobState
-from daemon.deliver.dimse import DimseClient
+from daemon.deliver import dimse
 from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService, toml
 from daemon.trial.pacs import EmbeddedPacs
@@ -55,7 +55,7 @@ def test_a_study_comes_back_as_report_and_overlay(
     service: TrialService, pacs: EmbeddedPacs, study: list[Path], tmp_path: Path
 ) -> None:
     service.start()
-    DimseClient(service.peer, "SENDER").echo()
+    dimse.echo(service.peer, "SENDER")
     t1 = write_series(
         make_phantom(900_002, spacing=(4.0, 4.0, 6.0)).volume,
         tmp_path / "t1",
@@ -70,7 +70,7 @@ def test_a_study_comes_back_as_report_and_overlay(
     assert job.state is JobState.DONE, job.reason
     assert_one_result(pacs, study)
     assert set(job.timings) >= {"select", "convert", "report", "explain", "encode"}
-    folder = service.folder_of(job).root
+    folder = Path(job.folder)
     for name in ("report.txt", "report.json", "report.html", "volume_ras.nii.gz", "explain/overlay_slices.png"):
         assert (folder / name).stat().st_size > 0
     report = json.loads((folder / "report.json").read_text())

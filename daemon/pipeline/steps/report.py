@@ -19,6 +19,7 @@ from braingemma.findings.text import findings_from_text
 from braingemma.findings.vocabulary import Finding
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
+from daemon.assemble.arrival import warnings_of
 from daemon.config.sections import Checks
 from daemon.errors import Rejected
 from daemon.files import read_json
@@ -44,6 +45,7 @@ def report(context: Context, folder: JobFolder) -> None:
     findings = _with_confidence(findings_from_text(generated.text), probabilities)
     estimate = _lesion_estimate(model, prepared)
     warnings = [
+        *_arrival_warnings(folder),
         *_conversion_warnings(folder),
         *prepared.warnings,
         *(check.detail for check in checks if check.passed is False),
@@ -179,6 +181,13 @@ def _disagreements(
                 f"classifier on the {other} ({known[other]:.0%}): check the side."
             )
     return warnings
+
+
+def _arrival_warnings(folder: JobFolder) -> list[str]:
+    """What is to be known of how the instances of the series came by C-STORE."""
+    if not folder.arrival.exists():
+        return []
+    return warnings_of(read_json(folder.arrival), read_json(folder.selection)["chosen"])
 
 
 def _conversion_warnings(folder: JobFolder) -> list[str]:

@@ -21,7 +21,7 @@ from daemon import files
 from daemon.assemble import follower, part10
 from daemon.assemble.assembler import Assembler, read_arrival
 from daemon.assemble.gaps import TAGS
-from daemon.assemble.index import forget_study
+from daemon.assemble.index import forget_study, received_studies
 from daemon.config.sections import Engine
 from daemon.database.engine import make_engine, open_index
 from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, SEGMENTS, InstanceState
@@ -185,8 +185,8 @@ def test_the_same_bytes_again_start_nothing(bench):
     assert arrival.instances == 4
     bench.receive(series, at=3000.0, association="a2")
     assert bench.assembler.step(4000.0) == ()
-    rows = bench.rows(INSTANCES)
-    assert (len(rows), sum(row.copies - 1 for row in rows), {row.job_id for row in rows}) == (4, 8, {arrival.job_id})
+    [study] = received_studies(bench.engine)
+    assert (study.instances, study.repeats, study.job_ids) == (4, 8, (arrival.job_id,))
 
 
 def test_a_resend_after_the_segment_is_gone_starts_nothing(bench):
@@ -233,7 +233,8 @@ def test_a_conflict_after_the_job_is_kept_and_starts_nothing(bench):
     assert bench.assembler.step(3000.0) == ()
     [kept] = (bench.folder / "conflicts").iterdir()
     assert data_set_bytes(kept) == encode(other)
-    assert states(bench).count(InstanceState.CONFLICT) == 1
+    [study] = received_studies(bench.engine)
+    assert study.conflicts == 1
     bench.writer.close()
     bench.assembler.step(3001.0)
     assert bench.assembler.reclaim() > 0
@@ -247,7 +248,8 @@ def test_own_results_never_start_work(bench):
     bench.receive([*series, own_result(study)], at=2000.0, association="a2")
     assert bench.assembler.step(3000.0) == ()
     assert bench.arrivals == [arrival]
-    assert states(bench).count(InstanceState.OWN_RESULT) == 1
+    [summary] = received_studies(bench.engine)
+    assert summary.own_results == 1
 
 
 def test_an_own_result_alone_makes_no_job(bench):
@@ -272,7 +274,7 @@ def test_a_retryable_submit_is_called_again(bench):
         if len(calls) == 1:
             raise Retryable("the queue is busy")
 
-    assembler = Assembler(bench.settings, bench.engine, submit)
+    assembler = bench.assembler = Assembler(bench.settings, bench.engine, bench.folder, submit)
     assembler.recover(0.0)
     bench.receive(make_series(2))
     assert assembler.step(1010.0) == ()
@@ -281,7 +283,7 @@ def test_a_retryable_submit_is_called_again(bench):
     assert calls[0] == calls[1]
 
 
-class PowerCut(Exception):
+class PowerCut(BaseException):
     """Stands for the end of the process at this point."""
 
 
@@ -323,7 +325,7 @@ def test_the_index_is_rebuilt_from_what_is_on_disk(bench):
     with bench.engine.begin() as connection:
         for table in (INSTANCES, ARRIVALS, SEGMENTS, OPEN_ASSOCIATIONS):
             connection.execute(table.delete())
-    restarted = bench.new_assembler()
+    restarted = bench.new_assembler(at=1020.0)
     restarted.step(1021.0)
     assert bench.arrivals == [arrival, arrival], "submitting again is harmless: the job's name is the same"
     after = sorted((row.sop_uid, row.sha256, row.state, row.job_id or "", row.file) for row in bench.rows(INSTANCES))
@@ -362,7 +364,8 @@ def test_a_damaged_instance_is_reported_and_its_resend_mends_the_study(bench):
         file.write(bytes([last[0] ^ 1]))
     [first] = bench.assembler.step(1010.0)
     assert first.instances == 2
-    assert states(bench).count(InstanceState.DAMAGED) == 1
+    [summary] = received_studies(bench.engine)
+    assert summary.damaged == 1
     bench.receive([series[1]], at=2000.0, association="a2")
     [second] = bench.assembler.step(2010.0)
     assert second.supersedes == first.job_id
@@ -375,7 +378,7 @@ def test_a_full_disk_keeps_the_study_waiting(bench, monkeypatch):
     bench.receive(make_series(2))
     real = module.write_instance
 
-    def full(path: Path, row: object, data: bytes) -> None:
+    def full(path: Path, row: object, spool: Path) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(module, "write_instance", full)
@@ -390,7 +393,7 @@ def test_after_a_restart_the_quiet_time_begins_anew(bench):
     """A sender that was cut off by the restart gets the time to come back."""
     bench.receive(make_series(2), end=False)
     bench.writer.close()
-    assembler = Assembler(bench.settings, bench.engine, bench.arrivals.append)
+    assembler = Assembler(bench.settings, bench.engine, bench.folder, bench.arrivals.append)
     assembler.recover(5000.0)
     assert assembler.step(5009.0) == ()
     assert len(assembler.step(5010.0)) == 1
@@ -415,6 +418,7 @@ def test_two_thousand_instances(bench):
         meta = replace(meta_of(template), sop_instance_uid=new)
         bench.writer.append(meta, [raw.replace(uid.encode(), new.encode())])
     bench.writer.end_association("a1")
+    bench.assembler.look(1000.0)
     [arrival] = bench.assembler.step(1010.0)
     assert arrival.instances == 2000
     files = (bench.folder / "jobs" / arrival.job_id / "input").iterdir()
@@ -428,9 +432,10 @@ def test_writer_of_another_process_is_followed_too(bench):
     bench.receive(series[:2])
     for dataset in series[2:]:
         other.append(meta_of(dataset, association="b1"), [encode(dataset)])
-    assert bench.assembler.step(1010.0) == ()
+    assert bench.assembler.step(1001.0) == ()
+    assert bench.assembler.step(1012.0) == ()
     other.end_association("b1")
-    [arrival] = bench.assembler.step(1010.0)
+    [arrival] = bench.assembler.step(1012.0)
     assert arrival.instances == 4
     other.close()
 
@@ -442,7 +447,7 @@ def test_while_the_pipeline_is_behind_studies_stay_in_the_spool_and_senders_are_
     waiting = 2
     bench = Bench(tmp_path, max_waiting_jobs=3)
     bench.assembler = Assembler(
-        bench.settings, bench.engine, bench.arrivals.append, waiting=lambda: waiting + len(bench.arrivals)
+        bench.settings, bench.engine, tmp_path, bench.arrivals.append, waiting=lambda: waiting + len(bench.arrivals)
     )
     bench.assembler.recover(0.0)
     studies = [make_series(2) for _ in range(3)]
@@ -541,6 +546,7 @@ def test_nothing_that_was_accepted_stops_the_assembler(bench, seed):
         bench.writer.append(meta_of(dataset), [raw])
         sent += 1
     bench.writer.end_association("a1")
+    bench.assembler.look(1000.0)
     [arrival] = bench.assembler.step(9000.0)
     assert arrival.instances == sent
 
@@ -560,7 +566,7 @@ def test_room_that_a_killed_receiver_prepared_is_given_back(bench):
 def test_a_sector_that_cannot_be_read_costs_one_instance(bench, monkeypatch, indexed):
     """The others of the study are handed over, and the daemon goes on; a resend mends it."""
     series = make_series(3)
-    bench.receive(series)
+    bench.receive(series, look=False)
     bench.writer.close()
     [segment] = (bench.folder / "spool").glob("*.seg")
     bad = list(read_records(segment, final=True))[1].data_offset
@@ -584,6 +590,7 @@ def test_a_sector_that_cannot_be_read_costs_one_instance(bench, monkeypatch, ind
     monkeypatch.setattr(os, "pread", pread)
     for module in (part10, follower):
         monkeypatch.setattr(module, "read_data", read_data)
+    bench.assembler.look(1000.0)
     [arrival] = bench.assembler.step(1100.0)
     assert arrival.instances == 2
     bench.writer = SpoolWriter(bench.folder / "spool")
