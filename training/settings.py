@@ -1,21 +1,36 @@
-"""Training configurations: TOML files to small frozen classes that check themselves."""
+"""Training configurations: TOML files to small frozen classes that check themselves, every fault at once."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import tomllib
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from training.errors import SettingsError
 
 #: What may be trained: names of `BrainGemma3D.component_parameters`, and what phase 1 adds for itself.
-TRAINABLE: Final = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings", "auxiliary")
+Trainable = Literal["vision", "resampler", "projector", "language", "lora", "grounding", "findings", "auxiliary"]
+TRAINABLE: Final = get_args(Trainable)
+PhaseName = Literal["phase1", "phase2a", "phase2b"]
+PHASES: Final[tuple[str, ...]] = get_args(PhaseName)
+
+Count = Annotated[int, Field(ge=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Weight = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+#: Unknown keys are faults.
+_STRICT: Final = ConfigDict(extra="forbid")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class PhaseSettings:
     """One phase.
 
@@ -44,65 +59,58 @@ class PhaseSettings:
         seed: Of everything drawn.
     """
 
-    name: str
-    trainable: tuple[str, ...]
-    steps: int = 0
-    epochs: int = 0
-    batch: int = 16
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    matrix_rate: float = 0.0
-    warmup: int = 40
-    weight_decay: float = 0.02
-    clip: float = 1.0
-    validate_every: int = 100
-    patience: int = 0
-    grounding: float = 1.0
-    parts: float = 0.0
-    findings: float = 2.0
-    contrast: float = 0.2
-    focus_patches: int = 0
-    focus_steps: int = 0
+    name: PhaseName
+    trainable: Annotated[tuple[Trainable, ...], Field(min_length=1)]
+    steps: Count = 0
+    epochs: Count = 0
+    batch: AtLeastOne = 16
+    accumulate: AtLeastOne = 1
+    learning_rate: Rate = 1e-3
+    matrix_rate: Weight = 0.0
+    warmup: Count = 40
+    weight_decay: Weight = 0.02
+    clip: Rate = 1.0
+    validate_every: AtLeastOne = 100
+    patience: Count = 0
+    grounding: Weight = 1.0
+    parts: Weight = 0.0
+    findings: Weight = 2.0
+    contrast: Weight = 0.2
+    focus_patches: Count = 0
+    focus_steps: Count = 0
     augment: bool = True
-    seed: int = 0
+    seed: Count = 0
 
-    def __post_init__(self) -> None:
-        """Check ranges; TOML's lists become tuples."""
-        object.__setattr__(self, "trainable", tuple(self.trainable))
-        unknown = [name for name in self.trainable if name not in TRAINABLE]
-        if unknown or not self.trainable:
-            raise SettingsError(f"{self.name}: trainable must name some of {', '.join(TRAINABLE)}; got {unknown}")
-        if (self.steps > 0) == (self.epochs > 0):
-            raise SettingsError(f"{self.name}: give either steps or epochs, got {self.steps} and {self.epochs}")
-        for name in ("batch", "accumulate", "validate_every"):
-            if getattr(self, name) < 1:
-                raise SettingsError(f"{self.name}: {name} must be at least 1, got {getattr(self, name)}")
-        if self.batch % self.accumulate:
-            raise SettingsError(f"{self.name}: batch ({self.batch}) must be a multiple of accumulate")
-        if self.learning_rate <= 0 or self.clip <= 0:
-            raise SettingsError(f"{self.name}: learning_rate and clip must be above 0")
-        if self.matrix_rate < 0:
-            raise SettingsError(f"{self.name}: matrix_rate must not be negative, got {self.matrix_rate}")
-        if self.focus_steps and (self.name != "phase1" or self.focus_patches < 1):
-            raise SettingsError(f"{self.name}: focus_steps belong to phase1, with focus_patches of at least 1")
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        _raise_each(
+            "give either steps or epochs, got both or neither" if (self.steps > 0) == (self.epochs > 0) else "",
+            f"batch ({self.batch}) must be a multiple of accumulate ({self.accumulate})"
+            if self.batch % self.accumulate
+            else "",
+            "focus_steps belong to phase1, with focus_patches of at least 1"
+            if self.focus_steps and (self.name != "phase1" or self.focus_patches < 1)
+            else "",
+        )
+        return self
 
     def total_steps(self, cases: int) -> int:
         """Optimiser steps for this many training cases."""
         return self.steps or max(1, self.epochs * cases // self.batch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class LanguageSettings:
     """The text-only stage of the demo weights; 0 steps leave it out."""
 
-    steps: int = 0
-    batch: int = 20
-    learning_rate: float = 2e-3
-    warmup: int = 50
-    seed: int = 0
+    steps: Count = 0
+    batch: AtLeastOne = 20
+    learning_rate: Rate = 2e-3
+    warmup: Count = 50
+    seed: Count = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class DataSettings:
     """Where cases come from.
 
@@ -117,29 +125,24 @@ class DataSettings:
         cache: Folder for prepared cases; empty: the run folder's.
     """
 
-    kind: str = "phantoms"
-    count: int = 2000
-    seed: int = 100_000
-    validation: int = 96
-    bilateral: int = 0
-    plaques: int = 0
+    kind: Literal["phantoms", "manifest"] = "phantoms"
+    count: AtLeastOne = 2000
+    seed: Count = 100_000
+    validation: AtLeastOne = 96
+    bilateral: Count = 0
+    plaques: Count = 0
     manifest: str = ""
     cache: str = ""
 
-    def __post_init__(self) -> None:
-        """Check what the kind needs."""
-        if self.kind not in ("phantoms", "manifest"):
-            raise SettingsError(f"data.kind must be phantoms or manifest, got {self.kind!r}")
-        if self.kind == "manifest" and not self.manifest:
-            raise SettingsError("data.manifest must name a file when data.kind is manifest")
-        if self.kind == "phantoms" and min(self.count, self.validation) < 1:
-            raise SettingsError(f"data.count and data.validation must be at least 1, got {self.count, self.validation}")
-        if self.kind == "phantoms" and min(self.seed, self.bilateral, self.plaques) < 0:
-            given = (self.seed, self.bilateral, self.plaques)
-            raise SettingsError(f"data.seed, data.bilateral and data.plaques must not be negative, got {given}")
+    @model_validator(mode="after")
+    def _has_what_its_kind_needs(self) -> Self:
+        _raise_each(
+            "manifest must name a file, as kind is manifest" if self.kind == "manifest" and not self.manifest else ""
+        )
+        return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class TrainingSettings:
     """A whole run: model sizes, data, and the phases in order.
 
@@ -155,19 +158,12 @@ class TrainingSettings:
     """
 
     weights: str = ""
-    quantization: str = "none"
-    precision: str = "no"
+    quantization: Literal["none", "4bit", "auto"] = "none"
+    precision: Literal["no", "bf16"] = "no"
     model: dict[str, Any] = field(default_factory=dict)
     data: DataSettings = field(default_factory=DataSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     phases: tuple[PhaseSettings, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Check the choices."""
-        if self.quantization not in ("none", "4bit", "auto"):
-            raise SettingsError(f"quantization must be none, 4bit or auto, got {self.quantization!r}")
-        if self.precision not in ("no", "bf16"):
-            raise SettingsError(f"precision must be no or bf16, got {self.precision!r}")
 
     def phase(self, name: str) -> PhaseSettings:
         """The phase of this name."""
@@ -181,30 +177,35 @@ class TrainingSettings:
         return dataclasses.asdict(self)
 
 
-PHASES: Final = ("phase1", "phase2a", "phase2b")
-
-
 def load_settings(source: str | Path) -> TrainingSettings:
     """Read a TOML file, or a bundled configuration by name ("demo", "card", "phase1", ...).
 
     `include = ["other.toml"]` at the top of a file takes over what it does not state itself, from files beside it.
 
     Raises:
-        SettingsError: no such file, not TOML, or an unknown or impossible value.
+        SettingsError: no such file, not TOML, or every unknown or impossible value, one on a line.
     """
-    raw = _read(source)
-    unknown = set(raw) - {"weights", "quantization", "precision", "model", "data", "language", *PHASES}
-    if unknown:
-        raise SettingsError(f"{source}: unknown sections {', '.join(sorted(unknown))}")
-    return TrainingSettings(
-        weights=str(raw.get("weights", "")),
-        quantization=str(raw.get("quantization", "none")),
-        precision=str(raw.get("precision", "no")),
-        model=dict(raw.get("model", {})),
-        data=_section(DataSettings, raw.get("data", {}), "data"),
-        language=_section(LanguageSettings, raw.get("language", {}), "language"),
-        phases=tuple(_section(PhaseSettings, {"name": n, **raw[n]}, n) for n in PHASES if n in raw),
-    )
+    return parse_settings(_read(source), str(source))
+
+
+def parse_settings(raw: dict[str, Any], source: str) -> TrainingSettings:
+    """The settings of TOML's sections; `source` is what messages call them.
+
+    Raises:
+        SettingsError: every unknown or impossible value, one on a line.
+    """
+    named = [{"name": name, **raw[name]} for name in PHASES if isinstance(raw.get(name), dict)]
+    sections = {key: value for key, value in raw.items() if key not in PHASES}
+    faults = list(_model_faults(sections.get("model", {})))
+    faults += [f"{n}: expected a table, got {raw[n]!r}" for n in PHASES if n in raw and not isinstance(raw[n], dict)]
+    settings: TrainingSettings | None = None
+    try:
+        settings = TypeAdapter(TrainingSettings).validate_python({**sections, "phases": named})
+    except ValidationError as error:
+        faults = [*_faults(error, [str(phase["name"]) for phase in named]), *faults]
+    if faults or settings is None:
+        raise SettingsError("\n".join(f"{source}: {fault}" for fault in faults))
+    return settings
 
 
 def _read(source: str | Path) -> dict[str, Any]:
@@ -225,12 +226,65 @@ def _read(source: str | Path) -> dict[str, Any]:
     return {**included, **raw}
 
 
-def _section(kind: Any, values: dict[str, Any], name: str) -> Any:
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise SettingsError(f"[{name}] has unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    try:
-        return kind(**values)
-    except TypeError as error:
-        raise SettingsError(f"[{name}]: {error}") from error
+# ---- faults
+
+
+def _raise_each(*faults: str) -> None:
+    """One ValueError for all that are not empty."""
+    found = [fault for fault in faults if fault]
+    if found:
+        raise ValueError("; ".join(found))
+
+
+def _faults(error: ValidationError, phases: Sequence[str]) -> Iterator[str]:
+    """One line for each fault: where it is, what was expected, what came."""
+    for fault in error.errors():
+        if fault["type"] == "too_short" and fault["input"]:
+            continue  # what was in it is a fault of its own
+        place = [str(part) for part in fault["loc"]]
+        if place[:1] == ["phases"] and len(place) > 1:
+            place = [phases[int(place[1])], *place[2:]]
+        where = ".".join(place)
+        got = fault.get("input")
+        if fault["type"] == "unexpected_keyword_argument":
+            yield f"{where} is unknown{_suggested(place[-1], _known(place[:-1]))}"
+        elif fault["type"] == "missing":
+            yield f"{where} is missing"
+        elif fault["type"] == "value_error":
+            yield f"{where}: {fault['ctx']['error']}"
+        else:
+            hint = _suggested(str(got), TRAINABLE) if "trainable" in place else ""
+            yield f"{where}: {fault['msg']}, got {got!r}{hint}"
+
+
+def _known(place: Sequence[str]) -> tuple[str, ...]:
+    """The keys of a section, by its place in the file."""
+    kinds: dict[str, Any] = {"data": DataSettings, "language": LanguageSettings, **dict.fromkeys(PHASES, PhaseSettings)}
+    kind = kinds.get(place[0]) if place else TrainingSettings
+    names = tuple(f.name for f in dataclasses.fields(kind)) if kind is not None else ()
+    return names if place else (*(n for n in names if n != "phases"), "include", *PHASES)
+
+
+def _suggested(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+
+
+def _model_faults(model: Any) -> Iterator[str]:
+    """Keys of `[model]` that no part of the model has: its configuration would carry them along without a word."""
+    if not isinstance(model, dict) or not model:
+        return
+    from transformers import Gemma3TextConfig, SiglipVisionConfig
+
+    from braingemma.configuration import BrainGemmaConfig, VolumeSettings
+
+    kinds: dict[str, Any] = {"volume": VolumeSettings, "vision": SiglipVisionConfig, "text": Gemma3TextConfig}
+    own = {name for name in BrainGemmaConfig.__annotations__ if not name.endswith("_config")} - {"model_type"}
+    for key, value in model.items():
+        if key not in own | set(kinds):
+            yield f"model.{key} is unknown{_suggested(key, sorted(own | set(kinds)))}"
+        elif key in kinds and isinstance(value, dict):
+            names = {f.name for f in dataclasses.fields(kinds[key])}
+            yield from (
+                f"model.{key}.{name} is unknown{_suggested(name, sorted(names))}" for name in value if name not in names
+            )

@@ -14,7 +14,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from braingemma.explain.supervoxels import BrainBox, site_of
-from braingemma.findings.vocabulary import SITES, Finding, Laterality
+from braingemma.findings.vocabulary import OTHER_SIDE, SITES, Finding, Laterality
 from braingemma.volume.preprocess import PreparedVolume
 from braingemma.volume.resampling import resample_whole
 
@@ -118,8 +118,7 @@ def disagreements(findings: Sequence[Finding], estimate: LesionEstimate) -> list
         return []
     if estimate.peak < UNLIKELY:
         return ["The text states a lesion, but the lesion map shows none: read with care."]
-    opposite = {"left": "right", "right": "left"}
-    if estimate.peak >= LIKELY and lesion.laterality and opposite.get(lesion.laterality) == estimate.laterality:
+    if estimate.peak >= LIKELY and lesion.laterality and OTHER_SIDE.get(lesion.laterality) == estimate.laterality:
         return [
             f"The text places the lesion on the {lesion.laterality}, but the lesion map on the {estimate.laterality}: "
             "check the side."

@@ -31,6 +31,10 @@ COMPRESSION = TOPICS[3]
 Laterality = Literal["left", "right", "bilateral"]
 
 
+OTHER_SIDE: Final[Mapping[str | None, Laterality]] = {"left": "right", "right": "left"}
+"""The side across the midline; "bilateral" has none."""
+
+
 FINDINGS = TOPICS
 SITES = (
     "frontal",
@@ -124,9 +128,6 @@ def _describe(finding: Finding) -> str:
     return f"{finding.finding.replace('_', ' ').capitalize()}: {', '.join(parts)}"
 
 
-_OTHER_SIDE: Final[dict[str | None, Any]] = {"left": "right", "right": "left"}
-
-
 def mirrored_findings(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
     """The findings of the same head seen in a mirror."""
-    return tuple(replace(f, laterality=_OTHER_SIDE.get(f.laterality, f.laterality)) for f in findings)
+    return tuple(replace(f, laterality=OTHER_SIDE.get(f.laterality, f.laterality)) for f in findings)

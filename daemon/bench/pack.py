@@ -10,7 +10,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from dicom_io.pack.validate import dciodvfy_path
 from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
 from dicom_io.volume.nifti import Conversion, convert_series
-
-Say = Callable[[str], None]
+from training.progress import Say
 
 
 def bench_pack(folder: Path | None = None, *, slices: int = SHAPE[2], rounds: int = 3, say: Say) -> dict[str, Any]:

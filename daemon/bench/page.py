@@ -11,7 +11,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from typing import Any
 
 import nibabel
@@ -33,8 +32,7 @@ from daemon.web.app import create_app
 from daemon.web.context import Page
 from daemon.web.server import WebServer
 from daemon.web.slices import StackCache
-
-Say = Callable[[str], None]
+from training.progress import Say
 
 OBJECTS_PER_JOB = 10
 SHOWN = "shown"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,7 @@ from daemon.trial.pacs import LOOPBACK, EmbeddedPacs
 from dicom_io.pack.encode import MANIFEST
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
-
-Say = Callable[[str], None]
+from training.progress import Say
 
 SHAPE = (240, 240, 155)
 """Voxels: the grid of BraTS."""

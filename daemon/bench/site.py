@@ -11,7 +11,7 @@ the daemon by `--check`.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.progress import Say
+
 Float = npt.NDArray[np.float64]
-Say = Callable[[str], None]
 
 SECONDS_PER_DAY = 86400.0
 HOURLY_SHARE = np.array(

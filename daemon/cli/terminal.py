@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from daemon.config.load import find_configuration
+from training.progress import Say
 
 messages = Console(stderr=True, highlight=False, soft_wrap=True)
 data = Console(highlight=False, soft_wrap=True, markup=False)
@@ -45,7 +46,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 @contextmanager
-def working(first: str) -> Iterator[Callable[[str], None]]:
+def working(first: str) -> Iterator[Say]:
     """A line on standard error that says what is being done: live on a terminal, one line a step elsewhere."""
     if messages.is_terminal:
         with messages.status(first) as status:

@@ -5,93 +5,101 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
+from rich.progress import Progress as Bars
 
 from daemon.cli.faults import writing_to
 from daemon.cli.terminal import JsonOption, data, emit_json, messages, working
 from training.evaluation import judge
+from training.progress import Progress, Say, no_progress, silent
 from training.settings import load_settings
 
 train_app = typer.Typer(help="Train the model.", no_args_is_help=True)
 
 
-@train_app.command("demo")
-def train_demo(
-    out: Annotated[Path, typer.Option(help="Run folder; a run that was killed goes on from it.")] = Path("runs/demo"),
-    config: Annotated[str, typer.Option(help="Bundled configuration by name, or a TOML file.")] = "demo",
-    install: Annotated[bool, typer.Option("--install", help="Replace the bundled demo weights.")] = False,
-) -> None:
-    """Make the demo weights from nothing: phantoms, language, grounding, projector, adapters."""
-    from braingemma.checkpoint.weights import DEMO_FOLDER
-
-    with writing_to(out), working("starting") as say:
-        from training import demo
-
-        def progress(phase: str, step: int, total: int, losses: dict[str, float]) -> None:
-            say(f"{phase} {step}/{total}: loss {losses['loss']:.3f}")
-
-        demo.train_demo(load_settings(config), out, progress, say)
-        weights = out / "weights"
-    if install:
-        shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
-        shutil.copytree(weights, DEMO_FOLDER)
-        weights = DEMO_FOLDER
-    data.print(str(weights))
-
-
 OutOption = Annotated[Path, typer.Option(help="Run folder; a run that was killed goes on from it.")]
-PhaseConfig = Annotated[
+ConfigName = Annotated[
     str, typer.Option("--config", "-c", help="TOML file, or a bundled configuration: card, demo, phase1 and so on.")
 ]
+CARD_RUN = Path("runs/card")
+
+
+@train_app.command("run")
+def train_run(
+    config: ConfigName = "card",
+    phase: Annotated[
+        list[str] | None,
+        typer.Option(help="phase1, phase2a or phase2b; may be repeated. Without it, all of the configuration."),
+    ] = None,
+    out: OutOption = CARD_RUN,
+) -> None:
+    """Train the phases of a configuration, in order; each goes on from those before it in the run folder."""
+    _train(config, out, phase or [])
 
 
 @train_app.command("phase1")
-def train_phase1(config: PhaseConfig = "phase1", out: OutOption = Path("runs/card")) -> None:
-    """Contrastive grounding: encoder, resampler and projector learn; the language model is frozen."""
-    _train(["phase1"], config, out)
+def train_phase1(config: ConfigName = "phase1", out: OutOption = CARD_RUN) -> None:
+    """`run --phase phase1`: contrastive grounding; the language model is frozen."""
+    _train(config, out, ["phase1"])
 
 
 @train_app.command("phase2a")
-def train_phase2a(config: PhaseConfig = "phase2a", out: OutOption = Path("runs/card")) -> None:
-    """Projector warm-up by next-token loss, after phase 1 in the same run folder."""
-    _train(["phase2a"], config, out)
+def train_phase2a(config: ConfigName = "phase2a", out: OutOption = CARD_RUN) -> None:
+    """`run --phase phase2a`: projector warm-up by next-token loss."""
+    _train(config, out, ["phase2a"])
 
 
 @train_app.command("phase2b")
-def train_phase2b(config: PhaseConfig = "phase2b", out: OutOption = Path("runs/card")) -> None:
-    """Projector and adapters by next-token loss, after phase 2A in the same run folder."""
-    _train(["phase2b"], config, out)
+def train_phase2b(config: ConfigName = "phase2b", out: OutOption = CARD_RUN) -> None:
+    """`run --phase phase2b`: projector and adapters by next-token loss."""
+    _train(config, out, ["phase2b"])
 
 
 @train_app.command("all")
-def train_all(config: PhaseConfig = "card", out: OutOption = Path("runs/card")) -> None:
-    """All phases of a configuration, in order."""
-    _train([], config, out)
+def train_all(config: ConfigName = "card", out: OutOption = CARD_RUN) -> None:
+    """`run` of all phases of a configuration."""
+    _train(config, out, [])
 
 
-def _train(names: list[str], config: str, out: Path) -> None:
-    from training.phases import run
+@train_app.command("demo")
+def train_demo(
+    out: OutOption = Path("runs/demo"),
+    config: ConfigName = "demo",
+    install: Annotated[bool, typer.Option("--install", help="Replace the bundled demo weights.")] = False,
+) -> None:
+    """`run --config demo`: the demo weights from nothing, on phantoms."""
+    _train(config, out, [])
+    if install:
+        from braingemma.checkpoint.weights import DEMO_FOLDER
 
+        shutil.rmtree(DEMO_FOLDER, ignore_errors=True)
+        shutil.copytree(out / "weights", DEMO_FOLDER)
+        messages.print(f"copied to {DEMO_FOLDER}", markup=False)
+
+
+def _train(config: str, out: Path, phases: list[str]) -> None:
+    settings = load_settings(config)  # first: a fault in it is told before torch is loaded
     with writing_to(out), training_progress() as (say, progress):
-        settings = load_settings(config)
-        run.train_phases(settings, out, names or [phase.name for phase in settings.phases], progress, say)
+        from training.phases.run import train_phases
+
+        train_phases(settings, out, phases, progress, say)
     data.print(str(out / "weights"))
 
 
 @contextmanager
-def training_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, int, int, dict[str, float]], None]]]:
+def training_progress() -> Iterator[tuple[Say, Progress]]:
     """What is being done, and how far each phase is: bars on a terminal, a line for every twentieth elsewhere."""
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     if os.environ.get("RANK", "0") != "0":  # one process of many speaks
-        yield (lambda _text: None), (lambda _phase, _step, _total, _losses: None)
+        yield silent, no_progress
         return
-    with Progress(*columns, console=messages, disable=not messages.is_terminal) as bars:
+    with Bars(*columns, console=messages, disable=not messages.is_terminal) as bars:
         tasks: dict[str, TaskID] = {}
 
         def progress(phase: str, step: int, total: int, losses: dict[str, float]) -> None:
@@ -114,7 +122,7 @@ def training_progress() -> Iterator[tuple[Callable[[str], None], Callable[[str, 
 
 @train_app.command("ablation")
 def train_ablation(
-    config: PhaseConfig = "ablation",
+    config: ConfigName = "ablation",
     out: OutOption = Path("runs/ablation"),
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant.")] = 3,
     count: Annotated[int, typer.Option(min=2, help="Unseen phantoms to judge on.")] = 100,

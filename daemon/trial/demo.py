@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +19,13 @@ from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs, Orthanc, TrialPacs, free_port
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
+from training.progress import Say
 
 DEMO_SEED = 30107
 """Of the phantom: a lesion on the left with mass effect. Training draws from 200000 up."""
 
 CALLING_AET = "DEMOSCU"
 DEADLINE_SECONDS = 600
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -25,10 +25,10 @@ from training.data.splits import stable_number
 from training.data.targets import findings_target
 from training.errors import DataError
 from training.phantoms.lesions import PARTS
+from training.progress import Say
 
 #: Below this many cases, starting processes takes longer than preparing.
 _FEW: Final = 12
-Say = Callable[[str], None]
 
 
 def record_cases(records: Sequence[Record], config: BrainGemmaConfig, cache: Path, say: Say) -> Cases:

@@ -9,7 +9,7 @@ import csv
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -27,13 +27,11 @@ from training.data.patches import patch_share
 from training.data.phantom_cases import phantom_cases, training_cases
 from training.evaluation.metrics import Pair, measure
 from training.evaluation.text_measures import TEXT_MEASURES, text_measures
-from training.phases.calibration import calibrate
-from training.phases.run import make_accelerator, prepare_language, run_phase, start_model
+from training.phases.run import PhaseRunner, make_accelerator, prepare_language, start_model
 from training.phases.run_folder import RunFolder, data_digest
-from training.progress import Progress
+from training.progress import Progress, Say, no_progress, silent
 from training.settings import TrainingSettings
 
-Say = Callable[[str], None]
 #: Changes of the model's table for each variant.
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "Perceiver": {},
@@ -72,8 +70,8 @@ def run_ablation(
     *,
     seeds: int = 3,
     count: int = 100,
-    progress: Progress = lambda _phase, _step, _total, _losses: None,
-    say: Say = lambda _text: None,
+    progress: Progress = no_progress,
+    say: Say = silent,
 ) -> list[AblationResult]:
     """Train and judge every variant with every seed; writes `ablation.md`, `.csv`, `.json` and `.png` to `out`.
 
@@ -141,13 +139,12 @@ def _run(
     run.start(settings, digest)
     model = start_model(settings, accelerator.device)
     prepare_language(model, settings, run, progress)
+    runner = PhaseRunner(model, train, validation, run, accelerator, progress, say)
     results, minutes = [], 0.0
     for phase in settings.phases:
         began = time.monotonic()
-        run_phase(model, phase, (train, validation), run, accelerator, progress, say)
+        runner.train(phase)
         minutes += (time.monotonic() - began) / 60
-        if "findings" in phase.trainable:
-            calibrate(model, validation)
         results.append(AblationResult(variant, seed, phase.name, minutes, judge(model, judged)))
     return results
 

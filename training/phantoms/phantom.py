@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from braingemma.findings.vocabulary import Finding, mirror_text
+from braingemma.findings.vocabulary import Finding, mirror_text, mirrored_findings
 from training.errors import DataError
 from training.phantoms.anatomy import Atlas, Labels, Tissue, load_atlas, sample_tissue
 from training.phantoms.contrast import degrade, draw_contrast, paint_brain, paint_head, strip_head
@@ -140,16 +140,13 @@ def make_phantom(
 
 def mirror(phantom: Phantom) -> Phantom:
     """The case seen in a mirror: voxels flipped left-right, left and right exchanged in truth and report."""
-    findings = [replace(f, laterality=_OTHER_SIDE.get(f.laterality or "", f.laterality)) for f in phantom.findings]
+    findings = mirrored_findings(phantom.findings)
     truth = {
         **phantom.truth,
         "findings": [finding.to_json() for finding in findings],
         "report": mirror_text(phantom.truth["report"]),
     }
     return Phantom(_flipped(phantom.volume), _flipped(phantom.lesion), np.ascontiguousarray(phantom.parts[::-1]), truth)
-
-
-_OTHER_SIDE: Final[dict[str, Any]] = {"left": "right", "right": "left"}
 
 
 def write_phantom(folder: Path, phantom: Phantom) -> None:

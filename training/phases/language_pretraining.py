@@ -8,7 +8,7 @@ a small model that is taught captions together with the vision tower learns to i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -89,10 +89,15 @@ def text_loss(model: BrainGemma3D, tokens: Tensor, batch: dict[str, Tensor]) -> 
 
 
 def language_stage(model: BrainGemma3D, settings: TrainingSettings, run: RunFolder, progress: Progress) -> None:
-    """Text-only training, or what an earlier start of this run left of it."""
+    """Text-only training, or what an earlier start of this run left of it: weights, and the generator's state.
+
+    What the phases add for themselves is drawn from that state on, the same when a run goes on as when it does not.
+    """
     kept = run.root / "language.safetensors"
     if kept.exists():
-        model.language_model.load_state_dict(load_file(kept), strict=False)
+        tensors = load_file(kept)
+        torch.set_rng_state(tensors.pop(_GENERATOR))
+        model.language_model.load_state_dict(tensors, strict=False)
         return
     history: list[dict[str, float]] = []
 
@@ -104,4 +109,9 @@ def language_stage(model: BrainGemma3D, settings: TrainingSettings, run: RunFold
         pretrain_language(model, settings.language, log)
         run.write_history("language", history)
     own = {n: p.contiguous() for n, p in model.language_model.named_parameters()}
-    save_file(own, kept)
+    part = kept.with_suffix(".part")
+    save_file({**own, _GENERATOR: torch.get_rng_state()}, part)
+    part.replace(kept)
+
+
+_GENERATOR: Final = "generator_state"

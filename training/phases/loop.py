@@ -19,7 +19,7 @@ from training.data.batches import Batch
 from training.errors import ResumeError, SettingsError
 from training.phases.objectives import Phase
 from training.phases.run_folder import RunFolder
-from training.progress import Progress
+from training.progress import Progress, no_progress
 
 
 class Source(Protocol):
@@ -94,7 +94,7 @@ class Trainer:
         source: Source,
         run: RunFolder,
         validate: Callable[[], dict[str, float]] | None = None,
-        progress: Progress = lambda _phase, _step, _total, _losses: None,
+        progress: Progress = no_progress,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.settings = phase.settings

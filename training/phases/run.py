@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
 
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.batches import Batch, TokenSource, VolumeSource, validation_batch
@@ -21,10 +22,10 @@ from training.phases.bases import compose_model, new_model
 from training.phases.calibration import calibrate
 from training.phases.four_bit import round_to_nf4
 from training.phases.language_pretraining import language_stage
-from training.phases.loop import Outcome, Trainer
+from training.phases.loop import Outcome, Source, Trainer
 from training.phases.objectives import Phase, make_phase
 from training.phases.run_folder import RunFolder, data_digest
-from training.progress import Progress, Say
+from training.progress import Progress, Say, no_progress, silent
 from training.settings import PHASES, PhaseSettings, TrainingSettings
 
 
@@ -38,9 +39,9 @@ def make_accelerator(settings: TrainingSettings) -> Accelerator:
 def train_phases(
     settings: TrainingSettings,
     out: Path,
-    names: Sequence[str],
-    progress: Progress = lambda _phase, _step, _total, _losses: None,
-    say: Say = lambda _text: None,
+    names: Sequence[str] = (),
+    progress: Progress = no_progress,
+    say: Say = silent,
     accelerator: Accelerator | None = None,
 ) -> BrainGemma3D:
     """Train these phases after those before them, which the run folder must hold; a killed run goes on.
@@ -48,7 +49,7 @@ def train_phases(
     Args:
         settings: The configuration.
         out: Run folder.
-        names: Out of "phase1", "phase2a", "phase2b", in order.
+        names: Out of "phase1", "phase2a", "phase2b"; none: all that the configuration has.
         progress: Told each step of a phase.
         say: Told what is being done.
         accelerator: None: `make_accelerator(settings)`.
@@ -58,30 +59,27 @@ def train_phases(
         DataError: everything that is wrong with the data, at once.
         ResumeError: a phase before these is not finished in the run folder, or the folder is of another run.
     """
-    planned = [settings.phase(name) for name in names]
+    planned = [settings.phase(name) for name in names] or list(settings.phases)
     accelerator = accelerator or make_accelerator(settings)
-    run = RunFolder(out)
+    folder = RunFolder(out)
     model = start_model(settings, accelerator.device)
     with accelerator.main_process_first():
         train, validation = load_data(settings, model, out, say)
     digest = data_digest(train)
-    run.check_same(settings, digest)
+    folder.check_same(settings, digest)
     if accelerator.is_main_process:
-        run.start(settings, digest)
+        folder.start(settings, digest)
     with accelerator.main_process_first():
-        prepare_language(model, settings, run, progress)
+        prepare_language(model, settings, folder, progress, say)
+    runner = PhaseRunner(model, train, validation, folder, accelerator, progress, say)
     last = max(PHASES.index(phase.name) for phase in planned)
     for phase in settings.phases:
         if phase in planned:
-            outcome = run_phase(model, phase, (train, validation), run, accelerator, progress, say)
-            say(f"{phase.name}: {outcome.steps} steps, best validation loss {outcome.best:.4f}")
+            runner.train(phase)
         elif PHASES.index(phase.name) < last:
-            _trainer(model, phase, train, run, accelerator, restored=True).restore()
-            say(f"{phase.name}: taken over from {run.root}")
-        if "findings" in phase.trainable:
-            calibrate(model, validation)
+            runner.take_over(phase)
     if accelerator.is_main_process:
-        model.save_pretrained(run.weights)
+        model.save_pretrained(folder.weights)
     accelerator.wait_for_everyone()
     return model
 
@@ -95,6 +93,7 @@ def start_model(settings: TrainingSettings, device: torch.device) -> BrainGemma3
     Raises:
         SettingsError: the configuration names none of them.
     """
+    torch.manual_seed(0)
     if settings.weights:
         model = BrainGemma3D.from_pretrained(
             settings.weights, device=str(device), quantization=settings.quantization, dtype="float32"
@@ -110,12 +109,14 @@ def start_model(settings: TrainingSettings, device: torch.device) -> BrainGemma3
     return model.eval()
 
 
-def prepare_language(model: BrainGemma3D, settings: TrainingSettings, run: RunFolder, progress: Progress) -> None:
+def prepare_language(
+    model: BrainGemma3D, settings: TrainingSettings, folder: RunFolder, progress: Progress, say: Say = silent
+) -> None:
     """A language model from nothing first learns to write, and is rounded to what its 4-bit form will hold."""
     if settings.weights or not isinstance(settings.model.get("text"), dict):
         return
-    language_stage(model, settings, run, progress)
-    round_to_nf4(model.language_model)
+    language_stage(model, settings, folder, progress)
+    say(f"language model rounded to 4 bit: {round_to_nf4(model.language_model)} layers")
 
 
 def load_data(settings: TrainingSettings, model: BrainGemma3D, out: Path, say: Say) -> tuple[Cases, Cases]:
@@ -151,43 +152,79 @@ def _check_dense(settings: TrainingSettings, unmasked: list[str]) -> None:
 # ---- one phase
 
 
-def run_phase(
-    model: BrainGemma3D,
-    settings: PhaseSettings,
-    data: tuple[Cases, Cases],
-    run: RunFolder,
-    accelerator: Accelerator,
-    progress: Progress,
-    say: Say,
-) -> Outcome:
-    """One phase on (training, validation) cases; the model is changed in place."""
-    trainer = _trainer(model, settings, data[0], run, accelerator)
-    parts = ", ".join(f"{name} {count:,}" for name, count in trainer.phase.describe().items())
-    say(f"{settings.name}: {trainer.total} steps of {settings.batch}; trainable: {parts}")
-    trainer.validate = validator(trainer.phase, data[1], settings)
-    trainer.progress = progress
-    outcome = trainer.train()
-    model.requires_grad_(False)
-    model.eval()
-    return outcome
+@dataclass
+class PhaseRunner:
+    """Trains one phase after another; the model is changed in place.
+
+    What a phase adds for itself is drawn in the order of the phases from the generator's state at the start, whether
+    they are trained or taken over: the same in every process, and when a run goes on.
+    """
+
+    model: BrainGemma3D
+    training: Cases
+    validation: Cases
+    folder: RunFolder
+    accelerator: Accelerator
+    progress: Progress = no_progress
+    say: Say = silent
+    generator: Tensor = field(default_factory=torch.get_rng_state)
+    tokens: TokenSource | None = None
+
+    def train(self, settings: PhaseSettings) -> Outcome:
+        """One phase to its end, and the probabilities of its findings calibrated."""
+        phase = self._phase(settings)
+        trainer = Trainer(
+            phase,
+            self._source(settings),
+            self.folder,
+            validator(phase, self.validation, settings),
+            self.progress,
+            self.accelerator,
+        )
+        parts = ", ".join(f"{name} {count:,}" for name, count in phase.describe().items())
+        self.say(f"{settings.name}: {trainer.total} steps of {settings.batch}; trainable: {parts}")
+        outcome = trainer.train()
+        self.say(f"{settings.name}: {outcome.steps} steps, best validation loss {outcome.best:.4f}")
+        self._finish(settings)
+        return outcome
+
+    def take_over(self, settings: PhaseSettings) -> None:
+        """What an earlier start of this run left of a phase.
+
+        Raises:
+            ResumeError: it has not come to its end in the run folder.
+        """
+        source = VolumeSource(self.training, self.model, settings)
+        Trainer(self._phase(settings), source, self.folder, accelerator=self.accelerator).restore()
+        self.say(f"{settings.name}: taken over from {self.folder.root}")
+        self._finish(settings)
+
+    def _phase(self, settings: PhaseSettings) -> Phase:
+        torch.set_rng_state(self.generator)
+        phase = make_phase(self.model, settings)
+        self.generator = torch.get_rng_state()
+        return phase
+
+    def _source(self, settings: PhaseSettings) -> Source:
+        """Volumes; where a phase leaves the vision alone, tokens made once, for all such phases of one seed."""
+        if moves_tokens(settings):
+            return VolumeSource(self.training, self.model, settings)
+        if self.tokens is None or self.tokens.settings.seed != settings.seed:
+            self.tokens = TokenSource(self.training, self.model, settings)
+        return self.tokens.of(settings)
+
+    def _finish(self, settings: PhaseSettings) -> None:
+        self.model.requires_grad_(False)
+        self.model.eval()
+        if moves_tokens(settings):
+            self.tokens = None
+        if "findings" in settings.trainable:
+            calibrate(self.model, self.validation)
 
 
-def _trainer(
-    model: BrainGemma3D,
-    settings: PhaseSettings,
-    train: Cases,
-    run: RunFolder,
-    accelerator: Accelerator,
-    *,
-    restored: bool = False,
-) -> Trainer:
-    # What a phase adds for itself starts the same in every process, and when a run goes on.
-    torch.manual_seed(settings.seed)
-    phase = make_phase(model, settings)
-    frozen_vision = not {"vision", "resampler"} & set(settings.trainable)
-    keeps_tokens = frozen_vision and not restored
-    source: Any = (TokenSource if keeps_tokens else VolumeSource)(train, model, settings)
-    return Trainer(phase, source, run, accelerator=accelerator)
+def moves_tokens(settings: PhaseSettings) -> bool:
+    """Whether a phase changes what the resampler gives."""
+    return bool({"vision", "resampler"} & set(settings.trainable))
 
 
 def validator(phase: Phase, cases: Cases, settings: PhaseSettings) -> Callable[[], dict[str, float]]:

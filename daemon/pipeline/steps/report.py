@@ -16,7 +16,7 @@ from braingemma.checks.domain import load_domain
 from braingemma.checks.input import Check, check_input
 from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion, lesion_map
 from braingemma.findings.text import findings_from_text
-from braingemma.findings.vocabulary import Finding
+from braingemma.findings.vocabulary import OTHER_SIDE, Finding
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from daemon.assemble.arrival import warnings_of
@@ -171,7 +171,7 @@ def _disagreements(
         if finding.confidence is not None and finding.confidence < 0.5
     ]
     for finding in findings:
-        other = {"left": "right", "right": "left"}.get(finding.laterality or "")
+        other = OTHER_SIDE.get(finding.laterality)
         if not isinstance(probabilities, dict) or other is None or finding.presence != "present":
             continue
         known = probabilities[finding.finding]

@@ -14,16 +14,16 @@ from training.data.cases import Cases
 from training.data.patches import focus
 from training.data.phantom_cases import prepare_case
 from training.data.targets import mirrored_target
-from training.demo import run_phase
 from training.errors import ResumeError, SettingsError
 from training.phantoms.phantom import make_phantom
 from training.phases.bases import new_model
 from training.phases.four_bit import round_to_nf4
-from training.phases.loop import Trainer, indices, make_optimisers
+from training.phases.loop import Outcome, Trainer, indices, make_optimisers
 from training.phases.losses import pairwise_sigmoid_loss
 from training.phases.objectives import make_phase
+from training.phases.run import PhaseRunner, make_accelerator
 from training.phases.run_folder import RunFolder
-from training.settings import PhaseSettings, TrainingSettings, load_settings
+from training.settings import PhaseSettings, TrainingSettings, load_settings, parse_settings
 
 PHASE1 = PhaseSettings(
     name="phase1",
@@ -37,10 +37,6 @@ PHASE1 = PhaseSettings(
 
 FOCUSED = dataclasses.replace(PHASE1, matrix_rate=0.02, focus_patches=20, focus_steps=3)
 ODD_GRID = {"grid": [18, 36, 28], "brain_extraction": "none"}
-
-
-def quiet(_phase: str, _step: int, _total: int, _losses: dict[str, float]) -> None:
-    """No progress."""
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +66,17 @@ def test_phase1_learns_on_a_grid_that_the_patch_does_not_divide(settings: Traini
     odd = dataclasses.replace(settings, model={**settings.model, "volume": {**ODD_GRID, "crop": "brain"}})
     model = new_model(odd)
     cases = Cases.join([prepare_case(make_phantom(5, spacing=5.0, stripped=True, with_lesion=True), model.config)])
-    outcome = run_phase(model, dataclasses.replace(PHASE1, batch=1), cases, cases, RunFolder(tmp_path), quiet)
+    outcome = run_phase(model, dataclasses.replace(PHASE1, batch=1), cases, tmp_path)
     assert outcome.steps == 4
     assert all(step["grounding"] > 0 for step in outcome.history)
     found = model.ground(cases.volumes.float())
     assert found is not None
     assert found.shape == (1, 5, 6, 5)
+
+
+def run_phase(model: BrainGemma3D, phase: PhaseSettings, cases: Cases, folder: Path) -> Outcome:
+    accelerator = make_accelerator(TrainingSettings())
+    return PhaseRunner(model, cases, cases, RunFolder(folder), accelerator).train(phase)
 
 
 def curve(trainer: Trainer) -> list[float]:
@@ -276,7 +277,7 @@ def test_rounding_to_four_bit_changes_once_and_then_hardly_any_more(model) -> No
 def test_phases_run_and_the_weights_can_be_loaded(model, cases, tmp_path) -> None:
     for name, trainable in (("phase1", PHASE1.trainable), ("phase2b", ("projector", "lora"))):
         phase = dataclasses.replace(PHASE1, name=name, trainable=trainable, steps=2)
-        run_phase(model, phase, cases, cases, RunFolder(tmp_path), quiet)
+        run_phase(model, phase, cases, tmp_path)
     model.save_pretrained(tmp_path / "weights")
     again = BrainGemma3D.from_pretrained(tmp_path / "weights", quantization="none", device="cpu")
     assert again.generate_report(cases.volumes[:1].float(), max_new_tokens=4) is not None
@@ -285,27 +286,53 @@ def test_phases_run_and_the_weights_can_be_loaded(model, cases, tmp_path) -> Non
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "fault"),
     [
-        {"trainable": ("nothing",)},
-        {"steps": 0},
-        {"epochs": 3},
-        {"batch": 3, "accumulate": 2},
-        {"learning_rate": 0.0},
-        {"matrix_rate": -0.1},
-        {"focus_steps": 2},
-        {"name": "phase2a", "focus_steps": 2, "focus_patches": 8},
+        ({"trainable": ("nothing",)}, "trainable.0: .*'findings' or 'auxiliary', got 'nothing'"),
+        ({"trainable": ("visoin",)}, "did you mean vision?"),
+        ({"trainable": ()}, "trainable: .*at least 1"),
+        ({"steps": 0}, "either steps or epochs"),
+        ({"epochs": 3}, "either steps or epochs"),
+        ({"batch": 3, "accumulate": 2}, "must be a multiple of accumulate"),
+        ({"learning_rate": 0.0}, "learning_rate: .*greater than 0, got 0.0"),
+        ({"matrix_rate": -0.1}, "matrix_rate: "),
+        ({"focus_steps": 2}, "focus_steps belong to phase1, with focus_patches"),
+        ({"speed": 3}, "speed is unknown; did you mean seed?"),
     ],
 )
-def test_impossible_phases_are_refused(wrong) -> None:
-    with pytest.raises(SettingsError):
-        dataclasses.replace(PHASE1, **wrong)
+def test_impossible_phases_are_refused(wrong: dict[str, object], fault: str) -> None:
+    phase = {k: v for k, v in dataclasses.asdict(PHASE1).items() if k != "name"} | wrong
+    with pytest.raises(SettingsError, match=rf"a\.toml: phase1.*{fault}") as raised:
+        parse_settings({"phase1": phase}, "a.toml")
+    assert len(str(raised.value).splitlines()) == 1
 
 
-def test_unknown_settings_are_named(tmp_path) -> None:
-    (tmp_path / "a.toml").write_text("[phase1]\ntrainable=['projector']\nsteps=1\nspeed=3\n")
-    with pytest.raises(SettingsError, match="speed"):
+def test_focus_is_of_phase1_alone() -> None:
+    phase = {"trainable": ["projector"], "steps": 1, "focus_steps": 2, "focus_patches": 8}
+    with pytest.raises(SettingsError, match="focus_steps belong to phase1"):
+        parse_settings({"phase2a": phase}, "a.toml")
+
+
+def test_every_fault_of_a_configuration_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        'weihts = "x"\nphase2b = 5\n[model]\nlora_rnak = 3\n[model.volume]\ngird = [1]\n'
+        "[model.vision]\nhiden_size = 3\n"
+        "[data]\ncuont = 3\n[phase1]\ntrainable = ['projector']\nsteps = 1\nspeed = 3\nbatch = 0\n"
+    )
+    with pytest.raises(SettingsError) as raised:
         load_settings(tmp_path / "a.toml")
+    found = str(raised.value).splitlines()
+    for fault in (
+        "weihts is unknown; did you mean weights?",
+        "phase2b: expected a table, got 5",
+        "model.lora_rnak is unknown; did you mean lora_rank?",
+        "model.volume.gird is unknown; did you mean grid?",
+        "model.vision.hiden_size is unknown; did you mean hidden_size?",
+        "data.cuont is unknown; did you mean count?",
+        "phase1.speed is unknown; did you mean seed?",
+        "phase1.batch: Input should be greater than or equal to 1, got 0",
+    ):
+        assert sum(fault in line for line in found) == 1, fault
+    assert len(found) == 8
     with pytest.raises(SettingsError, match="no such"):
         load_settings(tmp_path / "b.toml")
-    assert [p.name for p in load_settings("card").phases] == ["phase1", "phase2a", "phase2b"]
