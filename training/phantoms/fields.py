@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from braingemma.volume.resampling import along_axis
+
 Floats = NDArray[np.float32]
 
 
@@ -60,7 +62,7 @@ def smooth_field(rng: np.random.Generator, grid: Grid, scale_mm: float) -> Float
     controls = [max(4, round(size * step / scale_mm) + 3) for size, step in zip(grid.shape, grid.spacing, strict=True)]
     field = rng.standard_normal(controls).astype(np.float32)
     for axis, (size, count) in enumerate(zip(grid.shape, controls, strict=True)):
-        field = np.moveaxis(np.tensordot(_spline_matrix(size, count), field, axes=(1, axis)), 0, axis)
+        field = along_axis(_spline_matrix(size, count), field, axis)
     return np.ascontiguousarray(field) * np.float32(1.0 / 0.48**1.5 / 1.15)
 
 
@@ -81,4 +83,5 @@ def rotation(rng: np.random.Generator, degrees: float) -> NDArray[np.float64]:
 
 def apply_matrix(matrix: NDArray[np.float64], points: Floats) -> Floats:
     """(3, 3) matrix times points (3, ...)."""
-    return np.tensordot(matrix.astype(np.float32), points, axes=(1, 0))
+    x, y, z = points
+    return np.stack([a * x + b * y + c * z for a, b, c in matrix.astype(np.float32)])

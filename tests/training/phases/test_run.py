@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
+from braingemma.configuration import BrainGemmaConfig
 from braingemma.model.braingemma3d import BrainGemma3D
 from tests.training.run_support import (
     free_port,
@@ -142,6 +148,27 @@ def test_a_run_killed_by_sigkill_goes_on_to_the_same_curve(whole: Path, prepared
     assert losses(prepared, "phase1") == pytest.approx(losses(whole, "phase1"), rel=1e-6, abs=1e-6)
 
 
+class Killed(Exception):
+    """Stands for SIGKILL between two steps."""
+
+
+def test_a_run_killed_before_it_saved_draws_the_same_again(prepared: Path, config: Path, tmp_path: Path) -> None:
+    """What phase 1 adds for itself is drawn after the language stage, which a second start does not repeat."""
+    settings = replace(tiny_settings(config), language=LanguageSettings(steps=2, batch=2, warmup=1))
+    shutil.copytree(prepared, tmp_path / "whole")
+    train_phases(settings, tmp_path / "whole", ["phase1"])
+
+    def kill(phase: str, _step: int, _total: int, _losses: dict[str, float]) -> None:
+        if phase == "phase1":
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_phases(settings, prepared, ["phase1"], kill)
+    assert not (prepared / "phase1.state.pt").exists()
+    train_phases(settings, prepared, ["phase1"])
+    assert losses(prepared, "phase1") == losses(tmp_path / "whole", "phase1")
+
+
 def test_a_language_model_from_nothing_learns_although_the_model_starts_frozen(config: Path) -> None:
     settings = replace(tiny_settings(config), language=LanguageSettings(steps=2, batch=2, warmup=1))
     model = start_model(settings, torch.device("cpu"))
@@ -162,6 +189,33 @@ def test_phantoms_of_a_kind_come_after_the_others_and_are_never_validated(tmp_pa
     held_out = prepare_case(training_phantom(data.seed + 1), demo_config(settings)).volumes[0]
     assert torch.equal(validation.volumes[0], held_out)
     assert not any(torch.equal(volume, held_out) for volume in train.volumes)
+
+
+def drawn_and_prepared() -> str:
+    """Digests of one case, with one thread and with two."""
+    config = BrainGemmaConfig(vision_config={"hidden_size": 64}, volume={"grid": [32, 60, 48], "crop": "brain"})
+    digests = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            phantom = training_phantom(200003)
+            arrays = np.asarray(phantom.volume.dataobj), prepare_case(phantom, config).volumes.numpy()
+            digests.append(" ".join(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays))
+    return "\n".join(digests)
+
+
+def test_a_case_is_the_same_whatever_the_threads_and_the_kernels() -> None:
+    """OpenBLAS's kernels for Haswell sum in another order with two threads than with one."""
+    code = "from tests.training.phases.test_run import drawn_and_prepared; print(drawn_and_prepared())"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    one, two = run.stdout.split("\n")[:2]
+    assert one == two
+    assert run.stdout.strip() == drawn_and_prepared()
 
 
 def test_dense_losses_need_masks(config: Path, tmp_path: Path) -> None:
