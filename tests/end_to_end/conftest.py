@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from e2e_support import sections
+from e2e_support import MARKERS, sections
 
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs
@@ -19,7 +19,7 @@ from training.phantoms.phantom import make_phantom
 def study(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Files of one small FLAIR series of a phantom."""
     phantom = make_phantom(900_001, spacing=(2.5, 2.5, 5.0))
-    return write_series(phantom.volume, tmp_path_factory.mktemp("study"))
+    return write_series(phantom.volume, tmp_path_factory.mktemp("study"), overrides=MARKERS)
 
 
 @pytest.fixture

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import psutil
 import pydicom
 import pytest
+import sqlalchemy as sa
+from e2e_support import MARKERS
 from pydicom.uid import generate_uid
 
 from daemon.database.tables import JobState
@@ -60,6 +63,7 @@ def test_a_study_comes_back_as_report_and_overlay(
         make_phantom(900_002, spacing=(4.0, 4.0, 6.0)).volume,
         tmp_path / "t1",
         overrides={
+            **MARKERS,
             "SeriesDescription": "t1_mprage_sag", "ProtocolName": "t1_mprage_sag", "ScanningSequence": "GR",
             "InversionTime": None, "RepetitionTime": "2000", "EchoTime": "2.9", "SequenceName": "*tfl3d1",
             "StudyInstanceUID": pydicom.dcmread(study[0], stop_before_pixels=True).StudyInstanceUID,
@@ -77,6 +81,8 @@ def test_a_study_comes_back_as_report_and_overlay(
     assert "synthetic images only" in report["banner"]
     assert "synthetic images only" in (folder / "report.html").read_text()
 
+    assert_nobody_is_named(service)
+
     refused = str(pydicom.dcmread(t1[0], stop_before_pixels=True).SeriesInstanceUID)
     why = braingemma("jobs", "why", refused, "--config", str(service.configuration))
     assert why.returncode == 0
@@ -84,6 +90,20 @@ def test_a_study_comes_back_as_report_and_overlay(
     assert "REFUSED" in why.stdout
     listed = json.loads(braingemma("jobs", "list", "--json", "--config", str(service.configuration)).stdout)
     assert [row["job_id"] for row in listed] == [job.job_id]
+
+
+def assert_nobody_is_named(service: TrialService) -> None:
+    """No identity in a log line, a metric, a record of the workflow engine, or a job's row; every line is JSON."""
+    for line in service.log.read_text().splitlines():
+        json.loads(line)
+    with urllib.request.urlopen(f"{service.web_url}/metrics", timeout=60) as answer:
+        metrics = answer.read().decode()
+    with service.store.engine.connect() as connection:
+        tables = sa.inspect(connection).get_table_names()
+        rows = {table: str(connection.execute(sa.text(f"SELECT * FROM {table}")).fetchall()) for table in tables}
+    assert len(rows["jobs"]) > 100
+    for where, text in {"log": service.log.read_text(), "metrics": metrics, **rows}.items():
+        assert "MARKER" not in text, where
 
 
 def test_the_same_study_again_starts_nothing_new(service: TrialService, pacs: EmbeddedPacs, study: list[Path]) -> None:
