@@ -35,7 +35,7 @@ def training_spacing(seed: int) -> tuple[float, float, float]:
 
 
 #: Which phantoms: as they come, or those that `[data]` asks for by this name, as arguments of `make_phantom`.
-KINDS: Final[dict[str, dict[str, bool]]] = {
+KINDS: Final[dict[str, dict[str, Any]]] = {
     "any": {},
     "bilateral": {"both_sides": True},
     "plaques": {"with_lesion": False, "large_plaques": True},

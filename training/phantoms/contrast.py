@@ -8,18 +8,28 @@ little darker than gray, edema bright.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from training.phantoms.anatomy import Tissue
+from training.phantoms.extraction import orbit, skull_base
 from training.phantoms.fields import Floats, Grid, smooth_field
 from training.phantoms.lesions import LesionMasks
+
+#: Edema and core of hard phantoms are at least so much brighter than the brain (the mean of gray and white matter).
+#: What is fainter cannot be told from noise and bias by any reader: its truth is "undetermined".
+FAINTEST: Final = 1.08
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Mean intensities of one scan; white matter near 0.5–0.75."""
+    """Mean intensities of one scan; white matter near 0.5–0.75.
+
+    `core_spares`: share of the core's brightness that fluid within it keeps out; `texture`: the core's unevenness.
+    """
 
     white: float
     gray: float
@@ -28,6 +38,13 @@ class Contrast:
     core: float
     necrosis: float
     spots: float
+    core_spares: float = 0.15
+    texture: tuple[float, float] = (0.04, 0.14)
+
+    @property
+    def brain(self) -> float:
+        """What brightness ratios are held against: the mean of gray and white matter."""
+        return (self.gray + self.white) / 2
 
 
 def draw_contrast(rng: np.random.Generator) -> Contrast:
@@ -47,6 +64,37 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
         core=float(max(core, white * 1.3, gray * 1.15)),
         necrosis=float(white * rng.uniform(0.15, 0.55)),
         spots=float(white * rng.uniform(1.3, 2.0)),
+    )
+
+
+def draw_hard_contrast(rng: np.random.Generator, *, infarct: bool = False, brightness: float | None = None) -> Contrast:
+    """Edema and core from `FAINTEST` times the brain upward, half of them below 1.5; an eighth or more apart.
+
+    With `brightness` both are that many times as bright as the brain, whatever else was drawn.
+    """
+    white = rng.uniform(0.45, 0.75)
+    gray = white * rng.uniform(1.03, 1.35)
+    brain = (white + gray) / 2
+    level = float(np.exp(rng.uniform(np.log(FAINTEST + 0.01), np.log(1.9 if infarct else 2.2))))
+    edema = brain * level
+    darker, brighter = rng.uniform(0.62, 0.85), rng.uniform(1.15, 1.45)
+    core = edema * (darker if rng.random() < 0.6 else brighter)
+    core = core if core > FAINTEST * brain else edema * brighter
+    if infarct:
+        core = edema
+    core = max(core, gray * 1.03)
+    if brightness is not None:
+        edema = core = brain * brightness
+    return Contrast(
+        white=float(white),
+        gray=float(gray),
+        fluid=float(white * rng.uniform(0.1, 0.45)),
+        edema=float(edema),
+        core=float(core),
+        necrosis=float(white * rng.uniform(0.15, 0.6)),
+        spots=float(white * rng.uniform(1.3, 2.2)),
+        core_spares=0.8 if infarct else 0.3,
+        texture=(0.02, 0.10) if infarct else (0.04, 0.2),
     )
 
 
@@ -71,7 +119,7 @@ def _paint_lesion(
     texture = smooth_field(rng, grid, 9.0)
     parts = (
         (masks.edema, contrast.edema * (1 + 0.06 * texture), 0.85),
-        (masks.core, contrast.core * (1 + rng.uniform(0.04, 0.14) * texture), 0.15),
+        (masks.core, contrast.core * (1 + rng.uniform(*contrast.texture) * texture), contrast.core_spares),
         (masks.necrosis, contrast.necrosis * (1 + 0.10 * texture), 0.0),
     )
     for mask, value, spares_fluid in parts:
@@ -81,8 +129,13 @@ def _paint_lesion(
     return image
 
 
-def paint_head(image: Floats, tissue: Tissue, head: Floats, grid: Grid, rng: np.random.Generator) -> Floats:
-    """Skull, marrow, scalp, face and neck around the brain; `head` (3, X, Y, Z) are rigid MNI mm."""
+def paint_head(
+    image: Floats, tissue: Tissue, head: Floats, grid: Grid, rng: np.random.Generator, fat: float | None = None
+) -> Floats:
+    """Skull, marrow, scalp, face and neck around the brain; `head` (3, X, Y, Z) are rigid MNI mm.
+
+    `fat`: brightness of the fat in orbits and skull base; None leaves them like the rest of the face.
+    """
     x, y, z = head
     d = tissue.outside + 1.2 * smooth_field(rng, grid, 30.0)
     fluid, bone, scalp = rng.uniform(0.5, 3.0), rng.uniform(5.0, 9.0), rng.uniform(10.0, 18.0)
@@ -90,17 +143,30 @@ def paint_head(image: Floats, tissue: Tissue, head: Floats, grid: Grid, rng: np.
     neck = ((x / 58) ** 2 + ((y + 45) / 52) ** 2 < 1) & (z < -45)
     soft = np.where((d < scalp) | face | neck, 1.0, 0.0)
     muscle = rng.uniform(0.15, 0.5) * (1 + 0.4 * smooth_field(rng, grid, 12.0))
-    fat = rng.uniform(0.2, 1.1)
+    scalp_fat = rng.uniform(0.2, 1.1)
     tissue_mix = smooth_field(rng, grid, 9.0) > rng.uniform(0.2, 1.2)
-    value = np.where(tissue_mix | ((d > bone) & (d < scalp) & (z > -25)), fat, muscle)
+    value = np.where(tissue_mix | ((d > bone) & (d < scalp) & (z > -25)), scalp_fat, muscle)
     air = (np.abs(x) < 20) & (y > 40) & (y < 88) & (z < -22) & (z > -75)
     eyes = ((np.abs(x) - 33) ** 2 + (y - 58) ** 2 + (z + 34) ** 2) < 12**2
     value = np.where(eyes, 0.12, np.where(air, 0.03, value)) * soft
     marrow = rng.uniform(0.03, 0.35)
     value = np.where(d < bone, np.where(np.abs(d - (fluid + bone) / 2) < 1.3, marrow, 0.04), value)
     value = np.where(d < fluid, rng.uniform(0.05, 0.2), value)
+    if fat is not None:
+        value = _paint_fat(value, d, head, eyes, fat * (1 + 0.12 * smooth_field(rng, grid, 10.0)))
     inside = np.clip(0.5 - tissue.outside, 0, 1)
     return (image * inside + np.clip(value, 0, None) * (1 - inside)).astype(np.float32)
+
+
+def _paint_fat(value: Floats, d: Floats, head: Floats, eyes: NDArray[np.bool_], fat: Floats) -> Floats:
+    """Fat behind the eyes and below the temporal bones, with the thin bone that lies over it; `d` mm from the brain."""
+    for side in (-1, 1):
+        behind = (orbit(head, side) < 1) & ~eyes & (d > 1.5)
+        below = (skull_base(head, side) < 1) & (d > 3.0)
+        # Muscles and the optic nerve run through it.
+        nerve = ((np.abs(head[0]) - 26) ** 2 + (head[2] + 33) ** 2) < 3.0**2
+        value = np.where((behind & ~nerve) | below, fat, value)
+    return value
 
 
 def strip_head(image: Floats, tissue: Tissue, grid: Grid, rng: np.random.Generator) -> Floats:

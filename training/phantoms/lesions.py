@@ -5,7 +5,7 @@ All positions are MNI millimetres before mass effect, so that a lesion's lobes a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
@@ -34,6 +34,20 @@ _CENTRE_WEIGHTS: Final = {
     "corpus callosum": 0.02,
     "brainstem": 0.02,
 }
+#: The same for hard phantoms: more in the thalamus, and in the basal ganglia, which belong to no lobe.
+DEEP: Final = "basal ganglia"
+_HARD_CENTRE_WEIGHTS: Final = {
+    "frontal": 0.22,
+    "parietal": 0.19,
+    "temporal": 0.18,
+    "occipital": 0.10,
+    "insula": 0.05,
+    "cerebellum": 0.06,
+    "thalamus": 0.08,
+    DEEP: 0.06,
+    "corpus callosum": 0.04,
+    "brainstem": 0.02,
+}
 #: Beyond this share of a lesion on one side it is called one-sided.
 ONE_SIDED: Final = 0.85
 #: The smallest lesion, ml; what is smaller is not called a lesion area but belongs to the spots of healthy brains.
@@ -55,6 +69,10 @@ class Lesion:
         roughness: how irregular the border is.
         infratentorial: whether it lies below the tentorium, which it does not cross.
         crosses: whether it may cross the midline.
+        least_ml: what the brain's borders leave smaller is drawn larger.
+        apex: (3,) MNI mm of a wedge's tip; None for an ellipsoid. A wedge reaches from there through the centre to the
+            brain's surface.
+        half_angle: radians between a wedge's axis and its border.
     """
 
     centre: NDArray[np.float64]
@@ -66,6 +84,9 @@ class Lesion:
     roughness: float
     infratentorial: bool
     crosses: bool
+    least_ml: float = LEAST_ML
+    apex: NDArray[np.float64] | None = None
+    half_angle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,15 +115,21 @@ class LesionMasks:
         return self.edema | self.core | self.necrosis
 
 
-def draw_lesions(rng: np.random.Generator, *, both_sides: bool = False) -> tuple[Lesion, ...]:
-    """One lesion, sometimes a second on the same side, sometimes, or always, one on each side."""
-    first = draw_lesion(rng, side=0)
+def draw_lesions(
+    rng: np.random.Generator, *, both_sides: bool = False, draw_one: Callable[..., Lesion] | None = None
+) -> tuple[Lesion, ...]:
+    """One lesion, sometimes a second on the same side, sometimes, or always, one on each side.
+
+    `draw_one` is `draw_lesion` (None) or `draw_hard_lesion`.
+    """
+    draw = draw_one or draw_lesion
+    first = draw(rng, side=0)
     kind = rng.random()
     side = int(np.sign(first.centre[0])) or 1
     if kind < 0.08 and not both_sides:
-        return first, draw_lesion(rng, side=side, like=first)
+        return first, draw(rng, side=side, like=first)
     if kind < 0.20 or both_sides:
-        return first, draw_lesion(rng, side=-side, like=first)
+        return first, draw(rng, side=-side, like=first)
     return (first,)
 
 
@@ -142,34 +169,58 @@ def draw_lesion(
     )
 
 
-@lru_cache(maxsize=len(_CENTRE_WEIGHTS))
-def _centres(region: str) -> NDArray[np.float64]:
+def draw_hard_lesion(rng: np.random.Generator, side: int = 0, like: Lesion | None = None) -> Lesion:
+    """`draw_lesion` with lesions from 4 ml, more of them deep, edema from a narrow rim to a wide field."""
+    region = str(rng.choice(list(_HARD_CENTRE_WEIGHTS), p=list(_HARD_CENTRE_WEIGHTS.values())))
+    lesion = draw_lesion(rng, side, like, region)
+    small = region in ("insula", "thalamus", DEEP, "corpus callosum", "brainstem")
+    mean = float(np.exp(rng.uniform(np.log(8.0), np.log(14.0 if small else 28.0))))
+    if like is not None:
+        mean = min(mean, float(like.radii.mean())) if rng.random() < 0.7 else mean
+    radii = lesion.radii * (mean / float(lesion.radii.mean()))
+    roomy = radii.min() > 9.0
+    necrotic = like.necrosis > 0 if like is not None else bool(rng.random() < 0.55)
+    return replace(
+        lesion,
+        radii=radii,
+        edema=float(rng.uniform(0.45, 0.9) if mean < 12 else rng.uniform(5.0, 18.0) / mean) if lesion.edema else 0.0,
+        necrosis=float(rng.uniform(0.55, 0.75)) if necrotic and roomy else 0.0,
+        push=float(rng.uniform(0.08, 0.35) * mean) if rng.random() < 0.6 else 0.0,
+        least_ml=4.0,
+    )
+
+
+@lru_cache(maxsize=len(_HARD_CENTRE_WEIGHTS))
+def centres(region: str) -> NDArray[np.float64]:
     """(N, 3) MNI mm of the tissue voxels of a region that lie at least 4 mm below the surface."""
     atlas = load_atlas()
-    wanted = (atlas.regions == region_code(region)) & (atlas.gray + atlas.white > 0.5) & (atlas.outside < -4)
-    centres: NDArray[np.float64] = np.argwhere(wanted) * atlas.spacing + np.asarray(atlas.origin)
-    return centres
+    wanted = (atlas.gray + atlas.white > 0.5) & (atlas.outside < -4)
+    wanted &= atlas.regions == region_code("none" if region == DEEP else region)
+    places: NDArray[np.float64] = np.argwhere(wanted) * atlas.spacing + np.asarray(atlas.origin)
+    if region == DEEP:
+        places = places[(np.abs(np.abs(places[:, 0]) - 24) < 10) & (places[:, 1] > -18) & (places[:, 2] > -8)]
+    return places
 
 
 def _draw_centre(rng: np.random.Generator, region: str, side: int) -> NDArray[np.float64]:
     """A place in the region on the given side (0: either)."""
-    centres = _centres(region)
+    places = centres(region)
     if side:
-        centres = centres[centres[:, 0] * side > 6.0]
-    pick: NDArray[np.float64] = centres[rng.integers(len(centres))] + rng.uniform(-1, 1, 3)
+        places = places[places[:, 0] * side > 6.0]
+    pick: NDArray[np.float64] = places[rng.integers(len(places))] + rng.uniform(-1, 1, 3)
     return pick
 
 
 def paint_visible(
     lesion: Lesion, rng: np.random.Generator, grid: Grid, standard: Floats, regions: Labels, tissue: Tissue
 ) -> LesionMasks:
-    """Paint the lesion; one that the brain's borders leave smaller than `LEAST_ML` is made larger and painted anew."""
+    """Paint the lesion; one that the brain's borders leave smaller than `least_ml` is made larger and painted anew."""
     voxel_ml = float(np.prod(grid.spacing)) / 1000
     masks = paint(lesion, rng, grid, standard, regions, tissue)
     for _ in range(4):
-        if masks.whole.sum() * voxel_ml >= LEAST_ML:
+        if masks.whole.sum() * voxel_ml >= lesion.least_ml:
             break
-        lesion = replace(lesion, radii=lesion.radii * 1.25)
+        lesion = replace(lesion, radii=lesion.radii * 1.25, half_angle=lesion.half_angle * 1.2)
         masks = paint(lesion, rng, grid, standard, regions, tissue)
     return masks
 
@@ -187,9 +238,7 @@ def paint(
         regions: (X, Y, Z) labels there; some must not be entered.
         tissue: After mass effect: edema prefers white matter.
     """
-    offset = standard - lesion.centre.astype(np.float32).reshape(3, 1, 1, 1)
-    turned = apply_matrix(lesion.turn.T, offset) / lesion.radii.astype(np.float32).reshape(3, 1, 1, 1)
-    distance = np.sqrt((turned**2).sum(axis=0))
+    distance = _ellipsoid_distance(lesion, standard) if lesion.apex is None else _wedge_distance(lesion, standard)
     rough = smooth_field(rng, grid, float(lesion.radii.mean()) * 0.8) * np.float32(lesion.roughness)
     fine = smooth_field(rng, grid, 6.0) * np.float32(0.3 * lesion.roughness)
     shape = distance * (1 + np.clip(rough + fine, -0.5, 0.6))
@@ -199,6 +248,26 @@ def paint(
     reach = lesion.edema * (0.35 + 0.9 * tissue.white)
     edema = (shape < 1.0 + reach) & allowed & ~core if lesion.edema else np.zeros_like(core)
     return LesionMasks(edema=edema, core=core & ~necrosis, necrosis=necrosis)
+
+
+def _ellipsoid_distance(lesion: Lesion, standard: Floats) -> Floats:
+    """(X, Y, Z) distance from the centre, 1 at the border."""
+    offset = standard - lesion.centre.astype(np.float32).reshape(3, 1, 1, 1)
+    turned = apply_matrix(lesion.turn.T, offset) / lesion.radii.astype(np.float32).reshape(3, 1, 1, 1)
+    return np.sqrt((turned**2).sum(axis=0))
+
+
+def _wedge_distance(lesion: Lesion, standard: Floats) -> Floats:
+    """(X, Y, Z) angle from the axis between tip and centre, seen from the tip, 1 at the border."""
+    apex = np.asarray(lesion.apex, np.float64)
+    axis = (lesion.centre - apex) / np.linalg.norm(lesion.centre - apex)
+    offset = standard - apex.astype(np.float32).reshape(3, 1, 1, 1)
+    along = np.tensordot(axis.astype(np.float32), offset, axes=(0, 0))
+    length = np.sqrt((offset**2).sum(axis=0)) + np.float32(1e-3)
+    angle = np.arccos(np.clip(along / length, -1, 1)) / np.float32(lesion.half_angle)
+    # The far side of the head lies on the axis too; a territory ends at the near surface, at most twice as far.
+    limit = np.float32(2.0 * np.linalg.norm(lesion.centre - apex))
+    return np.where(length < limit, angle, np.float32(9.0)).astype(np.float32)
 
 
 def _compartment(lesion: Lesion, regions: Labels, standard: Floats) -> Mask:

@@ -23,17 +23,30 @@ from numpy.typing import NDArray
 from braingemma.findings.vocabulary import Finding, mirror_text, mirrored_findings
 from training.errors import DataError
 from training.phantoms.anatomy import Atlas, Labels, Tissue, load_atlas, sample_tissue
-from training.phantoms.contrast import degrade, draw_contrast, paint_brain, paint_head, strip_head
+from training.phantoms.contrast import (
+    FAINTEST,
+    Contrast,
+    degrade,
+    draw_contrast,
+    draw_hard_contrast,
+    paint_brain,
+    paint_head,
+    strip_head,
+)
+from training.phantoms.extraction import draw_extraction
 from training.phantoms.fields import Floats, Grid, apply_matrix, rotation, smooth_displacement
+from training.phantoms.generator import GENERATORS, Difficulty, Generator
+from training.phantoms.infarcts import draw_infarct
 from training.phantoms.lesions import (
     LOST_VENTRICLE,
     Lesion,
     LesionMasks,
+    draw_hard_lesion,
     draw_lesions,
     paint_visible,
     push_away,
 )
-from training.phantoms.spots import LARGE_PLAQUE_SHARE, white_matter_spots
+from training.phantoms.spots import LARGE_PLAQUE_SHARE, MEASURED_PLAQUE_SHARE, measured_plaques, white_matter_spots
 from training.phantoms.truth import is_plain, located_findings
 from training.phantoms.wording import write_report
 from training.progress import Say
@@ -43,6 +56,8 @@ STRIPPED_SHARE: Final = 0.35
 #: A lateral ventricle smaller than this share of itself without mass effect is compressed; above the other it is not.
 COMPRESSED: Final = 0.55
 FREE: Final = 0.85
+#: A ventricle smaller than this share of the atlas's is narrow by nature: no reader could say that a mass narrowed it.
+NARROW: Final = 0.5
 #: What two readers would name alike: a case with a share between such bounds is drawn anew, this often at most.
 _DRAWS: Final = 8
 _VENTRICLES: Final = {"left": -1.0, "right": 1.0}
@@ -57,12 +72,15 @@ class Phantom:
         lesion: RAS NIfTI mask on the same grid: 1 where there is edema, core or necrosis.
         parts: (X, Y, Z) on the same grid, `training.phantoms.lesions.PARTS` of each voxel: what a dense loss learns.
         truth: `{"seed", "findings": [as in report.json], "report"}`.
+        extracted: (X, Y, Z) on the same grid, the brain as an extraction would find it, with its errors; None where
+            none was drawn.
     """
 
     volume: nib.Nifti1Image
     lesion: nib.Nifti1Image
     parts: NDArray[np.uint8]
     truth: dict[str, Any]
+    extracted: NDArray[np.bool_] | None = None
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -96,6 +114,8 @@ def make_phantom(
     stripped: bool | None = None,
     both_sides: bool = False,
     large_plaques: bool = False,
+    difficulty: Difficulty = "plain",
+    brightness: float | None = None,
 ) -> Phantom:
     """Draw one case; equal arguments give equal voxels.
 
@@ -107,10 +127,13 @@ def make_phantom(
         stripped: Whether the skull is stripped; None draws it.
         both_sides: Whether there is a lesion on each side, which is otherwise seldom.
         large_plaques: Whether a head without a lesion surely has large plaques, which are otherwise drawn for some.
+        difficulty: The generator, one of `GENERATORS`.
+        brightness: Only hard phantoms: edema and core are so many times as bright as the brain. Below `FAINTEST` all
+            findings are undetermined; above it edema is, as nothing tells it from the core.
 
     Raises:
-        ValueError: a negative seed, a voxel size outside 0.5–12 mm, lesions on both sides of a head without one, or
-            large plaques in a head that may have a lesion.
+        ValueError: a negative seed, a voxel size outside 0.5–12 mm, lesions on both sides of a head without one,
+            large plaques in a head that may have a lesion, or a brightness of a plain phantom.
     """
     if seed < 0:
         raise ValueError(f"seed must be a non-negative integer, got {seed}")
@@ -118,6 +141,11 @@ def make_phantom(
         raise ValueError("both_sides=True needs a lesion, got with_lesion=False")
     if large_plaques and with_lesion is not False:
         raise ValueError(f"large_plaques=True needs with_lesion=False, got {with_lesion}")
+    if difficulty not in GENERATORS:
+        raise ValueError(f"difficulty must be one of {', '.join(GENERATORS)}, got {difficulty!r}")
+    if brightness is not None and (difficulty != "hard" or brightness <= 0):
+        raise ValueError(f"brightness needs difficulty='hard' and a ratio above 0, got {difficulty!r}, {brightness}")
+    generator = GENERATORS[difficulty]
     rng = np.random.default_rng([seed, 20260])
     atlas = load_atlas()
     drawn = bool(rng.random() < STRIPPED_SHARE)
@@ -126,16 +154,47 @@ def make_phantom(
     grid = _draw_grid(rng, pose, _spacing(spacing, rng), stripped=stripped)
     drawn = bool(rng.random() < LESION_SHARE)
     present = both_sides or (drawn if with_lesion is None else with_lesion)
-    draw = partial(draw_lesions, both_sides=both_sides) if present else None
-    share = 0.0 if present else 1.0 if large_plaques else LARGE_PLAQUE_SHARE
-    picture, parts, findings = _draw_case(rng, atlas, grid, pose, draw, plaque_share=share, stripped=stripped)
+    draw = _lesion_source(generator, rng, both_sides=both_sides) if present else None
+    share = 0.0 if present else 1.0 if large_plaques else _plaque_share(generator)
+    case = _draw_case(
+        rng, atlas, grid, pose, draw, generator, plaque_share=share, stripped=stripped, brightness=brightness
+    )
+    picture, parts, findings = case.picture, case.parts, _visible(case.findings, brightness)
+    errors = np.random.default_rng([seed, 20261])  # of its own: whatever is drawn of them, the picture stays as it is
+    extracted = picture > 0 if stripped else draw_extraction(errors, grid, case.outside, pose.rigid(grid.points()))
     truth = {
         "seed": seed,
         "findings": [finding.to_json() for finding in findings],
-        "report": write_report(findings, np.random.default_rng([seed, 7])),
+        "report": write_report(_stated(findings), np.random.default_rng([seed, 7])),
     }
     lesion = (parts > 0) & (parts != LOST_VENTRICLE)
-    return Phantom(_image(picture, grid), _image(lesion.astype(np.uint8), grid), parts, truth)
+    return Phantom(_image(picture, grid), _image(lesion.astype(np.uint8), grid), parts, truth, extracted)
+
+
+def _plaque_share(generator: Generator) -> float:
+    return MEASURED_PLAQUE_SHARE if generator.measured_plaques else LARGE_PLAQUE_SHARE
+
+
+def _lesion_source(
+    generator: Generator, rng: np.random.Generator, *, both_sides: bool
+) -> Callable[[np.random.Generator], tuple[Lesion, ...]]:
+    """What draws the lesions of this case, again and again until they are plain."""
+    if generator.infarcts and not both_sides and rng.random() < generator.infarcts:
+        return draw_infarct
+    return partial(draw_lesions, both_sides=both_sides, draw_one=draw_hard_lesion if generator.deep else None)
+
+
+def _visible(findings: tuple[Finding, ...], brightness: float | None) -> tuple[Finding, ...]:
+    """The truth of a case whose lesion was drawn at one brightness: what cannot be seen is undetermined."""
+    if brightness is None or findings[0].presence != "present":
+        return findings
+    lost = {f.finding for f in findings} if brightness < FAINTEST else {"edema"}
+    return tuple(Finding(f.finding, "undetermined") if f.finding in lost else f for f in findings)
+
+
+def _stated(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """For a report, which states everything: what is undetermined is worded as not there."""
+    return tuple(Finding(f.finding, "absent") if f.presence == "undetermined" else f for f in findings)
 
 
 def mirror(phantom: Phantom) -> Phantom:
@@ -146,7 +205,9 @@ def mirror(phantom: Phantom) -> Phantom:
         "findings": [finding.to_json() for finding in findings],
         "report": mirror_text(phantom.truth["report"]),
     }
-    return Phantom(_flipped(phantom.volume), _flipped(phantom.lesion), np.ascontiguousarray(phantom.parts[::-1]), truth)
+    parts = np.ascontiguousarray(phantom.parts[::-1])
+    extracted = None if phantom.extracted is None else np.ascontiguousarray(phantom.extracted[::-1])
+    return Phantom(_flipped(phantom.volume), _flipped(phantom.lesion), parts, truth, extracted)
 
 
 def write_phantom(folder: Path, phantom: Phantom) -> None:
@@ -209,20 +270,33 @@ def _flipped(image: nib.Nifti1Image) -> nib.Nifti1Image:
 # ---- one case
 
 
+@dataclass(frozen=True)
+class _Case:
+    """What was drawn: picture, parts, truth, and the distance (X, Y, Z) to the brain's surface in mm."""
+
+    picture: Floats
+    parts: NDArray[np.uint8]
+    findings: tuple[Finding, ...]
+    outside: Floats
+
+
 def _draw_case(
     rng: np.random.Generator,
     atlas: Atlas,
     grid: Grid,
     pose: _Pose,
     draw: Callable[[np.random.Generator], tuple[Lesion, ...]] | None,
+    generator: Generator,
     *,
     plaque_share: float,
     stripped: bool,
-) -> tuple[Floats, NDArray[np.uint8], tuple[Finding, ...]]:
+    brightness: float | None,
+) -> _Case:
     head = pose.rigid(grid.points())
     standard = head + smooth_displacement(rng, grid, 45.0, 2.2) + smooth_displacement(rng, grid, 20.0, 0.9)
-    resting = _size_ventricles(standard, rng)
+    resting = _size_ventricles(standard, rng, generator.ventricles)
     regions = atlas.region_at(standard)
+    lesions: tuple[Lesion, ...] = ()
     for _ in range(_DRAWS):
         lesions = draw(rng) if draw else ()
         pushed, compressed = _mass_effect(rng, atlas, resting, standard, lesions)
@@ -230,13 +304,42 @@ def _draw_case(
         masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
         if masks is None or is_plain(masks, regions, standard):
             break
-    spots = white_matter_spots(rng, atlas, grid, pushed, tissue.white, plaque_share)
-    contrast = draw_contrast(rng)
+    spots = _draw_spots(rng, atlas, grid, pushed, tissue.white, plaque_share, generator)
+    contrast = _draw_contrast(rng, generator, infarct=draw is draw_infarct, brightness=brightness)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)
-    image = strip_head(image, tissue, grid, rng) if stripped else paint_head(image, tissue, head, grid, rng)
+    if stripped:
+        image = strip_head(image, tissue, grid, rng)
+    else:
+        fat = contrast.brain * float(rng.uniform(0.8, 2.5)) if generator.fat else None
+        image = paint_head(image, tissue, head, grid, rng, fat)
     picture = degrade(image, grid, rng, stripped=stripped)
     parts = _label_parts(atlas, standard, resting, pushed, masks, compressed)
-    return picture, parts, located_findings(regions, standard, masks, compressed)
+    return _Case(picture, parts, located_findings(regions, standard, masks, compressed), tissue.outside)
+
+
+def _draw_contrast(
+    rng: np.random.Generator, generator: Generator, *, infarct: bool, brightness: float | None
+) -> Contrast:
+    if not generator.faint:
+        return draw_contrast(rng)
+    return draw_hard_contrast(rng, infarct=infarct, brightness=brightness)
+
+
+def _draw_spots(
+    rng: np.random.Generator,
+    atlas: Atlas,
+    grid: Grid,
+    points: Floats,
+    white: Floats,
+    plaque_share: float,
+    generator: Generator,
+) -> Floats:
+    if not generator.measured_plaques:
+        return white_matter_spots(rng, atlas, grid, points, white, plaque_share)
+    spots = white_matter_spots(rng, atlas, grid, points, white, 0.0)
+    if rng.random() < plaque_share:
+        spots = np.maximum(spots, measured_plaques(rng, atlas, grid, points, white) * rng.uniform(0.6, 1.0))
+    return spots.astype(np.float32)
 
 
 def _label_parts(
@@ -252,9 +355,9 @@ def _label_parts(
     return labels
 
 
-def _size_ventricles(standard: Floats, rng: np.random.Generator) -> Floats:
+def _size_ventricles(standard: Floats, rng: np.random.Generator, sizes: tuple[float, float]) -> Floats:
     """Look tissue up nearer to or farther from each lateral ventricle's middle: larger or smaller ventricles."""
-    both = rng.uniform(0.0, 0.5)
+    both = rng.uniform(*sizes)
     points = standard
     for side in _VENTRICLES.values():
         points = _swell(points, side, both + rng.normal(0, 0.03))
@@ -277,18 +380,20 @@ def _mass_effect(
 ) -> tuple[Floats, set[str]]:
     """Tissue coordinates after the lesions' push, and the sides whose lateral ventricle it narrows.
 
-    A ventricle that would end between `COMPRESSED` and `FREE` is a matter of taste: the push is then given up.
+    A ventricle that would end between `COMPRESSED` and `FREE`, or below while it is narrow by nature, is a matter of
+    taste: the push is then given up.
     """
     if not lesions:
         return resting, set()
-    before = _ventricle_size(atlas, resting)
+    before, usual = _ventricle_size(atlas, resting), _ventricle_size(atlas, standard)
+    wide = {side for side in _VENTRICLES if before[side] > NARROW * usual[side]}
     pushed = resting + sum(push_away(lesion, standard) for lesion in lesions)
     for side, sign in _VENTRICLES.items():
-        if any(_squeezes(lesion, sign) for lesion in lesions) and before[side] > 0 and rng.random() < 0.8:
+        if any(_squeezes(lesion, sign) for lesion in lesions) and side in wide and rng.random() < 0.8:
             pushed = _swell(pushed, sign, -rng.uniform(0.9, 1.6))
     after = _ventricle_size(atlas, pushed)
     shares = {side: after[side] / max(before[side], 1e-6) for side in _VENTRICLES}
-    if any(COMPRESSED <= share < FREE for share in shares.values()):
+    if any(share < FREE and (share >= COMPRESSED or side not in wide) for side, share in shares.items()):
         return resting, set()
     return pushed, {side for side, share in shares.items() if share < COMPRESSED}
 
