@@ -42,6 +42,7 @@ from daemon.assemble.completeness import Completeness
 from daemon.assemble.follower import SegmentFollower
 from daemon.assemble.index import instance_keys, is_instance, shared_uids
 from daemon.assemble.part10 import DamagedInstance, pixel_digest, sync_files, write_instance
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import upsert
 from daemon.database.tables import ARRIVALS, INSTANCES, OF_A_JOB, UNDER_WAY, InstanceState
@@ -76,9 +77,8 @@ class Assembler:
     aside with its reason, and the next study goes on.
 
     Args:
-        settings: The whole configuration.
+        settings: The whole configuration; spool and jobs lie in its data folder.
         engine: The daemon's database; its tables exist.
-        folder: The daemon's data folder.
         submit: Gives an arrival to the pipeline; may be called again with the same one. Raises Retryable where it
             should be called again later.
         own_result: Whether a data set is one of our own results.
@@ -89,7 +89,6 @@ class Assembler:
 
     settings: Settings
     engine: sa.Engine
-    folder: Path
     submit: Submit
     waiting: Callable[[], int] = lambda: 0
     own_result: Callable[[Dataset], bool] = is_own_result
@@ -105,18 +104,13 @@ class Assembler:
     _completeness: Completeness = field(init=False)
 
     def __post_init__(self) -> None:
-        self._follower = SegmentFollower(self.engine, self.spool, self.folder / "damaged", self.own_result)
-        self._completeness = Completeness(self.settings.assembly, self.engine, self.spool, self.jobs)
+        self._follower = SegmentFollower(self.engine, self.data.spool, self.data.damaged, self.own_result)
+        self._completeness = Completeness(self.settings.assembly, self.engine, self.data.spool, self.data.jobs)
 
     @property
-    def spool(self) -> Path:
-        """Where the receivers write."""
-        return self.folder / "spool"
-
-    @property
-    def jobs(self) -> Path:
-        """Where job folders are made."""
-        return self.folder / "jobs"
+    def data(self) -> DataFolder:
+        """Where spool and jobs are."""
+        return self.settings.data
 
     def run(self, stop: threading.Event) -> None:
         """Recover, then step until `stop` is set; trouble with disk or database passes, acknowledging needs neither."""
@@ -154,9 +148,9 @@ class Assembler:
         Args:
             now: Monotonic, s.
         """
-        for folder in (self.spool, self.jobs):
+        for folder in (self.data.spool, self.data.jobs):
             make_private_folder(folder)
-        for left_over in self.jobs.glob(".draft-*"):
+        for left_over in self.data.jobs.glob(".draft-*"):
             shutil.rmtree(left_over)
         self._adopt_job_folders()
         self._follower.reset()
@@ -187,7 +181,7 @@ class Assembler:
         """How many studies may be handed over; none are where the pipeline is behind, and senders are told."""
         limit = self.settings.assembly.max_waiting_jobs
         room = max(0, limit - self.waiting())
-        if set_behind(self.spool, behind=room == 0):
+        if set_behind(self.data.spool, behind=room == 0):
             if room:
                 log.info("the pipeline has caught up; associations are accepted again")
             else:
@@ -262,7 +256,7 @@ class Assembler:
     def _hand_over(self, study_uid: str) -> None:
         rows = self._rows(study_uid)
         previous, completed = self._previous(study_uid)
-        draft = self.jobs / f".draft-{uuid.uuid4().hex}"
+        draft = self.data.jobs / f".draft-{uuid.uuid4().hex}"
         draft.mkdir(mode=0o700)
         (draft / "input").mkdir(mode=0o700)
         try:
@@ -284,7 +278,7 @@ class Assembler:
             )
             write_json(draft / ARRIVAL_FILE, arrival)
             sync_files(draft / "input")
-            self._publish(draft, self.jobs / job_id)
+            self._publish(draft, self.data.jobs / job_id)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         self._note_arrival(arrival, files)
@@ -295,12 +289,12 @@ class Assembler:
         rows = [row for row in self._rows(study_uid) if row.state in OF_A_JOB]
         _, completed = self._previous(study_uid)
         record = record_of_what_failed(study_uid, rows, completed, reason)
-        draft = self.jobs / f".draft-{uuid.uuid4().hex}"
+        draft = self.data.jobs / f".draft-{uuid.uuid4().hex}"
         draft.mkdir(mode=0o700)
         try:
             (draft / "input").mkdir(mode=0o700)
             write_json(draft / ARRIVAL_FILE, record)
-            self._publish(draft, self.jobs / record["job_id"])
+            self._publish(draft, self.data.jobs / record["job_id"])
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         with self.engine.begin() as connection:
@@ -318,12 +312,12 @@ class Assembler:
         for number, row in enumerate(rows, start=1):
             name = f"{number:06d}.dcm"
             if row.state == InstanceState.HANDED_OVER and _link(
-                self.jobs / row.job_id / "input" / row.file, folder / name
+                self.data.jobs / row.job_id / "input" / row.file, folder / name
             ):
                 files[name] = row
                 continue
             try:
-                write_instance(folder / name, row, self.spool)
+                write_instance(folder / name, row, self.data.spool)
                 files[name] = row
             except DamagedInstance as error:
                 log.warning("instance %s of study %s is lost: %s", tag(row.sop_uid), tag(row.study_uid), error)
@@ -340,7 +334,7 @@ class Assembler:
             name = standing.get((row.series_uid, row.sop_uid))
             same = None
             if name is not None and row.file:
-                theirs = pixel_digest(self.folder / "conflicts" / row.file, row.transfer_syntax_uid)
+                theirs = pixel_digest(self.data.conflicts / row.file, row.transfer_syntax_uid)
                 ours = pixel_digest(folder / name, files[name].transfer_syntax_uid)
                 same = None if theirs is None or ours is None else theirs == ours
             found.append(Duplicate(row, same))
@@ -355,8 +349,8 @@ class Assembler:
                 )
 
     def _keep_conflicts(self) -> None:
-        """Write instances whose UIDs another instance has already into `<folder>/conflicts`."""
-        aside = self.folder / "conflicts"
+        """Write instances whose UIDs another instance has already into the data folder's `conflicts`."""
+        aside = self.data.conflicts
         with self.engine.connect() as connection:
             rows = connection.execute(
                 sa.select(INSTANCES).where(INSTANCES.c.state == InstanceState.CONFLICT.value, INSTANCES.c.file == "")
@@ -365,7 +359,7 @@ class Assembler:
             make_private_folder(aside)
             path = aside / f"{row.sop_uid}.{row.sha256[:16]}.dcm"
             try:
-                write_instance(path, row, self.spool)
+                write_instance(path, row, self.data.spool)
             except OSError as error:
                 log.warning("conflicting instance %s stays in the spool: %s", tag(row.sop_uid), error)
                 return
@@ -383,7 +377,7 @@ class Assembler:
         sync_folder(draft)
         if not final.exists():  # otherwise a crash came between this and the index: same name, same content
             draft.rename(final)
-        sync_folder(self.jobs)
+        sync_folder(self.data.jobs)
 
     def _note_arrival(self, arrival: dict[str, Any], files: dict[str, Row]) -> None:
         with self.engine.begin() as connection:
@@ -435,7 +429,7 @@ class Assembler:
     def _submit(self, job_id: str) -> Arrival | None:
         """Give a job to the pipeline; None where its folder was deleted before."""
         try:
-            arrival = read_arrival(self.jobs / job_id)
+            arrival = read_arrival(self.data.jobs / job_id)
         except FileNotFoundError:
             log.warning("job %s was deleted before the pipeline took it", job_id)
             self._note_submitted(job_id)
@@ -447,7 +441,7 @@ class Assembler:
     def _submit_failed(self, job_id: str, reason: str) -> Arrival | None:
         """Let the pipeline keep a job that it could not begin as one that was set aside."""
         try:
-            arrival = replace(read_arrival(self.jobs / job_id), set_aside=reason)
+            arrival = replace(read_arrival(self.data.jobs / job_id), set_aside=reason)
             self.submit(arrival)
         except _DATABASE_AWAY:
             raise
@@ -465,7 +459,7 @@ class Assembler:
         """Take job folders into the index that it does not know: it was lost, or a crash came in between."""
         with self.engine.begin() as connection:
             known = set(connection.execute(sa.select(ARRIVALS.c.job_id)).scalars())
-            unknown = [path for path in self.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known]
+            unknown = [path for path in self.data.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known]
             found = [record for path in unknown if (record := _record_of(path)) is not None]
             for arrival in sorted(found, key=lambda entry: float(entry["completed"])):
                 self._insert_arrival(connection, arrival)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
-from daemon.database.tables import ARRIVALS, INSTANCES, OPEN_ASSOCIATIONS, InstanceState
+from daemon.database.tables import ARRIVALS, INSTANCES, InstanceState
 
 _KEY = ("study_uid", "series_uid", "sop_uid", "sha256")
 
@@ -21,69 +21,6 @@ def is_instance() -> sa.ColumnElement[bool]:
 def instance_keys(row: Mapping[Any, Any]) -> dict[str, Any]:
     """Parameters of `is_instance`."""
     return {f"of_{name}": row[name] for name in _KEY}
-
-
-@dataclass(frozen=True)
-class ReceivedStudy:
-    """What the job list and the web page show of one study."""
-
-    study_uid: str
-    series_uids: tuple[str, ...]
-    instances: int
-    pending: int
-    """Instances that wait for the study to be complete."""
-    conflicts: int
-    own_results: int
-    damaged: int
-    repeats: int
-    """How often an instance came again with the same bytes."""
-    calling_aets: tuple[str, ...]
-    first_received: float
-    last_received: float
-    receiving: bool
-    """Whether an association that sent instances of it is open."""
-    job_ids: tuple[str, ...]
-    """Jobs made of it, oldest first; a later one supersedes those before it."""
-
-
-def received_studies(engine: sa.Engine, study_uids: Iterable[str] | None = None) -> tuple[ReceivedStudy, ...]:
-    """The received studies, the latest first; all of them, or those asked for."""
-    query = sa.select(INSTANCES)
-    if study_uids is not None:
-        query = query.where(INSTANCES.c.study_uid.in_(list(study_uids)))
-    with engine.connect() as connection:
-        rows = connection.execute(query).all()
-        jobs = connection.execute(sa.select(ARRIVALS).order_by(ARRIVALS.c.created)).all()
-        receiving = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
-    studies: dict[str, list[sa.Row[tuple[object, ...]]]] = {}
-    for row in rows:
-        studies.setdefault(row.study_uid, []).append(row)
-    found = [
-        _summary(uid, members, tuple(job.job_id for job in jobs if job.study_uid == uid), receiving=uid in receiving)
-        for uid, members in studies.items()
-    ]
-    return tuple(sorted(found, key=lambda study: study.last_received, reverse=True))
-
-
-def _summary(
-    study_uid: str, rows: list[sa.Row[tuple[object, ...]]], job_ids: tuple[str, ...], *, receiving: bool
-) -> ReceivedStudy:
-    states = [row.state for row in rows]
-    return ReceivedStudy(
-        study_uid=study_uid,
-        series_uids=tuple(sorted({row.series_uid for row in rows if row.state != InstanceState.OWN_RESULT})),
-        instances=states.count(InstanceState.PENDING) + states.count(InstanceState.HANDED_OVER),
-        pending=states.count(InstanceState.PENDING),
-        conflicts=states.count(InstanceState.CONFLICT),
-        own_results=states.count(InstanceState.OWN_RESULT),
-        damaged=states.count(InstanceState.DAMAGED),
-        repeats=sum(row.copies - 1 for row in rows),
-        calling_aets=tuple(sorted({row.calling_aet for row in rows})),
-        first_received=min(row.received for row in rows),
-        last_received=max(row.last_received for row in rows),
-        receiving=receiving,
-        job_ids=job_ids,
-    )
 
 
 def forget_study(engine: sa.Engine, study_uid: str) -> None:

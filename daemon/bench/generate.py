@@ -35,17 +35,22 @@ from braingemma.checkpoint.weights import LANGUAGE_FOLDER, PUBLISHED_PROJECTOR, 
 from braingemma.errors import BrainGemmaError
 from braingemma.model import language
 from braingemma.model.braingemma3d import BrainGemma3D
-from braingemma.quantize import few_rows
-from braingemma.quantize import nf4 as quantize
+from braingemma.quantize import few_rows, nf4
 
 Size = Literal["tiny", "full"]
-#: Tokens that are written and timed.
 TOKENS = {"tiny": 16, "full": 24}
-#: Turns of our loop and of transformers' one, and tokens of the slow way without our layers.
-TURNS, STOCK_TOKENS = 3, 6
+"""Tokens that are written and timed."""
+
+TURNS = 3
+"""How often our loop and transformers' one are timed, by turns."""
+
+STOCK_TOKENS = 6
+"""Tokens that are timed without our layers, which is slow."""
+
 GIB = 1024**3
-#: Random numbers that the weights are cut from; odd, so that the rows of a weight differ.
+
 POOL = (1 << 22) - 1
+"""Random numbers that the weights are cut from; odd, so that the rows of a weight differ."""
 
 
 # ---------------------------------------------------------------------- random weights
@@ -349,7 +354,7 @@ def _stock(model: Any, prefix: Tensor, tokens: int) -> float:
 
     Afterwards the weights are packed as bitsandbytes wants them on this processor, and the model is of no more use.
     """
-    stock: dict[type, type] = {quantize.PackedLinear: bnb.nn.Linear4bit, few_rows.FewRowsLinear: torch.nn.Linear}
+    stock: dict[type, type] = {nf4.PackedLinear: bnb.nn.Linear4bit, few_rows.FewRowsLinear: torch.nn.Linear}
     for module in model.modules():
         module.__class__ = stock.get(type(module), type(module))
     return statistics.median(_theirs(model, prefix, tokens)[0][1:])

@@ -93,12 +93,13 @@ class _Ours:
     def __init__(self, folder: Path, processes: int) -> None:
         listener = Listener(ae_title=CALLED, host=LOOPBACK, port=0, processes=processes, max_pdu=MAX_PDU)
         settings = Settings(listener=listener, storage=Storage(folder=folder, min_free_gb=0))
-        self._spool = folder / "spool"
-        self._receivers = start_receivers(settings, folder)
+        data = settings.data
+        self._spool = data.spool
+        self._receivers = start_receivers(settings)
         self.port = self._receivers.address[1]
         self._engine = make_engine(f"sqlite:///{folder / 'bench.sqlite'}")
         create_tables(self._engine)
-        self._follower = SegmentFollower(self._engine, self._spool, folder / "damaged", is_own_result)
+        self._follower = SegmentFollower(self._engine, self._spool, data.damaged, is_own_result)
         self._reserve = processes * -(-(listener.reserve_mb << 20) // SEGMENT_BYTES) * SEGMENT_BYTES
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow)

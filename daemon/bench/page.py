@@ -70,10 +70,10 @@ def bench_page(*, jobs: int = 10_000, rounds: int = 25, say: Say) -> dict[str, A
         engine = open_database(settings)
         say(f"filling the database with {jobs} jobs")
         fill(engine, jobs)
-        files = LocalFiles(settings.storage.folder / "jobs")
+        files = LocalFiles(settings.data.jobs)
         _write_job(files.fetch(SHOWN))
         page = Page(
-            settings, engine, JobStore(engine), AuditLog(settings.storage.folder / "audit"), Health(settings, engine),
+            settings, engine, JobStore(engine), AuditLog(settings.data.audit), Health(settings, engine),
             Access(settings.web), StackCache(), files, None,
         )  # fmt: skip
         server = WebServer(create_app(page), settings.web)

@@ -22,7 +22,6 @@ from scipy import ndimage
 from daemon.database.tables import JobState
 from daemon.errors import DaemonError
 from daemon.files import read_json
-from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs
@@ -114,7 +113,7 @@ def brats_like_volume(slices: int, *, seed: int = SEED) -> nibabel.Nifti1Image:
 
 def passage_of(job: Job, service: TrialService) -> Passage:
     """Take a finished job apart by what it and its files noted."""
-    folder = JobFolder(Path(job.folder))
+    folder = service.folder_of(job)
     arrival = read_json(folder.arrival)
     encoded = (folder.dicom / MANIFEST).stat().st_mtime
     delivered = max(d.updated for d in service.store.deliveries(job.job_id))

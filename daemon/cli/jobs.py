@@ -38,13 +38,13 @@ def _store(config: Path | None) -> tuple[Settings, sa.Engine, JobStore]:
 
 
 def _files(settings: Settings, engine: sa.Engine) -> JobFiles:
-    shared, jobs = settings.storage.shared_url, settings.storage.folder / "jobs"
+    shared, jobs = settings.storage.shared_url, settings.data.jobs
     return SharedFiles(engine, jobs, shared) if shared else LocalFiles(jobs)
 
 
 def _audit(settings: Settings, event: str, **facts: Any) -> None:
     """Who did it, as the system knows them."""
-    AuditLog(settings.storage.folder / "audit").write(event, by=f"{getpass.getuser()} (command line)", **facts)
+    AuditLog(settings.data.audit).write(event, by=f"{getpass.getuser()} (command line)", **facts)
 
 
 def _when(seconds: float) -> str:

@@ -27,9 +27,9 @@ def send(
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files by C-STORE."""
-    from daemon.deliver import dimse
+    from daemon.deliver.dimse import DimseClient, parse_peer
 
-    peer = dimse.parse_peer(to)
+    peer = parse_peer(to)
     files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else [folder]
     if not files or not folder.exists():
         raise DaemonError(f"{folder}: expected DICOM files, found none")
@@ -51,7 +51,7 @@ def send(
             outcomes.append(outcome)
             say(f"sent {len(outcomes)}/{len(outgoing)}")
 
-        dimse.store(outgoing, peer, calling_aet, on_outcome=note)
+        DimseClient(peer, calling_aet).store(outgoing, on_outcome=note)
     failed = [f"{originals[o.outgoing.path]}: {o.reason}" for o in outcomes if not o.stored] + unread
     stored = sum(o.stored for o in outcomes)
     if as_json:
@@ -83,7 +83,7 @@ def _deidentified(files: list[Path], folder: Path, key: Path) -> tuple[dict[Path
 
 def echo(peer: Annotated[str, typer.Argument(help="AET@HOST:PORT")], calling_aet: str = "BRAINGEMMA") -> None:
     """C-ECHO: is the peer there, and does it talk to us."""
-    from daemon.deliver import dimse
+    from daemon.deliver.dimse import DimseClient, parse_peer
 
-    dimse.echo(dimse.parse_peer(peer), calling_aet)
+    DimseClient(parse_peer(peer), calling_aet).echo()
     data.print(f"{peer} answers")

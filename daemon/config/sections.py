@@ -26,6 +26,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from daemon.config.data_folder import DataFolder
+
 AE_TITLE = Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")
 """PS3.5 Table 6.2-1, VR AE: 16 characters at most, no backslash, no control characters."""
 
@@ -445,7 +447,12 @@ class Settings(BaseSettings):
     @property
     def pseudonym_key(self) -> Path:
         """File of the secret from which pseudonyms follow."""
-        return (self.results.deidentify_key or self.storage.folder / "pseudonyms.key").expanduser()
+        return (self.results.deidentify_key or self.data.pseudonym_key).expanduser()
+
+    @property
+    def data(self) -> DataFolder:
+        """The data folder."""
+        return DataFolder(self.storage.folder)
 
     @model_validator(mode="after")
     def _several_hosts_share_files(self) -> Settings:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.tables import metadata
 from daemon.files import make_private
 
 
-def database_url(url: str, folder: Path) -> str:
+def database_url(url: str, data: DataFolder) -> str:
     """SQLAlchemy URL: `url` as configured, or SQLite in the data folder where it is empty."""
     if not url:
-        return f"sqlite:///{folder / 'daemon.sqlite'}"
+        return f"sqlite:///{data.database}"
     return url.replace("postgresql://", "postgresql+psycopg://", 1)
 
 
@@ -44,12 +44,12 @@ def make_engine(url: str) -> sa.Engine:
 
 
 SCHEMA_LOCK = 7_361_024_501
-"""PostgreSQL advisory lock under which one process at a time brings the tables up to date."""
+"""PostgreSQL advisory lock under which one process at a time makes the tables."""
 
 
 @contextmanager
 def schema_lock(engine: sa.Engine) -> Iterator[None]:
-    """One process at a time, of those that share a PostgreSQL, may bring tables up to date in here."""
+    """One process at a time, of those that share a PostgreSQL, may make tables in here."""
     if engine.dialect.name != "postgresql":
         yield
         return
@@ -64,37 +64,9 @@ def schema_lock(engine: sa.Engine) -> Iterator[None]:
 
 
 def create_tables(engine: sa.Engine) -> None:
-    """Bring the daemon's tables up to date: what an earlier version made keeps its rows.
-
-    A new column must have a default or allow NULL; columns are never renamed or dropped, so that the version before
-    this one can still open the database.
-    """
+    """Make the daemon's tables where they are missing."""
     with schema_lock(engine), engine.begin() as connection:
         metadata.create_all(connection)
-        _add_what_is_missing(connection)
-
-
-def _add_what_is_missing(connection: sa.Connection) -> None:
-    """Columns and indexes that tables of an earlier version lack."""
-    inspector = sa.inspect(connection)
-    for table in metadata.sorted_tables:
-        there = {column["name"] for column in inspector.get_columns(table.name)}
-        for column in table.columns:
-            if column.name not in there:
-                connection.execute(sa.DDL(f"ALTER TABLE {table.name} ADD COLUMN {_definition(connection, column)}"))
-        indexes = {index["name"] for index in inspector.get_indexes(table.name)}
-        for index in table.indexes:
-            if index.name not in indexes:
-                index.create(connection)
-
-
-def _definition(connection: sa.Connection, column: sa.Column[Any]) -> str:
-    """A column as ALTER TABLE adds it; its Python default becomes the value of the rows that are there."""
-    text = f"{column.name} {column.type.compile(connection.dialect)}"
-    if column.default is not None and column.default.is_scalar:
-        value = sa.literal(column.default.arg, column.type)  # type: ignore[attr-defined]
-        text += f" DEFAULT {value.compile(dialect=connection.dialect, compile_kwargs={'literal_binds': True})}"
-    return text if column.nullable else f"{text} NOT NULL"
 
 
 def upsert(engine: sa.Engine, table: sa.Table, row: Mapping[str, Any], *, update: Iterable[str]) -> sa.Insert:
@@ -108,8 +80,8 @@ def upsert(engine: sa.Engine, table: sa.Table, row: Mapping[str, Any], *, update
 
 def open_database(settings: Settings) -> sa.Engine:
     """The daemon's database in its private folder, with its tables."""
-    make_private(settings.storage.folder)
-    engine = make_engine(database_url(settings.engine.database_url, settings.storage.folder))
+    make_private(settings.data.root)
+    engine = make_engine(database_url(settings.engine.database_url, settings.data))
     create_tables(engine)
     return engine
 
@@ -125,11 +97,11 @@ def open_index(settings: Settings, engine: sa.Engine) -> sa.Engine:
     """
     if not settings.engine.database_url:
         return engine
-    return _index_in(settings.storage.folder)
+    return _index_in(settings.data)
 
 
 @functools.cache
-def _index_in(folder: Path) -> sa.Engine:
-    index = make_engine(f"sqlite:///{folder / 'received.sqlite'}")
+def _index_in(data: DataFolder) -> sa.Engine:
+    index = make_engine(f"sqlite:///{data.received_index}")
     create_tables(index)
     return index

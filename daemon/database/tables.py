@@ -50,7 +50,6 @@ JOBS = sa.Table(
     sa.Column("job_id", sa.String(64), primary_key=True),
     sa.Column("study_uid", sa.String(64), nullable=False, index=True),
     sa.Column("supersedes", sa.String(64), index=True),
-    sa.Column("folder", sa.Text, nullable=False),
     sa.Column("state", sa.String(16), nullable=False, index=True),
     sa.Column("step", sa.String(16), nullable=False, default=""),
     sa.Column("reason", sa.Text, nullable=False, default=""),

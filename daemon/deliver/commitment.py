@@ -9,31 +9,22 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from pydicom import Dataset
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from pynetdicom import evt
-from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
+from pydicom.uid import generate_uid
 
 from daemon.database.tables import COMMITMENTS
-from daemon.deliver.dimse import Peer, application_entity, associate
-from daemon.deliver.outgoing import NotOffered, Outgoing
+from daemon.deliver.client import DestinationClient
+from daemon.deliver.outgoing import Outgoing
+from daemon.errors import DaemonError
 from daemon.jobs.store import now
 from daemon.spool.commitment_reports import Report, read_kept, read_report
 
 log = logging.getLogger(__name__)
-
-REQUEST = 1
-"""Action Type ID (PS3.4 Table J.3-1)."""
-
-SAME_ASSOCIATION_SECONDS = 1.0
-"""How long the association of a request stays open for the answer; after that it comes on another one."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +38,7 @@ class Commitment:
 
 
 def request(
-    engine: sa.Engine,
-    job_id: str,
-    destination: str,
-    files: Sequence[Outgoing],
-    peer: Peer,
-    calling_aet: str,
-    *,
-    timeout: float = 60,
+    engine: sa.Engine, job_id: str, destination: str, files: Sequence[Outgoing], client: DestinationClient
 ) -> str:
     """Ask for storage commitment of all files in one transaction.
 
@@ -62,45 +46,18 @@ def request(
         Its transaction UID; the answer may be there already.
 
     Raises:
-        NotOffered: the peer has no storage commitment, or refuses it for these.
-        Retryable: the peer cannot be reached.
+        NotOffered: the destination has no storage commitment, or refuses it for these.
+        Retryable: the destination cannot be reached.
     """
     transaction_uid = str(generate_uid())
-    answered = threading.Event()
-
-    def on_report(event: evt.Event) -> tuple[int, Dataset | None]:
-        record_answer(engine, read_report(event.event_information))
-        answered.set()
-        return 0x0000, None
-
-    ae = application_entity(calling_aet, timeout)
-    ae.add_requested_context(StorageCommitmentPushModel, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
-    association = associate(ae, peer, [(evt.EVT_N_EVENT_REPORT, on_report)])
+    _record_request(engine, transaction_uid, job_id, destination)  # first: the answer may overtake the response
     try:
-        _record_request(engine, transaction_uid, job_id, destination)  # first: the answer may overtake the response
-        status, _ = association.send_n_action(
-            _references(transaction_uid, files), REQUEST, StorageCommitmentPushModel, StorageCommitmentPushModelInstance
-        )
-        if "Status" not in status or status.Status != 0x0000:
-            got = f"status 0x{status.Status:04X}" if "Status" in status else "no answer"
-            raise NotOffered(f"{peer}: N-ACTION for storage commitment: expected status 0x0000, got {got}")
-        answered.wait(SAME_ASSOCIATION_SECONDS)
-    finally:
-        if association.is_established:
-            association.release()
+        client.request_commitment(transaction_uid, files, lambda report: record_answer(engine, read_report(report)))
+    except DaemonError:
+        with engine.begin() as connection:
+            connection.execute(sa.delete(COMMITMENTS).where(COMMITMENTS.c.transaction_uid == transaction_uid))
+        raise
     return transaction_uid
-
-
-def _references(transaction_uid: str, files: Sequence[Outgoing]) -> Dataset:
-    dataset = Dataset()
-    dataset.TransactionUID = transaction_uid
-    dataset.ReferencedSOPSequence = []
-    for outgoing in files:
-        item = Dataset()
-        item.ReferencedSOPClassUID = outgoing.sop_class_uid
-        item.ReferencedSOPInstanceUID = outgoing.sop_instance_uid
-        dataset.ReferencedSOPSequence.append(item)
-    return dataset
 
 
 def take_reports(engine: sa.Engine, folder: Path) -> int:

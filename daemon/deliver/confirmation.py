@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 from daemon.config.sections import Destination
 from daemon.database.tables import DeliveryState
-from daemon.deliver import commitment, dicomweb, dimse
-from daemon.deliver.dimse import peer_of
+from daemon.deliver import commitment
+from daemon.deliver.client import DestinationClient
 from daemon.deliver.outgoing import NotOffered, Outgoing
 from daemon.errors import DaemonError
 from daemon.jobs.folder import JobFolder
@@ -34,7 +34,7 @@ NOT_POSSIBLE = "not possible"
 
 
 def confirm(
-    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, calling_aet: str
+    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, client: DestinationClient
 ) -> float | None:
     """Ask for every accepted object that is not confirmed.
 
@@ -49,9 +49,9 @@ def confirm(
             store.settle_check(d, DeliveryState.SENT, reason=d.reason)
         return None
     try:
-        by_query = _by_commitment(store, open_ones, folder, destination, calling_aet)
+        by_query = _by_commitment(store, open_ones, folder, destination, client)
         if by_query:
-            _by_query(store, by_query, folder, destination, calling_aet)
+            _by_query(store, by_query, folder, destination, client)
     except DaemonError as error:
         _put_off(store, _unconfirmed(store, job_id, destination), destination, str(error))
     left = _unconfirmed(store, job_id, destination)
@@ -72,17 +72,20 @@ def _pause(store: JobStore, delivery: Delivery) -> float:
 
 
 def _by_commitment(
-    store: JobStore, open_ones: Sequence[Delivery], folder: JobFolder, destination: Destination, calling_aet: str
+    store: JobStore,
+    open_ones: Sequence[Delivery],
+    folder: JobFolder,
+    destination: Destination,
+    client: DestinationClient,
 ) -> list[Delivery]:
     """Ask for storage commitment, or look what was answered; returns what must be asked for by a query."""
-    if destination.stow_url is not None or destination.confirm == "query":
+    if destination.confirm == "query":
         return list(open_ones)
     new = [d for d in open_ones if not d.transaction_uid]
     if new:
         outgoing = [Outgoing.read(folder.dicom / d.file) for d in new]
-        peer = peer_of(destination)
         try:
-            uid = commitment.request(store.engine, new[0].job_id, destination.name, outgoing, peer, calling_aet)
+            uid = commitment.request(store.engine, new[0].job_id, destination.name, outgoing, client)
         except NotOffered as error:
             log.info("%s: a query must do: %s", destination.name, error)
             uid = NOT_OFFERED
@@ -108,13 +111,12 @@ def _take_answer(store: JobStore, delivery: Delivery, destination: Destination) 
 
 
 def _by_query(
-    store: JobStore, asked: Sequence[Delivery], folder: JobFolder, destination: Destination, calling_aet: str
+    store: JobStore, asked: Sequence[Delivery], folder: JobFolder, destination: Destination, client: DestinationClient
 ) -> None:
     """Settle objects by what the destination says that it holds."""
     outgoing = {d.sop_instance_uid: Outgoing.read(folder.dicom / d.file) for d in asked}
-    how = "QIDO-RS" if destination.stow_url is not None else "C-FIND"
     try:
-        held = _held(outgoing.values(), destination, calling_aet)
+        held = _held(outgoing.values(), client)
     except NotOffered as error:
         for d in asked:
             store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
@@ -122,22 +124,17 @@ def _by_query(
         return
     for d in asked:
         if d.sop_instance_uid in held:
-            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=how)
+            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=client.query)
         elif d.checks + 1 < CHECKS_BEFORE_LOST:
             store.note_check(d)
         else:
-            reason = f"accepted with status 0x{d.status}, but {how} does not find it there"
+            reason = f"accepted with status 0x{d.status}, but {client.query} does not find it there"
             store.settle_check(d, DeliveryState.WAITING, reason=reason)
 
 
-def _held(files: Iterable[Outgoing], destination: Destination, calling_aet: str) -> set[str]:
-    held: set[str] = set()
-    for study_uid, series_uid in sorted({(o.study_uid, o.series_uid) for o in files}):
-        if destination.stow_url is not None:
-            held |= dicomweb.held(destination, study_uid, series_uid)
-        else:
-            held |= dimse.find_instances(peer_of(destination), calling_aet, study_uid, series_uid)
-    return held
+def _held(files: Iterable[Outgoing], client: DestinationClient) -> set[str]:
+    series = sorted({(o.study_uid, o.series_uid) for o in files})
+    return {uid for study_uid, series_uid in series for uid in client.held(study_uid, series_uid)}
 
 
 def _put_off(store: JobStore, open_ones: Sequence[Delivery], destination: Destination, why: str) -> None:

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 
 from daemon.config.sections import Destination
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
-from daemon.deliver import dicomweb, dimse
+from daemon.deliver.client import DestinationClient, client_for
 from daemon.deliver.confirmation import confirm
-from daemon.deliver.dimse import peer_of
 from daemon.deliver.outgoing import Outgoing, StoreOutcome
 from daemon.errors import DaemonError, Retryable
 from daemon.files import read_json
@@ -90,8 +89,9 @@ def deliver_to(
     successor = store.successor(job_id, destination.name)
     if successor is not None:
         store.drop_replaced_deliveries(job_id, destination.name, by=successor)
-    reason, give_up = _send_all(store, job_id, folder, destination, calling_aet)
-    pause = confirm(store, job_id, folder, destination, calling_aet)
+    client = client_for(destination, calling_aet)
+    reason, give_up = _send_all(store, job_id, folder, destination, client)
+    pause = confirm(store, job_id, folder, destination, client)
     deliveries = store.deliveries(job_id, destination.name)
     waiting = [d for d in deliveries if d.state is DeliveryState.WAITING]
     if not waiting:
@@ -111,7 +111,7 @@ def deliver_to(
 
 
 def _send_all(
-    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, calling_aet: str
+    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, client: DestinationClient
 ) -> tuple[str, bool]:
     """Send what is ready, and then what was held back for it; why something still waits, and whether for ever."""
     reason, give_up = "", False
@@ -121,7 +121,7 @@ def _send_all(
         if not ready:
             break
         tried |= {d.sop_instance_uid for d in ready}
-        why, give_up = _send(store, ready, folder, destination, calling_aet)
+        why, give_up = _send(store, ready, folder, destination, client)
         reason = reason or why
     return reason, give_up
 
@@ -150,7 +150,7 @@ def _rank(kind: str) -> int:
 
 
 def _send(
-    store: JobStore, waiting: Sequence[Delivery], folder: JobFolder, destination: Destination, calling_aet: str
+    store: JobStore, waiting: Sequence[Delivery], folder: JobFolder, destination: Destination, client: DestinationClient
 ) -> tuple[str, bool]:
     """One association, or a few requests; why something still waits, and whether it will for ever."""
     left = {d.sop_instance_uid: d for d in waiting}
@@ -171,10 +171,7 @@ def _send(
     give_up = False
     try:
         outgoing = [Outgoing.read(folder.dicom / d.file) for d in waiting]
-        if destination.stow_url is not None:
-            dicomweb.store(outgoing, destination, on_outcome=on_outcome)
-        else:
-            dimse.store(outgoing, peer_of(destination), calling_aet, on_outcome=on_outcome)
+        client.store(outgoing, on_outcome=on_outcome)
     except DaemonError as error:  # what was answered before it counts
         for uid in list(left):
             note(uid, DeliveryState.WAITING, "", str(error))

@@ -1,10 +1,11 @@
-"""The client side of DICOMweb: STOW-RS to another server, and QIDO-RS to ask what it holds (PS3.18 10.5 and 10.6)."""
+"""Destinations by DICOMweb: STOW-RS to another server, and QIDO-RS to ask what it holds (PS3.18 10.5 and 10.6)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import pydicom
 import requests
@@ -13,99 +14,124 @@ from dicomweb_client.session_utils import create_session
 from pydicom import Dataset
 
 from daemon.config.sections import Destination
-from daemon.deliver.outgoing import NotOffered, OnOutcome, Outgoing, StoreOutcome
+from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import Permanent, Retryable
 
 BATCH_BYTES = 32_000_000
 """Files of about this size in all go out in one request; a larger file has one of its own."""
 
 JSON = "application/dicom+json"
+"""The form of answers that we ask for."""
+
+ECHO_SECONDS = 10.0
+"""How long a sign of life may take."""
 
 
-def store(
-    files: Sequence[Outgoing],
-    destination: Destination,
-    *,
-    timeout: float = 60,
-    on_outcome: OnOutcome | None = None,
-) -> list[StoreOutcome]:
-    """STOW-RS of all files; each has an outcome of its own, as `ReferencedSOPSequence` and `FailedSOPSequence` say.
+@dataclass(frozen=True)
+class DicomwebClient:
+    """One DICOMweb server as we talk to it: STOW-RS and QIDO-RS.
 
-    Raises:
-        Retryable: the server cannot be reached, or answers a request as a whole with an error.
-        Permanent: a file cannot be read.
+    Attributes:
+        destination: Its entry in the configuration, with `stow_url`.
+        timeout: Seconds to wait for each answer.
     """
-    answers: list[requests.Response] = []
-    client = _client(destination, timeout, lambda response, *_args, **_options: answers.append(response))
-    outcomes: list[StoreOutcome] = []
-    for batch in _batches(files):
-        answers.clear()
+
+    destination: Destination
+    timeout: float = 60
+
+    query: ClassVar[str] = "QIDO-RS"
+    """How `held` asks."""
+    sign_of_life: ClassVar[str] = "QIDO-RS"
+    """How `echo` asks."""
+
+    def echo(self) -> None:
+        """Ask for one study, as a sign of life; must be answered within 10 s.
+
+        Raises:
+            Retryable: no answer, or an error.
+        """
         try:
-            client.store_instances([_read(outgoing) for outgoing in batch])
-        except (requests.RequestException, ValueError) as error:  # ValueError: a body that the client cannot read
-            if not answers:
-                raise Retryable(f"{destination.stow_url}: {_first_line(error)}") from error
-        for outcome in _outcomes(batch, answers[-1]):
-            outcomes.append(outcome)
-            if on_outcome is not None:
+            self._client(min(self.timeout, ECHO_SECONDS)).search_for_studies(limit=1)
+        except (requests.RequestException, ValueError) as error:
+            raise self._no_answer(error) from error
+
+    def store(self, files: Sequence[Outgoing], *, on_outcome: OnOutcome = no_one) -> list[StoreOutcome]:
+        """STOW-RS of all files; each has an outcome of its own, as `ReferencedSOPSequence` and `FailedSOPSequence` say.
+
+        Raises:
+            Retryable: the server cannot be reached, or answers a request as a whole with an error.
+            Permanent: a file cannot be read.
+        """
+        answers: list[requests.Response] = []
+        client = self._client(self.timeout, lambda response, *_args, **_options: answers.append(response))
+        outcomes: list[StoreOutcome] = []
+        for batch in _batches(files):
+            answers.clear()
+            try:
+                client.store_instances([_read(outgoing) for outgoing in batch])
+            except (requests.RequestException, ValueError) as error:  # ValueError: a body that the client cannot read
+                if not answers:
+                    raise Retryable(f"{self.destination.stow_url}: {_first_line(error)}") from error
+            for outcome in _outcomes(batch, answers[-1]):
+                outcomes.append(outcome)
                 on_outcome(outcome)
-    return outcomes
+        return outcomes
 
+    def held(self, study_uid: str, series_uid: str) -> set[str]:
+        """SOP Instance UIDs of a series that the server knows, by QIDO-RS.
 
-def held(destination: Destination, study_uid: str, series_uid: str, *, timeout: float = 60) -> set[str]:
-    """SOP Instance UIDs of a series that the server knows, by QIDO-RS.
+        Raises:
+            NotOffered: the server has no QIDO-RS.
+            Retryable: it cannot be reached, or answers with an error.
+        """
+        try:
+            found = self._client(self.timeout).search_for_instances(study_uid, series_uid, get_remaining=True)
+        except requests.HTTPError as error:
+            status = None if error.response is None else error.response.status_code
+            if status == requests.codes.not_found:
+                return set()  # how some servers say that they know no such series
+            if status in (requests.codes.method_not_allowed, requests.codes.not_implemented):
+                raise NotOffered(f"{self.destination.stow_url}: no QIDO-RS: HTTP {status}") from error
+            raise self._no_answer(error) from error
+        except (requests.RequestException, ValueError) as error:
+            raise self._no_answer(error) from error
+        return {str(value) for item in found for value in item.get("00080018", {}).get("Value", ())}
 
-    Raises:
-        NotOffered: the server has no QIDO-RS.
-        Retryable: it cannot be reached, or answers with an error.
-    """
-    try:
-        found = _client(destination, timeout).search_for_instances(study_uid, series_uid, get_remaining=True)
-    except requests.HTTPError as error:
-        status = None if error.response is None else error.response.status_code
-        if status == requests.codes.not_found:
-            return set()  # how some servers say that they know no such series
-        if status in (requests.codes.method_not_allowed, requests.codes.not_implemented):
-            raise NotOffered(f"{destination.stow_url}: no QIDO-RS: HTTP {status}") from error
-        raise Retryable(f"{destination.stow_url}: QIDO-RS: {_first_line(error)}") from error
-    except (requests.RequestException, ValueError) as error:
-        raise Retryable(f"{destination.stow_url}: QIDO-RS: {_first_line(error)}") from error
-    return {str(value) for item in found for value in item.get("00080018", {}).get("Value", ())}
+    def request_commitment(self, transaction_uid: str, files: Sequence[Outgoing], on_report: OnReport) -> None:
+        """DICOMweb has no storage commitment that servers offer.
 
+        Raises:
+            NotOffered: always.
+        """
+        del transaction_uid, files, on_report
+        raise NotOffered(f"{self.destination.stow_url}: DICOMweb servers offer no storage commitment")
 
-def echo(destination: Destination, *, timeout: float = 10) -> None:
-    """Ask for one study, as a sign of life.
+    def _no_answer(self, error: Exception) -> Retryable:
+        return Retryable(f"{self.destination.stow_url}: QIDO-RS: {_first_line(error)}")
 
-    Raises:
-        Retryable: no answer, or an error.
-    """
-    try:
-        _client(destination, timeout).search_for_studies(limit=1)
-    except (requests.RequestException, ValueError) as error:
-        raise Retryable(f"{destination.stow_url}: QIDO-RS: {_first_line(error)}") from error
-
-
-def _client(destination: Destination, timeout: float, on_answer: Callable[..., Any] | None = None) -> DICOMwebClient:
-    """A client that tries each request once: the delivery has its own back-off."""
-    session = create_session()
-    session.trust_env = False  # neither a proxy nor a .netrc of the machine may see results
-    session.headers["Accept"] = JSON
-    token = destination.token.get_secret_value()
-    if token:
-        session.headers["Authorization"] = f"Bearer {token}"
-    elif destination.username:
-        session.auth = (destination.username, destination.password.get_secret_value())
-    tls = destination.tls
-    if tls is not None:
-        session.verify = str(tls.ca) if tls.ca is not None else True
-        if tls.cert is not None and tls.key is not None:
-            session.cert = (str(tls.cert), str(tls.key))
-    try:
-        client = DICOMwebClient(str(destination.stow_url).rstrip("/"), session, callback=on_answer, timeout=timeout)
-    except ValueError as error:
-        raise Permanent(f"destination {destination.name!r}: stow_url: {error}") from error
-    client.set_http_retry_params(retry=False)
-    return client
+    def _client(self, timeout: float, on_answer: Callable[..., Any] | None = None) -> DICOMwebClient:
+        """A client that tries each request once: the delivery has its own back-off."""
+        session = create_session()
+        session.trust_env = False  # neither a proxy nor a .netrc of the machine may see results
+        session.headers["Accept"] = JSON
+        token = self.destination.token.get_secret_value()
+        if token:
+            session.headers["Authorization"] = f"Bearer {token}"
+        elif self.destination.username:
+            session.auth = (self.destination.username, self.destination.password.get_secret_value())
+        tls = self.destination.tls
+        if tls is not None:
+            session.verify = str(tls.ca) if tls.ca is not None else True
+            if tls.cert is not None and tls.key is not None:
+                session.cert = (str(tls.cert), str(tls.key))
+        try:
+            client = DICOMwebClient(
+                str(self.destination.stow_url).rstrip("/"), session, callback=on_answer, timeout=timeout
+            )
+        except ValueError as error:
+            raise Permanent(f"destination {self.destination.name!r}: stow_url: {error}") from error
+        client.set_http_retry_params(retry=False)
+        return client
 
 
 def _read(outgoing: Outgoing) -> Dataset:

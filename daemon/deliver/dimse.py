@@ -1,10 +1,12 @@
-"""The client side of DICOM: C-ECHO, C-STORE, C-FIND to another application entity (PS3.7 9.1, PS3.4 Annexes B, C)."""
+"""Destinations by DIMSE: C-ECHO, C-STORE, C-FIND, storage commitment (PS3.7 9.1 and 10.1, PS3.4 Annexes B, C, J)."""
 
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from pydicom import Dataset
 from pydicom.uid import (
@@ -16,10 +18,15 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
+from pynetdicom.sop_class import (
+    StorageCommitmentPushModel,
+    StorageCommitmentPushModelInstance,
+    StudyRootQueryRetrieveInformationModelFind,
+    Verification,
+)
 
-from daemon.config.sections import ClientTls, Destination
-from daemon.deliver.outgoing import NotOffered, OnOutcome, Outgoing, StoreOutcome
+from daemon.config.sections import ClientTls
+from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import DaemonError, Permanent, Retryable
 
 MAX_CONTEXTS = 128
@@ -32,6 +39,18 @@ CONVERTIBLE = frozenset(
 
 FIND_PENDING = (0xFF00, 0xFF01)
 """A match, PS3.4 Table C.4-1."""
+
+COMMITMENT_REQUEST = 1
+"""Action Type ID (PS3.4 Table J.3-1)."""
+
+SAME_ASSOCIATION_SECONDS = 1.0
+"""How long the association of a request for commitment stays open for the answer; then it comes on another one."""
+
+ECHO_SECONDS = 10.0
+"""How long the answer to a C-ECHO may take."""
+
+CONNECT_SECONDS = 10.0
+"""How long a TCP connection may take."""
 
 
 @dataclass(frozen=True)
@@ -62,93 +81,151 @@ def parse_peer(text: str) -> Peer:
     return Peer(ae_title, host.strip("[]"), int(port))
 
 
-def echo(peer: Peer, calling_aet: str, *, timeout: float = 10) -> None:
-    """C-ECHO.
+@dataclass(frozen=True)
+class DimseClient:
+    """One application entity as we talk to it: C-ECHO, C-STORE, C-FIND and storage commitment.
 
-    Raises:
-        Retryable: the peer cannot be reached, refuses, or answers with a failure.
+    Attributes:
+        peer: Who is called.
+        calling_aet: Our AE title.
+        timeout: Seconds to wait for each answer.
     """
-    ae = application_entity(calling_aet, timeout)
-    ae.add_requested_context(Verification)
-    association = associate(ae, peer)
-    try:
-        status = association.send_c_echo()
-    finally:
-        association.release()
-    if "Status" not in status or status.Status != 0x0000:
-        got = f"0x{status.Status:04X}" if "Status" in status else "no answer"
-        raise Retryable(f"C-ECHO to {peer}: expected status 0x0000, got {got}")
 
+    peer: Peer
+    calling_aet: str
+    timeout: float = 60
 
-def store(
-    files: Sequence[Outgoing],
-    peer: Peer,
-    calling_aet: str,
-    *,
-    timeout: float = 60,
-    on_outcome: OnOutcome | None = None,
-) -> list[StoreOutcome]:
-    """C-STORE all files, in as few associations as the presentation contexts allow.
+    query: ClassVar[str] = "C-FIND"
+    """How `held` asks."""
+    sign_of_life: ClassVar[str] = "C-ECHO"
+    """How `echo` asks."""
 
-    Files go out as they are encoded; only uncompressed ones are re-encoded where the peer takes another syntax.
+    def echo(self) -> None:
+        """C-ECHO, which must be answered within 10 s.
 
-    Raises:
-        Retryable: no association could be made. Once one is made, every file has an outcome.
-    """
-    outcomes: list[StoreOutcome] = []
-    for batch, contexts in _batches(files):
-        ae = application_entity(calling_aet, timeout)
-        for sop_class_uid, syntaxes in contexts:
-            ae.add_requested_context(sop_class_uid, list(syntaxes))
-        association = associate(ae, peer)
+        Raises:
+            Retryable: the peer cannot be reached, refuses, or answers with a failure.
+        """
+        ae = self._application_entity(min(self.timeout, ECHO_SECONDS))
+        ae.add_requested_context(Verification)
+        association = associate(ae, self.peer)
         try:
-            for outgoing in batch:
-                outcome = _store_one(association, outgoing)
-                outcomes.append(outcome)
-                if on_outcome is not None:
+            status = association.send_c_echo()
+        finally:
+            association.release()
+        if "Status" not in status or status.Status != 0x0000:
+            got = f"0x{status.Status:04X}" if "Status" in status else "no answer"
+            raise Retryable(f"C-ECHO to {self.peer}: expected status 0x0000, got {got}")
+
+    def store(self, files: Sequence[Outgoing], *, on_outcome: OnOutcome = no_one) -> list[StoreOutcome]:
+        """C-STORE all files, in as few associations as the presentation contexts allow.
+
+        Files go out as they are encoded; only uncompressed ones are re-encoded where the peer takes another syntax.
+
+        Raises:
+            Retryable: no association could be made. Once one is made, every file has an outcome.
+        """
+        outcomes: list[StoreOutcome] = []
+        for batch, contexts in _batches(files):
+            ae = self._application_entity(self.timeout)
+            for sop_class_uid, syntaxes in contexts:
+                ae.add_requested_context(sop_class_uid, list(syntaxes))
+            association = associate(ae, self.peer)
+            try:
+                for outgoing in batch:
+                    outcome = _store_one(association, outgoing)
+                    outcomes.append(outcome)
                     on_outcome(outcome)
+            finally:
+                if association.is_established:
+                    association.release()
+        return outcomes
+
+    def held(self, study_uid: str, series_uid: str) -> set[str]:
+        """SOP Instance UIDs of a series that the peer knows, by C-FIND at image level (PS3.4 C.4.1).
+
+        Raises:
+            NotOffered: the peer has no Study Root C-FIND, or not at this level.
+            Retryable: it cannot be reached, or does not answer to the end.
+        """
+        identifier = Dataset()
+        identifier.QueryRetrieveLevel = "IMAGE"
+        identifier.StudyInstanceUID = study_uid
+        identifier.SeriesInstanceUID = series_uid
+        identifier.SOPInstanceUID = ""
+        ae = self._application_entity(self.timeout)
+        ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
+        association = associate(ae, self.peer)
+        found: set[str] = set()
+        try:
+            for answer, match in association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
+                if "Status" not in answer:
+                    raise Retryable(f"{self.peer}: C-FIND: no answer")
+                if answer.Status in FIND_PENDING and match is not None:
+                    found.add(str(match.get("SOPInstanceUID", "")))
+                elif answer.Status != 0x0000:
+                    raise NotOffered(f"{self.peer}: C-FIND: status 0x{answer.Status:04X}")
         finally:
             if association.is_established:
                 association.release()
-    return outcomes
+        return found
+
+    def request_commitment(self, transaction_uid: str, files: Sequence[Outgoing], on_report: OnReport) -> None:
+        """Ask for storage commitment of all files in one transaction, by N-ACTION (PS3.4 J.3.2).
+
+        Args:
+            transaction_uid: Of the transaction; it is on record already, as the answer may overtake the response.
+            files: What was accepted.
+            on_report: Given the Event Information of an answer that comes on this association.
+
+        Raises:
+            NotOffered: the peer has no storage commitment, or refuses it for these.
+            Retryable: the peer cannot be reached.
+        """
+        answered = threading.Event()
+
+        def take(event: evt.Event) -> tuple[int, Dataset | None]:
+            on_report(event.event_information)
+            answered.set()
+            return 0x0000, None
+
+        ae = self._application_entity(self.timeout)
+        ae.add_requested_context(StorageCommitmentPushModel, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+        association = associate(ae, self.peer, [(evt.EVT_N_EVENT_REPORT, take)])
+        try:
+            status, _ = association.send_n_action(
+                _references(transaction_uid, files),
+                COMMITMENT_REQUEST,
+                StorageCommitmentPushModel,
+                StorageCommitmentPushModelInstance,
+            )
+            if "Status" not in status or status.Status != 0x0000:
+                got = f"status 0x{status.Status:04X}" if "Status" in status else "no answer"
+                raise NotOffered(f"{self.peer}: N-ACTION for storage commitment: expected status 0x0000, got {got}")
+            answered.wait(SAME_ASSOCIATION_SECONDS)
+        finally:
+            if association.is_established:
+                association.release()
+
+    def _application_entity(self, timeout: float) -> AE:
+        """An AE of ours that waits `timeout` seconds for answers."""
+        ae = AE(ae_title=self.calling_aet)
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
+        ae.connection_timeout = min(timeout, CONNECT_SECONDS)
+        return ae
 
 
-def find_instances(peer: Peer, calling_aet: str, study_uid: str, series_uid: str, *, timeout: float = 60) -> set[str]:
-    """SOP Instance UIDs of a series that the peer knows, by C-FIND at image level (PS3.4 C.4.1).
-
-    Raises:
-        NotOffered: the peer has no Study Root C-FIND, or not at this level.
-        Retryable: it cannot be reached, or does not answer to the end.
-    """
-    identifier = Dataset()
-    identifier.QueryRetrieveLevel = "IMAGE"
-    identifier.StudyInstanceUID = study_uid
-    identifier.SeriesInstanceUID = series_uid
-    identifier.SOPInstanceUID = ""
-    ae = application_entity(calling_aet, timeout)
-    ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
-    association = associate(ae, peer)
-    found: set[str] = set()
-    try:
-        for answer, match in association.send_c_find(identifier, StudyRootQueryRetrieveInformationModelFind):
-            if "Status" not in answer:
-                raise Retryable(f"{peer}: C-FIND: no answer")
-            if answer.Status in FIND_PENDING and match is not None:
-                found.add(str(match.get("SOPInstanceUID", "")))
-            elif answer.Status != 0x0000:
-                raise NotOffered(f"{peer}: C-FIND: status 0x{answer.Status:04X}")
-    finally:
-        if association.is_established:
-            association.release()
-    return found
-
-
-def application_entity(calling_aet: str, timeout: float) -> AE:
-    """An AE of ours that waits `timeout` seconds for answers."""
-    ae = AE(ae_title=calling_aet)
-    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
-    ae.connection_timeout = min(timeout, 10)
-    return ae
+def _references(transaction_uid: str, files: Sequence[Outgoing]) -> Dataset:
+    """The Action Information of a request (PS3.4 Table J.3-1)."""
+    dataset = Dataset()
+    dataset.TransactionUID = transaction_uid
+    dataset.ReferencedSOPSequence = []
+    for outgoing in files:
+        item = Dataset()
+        item.ReferencedSOPClassUID = outgoing.sop_class_uid
+        item.ReferencedSOPInstanceUID = outgoing.sop_instance_uid
+        dataset.ReferencedSOPSequence.append(item)
+    return dataset
 
 
 def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callable[..., object]]] = ()) -> Association:
@@ -242,8 +319,3 @@ def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
     comment = str(answer.get("ErrorComment", "")) or "no comment"
     kind = "warning" if status >> 12 == 0xB else "failure"
     return StoreOutcome(outgoing, status, f"{kind} status 0x{status:04X}: {comment}")
-
-
-def peer_of(destination: Destination) -> Peer:
-    """The application entity of a destination that is no DICOMweb server."""
-    return Peer(str(destination.ae_title), str(destination.host), int(destination.port or 0), destination.tls)

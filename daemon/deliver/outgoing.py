@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from daemon.errors import DaemonError, Retryable
@@ -17,6 +18,7 @@ class NotOffered(Retryable):
 
 
 IDENTITY = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+"""What is read of a file before it is sent."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Outgoing:
         """Read the UIDs of a Part 10 file.
 
         Raises:
-            DaemonError: the file is not DICOM.
+            DaemonError: the file cannot be read, or is not DICOM.
         """
         try:
             header = pydicom.dcmread(path, specific_tags=IDENTITY, stop_before_pixels=True)
@@ -49,6 +51,8 @@ class Outgoing:
             )
         except (InvalidDicomError, AttributeError, EOFError) as error:
             raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error
+        except OSError as error:
+            raise DaemonError(f"{path} cannot be read: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -72,3 +76,11 @@ class StoreOutcome:
 
 
 OnOutcome = Callable[[StoreOutcome], None]
+"""Told of each file's outcome as soon as it is known."""
+
+OnReport = Callable[[Dataset], None]
+"""Given the Event Information of an answer to a request for storage commitment (PS3.4 Table J.3-2)."""
+
+
+def no_one(_outcome: StoreOutcome) -> None:
+    """An `OnOutcome` that nobody follows."""

@@ -6,9 +6,6 @@ REPORT_QUEUE = "report"
 DESTINATION_QUEUE = "destinations"
 """Deliveries wait for a destination, not for the model: one queue for each, a partition of this one by its name."""
 
-DELIVERY_QUEUE = "delivery"
-"""Where 0.1.0 queued all deliveries; what it left there is still taken."""
-
 REPORT_WORKFLOW = "report_study"
 """Select, convert, report, explain, encode."""
 

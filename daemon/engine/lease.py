@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from daemon.database.tables import EXECUTORS
 from daemon.engine.client import engine_client, engine_has_run
-from daemon.engine.identifiers import DELIVERY_QUEUE, DELIVERY_WORKFLOW, REPORT_QUEUE, REPORT_WORKFLOW
+from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,8 @@ OWN_SHARE = 0.7
 
 BEATS_PER_LEASE = 5
 
-QUEUES = {REPORT_WORKFLOW: REPORT_QUEUE, DELIVERY_WORKFLOW: DELIVERY_QUEUE}
+QUEUES = {REPORT_WORKFLOW: REPORT_QUEUE, DELIVERY_WORKFLOW: DESTINATION_QUEUE}
+"""Where unfinished workflows of each name go back to; a delivery keeps its destination's partition there."""
 
 
 ALIVE, DEAD = "alive", "dead"

@@ -37,7 +37,6 @@ class Job:
     job_id: str
     study_uid: str
     supersedes: str | None
-    folder: str
     state: JobState
     step: str
     reason: str
@@ -121,11 +120,11 @@ class JobStore:
         self._may_write()
         return self.engine.begin()
 
-    def add(self, job_id: str, *, study_uid: str, folder: str, supersedes: str | None) -> None:
+    def add(self, job_id: str, *, study_uid: str, supersedes: str | None) -> None:
         """Add a queued job; adding one that exists changes nothing."""
         time = now()
         row = {
-            "job_id": job_id, "study_uid": study_uid, "folder": folder, "supersedes": supersedes,
+            "job_id": job_id, "study_uid": study_uid, "supersedes": supersedes,
             "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
             "runs": 1, "progress": "", "timings": "{}", "result": "", "series_uid": "",
         }  # fmt: skip

@@ -1,16 +1,24 @@
-"""Log lines for people or as JSON, each with the id of the job that it speaks of."""
+"""Log lines for people or as JSON, each with the id of the job that it speaks of, none with a person's identity."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import io
 import json
 import logging
+import re
 import sys
-from collections.abc import Iterator
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
+from types import TracebackType
 from typing import Literal
+
+LogFormat = Literal["text", "json"]
 
 NOISY = (
     "pynetdicom", "pydicom", "dicom2nifti", "httpx", "urllib3", "highdicom", "matplotlib", "uvicorn", "dbos",
@@ -46,6 +54,62 @@ class JobFilter(logging.Filter):
         return True
 
 
+class Identities:
+    """Values that name people, to be kept out of every line: whole, and each part of a person name (PS3.5 6.2.1)."""
+
+    LEAST = 3
+    """Characters; what is shorter would take ordinary words with it."""
+    MOST = 64
+    """Owners that are remembered: a process that runs for months works on the latest."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hidden: dict[str, re.Pattern[str]] = {}
+
+    def hide(self, owner: str, values: Iterable[str]) -> None:
+        """From now on, for one owner such as a job's folder."""
+        parts = {part for value in values for part in (value, *re.split(r"[\\^= ]", value))}
+        kept = sorted({part.strip() for part in parts if len(part.strip()) >= self.LEAST}, key=len, reverse=True)
+        if kept:
+            # Neither letters nor digits beside it: "AB12" is not to be found within a digest.
+            pattern = re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, kept)) + r")(?!\w)")
+            with self._lock:
+                self._hidden[owner] = pattern
+                for oldest in list(self._hidden)[: -self.MOST]:
+                    del self._hidden[oldest]
+
+    def removed(self, text: str) -> str:
+        """The text with every hidden value replaced."""
+        with self._lock:
+            patterns = tuple(self._hidden.values())
+        for pattern in patterns:
+            text = pattern.sub(REMOVED, text)
+        return text
+
+
+REMOVED = "[identity removed]"
+IDENTITIES = Identities()
+"""Of this process."""
+
+_QUOTED = re.compile(r"(['\"]).*?\1", re.DOTALL)
+_DICOM_LIBRARIES = ("pydicom", "highdicom", "pynetdicom", "dicom2nifti", "warnings")
+"""Loggers whose lines quote values of data sets."""
+
+
+class WithoutIdentities(logging.Filter):
+    """Keeps identities out: what is known to be one, and whatever a DICOM library quotes."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always keeps the record; its text may be shorter afterwards."""
+        text = record.getMessage()
+        if record.name.partition(".")[0] in _DICOM_LIBRARIES:
+            text = _QUOTED.sub("'…'", text)
+        record.msg, record.args = IDENTITIES.removed(text), ()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = IDENTITIES.removed(logging.Formatter().formatException(record.exc_info))
+        return True
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, job (where there is one), message, and the traceback."""
 
@@ -61,14 +125,37 @@ class JsonLines(logging.Formatter):
         if getattr(record, "job", ""):
             line["job"] = record.job  # type: ignore[attr-defined]
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = record.exc_text or self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
 
 
-def set_up_logging(form: Literal["text", "json"] = "text") -> None:
-    """Log to standard error; libraries only from warnings on."""
-    handler = logging.StreamHandler(sys.stderr)
+class Printed(io.TextIOBase):
+    """What libraries print, as lines of the log."""
+
+    def __init__(self) -> None:
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        """Whole lines are logged, the rest waits for its end."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                logging.getLogger("printed").info("%s", line.rstrip())
+        return len(text)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+
+def set_up_logging(form: LogFormat = "text") -> None:
+    """Log to standard error: every line of this process, those of libraries, warnings and prints, in one form.
+
+    Libraries are heard only from warnings on; identities are kept out.
+    """
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.addFilter(JobFilter())
+    handler.addFilter(WithoutIdentities())
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else text)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
@@ -77,3 +164,23 @@ def set_up_logging(form: Literal["text", "json"] = "text") -> None:
     # An association that does not come about is an error to this library; ours say which, and what follows from it.
     for module in ("acse", "transport"):
         logging.getLogger(f"pynetdicom.{module}").setLevel(logging.CRITICAL)
+    # DBOS writes lines of its own form where its logger has no handler yet.
+    logging.getLogger("dbos").handlers[:] = [logging.NullHandler()]
+    logging.getLogger("dbos").propagate = True
+    warnings.showwarning = _log_warning
+    sys.excepthook = _log_uncaught
+    threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
+    sys.stdout, sys.stderr = Printed(), Printed()
+
+
+def _log_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object, **__: object
+) -> None:
+    where = f"{Path(filename).name}:{lineno}"
+    logging.getLogger("warnings").warning("%s: %s (%s)", category.__name__, " ".join(str(message).split()), where)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    if error is None or issubclass(kind, SystemExit):
+        return
+    logging.getLogger("uncaught").critical("%s", kind.__name__, exc_info=(kind, error, trace))

@@ -21,12 +21,3 @@ def notify(state: str) -> bool:
         channel.connect(address)
         channel.sendall(state.encode())
     return True
-
-
-def watchdog_seconds() -> float | None:
-    """How often systemd expects a sign of life (`WatchdogSec=`), seconds; None where it expects none of us."""
-    microseconds = os.environ.get("WATCHDOG_USEC", "")
-    pid = os.environ.get("WATCHDOG_PID", "")
-    if not microseconds or (pid and int(pid) != os.getpid()):
-        return None
-    return int(microseconds) / 1e6

@@ -90,7 +90,7 @@ def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str
         write_json(partial / old.arrival.name, record)
         partial.rename(folder.root)
     files.keep(new_id, RECEIVED)
-    store.add(new_id, study_uid=job.study_uid, folder=str(folder.root), supersedes=job_id)
+    store.add(new_id, study_uid=job.study_uid, supersedes=job_id)
     enqueue_report(engine, new_id)
     return new_id
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from pydicom import Dataset
 
 from daemon.assemble.part10 import UNDECODABLE, read_header
+from daemon.config.data_folder import DataFolder
 from daemon.database.tables import INSTANCES, InstanceState
 from daemon.files import read_json, write_json
 from daemon.jobs.folder import JobFolder
@@ -66,7 +67,7 @@ class Correction:
             setattr(dataset, keyword, text)
 
 
-def find_correction(engine: sa.Engine, data: Path, folder: JobFolder) -> Correction | None:
+def find_correction(engine: sa.Engine, data: DataFolder, folder: JobFolder) -> Correction | None:
     """The correction of a job's patient; None where nothing newer says otherwise.
 
     Args:
@@ -93,7 +94,7 @@ def _reported(folder: JobFolder, arrival: Mapping[str, Any]) -> Dataset | None:
     return None if file is None else _read(folder.input / file)
 
 
-def _newest_after(engine: sa.Engine, data: Path, study_uid: str, completed: float) -> Dataset | None:
+def _newest_after(engine: sa.Engine, data: DataFolder, study_uid: str, completed: float) -> Dataset | None:
     """Header of the instance of a study that came last, if it came after the study was handed over."""
     query = sa.select(INSTANCES).where(
         INSTANCES.c.study_uid == study_uid, INSTANCES.c.state.in_(_TELLING), INSTANCES.c.received > completed
@@ -103,8 +104,8 @@ def _newest_after(engine: sa.Engine, data: Path, study_uid: str, completed: floa
     if row is None:
         return None
     if row.state == InstanceState.CONFLICT and row.file:
-        return _read(data / "conflicts" / row.file)
-    found = read_header(data / "spool", data / "jobs", row, KEYWORDS)
+        return _read(data.conflicts / row.file)
+    found = read_header(data.spool, data.jobs, row, KEYWORDS)
     return found if len(found) else None
 
 

@@ -10,6 +10,7 @@ from daemon.config.sections import Settings
 from daemon.errors import Rejected
 from daemon.files import make_private, read_json, write_json
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.steps import NIFTI_STEPS, STEPS, steps_of
 from daemon.pipeline.steps.context import Progress
 from daemon.pipeline.steps.runner import Steps
 
@@ -48,7 +49,7 @@ def process(
         if on_step is not None:
             on_step(name)
         steps.run(name, folder)
-    if settings.selection.report == "all" and names[0] == "select":
+    if settings.selection.report == "all" and names[0] == STEPS[0]:
         for uid in read_json(folder.selection)["further"]:
             _report_further(steps, folder, uid, names[1:], on_step)
     return folder
@@ -67,16 +68,15 @@ def _report_further(
 
 
 def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
-    explain = ("explain",) if settings.explain.enabled else ()
     if source.is_dir():
-        return ("select", "convert", "report", *explain, "encode")
+        return steps_of(STEPS, explain=settings.explain.enabled)
     if not source.exists():
         raise Rejected(f"{source}: expected a NIfTI file or a folder of DICOM files, found nothing there")
     if not source.name.endswith(NIFTI_ENDINGS):
         raise Rejected(
             f"{source}: expected a NIfTI file ({' or '.join(NIFTI_ENDINGS)}) or a folder of DICOM files, got neither"
         )
-    return ("import", "report", *explain)
+    return steps_of(NIFTI_STEPS, explain=settings.explain.enabled)
 
 
 def _forget_earlier_run(folder: JobFolder) -> None:

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from daemon.assemble.arrival import ARRIVAL_FILE, PART_OF
@@ -82,14 +81,14 @@ def _make_job(
         "gaps": [gap for gap in arrival["gaps"] if gap["series_uid"] == series_uid],
         "instances": members,
     }
-    made = _write_folder(folder, name, record)
+    _write_folder(folder, name, record)
     files.keep(name, RECEIVED)
-    store.add(name, study_uid=job.study_uid, folder=str(made), supersedes=supersedes)
+    store.add(name, study_uid=job.study_uid, supersedes=supersedes)
     store.update(name, series_uid=series_uid)
     return name
 
 
-def _write_folder(source: JobFolder, name: str, record: Mapping[str, Any]) -> Path:
+def _write_folder(source: JobFolder, name: str, record: Mapping[str, Any]) -> None:
     """The job's folder, whole or not at all; its instances are hard links, no copies."""
     made, draft = source.root.parent / name, source.root.parent / f".part-{name}"
     shutil.rmtree(draft, ignore_errors=True)  # a crash left it
@@ -101,4 +100,3 @@ def _write_folder(source: JobFolder, name: str, record: Mapping[str, Any]) -> Pa
     if not made.exists():
         draft.rename(made)
     sync_folder(made.parent)
-    return made

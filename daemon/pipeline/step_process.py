@@ -8,6 +8,7 @@ Parent and child speak JSON lines over the child's standard input and a private 
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from typing import IO, Any
 from daemon.config.sections import Engine, Review, Settings, Web
 from daemon.errors import DaemonError, Permanent, Rejected, Retryable
 from daemon.jobs.folder import JobFolder
+from daemon.observe.logs import IDENTITIES, set_up_logging
 
 ERRORS: dict[str, type[DaemonError]] = {"Rejected": Rejected, "Retryable": Retryable, "Permanent": Permanent}
 """The errors that keep their kind on the way from child to parent; every other one arrives as Permanent."""
@@ -172,22 +174,33 @@ def main() -> None:
         answers.write(json.dumps(value).encode() + b"\n")
 
     settings = Settings.model_validate_json(os.environ.pop("BRAINGEMMA_STEP_SETTINGS"))
+    set_up_logging(settings.log.format)
     from daemon.pipeline.steps.runner import Steps  # late: torch is loaded in the child only
 
     steps = Steps(settings, progress=lambda done, total, text: answer({"progress": [done, total, text]}))
     for line in sys.stdin.buffer:
         request = json.loads(line)
+        _hide_identities(request["folder"])
         try:
             steps.run(request["step"], JobFolder(Path(request["folder"])))
         except DaemonError as error:
             kind = next((name for name, cls in ERRORS.items() if isinstance(error, cls)), "Permanent")
-            answer({"error": kind, "text": str(error)})
+            answer({"error": kind, "text": IDENTITIES.removed(str(error))})
         except Exception as error:  # the edge of the process: the parent must learn what happened
             log.exception("step %s", request["step"])
-            fault = f"{type(error).__name__}: {error}"
+            fault = IDENTITIES.removed(f"{type(error).__name__}: {error}")
             answer({"error": "Permanent", "text": f"step {request['step']}: unexpected {fault} (see the log)"})
         else:
             answer({"done": request["step"], "gpu_bytes": _gpu_bytes()})
+
+
+@functools.lru_cache(maxsize=64)
+def _hide_identities(folder: str) -> None:
+    """From this job's first step on, no line and no reason of this process names the people in its files."""
+    from dicom_io.series.identities import identities
+
+    source = JobFolder(Path(folder)).input
+    IDENTITIES.hide(folder, identities(f for f in source.rglob("*") if f.is_file()) if source.is_dir() else ())
 
 
 def _gpu_bytes() -> int:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
 from dbos import error as dbos_error
@@ -26,6 +25,7 @@ from daemon.files import read_json
 from daemon.jobs.files import JobFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import findings_line, read_report
+from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Job, JobStore
 from daemon.observe import metrics
 from daemon.observe.logs import about_job
@@ -84,12 +84,9 @@ def report_study(job_id: str) -> str:
 
 def _report_study(job_id: str) -> str:
     try:
-        for further in select_step(job_id) or ():  # 0.1.0 recorded None
-            submit(further)
-        convert_step(job_id)
-        report_step(job_id)
-        explain_step(job_id)
-        encode_step(job_id)
+        for step in STEPS:
+            for other in DURABLE_STEPS[step](job_id):
+                submit(other)
         destinations = plan_step(job_id)
     except (DaemonError, PortableWorkflowError, dbos_error.DBOSMaxStepRetriesExceeded) as error:
         return end_step(job_id, _kind(error), str(error))
@@ -107,31 +104,18 @@ def _queue_delivery(workflow_id: str, job_id: str, destination: str, turn: int, 
 
 
 @DBOS.workflow(name=DELIVERY_WORKFLOW, max_recovery_attempts=RECOVERY_ATTEMPTS)
-def deliver_results(job_id: str, destination: str, turn: int = 0) -> str:
+def deliver_results(job_id: str, destination: str, turn: int) -> str:
     """One attempt at one destination; the next is another workflow, later: nothing waits in a thread.
 
     So a destination that is down holds up no other, and a job that it refuses holds up no other job.
     """
     with about_job(job_id):
-        if not turn:
-            return _deliver_in_one_workflow(job_id, destination)
         wait = attempt_step(job_id, destination, turn)
         if wait is None:
             return finish_step(job_id)
         first = str(DBOS.workflow_id).partition("#")[0]
         _queue_delivery(f"{first}#{turn + 1}", job_id, destination, turn + 1, wait)
         return "waiting"
-
-
-def _deliver_in_one_workflow(job_id: str, destination: str) -> str:
-    """As 0.1.0 queued it: all attempts in one workflow. Its order of steps is that of what is in flight; keep it."""
-    attempt = 0
-    while True:
-        attempt += 1
-        wait = attempt_step(job_id, destination, attempt)
-        if wait is None:
-            return finish_step(job_id)
-        DBOS.sleep(wait)
 
 
 def _kind(error: Exception) -> str:
@@ -144,22 +128,23 @@ def _retry(error: BaseException) -> bool:
     return isinstance(error, Retryable)
 
 
-def _step(name: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
-    return DBOS.step(
-        name=name,
+def _durable(work: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
+    """A step of the engine, tried again where its error may pass."""
+    step: Callable[[str], list[str]] = DBOS.step(
+        name=work.__name__,
         retries_allowed=True,
         max_attempts=STEP_ATTEMPTS,
         interval_seconds=0.5,
         should_retry=_retry,
-    )
+    )(work)
+    return step
 
 
-@_step("select")
-def select_step(job_id: str) -> list[str]:
+def select(job_id: str) -> list[str]:
     """Which series is the FLAIR; verdicts on all of them are kept.
 
     Returns:
-        Jobs of further series, to be queued.
+        Jobs of other series of the study, to be queued.
     """
     try:
         _run("select", job_id)
@@ -172,35 +157,34 @@ def select_step(job_id: str) -> list[str]:
     return follow_choice(context().store, context().files, job_id, report_all=report_all)
 
 
-@_step("convert")
-def convert_step(job_id: str) -> None:
+def convert(job_id: str) -> list[str]:
     """DICOM to RAS NIfTI."""
     _run("convert", job_id)
+    return []
 
 
-@_step("report")
-def report_step(job_id: str) -> None:
+def report(job_id: str) -> list[str]:
     """The model writes."""
     _run("report", job_id)
     context().store.update(job_id, result=findings_line(read_report(_folder(job_id))["findings"]))
+    return []
 
 
-@_step("explain")
-def explain_step(job_id: str) -> None:
+def explain(job_id: str) -> list[str]:
     """The saliency map."""
     if context().settings.explain.enabled:
         _run("explain", job_id)
+    return []
 
 
-@_step("encode")
-def encode_step(job_id: str) -> None:
+def encode(job_id: str) -> list[str]:
     """The result pack, under the patient's corrected identity where that was corrected meanwhile.
 
     Raises:
         Permanent: it was, and the results are to wait until a person starts the job again.
     """
     settings, store, folder = context().settings, context().store, _folder(job_id)
-    correction = find_correction(store.engine, settings.storage.folder, folder)
+    correction = find_correction(store.engine, settings.data, folder)
     job = store.get(job_id)
     if correction is not None and job is not None:
         asked_for = job.runs > 1 or read_json(folder.arrival).get("anew")
@@ -213,6 +197,11 @@ def encode_step(job_id: str) -> None:
             raise Permanent(why)
         correction.save(folder.identity)
     _run("encode", job_id)
+    return []
+
+
+DURABLE_STEPS = {work.__name__: _durable(work) for work in (select, convert, report, explain, encode)}
+"""The steps of `STEPS`, each kept by the engine; they return jobs to be queued."""
 
 
 @DBOS.step(name="plan")
@@ -282,18 +271,18 @@ def _holds_back(job: Job, destination: str) -> bool:
     With `[patient] corrected = "carry"` another job goes out in its place, under the corrected identity.
     """
     settings, store, folder = context().settings, context().store, _folder(job.job_id)
-    correction = find_correction(store.engine, settings.storage.folder, folder)
+    correction = find_correction(store.engine, settings.data, folder)
     if correction is None or correction == Correction.load(folder.identity):
         return False
     reason = f"the patient's identity ({correction.named}) was corrected after the results were made"
     if settings.patient.corrected == "carry":
-        store.update(job.job_id, state=JobState.FAILED, reason=reason, step="deliver")
+        store.update(job.job_id, state=JobState.FAILED, reason=reason, step=DELIVER)
         anew = actions.report_anew(store, store.engine, context().files, job.job_id)
         reason = f"{reason}; job {anew} carries the corrected one"
     else:
         reason = f"{reason}; `braingemma jobs retry --anew {job.job_id}` reports it under the corrected one"
     store.give_up_delivery(job.job_id, destination, reason)
-    store.update(job.job_id, state=JobState.FAILED, reason=f"{destination}: {reason}", step="deliver")
+    store.update(job.job_id, state=JobState.FAILED, reason=f"{destination}: {reason}", step=DELIVER)
     log.warning("job %s: held back from %s: %s", job.job_id, destination, reason)
     return True
 
@@ -308,7 +297,7 @@ def finish_step(job_id: str) -> str:
         return "waiting"
     dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state is DeliveryState.DEAD})
     state = JobState.FAILED if dead else JobState.DONE
-    store.update(job_id, state=state, reason="; ".join(dead), step="deliver")
+    store.update(job_id, state=state, reason="; ".join(dead), step=DELIVER)
     metrics.JOBS_ENDED.labels(str(state), "DeadLetter" if dead else "").inc()
     log.info("job %s: %s", job_id, state)
     return str(state)

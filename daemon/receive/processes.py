@@ -25,6 +25,7 @@ from daemon.config.sections import Listener, Settings
 from daemon.errors import ConfigurationError, Permanent
 from daemon.files import make_private_folder
 from daemon.observe.audit import AuditLog
+from daemon.observe.logs import LogFormat, set_up_logging
 from daemon.receive.association import BlockingReceiver
 from daemon.receive.contexts import server_tls_context
 from daemon.receive.negotiation import Incompatible, self_check
@@ -53,6 +54,7 @@ class Order(BaseModel):
     min_free_bytes: int
     socket: int
     """Inherited file descriptor of the listening socket."""
+    log_format: LogFormat = "text"
 
 
 @dataclass(eq=False)
@@ -105,12 +107,11 @@ class Receivers:
             _close(child)
 
 
-def start_receivers(settings: Settings, folder: Path) -> Receivers:
+def start_receivers(settings: Settings) -> Receivers:
     """Bind the listening socket and start the receiver processes.
 
     Args:
-        settings: The whole configuration.
-        folder: The daemon's data folder; segments go to `<folder>/spool`.
+        settings: The whole configuration; segments go to the spool in its data folder.
 
     Raises:
         ConfigurationError: the address cannot be bound, or the TLS files cannot be used.
@@ -122,14 +123,14 @@ def start_receivers(settings: Settings, folder: Path) -> Receivers:
     except OSError as error:
         raise ConfigurationError(f"listener.tls: {error}") from error
     listening = _bind(listener)
-    spool = folder / "spool"
-    make_private_folder(spool)
+    make_private_folder(settings.data.spool)
     order = Order(
         listener=listener,
-        spool=spool,
-        audit=folder / "audit",
+        spool=settings.data.spool,
+        audit=settings.data.audit,
         min_free_bytes=int(settings.storage.min_free_gb * _GIB),
         socket=listening.fileno(),
+        log_format=settings.log.format,
     )
     host, port = listening.getsockname()[:2]
     receivers = Receivers((host, port), order, listening)
@@ -193,7 +194,7 @@ def _close(child: subprocess.Popen[bytes]) -> None:
         pipe.close()
 
 
-def run_receiver(order: Order) -> None:
+def run_receiver(order: Order, answers: IO[bytes]) -> None:
     """The life of one receiver process: serve until SIGTERM, finish what is open, leave."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
@@ -209,8 +210,7 @@ def run_receiver(order: Order) -> None:
     server = threading.Thread(target=receiver.serve, name="accept", daemon=True)
     server.start()
     threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
-    sys.stdout.buffer.write(_READY)
-    sys.stdout.flush()
+    answers.write(_READY)
     stop.wait()
     receiver.stop_accepting()
     receiver.finish(FINISH_SECONDS)
@@ -235,13 +235,14 @@ def _leave_with_parent() -> None:
 
 def main() -> None:
     """Entry of a receiver process; the order comes as one line on standard input."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("pynetdicom").setLevel(logging.WARNING)
     os.umask(0o077)
     line = b""
     while not line.endswith(b"\n"):  # unbuffered: what follows belongs to the thread that waits for the end
         line += os.read(sys.stdin.fileno(), 65536) or b"\n"
-    run_receiver(Order.model_validate_json(line))
+    order = Order.model_validate_json(line)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    set_up_logging(order.log_format)
+    run_receiver(order, answers)
     # Threads of aborted associations may still sleep; everything that counts is on the disk.
     logging.shutdown()
     os._exit(0)

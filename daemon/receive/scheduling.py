@@ -21,7 +21,8 @@ SLICE_NS = 100_000
 """The shortest that the kernel grants."""
 _CALL_NUMBERS = {"x86_64": 314, "aarch64": 274, "riscv64": 274}
 """Of sched_setattr, by machine; the C library has had a wrapper only since glibc 2.41."""
-_ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, nice, priority, runtime, deadline, period
+_ATTRIBUTES = struct.Struct("=IIQiIQQQ")
+"""Size, policy, flags, nice, priority, runtime, deadline, period."""
 _SCHED_OTHER = 0
 
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Listener
 from daemon.files import Buffer
 from daemon.receive.counters import count
 from daemon.receive.dataset import DatasetError, read_identity
-from daemon.spool.commitment_reports import reports_folder, take_event
+from daemon.spool.commitment_reports import take_event
 from daemon.spool.segment import InstanceMeta
 from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
 
@@ -133,7 +134,7 @@ def take_commitment(writer: SpoolWriter, encoded: bytes, transfer_syntax_uid: st
         sender: Calling AE title.
     """
     try:
-        take_event(reports_folder(writer.folder.parent), encoded, transfer_syntax_uid)
+        take_event(DataFolder(writer.folder.parent).commitment_reports, encoded, transfer_syntax_uid)
     except ValueError as error:
         log.warning("N-EVENT-REPORT from %s refused: %s", sender, error)
         return StoreOutcome(Status.PROCESSING_FAILURE, f"Event Information: {error}"[:64])

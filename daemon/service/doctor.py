@@ -25,8 +25,7 @@ from braingemma.errors import BrainGemmaError
 from daemon.config.load import without_password
 from daemon.config.sections import Settings
 from daemon.database.engine import database_url, make_engine
-from daemon.deliver import dicomweb, dimse
-from daemon.deliver.dimse import peer_of
+from daemon.deliver.client import client_for
 from daemon.errors import ConfigurationError, DaemonError
 from daemon.files import read_json
 from daemon.receive.negotiation import Incompatible, self_check
@@ -217,7 +216,7 @@ def _database(settings: Settings) -> Iterator[Check]:
     if not url:
         yield Check("database", True, f"SQLite {sqlite3.sqlite_version} in the data folder")
         return
-    engine = make_engine(database_url(url, settings.storage.folder))
+    engine = make_engine(database_url(url, settings.data))
     try:
         with engine.connect() as connection:
             version = connection.execute(sa.text("SHOW server_version")).scalar_one()
@@ -272,25 +271,20 @@ def _can_bind(name: str, settings: Settings, host: str, port: int) -> Check:
 
 def _running_service(settings: Settings) -> int | None:
     """Process of the service that works in the data folder; None where none does."""
-    from daemon.config.data_folder import STATUS_FILE
-
-    status = settings.storage.folder / STATUS_FILE
+    status = settings.data.status
     pid = int(read_json(status)["pid"]) if status.exists() else 0
     return pid if pid and psutil.pid_exists(pid) else None
 
 
 def _destinations(settings: Settings) -> Iterator[Check]:
     for destination in settings.destinations:
-        how = "C-ECHO" if destination.stow_url is None else "QIDO-RS"
+        client = client_for(destination, settings.listener.ae_title)
         try:
-            if destination.stow_url is None:
-                dimse.echo(peer_of(destination), settings.listener.ae_title)
-            else:
-                dicomweb.echo(destination)
+            client.echo()
         except DaemonError as error:
             yield Check(f"destination {destination.name}", False, str(error))
         else:
-            yield Check(f"destination {destination.name}", True, f"{destination.address} answers {how}")
+            yield Check(f"destination {destination.name}", True, f"{destination.address} answers {client.sign_of_life}")
 
 
 def _tools(_settings: Settings) -> Iterator[Check]:

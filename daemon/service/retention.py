@@ -63,9 +63,11 @@ def purge(
         free: Free space at a folder, bytes.
     """
     index = open_index(settings, store.engine)
-    removed = []
-    for job in _over(store, settings.storage):
-        removed.append(_remove(store, index, job, "its time is over", forget_files, dry_run=dry_run))
+
+    def remove(job: Job, why: str) -> Purged:
+        return _remove(store, index, settings.data.job(job.job_id), job, why, forget_files, dry_run=dry_run)
+
+    removed = [remove(job, "its time is over") for job in _over(store, settings.storage)]
     gone = {purged.job_id for purged in removed}
     wanted = settings.storage.low_free_gb * GB
     promised = sum(purged.size for purged in removed) if dry_run else 0
@@ -74,7 +76,7 @@ def purge(
             break
         if job.job_id in gone:
             continue
-        removed.append(_remove(store, index, job, "the disk is low", forget_files, dry_run=dry_run))
+        removed.append(remove(job, "the disk is low"))
         promised += removed[-1].size if dry_run else 0
     return removed
 
@@ -107,9 +109,15 @@ def _ended(engine: sa.Engine, state: JobState, *, before: float) -> list[Job]:
 
 
 def _remove(
-    store: JobStore, index: sa.Engine, job: Job, why: str, forget_files: Callable[[str], None], *, dry_run: bool
+    store: JobStore,
+    index: sa.Engine,
+    folder: Path,
+    job: Job,
+    why: str,
+    forget_files: Callable[[str], None],
+    *,
+    dry_run: bool,
 ) -> Purged:
-    folder = Path(job.folder)
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     if not dry_run:
         if folder.exists():
@@ -131,18 +139,18 @@ def _has_jobs(engine: sa.Engine, study_uid: str) -> bool:
         return bool(connection.execute(query).scalar_one())
 
 
-def forget_conflicts(index: sa.Engine, folder: Path) -> list[Path]:
-    """Remove instances that were kept aside (`<folder>/conflicts`) of studies that are no longer known.
+def forget_conflicts(index: sa.Engine, conflicts: Path) -> list[Path]:
+    """Remove instances that were kept aside of studies that are no longer known.
 
     Args:
         index: Where the index of received instances is (`open_index`).
-        folder: The daemon's data folder.
+        conflicts: Where they are kept (`DataFolder.conflicts`).
 
     Returns:
         The files that were removed.
     """
     removed = []
-    for path in sorted((folder / "conflicts").glob("*.dcm")):
+    for path in sorted(conflicts.glob("*.dcm")):
         sop_uid, _, digest = path.stem.rpartition(".")
         known = sa.select(sa.func.count()).where(INSTANCES.c.sop_uid == sop_uid, INSTANCES.c.sha256.startswith(digest))
         with index.connect() as connection:

@@ -9,14 +9,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, NoReturn
 
 import sqlalchemy as sa
 
 from daemon.assemble.arrival import Arrival
 from daemon.assemble.assembler import Assembler
-from daemon.config.data_folder import STATUS_FILE
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database, open_index
 from daemon.database.tables import JobState
@@ -47,7 +46,6 @@ from daemon.service.wiring import (
     stop_on_signals,
     take_lease,
 )
-from daemon.spool.commitment_reports import reports_folder
 from daemon.web.access import Access
 from daemon.web.app import create_app
 from daemon.web.context import Page
@@ -58,13 +56,13 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def _only_service(folder: Path) -> Iterator[IO[str]]:
+def _only_service(data: DataFolder) -> Iterator[IO[str]]:
     """Hold the data folder's lock; the kernel frees it when the process ends, however that happens."""
-    with (folder / "service.lock").open("w") as lock:
+    with data.lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigurationError(f"another braingemma service already works in {folder}") from None
+            raise ConfigurationError(f"another braingemma service already works in {data.root}") from None
         yield lock
 
 
@@ -73,17 +71,17 @@ def serve(settings: Settings) -> NoReturn:
     os.umask(PRIVATE)
     stop = stop_on_signals()
     os.umask(0o077)  # what is received, and what is made of it, is for this user alone
-    folder = settings.storage.folder
+    data = settings.data
     info = check_weights(settings)
-    make_private(folder)
-    with _only_service(folder):
+    make_private(data.root)
+    with _only_service(data):
         parts = _Parts(settings, stop)
-        receivers = start_receivers(settings, folder)
+        receivers = start_receivers(settings)
         parts.health.alive["receivers"] = receivers.alive
         parts.start_threads()
         web = parts.start_web(info.banner)
         status = {"pid": os.getpid(), "dicom_port": receivers.address[1], "web_port": web.port if web else None}
-        write_json(folder / STATUS_FILE, status)
+        write_json(data.status, status)
         log.info(
             "listening as %s on %s:%d; page on %s; weights %s (sha256 %s)%s",
             settings.listener.ae_title, settings.listener.host, receivers.address[1],
@@ -106,7 +104,7 @@ def serve(settings: Settings) -> NoReturn:
             if web is not None:
                 web.stop()
             parts.close()
-            (folder / STATUS_FILE).unlink(missing_ok=True)
+            data.status.unlink(missing_ok=True)
             end_process()
 
 
@@ -125,21 +123,21 @@ class _Parts:
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self.settings = settings
         self.stop = stop
-        folder = settings.storage.folder
-        metrics.share_with_children(folder / "metrics")
+        data = settings.data
+        metrics.share_with_children(data.metrics)
         self.engine = open_database(settings)
-        self.audit = AuditLog(folder / "audit")
+        self.audit = AuditLog(data.audit)
         self.health = Health(settings, self.engine)
         self.receiver = SoleReceiver(self.engine) if self.engine.dialect.name == "postgresql" else None
         if self.receiver is not None:
             self.receiver.hold()
         self.lease = take_lease(settings, self.engine, "serve") if settings.engine.work else None
-        self.files = job_files(settings, self.engine, folder / "jobs", self.lease)
+        self.files = job_files(settings, self.engine, data.jobs, self.lease)
         self.store = make_store(self.engine, self.audit, self.files, self.lease)
         self.steps = StepProcess(settings) if settings.engine.work else None
         if self.steps is not None:
             launch_engine(
-                settings, self.engine, workflow.Context(settings, self.store, self.steps, self.files),
+                self.engine, workflow.Context(settings, self.store, self.steps, self.files),
                 EXECUTOR_ID if self.lease is None else self.lease.executor_id,
             )  # fmt: skip
         else:
@@ -148,7 +146,6 @@ class _Parts:
         self.assembler = Assembler(
             settings,
             open_index(settings, self.engine),
-            folder,
             self._submit,
             beat=lambda: self.health.beat("assembler"),
             waiting=self.store.waiting,
@@ -160,9 +157,7 @@ class _Parts:
     def _submit(self, arrival: Arrival) -> None:
         self.files.keep(arrival.job_id, RECEIVED)
         new = self.store.get(arrival.job_id) is None
-        self.store.add(
-            arrival.job_id, study_uid=arrival.study_uid, folder=str(arrival.folder), supersedes=arrival.supersedes
-        )
+        self.store.add(arrival.job_id, study_uid=arrival.study_uid, supersedes=arrival.supersedes)
         if arrival.set_aside:
             self.store.update(arrival.job_id, state=JobState.SET_ASIDE, reason=arrival.set_aside)
         elif self.steps is not None:
@@ -179,7 +174,7 @@ class _Parts:
     def take_commitments(self) -> None:
         """What PACSs told our receivers about storage commitment."""
         try:
-            take_reports(self.engine, reports_folder(self.settings.storage.folder))
+            take_reports(self.engine, self.settings.data.commitment_reports)
         except sa.exc.SQLAlchemyError as error:  # the files stay for the next time
             log.warning("reports of storage commitment wait: %s", error)
 
@@ -196,7 +191,7 @@ class _Parts:
         works: list[Callable[[], object]] = [
             self._purge,
             self.files.sweep,
-            lambda: retention.forget_conflicts(open_index(self.settings, self.engine), self.settings.storage.folder),
+            lambda: retention.forget_conflicts(open_index(self.settings, self.engine), self.settings.data.conflicts),
             lambda: give_every_job_a_workflow(self.engine, alone=False),
         ]
         if self.receiver is not None:

@@ -19,7 +19,7 @@ from braingemma.checkpoint.weights import WeightsInfo, describe_weights
 from daemon.config.sections import Settings
 from daemon.database.engine import open_index, schema_lock
 from daemon.database.tables import DeliveryState
-from daemon.engine.identifiers import DELIVERY_QUEUE, DESTINATION_QUEUE, REPORT_QUEUE, WORKFLOW_VERSION
+from daemon.engine.identifiers import DESTINATION_QUEUE, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.engine.lease import Lease
 from daemon.errors import ConfigurationError
 from daemon.files import make_private
@@ -36,7 +36,7 @@ POLL_SECONDS = 0.2
 
 
 def check_weights(settings: Settings) -> WeightsInfo:
-    """Which weights will speak, and whether they may be heard outside this machine.
+    """The configured weights, which must be fit for the configured destinations.
 
     Raises:
         ConfigurationError: weights trained on synthetic images only would send to another machine.
@@ -53,7 +53,7 @@ def check_weights(settings: Settings) -> WeightsInfo:
     return info
 
 
-def launch_engine(settings: Settings, engine: sa.Engine, context: workflow.Context, executor_id: str) -> None:
+def launch_engine(engine: sa.Engine, context: workflow.Context, executor_id: str) -> None:
     """Start DBOS on the daemon's database; unfinished workflows of this executor go on."""
     workflow.set_context(context)
     config: DBOSConfig = {
@@ -69,11 +69,6 @@ def launch_engine(settings: Settings, engine: sa.Engine, context: workflow.Conte
     with schema_lock(engine):
         DBOS.launch()
         DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
-        DBOS.register_queue(
-            DELIVERY_QUEUE,
-            worker_concurrency=max(1, len(settings.destinations)),
-            polling_interval_sec=POLL_SECONDS,
-        )
         DBOS.register_queue(DESTINATION_QUEUE, partition_worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
 
 

@@ -11,11 +11,11 @@ import logging
 import os
 import shutil
 import threading
-from pathlib import Path
 from typing import NoReturn
 
 from prometheus_client import start_http_server
 
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
 from daemon.errors import ConfigurationError
@@ -58,27 +58,28 @@ def work(settings: Settings, name: str, *, metrics_port: int | None = None) -> N
     os.umask(PRIVATE)
     stop = stop_on_signals()
     info = check_weights(settings)
-    scratch = make_private(settings.storage.folder / f"worker-{name}")
-    with (scratch / "lock").open("w") as lock:
+    scratch = settings.data.worker(name)
+    make_private(scratch.root)
+    with scratch.lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigurationError(f"a worker named {name!r} already works in {scratch}") from None
+            raise ConfigurationError(f"a worker named {name!r} already works in {scratch.root}") from None
         _work(settings, name, scratch, stop, metrics_port, f"{info.name} (sha256 {info.sha256[:12]})")
 
 
 def _work(
-    settings: Settings, name: str, scratch: Path, stop: threading.Event, metrics_port: int | None, weights: str
+    settings: Settings, name: str, scratch: DataFolder, stop: threading.Event, metrics_port: int | None, weights: str
 ) -> NoReturn:
-    shutil.rmtree(scratch / "jobs", ignore_errors=True)
+    shutil.rmtree(scratch.jobs, ignore_errors=True)
     engine = open_database(settings)
     lease = take_lease(settings, engine, name)
     if lease is None:
         raise ConfigurationError("engine.database_url: expected postgresql://..., got SQLite")
-    files = job_files(settings, engine, scratch / "jobs", lease, scratch=True)
-    store = make_store(engine, AuditLog(scratch / "audit"), files, lease)
+    files = job_files(settings, engine, scratch.jobs, lease, scratch=True)
+    store = make_store(engine, AuditLog(scratch.audit), files, lease)
     steps = StepProcess(settings)
-    launch_engine(settings, engine, workflow.Context(settings, store, steps, files), lease.executor_id)
+    launch_engine(engine, workflow.Context(settings, store, steps, files), lease.executor_id)
     threading.Thread(target=retention.keep_house, args=([files.sweep], stop), name="housekeeping", daemon=True).start()
     if metrics_port is not None:
         start_http_server(metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)

@@ -64,16 +64,11 @@ def _uid(item: Dataset) -> str:
     return str(uid)
 
 
-def reports_folder(data: Path) -> Path:
-    """Where receivers leave reports for the service, in the data folder."""
-    return data / "commitments"
-
-
 def take_event(folder: Path, encoded: bytes, transfer_syntax_uid: str) -> None:
     """Write a report durably for the service to take; the same one again replaces it.
 
     Args:
-        folder: See `reports_folder`.
+        folder: Where receivers leave reports for the service (`DataFolder.commitment_reports`).
         encoded: The Event Information as it came.
         transfer_syntax_uid: Of its presentation context.
 

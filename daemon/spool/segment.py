@@ -7,9 +7,6 @@ it lies. (A SHA-256 would cost the sender three times as long to wait for; reade
 
 Records begin on blocks of their own so that a write never touches a block that holds acknowledged data. Zeros up to
 the end are room that was prepared and not used.
-
-Segments of version 0.1.0 (`BG3D spool 1`) hold the same records one right after the other. They are read for as long
-as an upgrade from there is supported: what was acknowledged before it is served after it.
 """
 
 from __future__ import annotations
@@ -28,14 +25,13 @@ from typing import Any
 
 from daemon.files import Buffer
 
-SEGMENT_MAGIC = b"BG3D spool 2\n"
-PACKED_MAGIC = b"BG3D spool 1\n"
+SEGMENT_MAGIC = b"BG3D spool\n"
 RECORD_MAGIC = b"\xb6G3R"
 BLOCK_BYTES = 4096
-_ALIGNMENT = {SEGMENT_MAGIC: BLOCK_BYTES, PACKED_MAGIC: 1}
-"""Of what multiple of bytes a record begins at, by the magic line of its segment."""
-_HEADER = struct.Struct("<4sB3xIQI")  # magic, kind, length of the JSON, length of the data set, its CRC-32
-_CRC = struct.Struct("<I")  # over header and JSON
+_HEADER = struct.Struct("<4sB3xIQI")
+"""Magic, kind, length of the JSON, length of the data set, its CRC-32."""
+_CRC = struct.Struct("<I")
+"""CRC-32 over header and JSON."""
 HEADER_BYTES = _HEADER.size + _CRC.size
 MAX_META_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
@@ -81,7 +77,7 @@ class Record:
 
     @property
     def end(self) -> int:
-        """Where its data set ends; the next record begins with the next block, in packed segments right there."""
+        """Where its data set ends; the next record begins with the next block."""
         return self.data_offset + self.data_length
 
 
@@ -137,26 +133,25 @@ def read_records(path: Path, start: int = 0, *, final: bool) -> Iterator[Record 
         size = os.fstat(descriptor).st_size
         if size == 0:
             return
-        alignment = _ALIGNMENT.get(os.pread(descriptor, len(SEGMENT_MAGIC), 0))
-        if alignment is None:
+        if os.pread(descriptor, len(SEGMENT_MAGIC), 0) != SEGMENT_MAGIC:
             if final:
                 yield Damage(start, size, "not a spool segment")
             return
-        position = _aligned(max(start, len(SEGMENT_MAGIC)), alignment)
+        position = _aligned(max(start, len(SEGMENT_MAGIC)))
         while position < size:
             found = _read_one(descriptor, position, size)
             if isinstance(found, Damage):
-                damage = _up_to_next_record(descriptor, found, size, alignment) if final else None
+                damage = _up_to_next_record(descriptor, found, size) if final else None
                 if damage is None:
                     return
                 found = damage
             yield found
-            position = _aligned(found.end, alignment)
+            position = _aligned(found.end)
 
 
-def _aligned(position: int, alignment: int) -> int:
+def _aligned(position: int) -> int:
     """The next place at which a record may begin."""
-    return -(-position // alignment) * alignment
+    return -(-position // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def _read_one(descriptor: int, position: int, size: int) -> Record | Damage:
@@ -204,7 +199,7 @@ def _digests(descriptor: int, offset: int, length: int) -> tuple[int, str]:
     return checksum, sha256.hexdigest()
 
 
-def _up_to_next_record(descriptor: int, damage: Damage, size: int, alignment: int) -> Damage | None:
+def _up_to_next_record(descriptor: int, damage: Damage, size: int) -> Damage | None:
     """Stretch the damage up to the next record, or to the last byte that is not zero; None where there is none.
 
     Within a damaged data set whose lengths are sound no record is looked for: its bytes may look like one.
@@ -214,22 +209,12 @@ def _up_to_next_record(descriptor: int, damage: Damage, size: int, alignment: in
         return Damage(damage.offset, min(damage.end, size), damage.reason)
     for block_at in range(damage.offset, size, BLOCK_BYTES):
         try:
-            # A little more than the block, so that a record that begins in its last bytes is seen.
-            block = os.pread(descriptor, BLOCK_BYTES + len(RECORD_MAGIC) - 1, block_at)
+            block = os.pread(descriptor, BLOCK_BYTES, block_at)
         except OSError:
             last = min(block_at + BLOCK_BYTES, size)  # cannot be read: not known to be empty
             continue
-        found = _find_record(block, 1 if block_at == damage.offset else 0, alignment)
-        if found is not None:
-            return Damage(damage.offset, block_at + found, damage.reason)
-        used = len(block[:BLOCK_BYTES].rstrip(b"\0"))
+        if block_at > damage.offset and block.startswith(RECORD_MAGIC):
+            return Damage(damage.offset, block_at, damage.reason)
+        used = len(block.rstrip(b"\0"))
         last = block_at + used if used else last
     return Damage(damage.offset, last, damage.reason) if last > damage.offset else None
-
-
-def _find_record(block: bytes, start: int, alignment: int) -> int | None:
-    """Where in a block a record seems to begin."""
-    if alignment > 1:  # blocks are read where records may begin
-        return 0 if start == 0 and block.startswith(RECORD_MAGIC) else None
-    place = block.find(RECORD_MAGIC, start)
-    return place if place >= 0 else None

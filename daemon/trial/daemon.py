@@ -13,12 +13,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daemon.config.data_folder import STATUS_FILE
 from daemon.config.load import load_settings
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import FINAL_STATES
-from daemon.deliver import dimse, outgoing
+from daemon.deliver.dimse import DimseClient, Peer
+from daemon.deliver.outgoing import Outgoing
 from daemon.errors import DaemonError
+from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import Job, JobStore
 from daemon.trial.pacs import LOOPBACK
 
@@ -69,7 +70,7 @@ class TrialService:
         Raises:
             DaemonError: it ended, or did not listen in time; the text has the end of its log.
         """
-        status = self.data / STATUS_FILE
+        status = self.settings.data.status
         status.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -89,16 +90,20 @@ class TrialService:
         raise DaemonError(f"the daemon did not listen within {START_SECONDS} s; its log ends:\n{tail}")
 
     @property
-    def peer(self) -> dimse.Peer:
+    def peer(self) -> Peer:
         """Where to send to."""
-        status = json.loads((self.data / STATUS_FILE).read_text())
-        return dimse.Peer(self.settings.listener.ae_title, LOOPBACK, status["dicom_port"])
+        status = json.loads(self.settings.data.status.read_text())
+        return Peer(self.settings.listener.ae_title, LOOPBACK, status["dicom_port"])
 
     @property
     def web_url(self) -> str:
         """Where its page is."""
-        status = json.loads((self.data / STATUS_FILE).read_text())
+        status = json.loads(self.settings.data.status.read_text())
         return f"http://{LOOPBACK}:{status['web_port']}"
+
+    def folder_of(self, job: Job) -> JobFolder:
+        """The folder of one of its jobs."""
+        return JobFolder(self.settings.data.job(job.job_id))
 
     @property
     def store(self) -> JobStore:
@@ -109,7 +114,7 @@ class TrialService:
     @cached_property
     def _engine(self) -> sa.Engine:
         """One for all readers: `stop` closes its connections."""
-        return make_engine(database_url(self.settings.engine.database_url, self.data))
+        return make_engine(database_url(self.settings.engine.database_url, self.settings.data))
 
     def send(self, files: Sequence[Path], calling_aet: str = "SENDER") -> None:
         """C-STORE files to it.
@@ -117,7 +122,7 @@ class TrialService:
         Raises:
             DaemonError: one of them was not stored.
         """
-        outcomes = dimse.store([outgoing.Outgoing.read(f) for f in files], self.peer, calling_aet)
+        outcomes = DimseClient(self.peer, calling_aet).store([Outgoing.read(f) for f in files])
         failed = [o for o in outcomes if not o.stored]
         if failed:
             raise DaemonError(f"{len(failed)} of {len(outcomes)} instances not stored: {failed[0].reason}")

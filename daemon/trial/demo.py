@@ -78,7 +78,7 @@ def _run(work: Path, out: Path, pacs: Literal["embedded", "orthanc"], say: Say) 
             raise Permanent(f"the job ended as {job.state}: {job.reason}")
         say("asking the PACS what it holds")
         received = _check(server, job, len(files))
-        _keep_results(Path(job.folder), out)
+        _keep_results(service.folder_of(job).root, out)
     finally:
         service.stop()
         server.stop()

@@ -15,9 +15,11 @@ from daemon.database.tables import OPEN_DELIVERIES, DeliveryState, JobState
 from daemon.files import read_json
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import INTENDED_USE, provenance_rows, read_report
+from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Delivery, Job, now
 
-STEPS = ("select", "convert", "report", "explain", "encode", "deliver")
+MARKED_STEPS = (*STEPS, DELIVER)
+"""The row of steps on a job's page."""
 
 LIMITS = (
     "Research use only, not for diagnosis and not for emergencies. English only; models of this kind were trained "
@@ -55,10 +57,10 @@ class StepMark:
 
 def steps_of(job: Job) -> list[StepMark]:
     """How far a job has come."""
-    reached = "deliver" if job.state in (JobState.DELIVERING, JobState.DONE) else job.step
-    position = STEPS.index(reached) if reached in STEPS else -1
+    reached = DELIVER if job.state in (JobState.DELIVERING, JobState.DONE) else job.step
+    position = MARKED_STEPS.index(reached) if reached in MARKED_STEPS else -1
     marks = []
-    for number, name in enumerate(STEPS):
+    for number, name in enumerate(MARKED_STEPS):
         state = "done" if number < position or job.state is JobState.DONE else "ahead"
         if number == position and job.state is not JobState.DONE:
             ended_badly = job.state in (JobState.FAILED, JobState.SET_ASIDE, JobState.CANCELLED)

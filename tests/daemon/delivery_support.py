@@ -18,6 +18,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Destination
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.deliver import delivery
@@ -35,7 +36,7 @@ KINDS = {
 
 
 def make_store(folder: Path) -> JobStore:
-    engine = make_engine(database_url("", folder))
+    engine = make_engine(database_url("", DataFolder(folder)))
     create_tables(engine)
     return JobStore(engine)
 
@@ -52,7 +53,7 @@ def add_job(
     """A job with one small object of each kind as its results."""
     folder = JobFolder(root / job_id)
     folder.dicom.mkdir(parents=True)
-    store.add(job_id, study_uid="1.2.3", folder=str(folder.root), supersedes=supersedes)
+    store.add(job_id, study_uid="1.2.3", supersedes=supersedes)
     objects = []
     for kind in kinds:
         dataset = small_object(kind)

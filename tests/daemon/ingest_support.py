@@ -125,7 +125,7 @@ class Bench:
 
     def new_assembler(self, *, at: float = 0.0) -> Assembler:
         """As after a restart of the daemon."""
-        self.assembler = Assembler(self.settings, self.engine, self.folder, self.arrivals.append)
+        self.assembler = Assembler(self.settings, self.engine, self.arrivals.append)
         self.assembler.recover(at)
         return self.assembler
 

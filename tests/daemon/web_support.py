@@ -100,7 +100,7 @@ def add_job(site: Site, job_id: str, state: JobState = JobState.DONE, *, reporte
     """A job with its folder; `reported`: with report, volume, saliency and an input instance."""
     folder = JobFolder(site.jobs / job_id)
     folder.input.mkdir(parents=True)
-    site.store.add(job_id, study_uid=f"1.2.{len(job_id)}", folder=str(folder.root), supersedes=None)
+    site.store.add(job_id, study_uid=f"1.2.{len(job_id)}", supersedes=None)
     site.store.update(job_id, state=state, step="deliver" if state is JobState.DONE else "report")
     if reported:
         _write_instance(folder.input / "000001.dcm")

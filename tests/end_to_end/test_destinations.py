@@ -58,7 +58,7 @@ def test_late_slices_replace_what_both_hold(site: tuple[Orthanc, Orthanc, TrialS
     for d in service.store.deliveries(first.job_id, "web"):
         [found] = by_web.post("/tools/lookup", d.sop_instance_uid.encode())
         assert (
-            by_web.get_bytes(f"/instances/{found['ID']}/file") == (Path(first.folder) / "dicom" / d.file).read_bytes()
+            by_web.get_bytes(f"/instances/{found['ID']}/file") == (service.folder_of(first).dicom / d.file).read_bytes()
         )
 
     service.send(study[-2:])
@@ -79,7 +79,7 @@ def test_late_slices_replace_what_both_hold(site: tuple[Orthanc, Orthanc, TrialS
     assert KEY_OBJECT not in {d.SOPClassUID for d in by_web.instances()}
 
     held = len(by_store.instances())
-    files = LocalFiles(service.data / "jobs")
+    files = LocalFiles(service.settings.data.jobs)
     again = actions.report_anew(service.store, service.store.engine, files, second.job_id)
     jobs = {job.job_id: job for job in service.wait_for_jobs(3, seconds=240)}
     assert jobs[again].state is JobState.SET_ASIDE

@@ -18,7 +18,7 @@ from e2e_support import MARKERS
 from pydicom.uid import generate_uid
 
 from daemon.database.tables import JobState
-from daemon.deliver import dimse
+from daemon.deliver.dimse import DimseClient
 from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService, toml
 from daemon.trial.pacs import EmbeddedPacs
@@ -58,7 +58,7 @@ def test_a_study_comes_back_as_report_and_overlay(
     service: TrialService, pacs: EmbeddedPacs, study: list[Path], tmp_path: Path
 ) -> None:
     service.start()
-    dimse.echo(service.peer, "SENDER")
+    DimseClient(service.peer, "SENDER").echo()
     t1 = write_series(
         make_phantom(900_002, spacing=(4.0, 4.0, 6.0)).volume,
         tmp_path / "t1",
@@ -74,7 +74,7 @@ def test_a_study_comes_back_as_report_and_overlay(
     assert job.state is JobState.DONE, job.reason
     assert_one_result(pacs, study)
     assert set(job.timings) >= {"select", "convert", "report", "explain", "encode"}
-    folder = Path(job.folder)
+    folder = service.folder_of(job).root
     for name in ("report.txt", "report.json", "report.html", "volume_ras.nii.gz", "explain/overlay_slices.png"):
         assert (folder / name).stat().st_size > 0
     report = json.loads((folder / "report.json").read_text())

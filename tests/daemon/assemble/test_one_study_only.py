@@ -109,7 +109,7 @@ def test_a_job_that_the_pipeline_cannot_begin_is_set_aside(bench):
             raise ValueError("A string literal cannot contain NUL (0x00) characters.")
         taken.append(arrival)
 
-    bench.assembler = Assembler(bench.settings, bench.engine, bench.folder, submit)
+    bench.assembler = Assembler(bench.settings, bench.engine, submit)
     bench.assembler.recover(0.0)
     bench.receive([*bad, *good])
     bench.assembler.step(1010.0)

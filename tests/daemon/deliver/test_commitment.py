@@ -14,11 +14,12 @@ from pydicom import Dataset
 from pynetdicom import AE, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 
+from daemon.config.data_folder import DataFolder
 from daemon.deliver import commitment
 from daemon.deliver.delivery import plan_deliveries
 from daemon.receive.association import BlockingReceiver
 from daemon.receive.pynetdicom_receiver import StockReceiver
-from daemon.spool.commitment_reports import MAX_BYTES, reports_folder, take_event
+from daemon.spool.commitment_reports import MAX_BYTES, take_event
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 
@@ -31,7 +32,7 @@ def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[InProce
 
 
 def kept(tmp_path: Path) -> list[Path]:
-    folder = reports_folder(tmp_path)
+    folder = DataFolder(tmp_path).commitment_reports
     return sorted(folder.glob("report-*.json"))  # not what is being written
 
 
@@ -54,7 +55,7 @@ def test_the_report_comes_on_a_new_association(receiver: InProcess, tmp_path: Pa
         assert deliver(store, folder, there) is not None
         assert {v[0] for v in outcomes(store).values()} == {"unconfirmed"}
         wait_for(lambda: kept(tmp_path))
-        assert commitment.take_reports(store.engine, reports_folder(tmp_path)) == 1
+        assert commitment.take_reports(store.engine, DataFolder(tmp_path).commitment_reports) == 1
         wait = deliver(store, folder, there)
     finally:
         pacs.stop()
@@ -114,7 +115,7 @@ def test_bytes_that_are_no_report_leave_nothing(encoded: bytes, tmp_path: Path) 
 
 
 def test_a_disk_that_fails_is_no_success(receiver: InProcess, tmp_path: Path) -> None:
-    reports_folder(tmp_path).write_text("a file in the way")
+    DataFolder(tmp_path).commitment_reports.write_text("a file in the way")
     report = Dataset()
     report.TransactionUID = "1.2.3"
     assert send_report(receiver, report, role=True) == 0x0110

@@ -6,6 +6,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Destination
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import DeliveryState
@@ -20,7 +21,7 @@ UIDS: dict[str, str] = {}
 
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
-    engine = make_engine(database_url("", tmp_path))
+    engine = make_engine(database_url("", DataFolder(tmp_path)))
     create_tables(engine)
     return JobStore(engine)
 

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from delivery_support import add_job, deliver, make_store, outcomes
 
 from daemon.config.sections import Destination
+from daemon.database.tables import COMMITMENTS
 from daemon.deliver.delivery import plan_deliveries
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
@@ -161,6 +163,9 @@ def test_a_plain_200_is_confirmed_by_a_query(server: Server, store: JobStore, jo
     server.holds(uid_of(store, "sr"), uid_of(store, "seg"))
     assert deliver(store, job, to(server.url)) is None
     assert outcomes(store) == {k: ("sent", "0000", "QIDO-RS") for k in ("sr", "seg")}
+    with store.engine.connect() as connection:
+        asked = connection.execute(sa.select(COMMITMENTS)).all()
+    assert asked == [], "a server that has no storage commitment leaves no transaction that waits"
 
 
 @pytest.mark.parametrize("answer", [(200, JSON, b"[]"), (404, "text/plain", b"")])

@@ -12,15 +12,18 @@ import pytest
 import sqlalchemy as sa
 from postgres_support import Postgres, needs_postgres
 
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import create_tables, database_url, make_engine, open_index
 from daemon.database.tables import ARCHIVES, ARRIVALS, EXECUTORS, JOBS, JobState
+from daemon.engine.client import engine_client, enqueue_delivery, forget_workflows
+from daemon.engine.identifiers import DESTINATION_QUEUE
 from daemon.engine.lease import EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
 from daemon.errors import ConfigurationError
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.shared_files import SharedFiles
 from daemon.jobs.store import JobStore
-from daemon.service.wiring import job_files
+from daemon.service.wiring import job_files, prepare_for_enqueueing
 
 pytestmark = [needs_postgres, pytest.mark.e2e]
 
@@ -34,7 +37,7 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture
 def engine(postgres: Postgres) -> Iterator[sa.Engine]:
-    made = make_engine(database_url(postgres.url, Path("/unused")))
+    made = make_engine(database_url(postgres.url, DataFolder(Path("/unused"))))
     create_tables(made)
     yield made
     with made.begin() as connection:
@@ -43,7 +46,7 @@ def engine(postgres: Postgres) -> Iterator[sa.Engine]:
 
 
 def test_tables_are_made_by_many_at_once(postgres: Postgres) -> None:
-    url = database_url(postgres.url, Path("/unused"))
+    url = database_url(postgres.url, DataFolder(Path("/unused")))
     engines = [make_engine(url) for _ in range(5)]
     with engines[0].begin() as connection:
         connection.execute(sa.text("DROP SCHEMA public CASCADE"))
@@ -92,12 +95,29 @@ def test_a_silent_one_is_found_dead_and_a_beating_one_is_not(engine: sa.Engine) 
     beating.give_back()
 
 
+def test_a_delivery_of_a_dead_worker_goes_back_to_its_destination(engine: sa.Engine, postgres: Postgres) -> None:
+    """In another queue it would not wait for its turn at the destination."""
+    prepare_for_enqueueing(Settings.model_validate({"engine": {"database_url": postgres.url}}), engine)
+    enqueue_delivery(engine, "j1:pacs", "j1", "pacs")
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE dbos.workflow_status SET status = 'PENDING', executor_id = 'host:gone'"))
+        connection.execute(
+            sa.insert(EXECUTORS).values(executor_id="host:gone", epoch=1, state="alive", beat=time.time() - 60, pid=1)
+        )
+    assert take_over_from_dead(engine, 2) == ["j1:pacs"]
+    with engine_client(engine) as client:
+        [found] = client.list_workflows(workflow_id_prefix="j1:")
+    assert (found.status, found.queue_name, found.queue_partition_key) == ("ENQUEUED", DESTINATION_QUEUE, "pacs")
+    forget_workflows(engine, "j1")
+
+
 FROZEN = """
 import os, signal, sys, time
 from pathlib import Path
+from daemon.config.data_folder import DataFolder
 from daemon.database.engine import database_url, make_engine
 from daemon.engine.lease import Lease
-lease = Lease(make_engine(database_url(sys.argv[1], Path('/unused'))), 'host:frozen', 2)
+lease = Lease(make_engine(database_url(sys.argv[1], DataFolder(Path('/unused')))), 'host:frozen', 2)
 lease.take()
 print('working', flush=True)
 while True:
@@ -124,7 +144,7 @@ def test_one_that_was_frozen_ends_itself_when_it_thaws(engine: sa.Engine, postgr
 def test_a_database_has_one_receiver_and_the_next_one_waits_until_it_is_gone(
     engine: sa.Engine, postgres: Postgres
 ) -> None:
-    other = make_engine(database_url(postgres.url, Path("/unused")))
+    other = make_engine(database_url(postgres.url, DataFolder(Path("/unused"))))
     first, second = SoleReceiver(engine), SoleReceiver(other)
     first.hold()
     first.hold()
@@ -146,7 +166,7 @@ def test_a_worker_drops_copies_of_what_ended_and_a_receiver_what_was_purged(engi
     day_ago = time.time() - 2 * 86400
     store = JobStore(engine)
     for job_id, state in (("ended", JobState.DONE), ("fresh", JobState.DONE), ("at-work", JobState.RUNNING)):
-        store.add(job_id, study_uid="1.2", folder="/elsewhere", supersedes=None)
+        store.add(job_id, study_uid="1.2", supersedes=None)
         store.update(job_id, state=state)
     with engine.begin() as connection:
         connection.execute(sa.update(JOBS).where(JOBS.c.job_id != "fresh").values(updated=day_ago))

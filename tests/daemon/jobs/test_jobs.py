@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import DeliveryState, JobState
@@ -13,13 +14,13 @@ from daemon.service.retention import purge
 
 @pytest.fixture
 def store(tmp_path: Path) -> JobStore:
-    engine = make_engine(database_url("", tmp_path))
+    engine = make_engine(database_url("", DataFolder(tmp_path)))
     create_tables(engine)
     return JobStore(engine)
 
 
-def add(store: JobStore, job_id: str = "j1", folder: str = "/nowhere") -> None:
-    store.add(job_id, study_uid="1.2.3", folder=folder, supersedes=None)
+def add(store: JobStore, job_id: str = "j1") -> None:
+    store.add(job_id, study_uid="1.2.3", supersedes=None)
 
 
 def test_adding_twice_changes_nothing(store: JobStore) -> None:
@@ -80,14 +81,14 @@ def test_cancel_only_what_has_not_ended(store: JobStore) -> None:
 def test_purge_removes_only_old_ended_jobs(store: JobStore, tmp_path: Path) -> None:
     settings = Settings.model_validate({"storage": {"folder": tmp_path, "keep_days": 0}})
     for job_id, state in (("done", JobState.DONE), ("failed", JobState.FAILED), ("running", JobState.RUNNING)):
-        folder = tmp_path / job_id
-        folder.mkdir()
+        folder = settings.data.job(job_id)
+        folder.mkdir(parents=True)
         (folder / "x").write_bytes(b"12345")
-        add(store, job_id, str(folder))
+        add(store, job_id)
         store.update(job_id, state=state)
     assert [(p.job_id, p.size) for p in purge(store, settings, dry_run=True)] == [("done", 5)]
-    assert (tmp_path / "done").exists()
+    assert settings.data.job("done").exists()
     purge(store, settings, dry_run=False)
-    assert not (tmp_path / "done").exists()
-    assert (tmp_path / "failed").exists()
+    assert not settings.data.job("done").exists()
+    assert settings.data.job("failed").exists()
     assert sorted(job.job_id for job in store.recent()) == ["failed", "running"]

@@ -3,22 +3,18 @@
 import io
 import json
 import logging
-import os
 import socket
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 
 from daemon.config.sections import Settings
-from daemon.database.engine import create_tables, make_engine
-from daemon.database.tables import DELIVERIES
+from daemon.database.engine import make_engine
 from daemon.errors import DaemonError
-from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog, check_chain
 from daemon.observe.health import Health
 from daemon.observe.logs import JobFilter, JsonLines, about_job
-from daemon.observe.systemd import notify, watchdog_seconds
+from daemon.observe.systemd import notify
 
 
 def test_json_lines_carry_the_job() -> None:
@@ -70,11 +66,6 @@ def test_systemd_is_told_and_only_where_it_asks(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setenv("NOTIFY_SOCKET", str(path))
         assert notify("WATCHDOG=1")
         assert listening.recv(100) == b"WATCHDOG=1"
-    monkeypatch.setenv("WATCHDOG_USEC", "120000000")
-    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
-    assert watchdog_seconds() == 120
-    monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert watchdog_seconds() is None
 
 
 def test_health_names_what_does_not_run_and_a_full_disk(tmp_path: Path) -> None:
@@ -88,24 +79,3 @@ def test_health_names_what_does_not_run_and_a_full_disk(tmp_path: Path) -> None:
     full = Health(Settings.model_validate({"storage": {"folder": tmp_path, "min_free_gb": 1e6}}), engine)
     [obstacle] = full.obstacles()
     assert "expected at least 1e+06 GB" in obstacle
-
-
-def test_a_database_of_an_earlier_version_gets_what_it_lacks_and_keeps_its_rows(tmp_path: Path) -> None:
-    engine = make_engine(f"sqlite:///{tmp_path / 'x.sqlite'}")
-    create_tables(engine)
-    JobStore(engine).add("j1", study_uid="1.2", folder="/x", supersedes=None)
-    JobStore(engine).put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm")])
-    with engine.begin() as connection:
-        connection.execute(sa.text("DROP INDEX ix_deliveries_state"))
-        connection.execute(sa.text("ALTER TABLE deliveries DROP COLUMN attempts"))
-        connection.execute(sa.text("DROP INDEX ix_jobs_supersedes"))
-        connection.execute(sa.text("ALTER TABLE jobs DROP COLUMN supersedes"))
-        connection.execute(sa.text("DROP TABLE reviews"))
-    create_tables(engine)
-    [delivery] = JobStore(engine).deliveries("j1")
-    assert delivery.attempts == 0
-    job = JobStore(engine).get("j1")
-    assert job is not None
-    assert job.supersedes is None
-    assert "ix_deliveries_state" in {index["name"] for index in sa.inspect(engine).get_indexes(DELIVERIES.name)}
-    assert sa.inspect(engine).has_table("reviews")

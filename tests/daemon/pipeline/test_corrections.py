@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from pydicom import Dataset
 
 from braingemma.checkpoint.weights import describe_weights
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Patient, Settings
 from daemon.database.engine import open_database
 from daemon.database.tables import INSTANCES, DeliveryState, InstanceState, JobState
@@ -111,10 +112,10 @@ def encoded(job: JobFolder, **sections: Any) -> list[Path]:
 
 def test_an_instance_that_came_later_tells_who_the_patient_is_now(engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED - 1, PatientID="WRONG")  # before the study was handed over
-    assert find_correction(engine, tmp_path, job) is None
+    assert find_correction(engine, DataFolder(tmp_path), job) is None
     receive(engine, tmp_path, job, COMPLETED + 1, PatientID="FIRST")
     receive(engine, tmp_path, job, COMPLETED + 2, **NEW)
-    found = find_correction(engine, tmp_path, job)
+    found = find_correction(engine, DataFolder(tmp_path), job)
     assert found is not None
     assert found.changed == ("PatientID", "PatientName", "PatientBirthDate")
     assert found.values["PatientName"] == "Новикова^Анна"
@@ -126,12 +127,12 @@ def test_an_instance_that_came_later_tells_who_the_patient_is_now(engine, job, t
 )
 def test_what_says_nothing_else_is_no_correction(changes, engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED + 1, **changes)
-    assert find_correction(engine, tmp_path, job) is None
+    assert find_correction(engine, DataFolder(tmp_path), job) is None
 
 
 def test_results_carry_the_corrected_identity_and_say_so(engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
-    correction = find_correction(engine, tmp_path, job)
+    correction = find_correction(engine, DataFolder(tmp_path), job)
     assert correction is not None
     correction.save(job.identity)
     assert Correction.load(job.identity) == correction
@@ -215,7 +216,7 @@ class Recorder:
 def at_work(engine: sa.Engine, job: JobFolder, tmp_path: Path) -> Iterator[tuple[JobStore, Recorder]]:
     """The pipeline's surroundings, with a job that waits for a destination that is down."""
     store, steps = JobStore(engine), Recorder()
-    store.add("j1", study_uid=read_json(job.arrival)["study_uid"], folder=str(job.root), supersedes=None)
+    store.add("j1", study_uid=read_json(job.arrival)["study_uid"], supersedes=None)
     here = {"name": "pacs", "ae_title": "A", "host": "127.0.0.1", "port": 1}
     settings = Settings.model_validate({"storage": {"folder": tmp_path}, "destinations": [here]})
     workflow.set_context(workflow.Context(settings, store, steps, LocalFiles(tmp_path / "jobs")))  # type: ignore[arg-type]
@@ -233,10 +234,10 @@ def test_results_wait_for_a_person_unless_the_site_wants_them_carried(at_work, e
     store, steps = at_work
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
     with pytest.raises(Permanent, match=r"the results wait: .* `braingemma jobs retry j1` lets them go out"):
-        workflow.encode_step("j1")
+        workflow.DURABLE_STEPS["encode"]("j1")
     assert (steps.ran, job.identity.exists()) == ([], False)
     store.update("j1", runs=2)  # as `jobs retry` does
-    workflow.encode_step("j1")
+    workflow.DURABLE_STEPS["encode"]("j1")
     assert steps.ran == ["encode"]
     assert read_json(job.identity)["values"]["PatientID"] == "NEWPID-2"
 
@@ -244,7 +245,7 @@ def test_results_wait_for_a_person_unless_the_site_wants_them_carried(at_work, e
 def test_a_site_may_have_them_carried_at_once(at_work, engine, job, tmp_path) -> None:
     carry()
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
-    workflow.encode_step("j1")
+    workflow.DURABLE_STEPS["encode"]("j1")
     assert at_work[1].ran == ["encode"]
     assert job.identity.exists()
 
@@ -277,7 +278,7 @@ def test_results_that_are_on_their_way_are_held_back(carried, at_work, engine, j
 
 def test_results_under_the_corrected_identity_are_not_held_back(at_work, engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
-    correction = find_correction(engine, tmp_path, job)
+    correction = find_correction(engine, DataFolder(tmp_path), job)
     assert correction is not None
     correction.save(job.identity)
     assert not workflow._holds_back(at_work[0].get("j1"), "pacs")

@@ -26,9 +26,10 @@ from daemon.pipeline import workflow
 from daemon.jobs.files import LocalFiles
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
-from daemon.jobs.store import FINAL_STATES, JobStore
+from daemon.database.tables import FINAL_STATES
+from daemon.jobs.store import JobStore
 from daemon.engine.identifiers import EXECUTOR_ID
-from daemon.service.serve import launch_engine
+from daemon.service.wiring import launch_engine
 
 folder, error, dies = Path(sys.argv[1]), getattr(errors, sys.argv[2]), sys.argv[3] == "dies"
 
@@ -47,8 +48,8 @@ settings = Settings.model_validate({{"storage": {{"folder": folder, "min_free_gb
 engine = open_database(settings)
 store = Store(engine)
 (folder / "jobs" / "j1").mkdir(parents=True, exist_ok=True)
-store.add("j1", study_uid="{uid}", folder=str(folder / "jobs" / "j1"), supersedes=None)
-launch_engine(settings, engine, workflow.Context(settings, store, Steps(), LocalFiles(folder / "jobs")), EXECUTOR_ID)
+store.add("j1", study_uid="{uid}", supersedes=None)
+launch_engine(engine, workflow.Context(settings, store, Steps(), LocalFiles(folder / "jobs")), EXECUTOR_ID)
 workflow.submit("j1")
 workflow.DBOS.retrieve_workflow("j1").get_result()
 sys.stdout.flush()

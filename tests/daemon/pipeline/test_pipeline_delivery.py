@@ -52,7 +52,7 @@ class Site:
         """The engine; the model process is not needed for deliveries."""
         files = LocalFiles(self.folder / "jobs")
         context = workflow.Context(self.settings, self.store, cast(StepProcess, None), files)
-        wiring.launch_engine(self.settings, self.store.engine, context, identifiers.EXECUTOR_ID)
+        wiring.launch_engine(self.store.engine, context, identifiers.EXECUTOR_ID)
         self.running = True
 
     def states(self) -> dict[str, str]:
@@ -110,32 +110,11 @@ def test_the_next_turn_comes_by_itself(site: Site, monkeypatch: pytest.MonkeyPat
     assert {f"j1:{UP}", f"j1:{UP}#2"} <= {w.workflow_id for w in site.workflows()}
 
 
-def test_deliveries_that_0_1_0_queued_go_on(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It queued them elsewhere and without a turn; the loop that it began is still here."""
-    monkeypatch.setattr(delivery, "FIRST_WAIT", 0.1)
-    answers = iter([0xA700, 0xA700])
-    site.pacs.answer = lambda _event: next(answers, 0x0000)
-    site.add("j1", UP)
-    DBOS.migrate(site.store.engine.url.render_as_string())
-    with engine_client(site.store.engine) as client:
-        client.enqueue(
-            {
-                "queue_name": "delivery", "workflow_name": "deliver_results", "workflow_id": f"j1:{UP}",
-                "app_version": "1",
-            },
-            "j1", UP,
-        )  # fmt: skip
-    site.start()
-    assert recovery.give_every_job_a_workflow(site.store.engine, alone=True) == []
-    wait_for(lambda: site.states()["j1"] == "done")
-    assert [w.workflow_id for w in site.workflows()] == [f"j1:{UP}"]
-
-
 def test_a_new_workflow_version_strands_no_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a version before left behind, in whichever state, is queued anew and finished."""
     site.add("j1", UP)
     site.add("j2", UP)
-    site.store.add("j3", study_uid="1.2", folder=str(site.folder / "jobs" / "j3"), supersedes=None)
+    site.store.add("j3", study_uid="1.2", supersedes=None)
     DBOS.migrate(site.store.engine.url.render_as_string())
     for job_id in ("j1", "j2"):
         enqueue_delivery(site.store.engine, f"{job_id}:{UP}", job_id, UP)

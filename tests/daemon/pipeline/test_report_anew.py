@@ -51,7 +51,7 @@ def test_only_results_can_be_replaced(tmp_path: Path, store: JobStore) -> None:
     add_job(store, files.jobs, "j1")
     with pytest.raises(DaemonError, match="queued; only a job that has ended"):
         actions.report_anew(store, store.engine, files, "j1")
-    store.add("j2", study_uid="1.2", folder=str(tmp_path), supersedes=None)
+    store.add("j2", study_uid="1.2", supersedes=None)
     store.update("j2", state=JobState.FAILED)
     JobFolder(files.jobs / "j2").root.mkdir()
     with pytest.raises(DaemonError, match="no results that could be replaced"):

@@ -49,7 +49,7 @@ class Site:
         write_json(folder.arrival, record)
         chosen, *further = best_first
         write_json(folder.selection, {"chosen": chosen, "further": further, "series": [], "problems": []})
-        self.store.add(name, study_uid=STUDY, folder=str(folder.root), supersedes=supersedes)
+        self.store.add(name, study_uid=STUDY, supersedes=supersedes)
         return folder
 
     def follow(self, name: str, *, report_all: bool = True) -> list[str]:
@@ -59,7 +59,7 @@ class Site:
         """As the table and the folder have it; they never differ."""
         job = self.store.get(name)
         assert job is not None
-        assert read_json(JobFolder(Path(job.folder)).arrival)["supersedes"] == job.supersedes
+        assert read_json(self.files.fetch(name).arrival)["supersedes"] == job.supersedes
         return job.supersedes
 
 
@@ -81,7 +81,7 @@ def test_each_further_series_is_a_job_with_its_own_instances_only(site) -> None:
     [name] = site.follow("j1")
     job = site.store.get(name)
     assert (job.study_uid, job.series_uid, job.supersedes) == (STUDY, "1.2", None)
-    folder = JobFolder(Path(job.folder))
+    folder = site.files.fetch(name)
     files = sorted(folder.input.iterdir())
     assert [f.read_text() for f in files] == ["1.2 0", "1.2 1", "1.2 2"]
     assert all(f.samefile(main.input / f.name) for f in files)  # linked, not copied
@@ -155,8 +155,7 @@ def test_the_assembler_takes_no_such_job_for_a_received_study(site) -> None:
     [name] = site.follow("j1")
     record = read_json(site.files.jobs / "j1" / "arrival.json")
     write_json(site.files.jobs / "j1" / "arrival.json", {**record, "instances": []})
-    folder = site.settings.storage.folder
-    Assembler(site.settings, site.engine, folder, lambda _arrival: None).recover(1.0)
+    Assembler(site.settings, site.engine, lambda _arrival: None).recover(1.0)
     with site.engine.connect() as connection:
         assert list(connection.execute(sa.select(ARRIVALS.c.job_id)).scalars()) == ["j1"]
     assert (site.files.jobs / name).exists()

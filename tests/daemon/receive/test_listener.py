@@ -32,7 +32,7 @@ def start(tmp_path):
     started = []
 
     def _start(**listener):
-        receivers = start_receivers(listener_settings(tmp_path, **listener), tmp_path)
+        receivers = start_receivers(listener_settings(tmp_path, **listener))
         started.append(receivers)
         return receivers
 
@@ -44,7 +44,7 @@ def start(tmp_path):
 def test_an_address_in_use_is_a_configuration_error(tmp_path, start):
     receivers = start()
     with pytest.raises(ConfigurationError, match="cannot listen"):
-        start_receivers(listener_settings(tmp_path, port=receivers.address[1]), tmp_path)
+        start_receivers(listener_settings(tmp_path, port=receivers.address[1]))
 
 
 def test_stop_ends_everything_in_time_and_frees_the_port(tmp_path, start):
@@ -88,7 +88,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 from ingest_support import listener_settings
 from daemon.receive.processes import start_receivers
 folder = Path({folder!r})
-receivers = start_receivers(listener_settings(folder, processes=2), folder)
+receivers = start_receivers(listener_settings(folder, processes=2))
 print(receivers.address[1], *receivers.pids, flush=True)
 time.sleep(600)
 """

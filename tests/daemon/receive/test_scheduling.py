@@ -25,7 +25,7 @@ def slices_of(pid: int) -> set[int]:
 def test_every_thread_of_a_receiver_has_them(tmp_path):
     if tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (6, 12) or not slices_of(os.getpid()):
         pytest.skip("this kernel has or shows no time slices of single threads")
-    receivers = start_receivers(listener_settings(tmp_path), tmp_path)
+    receivers = start_receivers(listener_settings(tmp_path))
     try:
         with associate(receivers.address):
             assert slices_of(receivers.pids[0]) == {scheduling.SLICE_NS}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from daemon.config.data_folder import STATUS_FILE
+from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.files import write_json
 from daemon.service.doctor import Check, examine
@@ -73,7 +73,7 @@ def test_a_folder_that_others_can_enter_and_a_taken_port_are_named(tmp_path: Pat
         assert "mode 0755: expected 0700" in found["data folder"].detail
         assert not found["port"].ok
         tmp_path.chmod(0o700)
-        write_json(tmp_path / STATUS_FILE, {"pid": os.getpid(), "dicom_port": port, "web_port": None})
+        write_json(DataFolder(tmp_path).status, {"pid": os.getpid(), "dicom_port": port, "web_port": None})
         found = look(tmp_path, listener={"port": port})
         assert found["port"].ok
         assert "the service runs" in found["port"].detail

@@ -30,7 +30,7 @@ def store(settings: Settings) -> Iterator[JobStore]:
 def add(store: JobStore, folder: Path, job_id: str, state: JobState, *, days_old: float, sent: bool = True) -> None:
     (folder / "jobs" / job_id).mkdir(parents=True)
     (folder / "jobs" / job_id / "x").write_bytes(b"12345")
-    store.add(job_id, study_uid=f"1.{job_id}", folder=str(folder / "jobs" / job_id), supersedes=None)
+    store.add(job_id, study_uid=f"1.{job_id}", supersedes=None)
     store.put_deliveries(job_id, "pacs", [(f"2.{job_id}", "sr", "sr.dcm")])
     if sent:
         store.note_delivery(job_id, "pacs", f"2.{job_id}", state=DeliveryState.SENT, status="0000", reason="")
@@ -118,7 +118,7 @@ def test_instances_kept_aside_go_with_their_study(store: JobStore, settings: Set
         numbers = dict.fromkeys(("data_offset", "data_length", "received", "last_received"), 1)
         sha = {"sha256": "ab" * 32, "state": InstanceState.CONFLICT.value}
         connection.execute(sa.insert(INSTANCES).values({**row, **numbers, **sha}))
-    assert forget_conflicts(store.engine, folder) == [old]
+    assert forget_conflicts(store.engine, settings.data.conflicts) == [old]
     assert {path.name for path in known.parent.iterdir()} == {known.name, young.name}
 
 

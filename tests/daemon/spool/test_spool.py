@@ -3,7 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import tarfile
 import threading
 import time
 from pathlib import Path
@@ -14,12 +13,9 @@ from hypothesis import strategies as st
 from ingest_support import encode, instances_in, make_series, meta_of, wait_until
 
 from daemon.files import read_data
-from daemon.jobs.shared_files import unpack
 from daemon.spool.locks import is_alive, segment_receiver
 from daemon.spool.segment import BLOCK_BYTES, SEGMENT_MAGIC, Damage, Record, RecordKind, read_records
 from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
-
-UPGRADE_DATA = Path(__file__).parents[2] / "end_to_end" / "data-0.1.0.tar.xz"
 
 
 @pytest.fixture
@@ -204,41 +200,20 @@ def test_the_segment_names_its_receiver(writer):
     assert segment_receiver(segments(writer)[0].name) == writer.receiver
 
 
-@pytest.fixture(scope="module", params=["blocks", "packed as by 0.1.0"])
-def sound_segment(request, tmp_path_factory):
-    """The bytes of a segment, its records, and of what multiple of bytes each begins at."""
+@pytest.fixture(scope="module")
+def sound_segment(tmp_path_factory):
+    """The bytes of a segment, and its records."""
     folder = tmp_path_factory.mktemp("sound")
     writer = SpoolWriter(folder)
     for dataset in make_series(4, rows=16):
         writer.append(meta_of(dataset), [encode(dataset)])
     writer.close()
     [segment] = folder.glob("*.seg")
-    alignment = BLOCK_BYTES
-    if request.param != "blocks":
-        segment.write_bytes(packed(segment))
-        alignment = 1
-    return segment.read_bytes(), list(read_records(segment, final=True)), alignment
+    return segment.read_bytes(), list(read_records(segment, final=True))
 
 
-def packed(segment: Path) -> bytes:
-    """The same records in the layout of version 0.1.0: another magic line, and nothing between the records."""
-    raw = segment.read_bytes()
-    records = read_records(segment, final=True)
-    return b"BG3D spool 1\n" + b"".join(raw[record.offset : record.end] for record in records)
-
-
-def test_segments_written_by_version_0_1_0_are_read(tmp_path):
-    """Taken from the data folder of that version: one study was received and not handed over when it was killed."""
-    with tarfile.open(UPGRADE_DATA) as archive:
-        unpack(archive, tmp_path)
-    found = [entry for path in tmp_path.rglob("*.seg") for entry in read_records(path, final=True)]
-    instances = [entry for entry in found if isinstance(entry, Record) and entry.kind is RecordKind.INSTANCE]
-    assert len(instances) > 20
-    assert not any(isinstance(entry, Damage) for entry in found)
-
-
-def test_a_packed_segment_is_read_on_from_where_version_0_1_0_had_stopped(sound_segment, tmp_path):
-    raw, records, _ = sound_segment
+def test_a_segment_is_read_on_from_where_it_was_left(sound_segment, tmp_path):
+    raw, records = sound_segment
     path = tmp_path / "known.seg"
     path.write_bytes(raw)
     assert list(read_records(path, records[1].end, final=True)) == records[2:]
@@ -248,7 +223,7 @@ def test_a_packed_segment_is_read_on_from_where_version_0_1_0_had_stopped(sound_
 @given(data=st.data())
 def test_a_torn_tail_costs_only_the_torn_record(tmp_path, sound_segment, data):
     """Cut anywhere: every record that ends before the cut is served, the rest is damage when nobody writes any more."""
-    raw, records, alignment = sound_segment
+    raw, records = sound_segment
     cut = data.draw(st.integers(len(SEGMENT_MAGIC), len(raw)))
     path = tmp_path / "cut.seg"
     path.write_bytes(raw[:cut])
@@ -256,7 +231,7 @@ def test_a_torn_tail_costs_only_the_torn_record(tmp_path, sound_segment, data):
     found = list(read_records(path, final=True))
     assert [entry for entry in found if isinstance(entry, Record)] == whole
     damage = [entry for entry in found if isinstance(entry, Damage)]
-    last = -(-(whole[-1].end if whole else len(SEGMENT_MAGIC)) // alignment) * alignment
+    last = -(-(whole[-1].end if whole else len(SEGMENT_MAGIC)) // BLOCK_BYTES) * BLOCK_BYTES
     assert sum(entry.end - entry.offset for entry in damage) == len(raw[last:cut].rstrip(b"\0"))
     assert list(read_records(path, final=False)) == whole, "a record still being written is waited for"
 
@@ -264,7 +239,7 @@ def test_a_torn_tail_costs_only_the_torn_record(tmp_path, sound_segment, data):
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_byte_costs_only_its_record(tmp_path, sound_segment, data):
-    raw, records, _ = sound_segment
+    raw, records = sound_segment
     hit = data.draw(st.sampled_from(records))
     place = data.draw(st.integers(hit.offset, hit.end - 1))
     changed = bytearray(raw)

@@ -143,7 +143,7 @@ def test_a_study_is_found_by_a_form_and_no_uid_stands_in_an_address(site: Site) 
     add_job(site, "j1")
     add_job(site, "j2", JobState.QUEUED, reported=False)
     study, series = "1.2.826.77.1", "1.2.826.77.2"
-    site.store.add("j3", study_uid=study, folder="/x", supersedes=None)
+    site.store.add("j3", study_uid=study, supersedes=None)
     site.store.put_verdicts("j2", [(series, "accepted", ["ok"])])
     token = site.form_token("/")
     for asked, job in ((study, "j3"), (f" {series} ", "j2"), ("j1", "j1")):
@@ -158,7 +158,7 @@ def test_a_study_is_found_by_a_form_and_no_uid_stands_in_an_address(site: Site) 
 def test_a_job_that_was_replaced_says_so_and_names_the_newest(site: Site) -> None:
     add_job(site, "j1")
     for job_id, before in (("j2", "j1"), ("j3", "j2")):
-        site.store.add(job_id, study_uid="1.2", folder="/x", supersedes=before)
+        site.store.add(job_id, study_uid="1.2", supersedes=before)
     text = site.ask("/jobs/j1")[2].decode()
     assert 'id="replaced-by" href="/jobs/j3"' in text
     assert "Do not use this report" in text
