@@ -22,6 +22,9 @@ TRAINABLE: Final = get_args(Trainable)
 PhaseName = Literal["phase1", "phase2a", "phase2b"]
 PHASES: Final[tuple[str, ...]] = get_args(PhaseName)
 
+#: What `[model]` may say beside `start` or `weights`; all else is the size of a model that is there.
+OVERRIDES: Final = ("name", "version", "volume", "training_domain", "storage_dtype")
+
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -121,6 +124,7 @@ class DataSettings:
         validation: Cases held out for validation: the phantoms after the training ones.
         bilateral: Further training phantoms with a lesion on each side, which are one in twelve of all others.
         plaques: Further training phantoms without a lesion but with large plaques, which are one in nine of all others.
+        difficulty: Which phantoms are drawn, by `training.phantoms.generator`.
         manifest: JSONL or CSV with `image`, `report` and optional `mask`, `patient`, `split`.
         cache: Folder for prepared cases; empty: the run folder's.
     """
@@ -131,6 +135,7 @@ class DataSettings:
     validation: AtLeastOne = 96
     bilateral: Count = 0
     plaques: Count = 0
+    difficulty: Literal["plain", "hard"] = "plain"
     manifest: str = ""
     cache: str = ""
 
@@ -147,6 +152,8 @@ class TrainingSettings:
     """A whole run: model sizes, data, and the phases in order.
 
     Attributes:
+        start: Bundled configuration, or TOML file, whose run gives the weights to start from; it is trained in the
+            run folder's `start`, unless weights lie there. Its model is kept; `model` may state some of `OVERRIDES`.
         weights: Folder or hub id to start from; empty: `model` says how to make one.
         quantization: Of the frozen language model: "none", "4bit" or "auto".
         precision: "no": float32 throughout; "bf16": float32 weights, arithmetic in bfloat16 where autocast takes it.
@@ -157,6 +164,7 @@ class TrainingSettings:
         phases: In order.
     """
 
+    start: str = ""
     weights: str = ""
     quantization: Literal["none", "4bit", "auto"] = "none"
     precision: Literal["no", "bf16"] = "no"
@@ -164,6 +172,15 @@ class TrainingSettings:
     data: DataSettings = field(default_factory=DataSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
     phases: tuple[PhaseSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _starts_somewhere(self) -> Self:
+        changed = [name for name in self.model if name not in OVERRIDES]
+        _raise_each(
+            "give either start or weights, got both" if self.start and self.weights else "",
+            f"model.{', model.'.join(changed)}: the model of start is kept" if self.start and changed else "",
+        )
+        return self
 
     def phase(self, name: str) -> PhaseSettings:
         """The phase of this name."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from braingemma.configuration import BrainGemmaConfig
+from braingemma.volume.brain import BrainMask
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
 from braingemma.volume.resampling import resample_box
 from training.data.cases import Cases, load_cases, save_cases
 from training.data.targets import findings_target
+from training.phantoms.generator import Difficulty
 from training.phantoms.lesions import PARTS
 from training.phantoms.phantom import Phantom, make_phantom
 from training.progress import Say
@@ -42,15 +45,20 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def training_phantom(seed: int, kind: str = "any") -> Phantom:
+def training_phantom(seed: int, kind: str = "any", difficulty: Difficulty = "plain") -> Phantom:
     """A coarse phantom of one of `KINDS`; half of them come without skull, since serving takes it off anyway."""
     stripped = bool(np.random.default_rng([seed, 98]).random() < 0.5)
-    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped, **KINDS[kind])
+    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped, difficulty=difficulty, **KINDS[kind])
 
 
 def prepare_case(phantom: Phantom, config: BrainGemmaConfig) -> Cases:
-    """One phantom through the path that serving takes, with its mask on the model's grid."""
-    prepared = prepare_image(phantom.volume, config)
+    """One phantom through the path that serving takes, with its mask on the model's grid.
+
+    Its brain is the one that an extraction would find, drawn with the phantom: the real one takes seconds a volume.
+    """
+    found = phantom.extracted
+    brain = None if found is None else BrainMask.of(found, phantom.volume.header.get_zooms()[:3])
+    prepared = prepare_image(phantom.volume, config, brain=brain)
     masks = [mask_on_grid((phantom.parts == part).astype(np.float32), prepared) for part in PARTS]
     return Cases(
         volumes=prepared.tensor.half(),
@@ -77,22 +85,29 @@ _CHUNK: Final = 25
 def training_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say: Say = print) -> tuple[Cases, Cases]:
     """(training, validation) phantoms; those of a kind that was asked for have the seeds after validation's."""
     seed = data.seed + data.count
-    train = [phantom_cases(config, data.seed, data.count, cache, say)]
-    validation = phantom_cases(config, seed, data.validation, cache, say)
+    draw = partial(phantom_cases, config, cache=cache, say=say, difficulty=data.difficulty)
+    train = [draw(data.seed, data.count)]
+    validation = draw(seed, data.validation)
     seed += data.validation
     for kind, count in (("bilateral", data.bilateral), ("plaques", data.plaques)):
         if count:
-            train.append(phantom_cases(config, seed, count, cache, say, kind))
+            train.append(draw(seed, count, kind=kind))
         seed += count
     return Cases.join(train), validation
 
 
 def phantom_cases(
-    config: BrainGemmaConfig, first: int, count: int, cache: str = "", say: Say = print, kind: str = "any"
+    config: BrainGemmaConfig,
+    first: int,
+    count: int,
+    cache: str = "",
+    say: Say = print,
+    kind: str = "any",
+    difficulty: Difficulty = "plain",
 ) -> Cases:
     """Prepared phantoms of the seeds `first` … `first + count - 1`, drawn by all processors; kept in `cache`."""
     starts = range(first, first + count, _CHUNK)
-    jobs = [(config.to_dict(), start, min(_CHUNK, first + count - start), cache, kind) for start in starts]
+    jobs = [(config.to_dict(), start, min(_CHUNK, first + count - start), cache, kind, difficulty) for start in starts]
     parts: list[Cases] = []
     with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
         for number, part in enumerate(pool.map(_draw_chunk, jobs)):
@@ -102,20 +117,19 @@ def phantom_cases(
     return Cases.join(parts)
 
 
-def _draw_chunk(job: tuple[dict[str, Any], int, int, str, str]) -> Cases:
+def _draw_chunk(job: tuple[dict[str, Any], int, int, str, str, Difficulty]) -> Cases:
     torch.set_num_threads(1)
     threadpool_limits(1)  # one process for each processor: BLAS threads of their own would only spin
-    raw, start, count, cache, kind = job
+    raw, start, count, cache, kind, difficulty = job
     config = BrainGemmaConfig(**raw)
     file = None
     if cache:
-        ending = "" if kind == "any" else f"-{kind}"
-        name = f"phantoms-{config.volume_settings!r}-{start}-{count}.safetensors{ending}"
+        name = f"phantoms-{config.volume_settings!r}-{start}-{count}-{kind}-{difficulty}"
         file = Path(cache) / f"phantoms-{_short_digest(name)}.safetensors"
         if file.exists():
             return load_cases(file)
     seeds = range(start, start + count)
-    cases = Cases.join([prepare_case(training_phantom(seed, kind), config) for seed in seeds])
+    cases = Cases.join([prepare_case(training_phantom(seed, kind, difficulty), config) for seed in seeds])
     if file is not None:
         save_cases(cases, file)
     return cases

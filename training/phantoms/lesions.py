@@ -262,7 +262,7 @@ def _wedge_distance(lesion: Lesion, standard: Floats) -> Floats:
     apex = np.asarray(lesion.apex, np.float64)
     axis = (lesion.centre - apex) / np.linalg.norm(lesion.centre - apex)
     offset = standard - apex.astype(np.float32).reshape(3, 1, 1, 1)
-    along = np.tensordot(axis.astype(np.float32), offset, axes=(0, 0))
+    along = sum(np.float32(a) * o for a, o in zip(axis, offset, strict=True))
     length = np.sqrt((offset**2).sum(axis=0)) + np.float32(1e-3)
     angle = np.arccos(np.clip(along / length, -1, 1)) / np.float32(lesion.half_angle)
     # The far side of the head lies on the axis too; a territory ends at the near surface, at most twice as far.

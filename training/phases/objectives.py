@@ -76,6 +76,8 @@ class GroundingPhase(Phase):
         self.log_scale = nn.Parameter(torch.tensor(2.3))
         self.bias = nn.Parameter(torch.tensor(-4.0))
         self.to_parts = nn.Linear(model.config.vision_config.hidden_size, 8 * len(PARTS))
+        # Parts are rare: at even odds their loss would swamp all others for the first steps.
+        nn.init.constant_(self.to_parts.bias, -4.0)
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """The contrast's map, temperature and bias, and the map from patch features to the parts of the lesion."""

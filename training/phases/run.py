@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
+from braingemma.checkpoint.weights import CONFIG_FILE
+from braingemma.configuration import VolumeSettings
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.batches import Batch, TokenSource, VolumeSource, validation_batch
 from training.data.cases import Cases
@@ -26,7 +28,7 @@ from training.phases.loop import Outcome, Source, Trainer
 from training.phases.objectives import Phase, make_phase
 from training.phases.run_folder import RunFolder, data_digest
 from training.progress import Progress, Say, no_progress, silent
-from training.settings import PHASES, PhaseSettings, TrainingSettings
+from training.settings import OVERRIDES, PHASES, PhaseSettings, TrainingSettings, load_settings
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
@@ -61,6 +63,8 @@ def train_phases(
     """
     planned = [settings.phase(name) for name in names] or list(settings.phases)
     accelerator = accelerator or make_accelerator(settings)
+    if settings.start:
+        settings = with_start(settings, out, progress, say, accelerator)
     folder = RunFolder(out)
     model = start_model(settings, accelerator.device)
     with accelerator.main_process_first():
@@ -87,6 +91,19 @@ def train_phases(
 # ---- model and data
 
 
+def with_start(
+    settings: TrainingSettings, out: Path, progress: Progress, say: Say, accelerator: Accelerator
+) -> TrainingSettings:
+    """The settings with the weights of the run that `start` names, which is trained here where they are not there."""
+    earlier = out / "start"
+    weights = RunFolder(earlier).weights
+    if not (weights / CONFIG_FILE).exists():
+        say(f"start: {settings.start}")
+        train_phases(load_settings(settings.start), earlier, (), progress, say, accelerator)
+    say(f"start: weights of {weights}")
+    return replace(settings, start="", weights=str(weights))
+
+
 def start_model(settings: TrainingSettings, device: torch.device) -> BrainGemma3D:
     """Weights to go on from, a model composed of two, or one from nothing.
 
@@ -98,6 +115,7 @@ def start_model(settings: TrainingSettings, device: torch.device) -> BrainGemma3
         model = BrainGemma3D.from_pretrained(
             settings.weights, device=str(device), quantization=settings.quantization, dtype="float32"
         )
+        _override(model, settings)
     elif isinstance(settings.model.get("vision"), str) and isinstance(settings.model.get("text"), str):
         model = compose_model(settings, device)
     elif settings.model:
@@ -107,6 +125,15 @@ def start_model(settings: TrainingSettings, device: torch.device) -> BrainGemma3
         raise SettingsError("the configuration needs weights, or [model] to make some from")
     model.requires_grad_(False)
     return model.eval()
+
+
+def _override(model: BrainGemma3D, settings: TrainingSettings) -> None:
+    """What `[model]` says beside the weights: of the volume, only what it names changes."""
+    for name in OVERRIDES:
+        if name in settings.model:
+            value = settings.model[name]
+            whole = asdict(VolumeSettings(**{**model.config.volume, **value})) if name == "volume" else value
+            setattr(model.config, name, whole)
 
 
 def prepare_language(

@@ -41,7 +41,7 @@ ODD_GRID = {"grid": [18, 36, 28], "brain_extraction": "none"}
 
 @pytest.fixture(scope="module")
 def settings() -> TrainingSettings:
-    small = load_settings("demo")
+    small = load_settings("demo-plain")
     model = {**small.model, "resampler_layers": 1}
     model["volume"] = {"grid": [16, 32, 32], "crop": "brain", "brain_extraction": "none"}
     model["vision"] = {**small.model["vision"], "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}

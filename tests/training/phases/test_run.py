@@ -20,6 +20,8 @@ from threadpoolctl import threadpool_limits
 
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.volume.brain import BrainMask
+from braingemma.volume.preprocess import prepare_image
 from tests.training.run_support import (
     free_port,
     losses,
@@ -36,7 +38,7 @@ from training.phantoms.phantom import make_phantom, write_phantom
 from training.phases.bases import demo_config
 from training.phases.language_pretraining import pretrain_language
 from training.phases.run import start_model, train_phases
-from training.settings import LanguageSettings, load_settings
+from training.settings import LanguageSettings, load_settings, parse_settings
 
 ALL = ["phase1", "phase2a", "phase2b"]
 
@@ -179,8 +181,52 @@ def test_a_language_model_from_nothing_learns_although_the_model_starts_frozen(c
     assert not any(p.requires_grad for p in after.values()), "the phases find it frozen"
 
 
+def test_a_run_goes_on_from_the_run_that_start_names(whole: Path, config: Path, tmp_path: Path) -> None:
+    """The first run's weights are made where they are not there, and its sizes are kept."""
+    second = replace(
+        load_settings(config),
+        start=str(config),
+        model={"version": "2", "volume": {"percentiles": [0.5, 99.9]}},
+        phases=(replace(load_settings(config).phase("phase1"), steps=2),),
+    )
+    out = tmp_path / "run"
+    model = train_phases(second, out)
+    assert losses(out / "start", "phase2b") == losses(whole, "phase2b"), "all of the first run comes first"
+    first = BrainGemma3D.from_pretrained(out / "start" / "weights", device="cpu")
+    assert (model.config.name, model.config.version) == ("tiny", "2")
+    assert model.config.volume_settings == replace(first.config.volume_settings, percentiles=(0.5, 99.9))
+    saved = BrainGemma3D.from_pretrained(out / "weights", device="cpu").config
+    assert saved.volume_settings == model.config.volume_settings
+    assert len(losses(out, "phase1")) == 2
+    (out / "start" / "phase2b.csv").unlink()
+    train_phases(second, out)
+    assert not (out / "start" / "phase2b.csv").exists(), "weights that are there are taken as they are"
+
+
+def test_a_start_keeps_its_model() -> None:
+    plain = {"start": "demo-plain", "data": {"kind": "phantoms"}}
+    assert parse_settings({**plain, "model": {"version": "6"}}, "x").start == "demo-plain"
+    with pytest.raises(SettingsError, match=r"model\.lora_rank: the model of start is kept"):
+        parse_settings({**plain, "model": {"lora_rank": 8}}, "x")
+    with pytest.raises(SettingsError, match="give either start or weights, got both"):
+        parse_settings({**plain, "weights": "demo"}, "x")
+
+
+def test_training_phantoms_are_cut_out_by_the_mask_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the extraction that serving takes, which costs seconds a volume."""
+    monkeypatch.setattr("braingemma.volume.preprocess.find_brain", lambda *_: pytest.fail("no extraction is asked for"))
+    config = demo_config(load_settings("demo-plain"))
+    with_skull = next(seed for seed in range(20) if np.random.default_rng([seed, 98]).random() > 0.5)
+    for difficulty in ("plain", "hard"):
+        phantom = training_phantom(with_skull, difficulty=difficulty)
+        brain = BrainMask.of(np.asarray(phantom.extracted), phantom.volume.header.get_zooms()[:3])
+        assert 700 < brain.volume_ml < 2600
+        prepared = prepare_image(phantom.volume, config, brain=brain)
+        assert torch.equal(prepare_case(phantom, config).volumes, prepared.tensor.half())
+
+
 def test_phantoms_of_a_kind_come_after_the_others_and_are_never_validated(tmp_path: Path) -> None:
-    settings = load_settings("demo")
+    settings = load_settings("demo-plain")
     data = replace(settings.data, count=1, validation=1, bilateral=2, plaques=2)
     train, validation = training_cases(data, demo_config(settings), str(tmp_path))
     lesions = [case[0] for case in train.findings]
