@@ -17,11 +17,25 @@ CANONICAL_PROMPT = "Generate a radiology report for this brain MRI FLAIR scan. \
 #: What the findings head says about each finding, in the order of its outputs.
 FINDING_OUTPUTS = ("presence", "left", "right", *SITES)
 
-__all__ = ["CANONICAL_PROMPT", "FINDINGS", "FINDING_OUTPUTS", "SITES", "BrainGemmaConfig", "VolumeSettings"]
+__all__ = [
+    "CANONICAL_PROMPT",
+    "FINDINGS",
+    "FINDING_OUTPUTS",
+    "PUBLISHED_VOLUME",
+    "SITES",
+    "BrainGemmaConfig",
+    "VolumeSettings",
+]
 
 Normalization = Literal["zscore", "unit"]
 Extraction = Literal["auto", "none"]
 Crop = Literal["field", "brain", "none"]
+Reading = Literal["brain", "whole"]
+
+
+def _require(field: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise CheckpointError(f"config.json: {field} must be one of {', '.join(allowed)}; got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,7 @@ class VolumeSettings:
         grid: Voxels of the tensor: (D inferior→superior, H posterior→anterior, W left→right).
         normalization: "zscore" (the card: p1–p99 clip, then z-score over the brain) or "unit" (the published
             code: p1–p99 clip, then [0, 1]).
-        percentiles: Lower and upper clip, in percent of the brain's voxels.
+        percentiles: Lower and upper clip, in percent of the voxels that `reading` names.
         zscore_clip: z-scores beyond ± this are cut, and ± this is mapped to ± 1 at the vision tower's entrance
             (SigLIP is trained on [-1, 1]). Voxels outside the brain get the lower end.
         brain_extraction: "auto": a volume that still has its skull is stripped; "none": taken as it is.
@@ -40,6 +54,9 @@ class VolumeSettings:
             spans the brain's box and a margin; "none": it spans the volume as it came.
         field_of_view_mm: (D, H, W) of "field"; grows along an axis where the brain is larger.
         crop_margin_mm: Free space that "brain" keeps on each side.
+        reading: "brain": values by the brain's voxels, everything else is background, no detail falls between two
+            voxels of the grid; "whole": what the public code does, to the digit: percentiles of all voxels with
+            their background, nothing masked, clip, then torch's trilinear resize of the whole volume.
     """
 
     grid: tuple[int, int, int] = (64, 128, 128)
@@ -50,6 +67,7 @@ class VolumeSettings:
     crop: Crop = "field"
     field_of_view_mm: tuple[float, float, float] = (155.0, 240.0, 240.0)
     crop_margin_mm: float = 4.0
+    reading: Reading = "brain"
 
     def __post_init__(self) -> None:
         """Check what preprocessing takes for granted; JSON's lists become tuples."""
@@ -64,6 +82,10 @@ class VolumeSettings:
         _require("volume.normalization", self.normalization, get_args(Normalization))
         _require("volume.brain_extraction", self.brain_extraction, get_args(Extraction))
         _require("volume.crop", self.crop, get_args(Crop))
+        _require("volume.reading", self.reading, get_args(Reading))
+        if self.reading == "whole":
+            for name, only in (("normalization", "unit"), ("brain_extraction", "none"), ("crop", "none")):
+                _require(f"volume.{name} with reading = whole", getattr(self, name), (only,))
         if self.zscore_clip <= 0:
             raise CheckpointError(f"volume.zscore_clip must be > 0, got {self.zscore_clip}")
         if len(self.field_of_view_mm) != 3 or min(self.field_of_view_mm) <= 0:
@@ -73,6 +95,20 @@ class VolumeSettings:
     def background(self) -> float:
         """Value of voxels outside the brain and outside the field of view."""
         return -self.zscore_clip if self.normalization == "zscore" else 0.0
+
+
+#: Settings of writing that weights may bring with them, see `GenerationSettings`.
+DECODING = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+)
+#: How the public code reads a volume.
+PUBLISHED_VOLUME = VolumeSettings(normalization="unit", brain_extraction="none", crop="none", reading="whole")
 
 
 class BrainGemmaConfig(PreTrainedConfig):
@@ -97,6 +133,7 @@ class BrainGemmaConfig(PreTrainedConfig):
         grounding_head: Whether a head tells each patch's lesion share.
         findings_head: Whether a head tells the findings' probabilities.
         prompt: What the language model is asked.
+        decoding: How these weights write where the caller does not say: some of `DECODING`; None: greedy.
         name: Name of the weights.
         version: Version of the weights.
         synthetic_only: Whether they were trained on synthetic images only.
@@ -127,6 +164,7 @@ class BrainGemmaConfig(PreTrainedConfig):
     grounding_head: bool = False
     findings_head: bool = False
     prompt: str = CANONICAL_PROMPT
+    decoding: dict | None = None
     name: str = "BrainGemma3D"
     version: str = "0"
     synthetic_only: bool = False
@@ -144,6 +182,8 @@ class BrainGemmaConfig(PreTrainedConfig):
         self.vision_config.vision_use_head = False
         self.volume = dataclasses.asdict(VolumeSettings(**(self.volume or {})))
         self.lora_targets = list(self.lora_targets)
+        for name in self.decoding or {}:
+            _require("decoding", name, DECODING)
         if self.resampler_dim is None:
             self.resampler_dim = int(self.vision_config.hidden_size)
         _require("weights_format", self.weights_format, ("braingemma", "published"))
@@ -185,11 +225,6 @@ def _as_config(value: Any, kind: Any) -> Any:
     if isinstance(value, kind):
         return value
     return kind(**{k: v for k, v in (value or {}).items() if k != "model_type"})
-
-
-def _require(field: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise CheckpointError(f"config.json: {field} must be one of {', '.join(allowed)}; got {value!r}")
 
 
 #: Planes of the public code's 3D kernel; its stride is 1 and its padding 1, so D planes become D + 1.

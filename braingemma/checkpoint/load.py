@@ -59,6 +59,7 @@ from braingemma.checkpoint.weights import (
     VISION_FOLDER,
     WeightsInfo,
     describe_weights,
+    published_name,
     read_json,
 )
 from braingemma.configuration import BrainGemmaConfig
@@ -76,6 +77,8 @@ FOREIGN_ADAPTERS = (
     "bias",
     "fan_in_fan_out",
 )
+#: Embeddings are padded to a multiple of this (Gemma 3: 262145 tokens in 262208 rows).
+EMBEDDING_PADDING = 64
 #: Bytes of float32 embeddings above which the language model stays in bfloat16 whatever the CPU.
 LARGE_EMBEDDINGS = 1 << 30
 
@@ -124,21 +127,19 @@ def load(
     four_bit = resolve_quantization(quantization, target)
     config = read_config(info.folder)
     visual_dtype, text_dtype = resolve_dtypes(dtype, target, config)
-    tokenizer = read_tokenizer(info.folder / LANGUAGE_FOLDER)
+    tokenizer = read_tokenizer(info.folder / LANGUAGE_FOLDER, config)
     language_model = load_language_model(
         info.folder / LANGUAGE_FOLDER, config.text_config, target, text_dtype, four_bit
     )
     with init_empty_weights(include_buffers=False):
         model = model_class(config, tokenizer, language_model)
     for part in visual_parts(info.folder, model):
-        for name, tensor in part.pairs():
-            put(model, name, _own(read_finite(tensor), visual_dtype, target))
+        fill(model, part, visual_dtype, target)
     if not (info.folder / DELTA_FILE).exists():
-        _derive_published(model, visual_dtype, target)
+        derive_patch_embedding(model, visual_dtype, target)
     if config.lora:
-        for name, tensor in adapter_part(info.folder, model).pairs():
-            put(model, name, _own(read_finite(tensor), torch.float32, target))
-    _buffers_to(model, target)
+        fill(model, adapter_part(info.folder, model), torch.float32, target)
+    buffers_to(model, target)
     model.quantization = "4bit" if four_bit else "none"
     model.weights_info = info
     return model.eval()
@@ -151,7 +152,7 @@ def _check(model_class: Callable[..., Any], folder: Path) -> None:
         CheckpointError: see `load`.
     """
     config = read_config(folder)
-    read_tokenizer(folder / LANGUAGE_FOLDER)
+    read_tokenizer(folder / LANGUAGE_FOLDER, config)
     with init_empty_weights(include_buffers=False):
         model = model_class(config)
         plain = Gemma3ForCausalLM(config.text_config)  # without adapters
@@ -172,7 +173,7 @@ def read_config(folder: Path) -> BrainGemmaConfig:
         except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
     else:
-        config = published_config(folder)
+        config = published_config(folder / VISION_FOLDER, folder / LANGUAGE_FOLDER, published_name(folder))
     if (folder / LORA_FOLDER / ADAPTER_CONFIG).exists():
         config.lora, (config.lora_rank, config.lora_alpha, targets) = True, _adapter_settings(folder / LORA_FOLDER)
         if set(targets) != set(config.lora_targets):
@@ -203,21 +204,31 @@ def _adapter_settings(folder: Path) -> tuple[int, int, list[str]]:
     return stated["r"], stated["lora_alpha"], stated["target_modules"]
 
 
-def read_tokenizer(folder: Path) -> Any:
-    """The tokenizer beside the language model."""
+def read_tokenizer(folder: Path, config: BrainGemmaConfig) -> Any:
+    """The tokenizer beside the language model, which must be of its embeddings.
+
+    Raises:
+        CheckpointError: it cannot be read, has another size than the embeddings, or knows no word of the prompt.
+    """
     try:
-        return AutoTokenizer.from_pretrained(folder)  # a folder: nothing is downloaded
+        tokenizer = AutoTokenizer.from_pretrained(folder)  # a folder: nothing is downloaded
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: no readable tokenizer: {' '.join(str(error).split())[:200]}") from error
+    known, rows = len(tokenizer), int(config.text_config.vocab_size)
+    if known > rows or (config.published and rows - known >= EMBEDDING_PADDING):
+        raise CheckpointError(
+            f"{folder}: the tokenizer has {known} tokens, but the embeddings {rows}: they are not of one model"
+        )
+    words = tokenizer(config.prompt, add_special_tokens=False)["input_ids"]
+    if all(token == tokenizer.unk_token_id for token in words):
+        raise CheckpointError(f"{folder}: the tokenizer knows no word of the prompt {config.prompt!r}")
+    return tokenizer
 
 
 def visual_parts(folder: Path, model: Any) -> list[Part]:
     """The parts that hold everything but the language model."""
-    expected = {name: shape for name, shape in shapes(model).items() if not name.startswith(LANGUAGE)}
-    tower = {name: shape for name, shape in expected.items() if name.startswith(SIGLIP)}
-    rest = {name: shape for name, shape in expected.items() if not name.startswith(SIGLIP)}
-    vision = folder / VISION_FOLDER
-    parts = [Part(vision, stored_tensors(weight_files(vision)), prefixed(SIGLIP, vision_name), tower)]
+    parts = [vision_part(folder / VISION_FOLDER, model)]
+    rest = {name: shape for name, shape in _visual_shapes(model).items() if not name.startswith(SIGLIP)}
     delta = folder / DELTA_FILE
     if delta.exists():
         parts.append(Part(delta, stored_tensors([delta]), lambda key: key, rest))
@@ -230,6 +241,16 @@ def visual_parts(folder: Path, model: Any) -> list[Part]:
     return parts
 
 
+def vision_part(folder: Path, model: Any) -> Part:
+    """The 2D tower."""
+    tower = {name: shape for name, shape in _visual_shapes(model).items() if name.startswith(SIGLIP)}
+    return Part(folder, stored_tensors(weight_files(folder)), prefixed(SIGLIP, vision_name), tower)
+
+
+def _visual_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in shapes(model).items() if not name.startswith(LANGUAGE)}
+
+
 def adapter_part(folder: Path, model: Any) -> Part:
     """The adapters of the language model."""
     file = folder / LORA_FOLDER / ADAPTER_FILE
@@ -239,7 +260,13 @@ def adapter_part(folder: Path, model: Any) -> Part:
     return Part(file, stored, prefixed(LANGUAGE, adapter_name), expected)
 
 
-def _derive_published(model: Any, dtype: torch.dtype, device: torch.device) -> None:
+def fill(model: Any, part: Part, dtype: torch.dtype, device: torch.device) -> None:
+    """Read a part of a checkpoint into a model that has no storage yet."""
+    for name, tensor in part.pairs():
+        put(model, name, _own(read_finite(tensor), dtype, device))
+
+
+def derive_patch_embedding(model: Any, dtype: torch.dtype, device: torch.device) -> None:
     """The 3D patch embedding that the published layout leaves out."""
     embedding = model.vision.patch_embedding
     for name, value in list(embedding.named_parameters()):
@@ -252,7 +279,8 @@ def _own(value: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return value.to(device, dtype if value.is_floating_point() else value.dtype, copy=True)
 
 
-def _buffers_to(model: nn.Module, device: torch.device) -> None:
+def buffers_to(model: nn.Module, device: torch.device) -> None:
+    """Move what is no parameter."""
     for module in model.modules():
         for name, value in module._buffers.items():
             if value is not None:
@@ -292,7 +320,7 @@ def load_language_model(
             put(model, name, _own(quantize.unpack(value, stats[name]) if name in stats else value, dtype, device))
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    _buffers_to(model, device)
+    buffers_to(model, device)
     return model.eval()
 
 

@@ -28,6 +28,9 @@ PUBLISHED_PROJECTOR = "projector_vis_scale.pt"
 CHECKSUM_FILE = "checksums.json"
 VISION_FOLDER, LANGUAGE_FOLDER, LORA_FOLDER = "vision_model", "language_model", "lora_adapters"
 
+#: Any of these is a tokenizer; without one transformers makes up an empty one, for which every word is unknown.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin")
 #: Everything that the loader reads: all of it makes the weights what they are.
 IDENTITY_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".model", ".jinja")
@@ -187,6 +190,9 @@ def layout_faults(folder: Path) -> list[str]:
     for part in (VISION_FOLDER, LANGUAGE_FOLDER):
         if (folder / part).is_dir():
             faults += _missing_shards(folder / part)
+    language = folder / LANGUAGE_FOLDER
+    if language.is_dir() and not any((language / name).exists() for name in TOKENIZER_FILES):
+        faults.append(f"{LANGUAGE_FOLDER}/ holds no tokenizer (expected {TOKENIZER_FILES[0]} or another)")
     return faults
 
 

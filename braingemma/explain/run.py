@@ -95,6 +95,9 @@ def run_interpretability(
     brain: BrainMask | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    target_size: tuple[int, int, int] | None = None,
+    load_nifti_volume: Callable[..., Any] | None = None,  # noqa: ARG001 - as the card calls it
+    CANONICAL_PROMPT: str | None = None,
 ) -> tuple[Float, Float32]:
     """Explain a report and write pictures, weights and maps.
 
@@ -123,6 +126,10 @@ def run_interpretability(
         brain: Where the brain is, on the RAS volume's grid; None: it is looked for.
         progress: Called with (volumes scored, volumes planned).
         cancelled: Asked before each batch; True raises `ExplainCancelled` and nothing is written.
+        target_size: (D, H, W) on which the volume is read; None: the grid of the weights.
+        load_nifti_volume: As the card passes it; the volume is read as the weights need it all the same, because
+            the maps need the place of its grid too.
+        CANONICAL_PROMPT: As the card passes it: `prompt` by another name.
 
     Returns:
         Weights (supervoxels,) and saliency (X, Y, Z) on the RAS volume's grid; both 0 where the report states
@@ -132,9 +139,10 @@ def run_interpretability(
         ExplainError: The report or the volume cannot be explained, or an argument makes no sense.
         VolumeError: The volume cannot be read by the model.
     """
-    at_once = default_batch_size(model.config.grid) if batch_size is None else batch_size
+    prompt = CANONICAL_PROMPT if prompt is None else prompt
+    at_once = default_batch_size(target_size or model.config.grid) if batch_size is None else batch_size
     settings = ExplainSettings(method, lime_samples, n_segments, seed, replacement, target, contrast, at_once)
-    prepared = prepare_volume(mri_path, model.config, brain=brain)
+    prepared = prepare_volume(mri_path, model.config, target_size, brain=brain)
     image = _ras_image(Path(mri_path))
     scoring = ScoringSettings(at_once, progress, cancelled)
     found = explain_report(model, image, prepared, report, settings, prompt=prompt, scoring=scoring)

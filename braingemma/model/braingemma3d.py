@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from braingemma.model.projector import Projector
 from braingemma.model.published import AveragePool, PublishedVisionTower
 from braingemma.model.resampler import PerceiverResampler
 from braingemma.model.vision import InflatedVisionTower
+from braingemma.volume.loaded import checked
 
 COMPONENTS = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings")
 #: Devices whose matrix units want bfloat16, and to which a copy from page-locked memory need not be waited for.
@@ -157,6 +158,16 @@ class BrainGemma3D(PreTrainedModel):
             yield parameter
 
     @property
+    def vision_projector(self) -> nn.Sequential:
+        """The projector's layers, by the public code's name."""
+        return self.projector.mlp
+
+    @property
+    def vis_scale(self) -> nn.Parameter:
+        """The projector's scale, by the public code's name."""
+        return self.projector.scale
+
+    @property
     def compute_device(self) -> torch.device:
         """Where the visual part lives."""
         return self.projector.scale.device
@@ -170,7 +181,12 @@ class BrainGemma3D(PreTrainedModel):
     # ------------------------------------------------------------------ from volume to tokens
 
     def patch_features(self, volume: Tensor) -> Tensor:
-        """(B, 1, D, H, W) to (B, d, h, w, C): the encoder's view of each patch."""
+        """(B, 1, D, H, W) to (B, d, h, w, C): the encoder's view of each patch.
+
+        Raises:
+            VolumeError: the volume was read otherwise than these weights need it, or has another shape.
+        """
+        volume = checked(volume, self.config.volume_settings, any_grid=self.config.published)
         if self.compute_device.type == "cuda" and volume.device.type == "cpu":
             volume = volume.pin_memory().to(self.compute_device, non_blocking=True)
         return self.vision(volume)
@@ -271,6 +287,10 @@ class BrainGemma3D(PreTrainedModel):
 
     # ------------------------------------------------------------------ reports
 
+    def generation_settings(self, **changes: Any) -> GenerationSettings:
+        """How these weights write, with some fields of `GenerationSettings` in their place."""
+        return GenerationSettings(**{**(self.config.decoding or {}), **changes})
+
     @_inference
     def generate_batch(
         self,
@@ -279,8 +299,8 @@ class BrainGemma3D(PreTrainedModel):
         settings: GenerationSettings | None = None,
         progress: Progress | None = None,
     ) -> list[GeneratedReport]:
-        """One report for each volume of (B, 1, D, H, W)."""
-        settings = settings or GenerationSettings()
+        """One report for each volume of (B, 1, D, H, W); settings None: those of the weights."""
+        settings = settings or self.generation_settings()
         tokenizer = self._text_tokenizer()
         visual = self.encode_volume(volume)
         ids = torch.tensor([self._prompt_ids(prompt)] * visual.shape[0], device=visual.device)
@@ -293,7 +313,7 @@ class BrainGemma3D(PreTrainedModel):
             progress=progress,
         )
         return [
-            GeneratedReport(self._report_text(ids, settings.stop), ids, logprobs)
+            GeneratedReport(self._report_text(ids, settings.stop, prompt), ids, logprobs)
             for ids, logprobs in zip(decoded.token_ids, decoded.token_logprobs, strict=True)
         ]
 
@@ -311,24 +331,37 @@ class BrainGemma3D(PreTrainedModel):
             volume: (1, 1, D, H, W) from `load_nifti_volume` or `prepare_volume`.
             prompt: None: the prompt of these weights.
             progress: Called with the number of tokens written so far.
-            **settings: Fields of `GenerationSettings`.
+            **settings: Fields of `GenerationSettings` in place of the weights' own.
         """
         if volume.shape[0] != 1:
             raise GenerationError(f"generate writes one report, got {volume.shape[0]} volumes; use generate_batch")
-        return self.generate_batch(volume, prompt, GenerationSettings(**settings), progress)[0]
+        return self.generate_batch(volume, prompt, self.generation_settings(**settings), progress)[0]
 
     def generate_report(
         self,
         volume: Tensor,
         prompt: str | None = None,
-        max_new_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 0.9,
+        max_new_tokens: int | None = None,
+        temperature: float | Literal["weights"] | None = "weights",
+        top_p: float | None = None,
         **settings: Any,
     ) -> str | list[str]:
-        """Write a report: text for one volume, a list of texts for a batch. See `generate`."""
+        """Write a report: text for one volume, a list of texts for a batch.
+
+        Args:
+            volume: (B, 1, D, H, W) from `load_nifti_volume`, or a plain tensor of a right shape.
+            prompt: None: the prompt of these weights.
+            max_new_tokens: None: as the weights say, else 256.
+            temperature: 0 or None: greedy; "weights": as the weights say, else greedy.
+            top_p: None: as the weights say, else 0.9.
+            **settings: Further fields of `GenerationSettings`, and `progress`, see `generate`.
+        """
         progress = settings.pop("progress", None)
-        chosen = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, **settings)
+        stated = {"max_new_tokens": max_new_tokens, "top_p": top_p}
+        settings |= {name: value for name, value in stated.items() if value is not None}
+        if temperature != "weights":
+            settings["temperature"] = temperature
+        chosen = self.generation_settings(**settings)
         reports = self.generate_batch(volume, prompt, chosen, progress)
         return reports[0].text if len(reports) == 1 else [r.text for r in reports]
 
@@ -372,8 +405,11 @@ class BrainGemma3D(PreTrainedModel):
         text = self.config.prompt if prompt is None else prompt
         return language.prompt_ids(self._text_tokenizer(), text, self.config)
 
-    def _report_text(self, ids: Sequence[int], stop: Sequence[str]) -> str:
+    def _report_text(self, ids: Sequence[int], stop: Sequence[str], prompt: str | None) -> str:
         text = self._text_tokenizer().decode(list(ids), skip_special_tokens=True)
+        asked = self.config.prompt if prompt is None else prompt
+        if self.config.published and asked:  # the public code cuts after the prompt where the model repeats it
+            text = text.split(asked)[-1]
         cuts = [text.index(s) for s in stop if s in text]
         return text[: min(cuts, default=len(text))].strip()
 

@@ -16,9 +16,11 @@ from torch import Tensor
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -33,6 +35,8 @@ IGNORE = -100
 IMAGE_MARKS = ("<start_of_image>", "<image>")
 IMAGE_END_MARK = "<end_of_image>"
 END_OF_TURN = "<end_of_turn>"
+#: Tokens after which the public code cuts its prompt.
+PUBLISHED_PROMPT_TOKENS = 256
 
 Progress = Callable[[int], None]
 
@@ -43,8 +47,10 @@ class GenerationSettings:
 
     Attributes:
         max_new_tokens: Tokens at most.
-        temperature: 0 is greedy and reproducible; above, tokens are drawn.
-        top_p: Nucleus of the drawing (arXiv 1904.09751); no part in greedy writing.
+        min_new_tokens: No end token before so many.
+        temperature: 0 or None is greedy and reproducible; above, tokens are drawn.
+        top_k: Only the k likeliest tokens are drawn; 0: all. No part in greedy writing, as `top_p`.
+        top_p: Nucleus of the drawing (arXiv 1904.09751).
         repetition_penalty: Above 1 makes tokens that were written less likely (arXiv 1909.05858); 1 is none.
         no_repeat_ngram_size: No n-gram of this length is written twice; 0 allows all.
         stop: Writing ends before the first of these strings.
@@ -52,7 +58,9 @@ class GenerationSettings:
     """
 
     max_new_tokens: int = 256
-    temperature: float = 0.0
+    min_new_tokens: int = 0
+    temperature: float | None = 0.0
+    top_k: int = 0
     top_p: float = 0.9
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -63,24 +71,43 @@ class GenerationSettings:
         """Refuse values that have no meaning."""
         if self.max_new_tokens < 1:
             raise GenerationError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
+        if self.temperature is not None and self.temperature < 0:
             raise GenerationError(f"temperature must be 0 (greedy) or above, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise GenerationError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.repetition_penalty <= 0:
             raise GenerationError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
-        if self.no_repeat_ngram_size < 0:
-            raise GenerationError(f"no_repeat_ngram_size must be 0 (none) or above, got {self.no_repeat_ngram_size}")
+        for name in ("min_new_tokens", "top_k", "no_repeat_ngram_size"):
+            if getattr(self, name) < 0:
+                raise GenerationError(f"{name} must be 0 (none) or above, got {getattr(self, name)}")
 
-    def processors(self) -> LogitsProcessorList:
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time, so that nothing is drawn."""
+        return not self.temperature
+
+    def facts(self) -> dict[str, Any]:
+        """How tokens are chosen, for a report's provenance."""
+        drawn = ("temperature", "top_k", "top_p", "seed")
+        values = {k: v for k, v in vars(self).items() if k != "stop" and not (self.greedy and k in drawn)}
+        return {"decoding": "greedy" if self.greedy else "sampling", **values}
+
+    def processors(self, ends: Sequence[int], device: torch.device | str = "cpu") -> LogitsProcessorList:
         """The changes to the logits (B, V) before a token is chosen, in the order of transformers' `generate`."""
         chosen: list[Any] = []
         if self.repetition_penalty != 1.0:
             chosen.append(RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
         if self.no_repeat_ngram_size:
             chosen.append(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
-        if self.temperature > 0:
-            chosen += [TemperatureLogitsWarper(float(self.temperature)), TopPLogitsWarper(self.top_p)]
+        if self.min_new_tokens and ends:
+            end_tokens = torch.tensor(list(ends), device=device)
+            chosen.append(MinNewTokensLengthLogitsProcessor(0, self.min_new_tokens, end_tokens, device=str(device)))
+        if self.temperature:
+            chosen.append(TemperatureLogitsWarper(float(self.temperature)))
+            if self.top_k:
+                chosen.append(TopKLogitsWarper(self.top_k))
+            if self.top_p < 1:
+                chosen.append(TopPLogitsWarper(self.top_p))
         return LogitsProcessorList(chosen)
 
 
@@ -99,13 +126,13 @@ def lora_config(config: BrainGemmaConfig) -> LoraConfig:
 def prompt_ids(tokenizer: Any, prompt: str, config: BrainGemmaConfig) -> list[int]:
     """Token ids before the report, with `num_visual_tokens` placeholders where the picture goes.
 
-    The published code puts the picture before `<bos>`. Otherwise BOS comes first; where the tokenizer's chat template
-    places a picture, the visual tokens stand there, else right after BOS.
+    The published code puts the picture before the prompt as its tokenizer gives it, `<bos>` included. Otherwise BOS
+    comes first; where the tokenizer's chat template places a picture, the visual tokens stand there, else after BOS.
     """
     image = [IMAGE_PLACEHOLDER] * config.num_visual_tokens
-    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     if config.published:
-        return image + bos + _plain_ids(tokenizer, prompt)
+        return image + list(tokenizer(prompt, truncation=True, max_length=PUBLISHED_PROMPT_TOKENS)["input_ids"])
+    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     templated = _templated_ids(tokenizer, prompt, image)
     return templated if templated is not None else bos + image + _plain_ids(tokenizer, prompt)
 
@@ -215,7 +242,7 @@ class _Rows:
 
 def _choose(scores: Tensor, settings: GenerationSettings, generator: torch.Generator | None) -> Tensor:
     """(B, V) processed logits to (B, 1) token ids."""
-    if settings.temperature == 0:
+    if settings.greedy:
         return scores.argmax(dim=-1, keepdim=True)
     return torch.multinomial(scores.softmax(dim=-1), 1, generator=generator)
 
@@ -244,7 +271,7 @@ def decode(
     """
     batch, device = inputs_embeds.shape[0], inputs_embeds.device
     generator = None if settings.seed is None else torch.Generator(device).manual_seed(settings.seed)
-    processors = settings.processors()
+    processors = settings.processors(ends, device)
     cache = DynamicCache(config=language_model.config)
     rows = _Rows(batch, ends, stop)
     written = torch.empty((batch, 0), dtype=torch.long, device=device)

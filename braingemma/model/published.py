@@ -64,9 +64,9 @@ class PublishedVisionTower(nn.Module):
         self.patch_embedding.weight.copy_(kernel)
         self.patch_embedding.bias.data.copy_(flat.bias)  # type: ignore[union-attr]
 
-    def positions(self) -> Tensor:
+    def positions(self, patch_grid: tuple[int, int, int]) -> Tensor:
         """(d, h, w, C): depth as one scalar in [-1, 1] on all channels; row and column in channels 0 and 1 alone."""
-        d, h, w = self.patch_grid
+        d, h, w = patch_grid
         weight = self.patch_embedding.weight
         along_d, along_h, along_w = (torch.linspace(-1, 1, n, device=weight.device) for n in (d, h, w))
         table = along_d[:, None, None, None].repeat(1, h, w, weight.shape[0])
@@ -75,17 +75,20 @@ class PublishedVisionTower(nn.Module):
         return table.to(weight.dtype)
 
     def embed(self, volume: Tensor) -> Tensor:
-        """(B, 1, D, H, W) in [0, 1] to patch embeddings (B, d, h, w, C), before any position."""
-        if volume.ndim != 5 or volume.shape[1:] != (1, *self.settings.grid):
-            expected = ("B", 1, *self.settings.grid)
-            raise VolumeError(f"expected a volume tensor of shape {expected}, got {tuple(volume.shape)}")
+        """(B, 1, D, H, W) in [0, 1], of any size, to patch embeddings (B, d, h, w, C), before any position."""
+        if volume.ndim != 5 or volume.shape[1] != 1 or min(volume.shape[3:]) < self.patch_size:
+            raise VolumeError(
+                f"expected a volume tensor of shape (B, 1, D, H, W) with H and W of {self.patch_size} or more, "
+                f"got {tuple(volume.shape)}"
+            )
         weight = self.patch_embedding.weight
         return self.patch_embedding(volume.to(weight.device, weight.dtype)).permute(0, 2, 3, 4, 1)
 
     def forward(self, volume: Tensor) -> Tensor:
         """(B, 1, D, H, W) to patch features (B, d, h, w, C)."""
-        patches = self.embed(volume) + self.positions()
+        patches = self.embed(volume)
         batch, d, h, w, width = patches.shape
+        patches = patches + self.positions((d, h, w))
         encoded = self.siglip.encoder(inputs_embeds=patches.reshape(batch, d * h * w, width)).last_hidden_state
         return self.siglip.post_layernorm(encoded).view(batch, d, h, w, width)
 

@@ -16,6 +16,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
@@ -23,6 +24,7 @@ from torch import Tensor
 from braingemma.configuration import BrainGemmaConfig, VolumeSettings
 from braingemma.errors import VolumeError
 from braingemma.volume.brain import BrainMask, Mask, background_value, find_brain
+from braingemma.volume.loaded import LoadedVolume
 from braingemma.volume.resampling import Volume, resample_box
 
 Float = npt.NDArray[np.float64]
@@ -76,6 +78,7 @@ class PreparedVolume:
             "grid_spacing_mm": [round(float(s), 4) for s in steps[::-1]],
             "normalization": self.settings.normalization,
             "percentiles": list(self.settings.percentiles),
+            "reading": self.settings.reading,
             "clip": [round(v, 4) for v in self.clip],
             "brain_extraction": self.extraction,
             "brain_volume_ml": round(self.brain_volume_ml, 1),
@@ -85,7 +88,7 @@ class PreparedVolume:
 
 def load_nifti_volume(
     path: str | Path, target_size: tuple[int, int, int] | None = None, *, config: Settings = None
-) -> Tensor:
+) -> LoadedVolume:
     """Read a brain FLAIR as the model takes it.
 
     Args:
@@ -94,12 +97,20 @@ def load_nifti_volume(
         config: `model.config`; None: the card's values.
 
     Returns:
-        (1, 1, D, H, W) float32: D inferior→superior, H posterior→anterior, W patient's left→right.
+        (1, 1, D, H, W) float32: D inferior→superior, H posterior→anterior, W patient's left→right. It remembers how
+        it was read, and a model that needs another reading refuses it.
 
     Raises:
         VolumeError: the file is not one finite 3D volume of at least 10 slices along each axis.
     """
-    return prepare_volume(path, config, target_size).tensor
+    settings = _settings(config, target_size)
+    if settings.reading != "whole":
+        return LoadedVolume.of(prepare_volume(path, settings).tensor, settings)
+    with _readable(path):  # without looking for a brain, of which this reading knows nothing
+        image = nibabel.load(path)
+        _check_header(image, Path(path).name)
+        volume = _voxels(nibabel.as_closest_canonical(image), Path(path).name)
+        return LoadedVolume.of(_whole_tensor(volume, settings)[0], settings)
 
 
 def prepare_volume(
@@ -122,7 +133,7 @@ def check_volume(path: str | Path) -> None:
     with _readable(path):
         image = nibabel.load(path)
         _check_header(image, Path(path).name)
-        _voxels(nibabel.as_closest_canonical(image), Path(path).name)
+        _require_contrast(_voxels(nibabel.as_closest_canonical(image), Path(path).name), Path(path).name)
 
 
 @contextmanager
@@ -159,8 +170,13 @@ def prepare_image(
     _check_header(image, name)
     canonical = nibabel.as_closest_canonical(image)
     volume = _voxels(canonical, name)
+    if settings.reading != "whole":
+        _require_contrast(volume, name)
     affine = np.asarray(canonical.affine, dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    if settings.reading == "whole":
+        found = find_brain(volume, spacing) if brain is None and volume.min() < volume.max() else brain
+        return _whole(image, volume, affine, found, settings)
     mask, extraction, warnings = _foreground(volume, spacing, settings, name, brain)
     lower, upper = _box(mask, spacing, settings)
     clip = _normalize(volume, mask, settings)
@@ -169,10 +185,9 @@ def prepare_image(
     tensor = resample_box(volume, lower, upper, sizes, background).transpose(2, 1, 0)
     if settings.normalization == "unit":
         tensor = tensor.clip(0, 1)  # rounding of the interpolation reaches 1 + 1e-7
-    foreground = resample_box(mask.astype(np.float32), lower, upper, sizes, 0.0).transpose(2, 1, 0) > 0.5
     return PreparedVolume(
         tensor=torch.from_numpy(np.ascontiguousarray(tensor))[None, None],
-        foreground=np.ascontiguousarray(foreground),
+        foreground=_on_grid(mask, lower, upper, sizes),
         brain=mask,
         grid_affine=affine @ _box_affine(lower, upper, sizes),
         source_affine=affine,
@@ -183,6 +198,40 @@ def prepare_image(
         clip=clip,
         warnings=(*_orientation_warnings(image), *warnings),
     )
+
+
+def _whole(
+    image: Any, volume: Volume, affine: Float, brain: BrainMask | None, settings: VolumeSettings
+) -> PreparedVolume:
+    """The public code's reading; the brain's mask says where the brain is, and changes nothing in the tensor."""
+    mask = np.ones(volume.shape, bool) if brain is None else brain.mask
+    tensor, clip = _whole_tensor(volume, settings)
+    edges, sizes = _edges(volume.shape), settings.grid[::-1]
+    flat = "the volume has no contrast between its percentiles: the model sees nothing"
+    return PreparedVolume(
+        tensor=tensor,
+        foreground=_on_grid(mask, *edges, sizes),
+        brain=mask,
+        grid_affine=affine @ _box_affine(*edges, sizes),
+        source_affine=affine,
+        source_shape=(volume.shape[0], volume.shape[1], volume.shape[2]),
+        settings=settings,
+        extraction="none" if brain is None else brain.method,
+        brain_volume_ml=float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000),
+        clip=clip,
+        warnings=(*_orientation_warnings(image), *(() if clip[0] < clip[1] else (flat,))),
+    )
+
+
+def _whole_tensor(volume: Volume, settings: VolumeSettings) -> tuple[Tensor, tuple[float, float]]:
+    """A volume (X, Y, Z) to (1, 1, D, H, W) in [0, 1] as the public code does it, and the ends of its clip.
+
+    Source: the code published with arXiv 2602.22098; a volume without contrast becomes zeros there.
+    """
+    low, high = (np.percentile(volume, p) for p in settings.percentiles)
+    scaled = np.zeros_like(volume) if high <= low else ((volume - low) / (high - low)).clip(0, 1)
+    voxels = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 1, 0), dtype=np.float32))[None, None]
+    return F.interpolate(voxels, size=settings.grid, mode="trilinear", align_corners=False), (float(low), float(high))
 
 
 def _settings(config: Settings, target_size: tuple[int, int, int] | None) -> VolumeSettings:
@@ -243,9 +292,12 @@ def _voxels(canonical: Any, name: str) -> Volume:
     bad = int(volume.size - np.isfinite(volume).sum())
     if bad:
         raise VolumeError(f"{name}: expected finite voxels, got {bad} that are NaN or infinite")
+    return volume
+
+
+def _require_contrast(volume: Volume, name: str) -> None:
     if volume.min() == volume.max():
         raise VolumeError(f"{name}: every voxel is {volume.flat[0]:g}; expected an image")
-    return volume
 
 
 # ---------------------------------------------------------------------- foreground, crop, values
@@ -272,7 +324,7 @@ def _foreground(
 def _box(mask: Mask, spacing: Float, settings: VolumeSettings) -> tuple[Float, Float]:
     """(lower, upper) edges (3,) of the field of view, in source voxels; voxel i spans i - 0.5 … i + 0.5."""
     if settings.crop == "none":
-        return np.full(3, -0.5), np.array(mask.shape) - 0.5
+        return _edges(mask.shape)
     spans = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     lower = np.array([s[0] - 0.5 for s in spans])
     upper = np.array([s[-1] + 0.5 for s in spans])
@@ -282,6 +334,11 @@ def _box(mask: Mask, spacing: Float, settings: VolumeSettings) -> tuple[Float, F
     half = np.maximum(np.array(settings.field_of_view_mm[::-1]) / spacing, upper - lower) / 2
     centre = (lower + upper) / 2
     return centre - half, centre + half
+
+
+def _edges(shape: tuple[int, ...]) -> tuple[Float, Float]:
+    """(lower, upper) edges (3,) of a whole volume, in its voxels."""
+    return np.full(3, -0.5), np.array(shape) - 0.5
 
 
 def _normalize(volume: Volume, mask: Mask, settings: VolumeSettings) -> tuple[float, float]:
@@ -303,6 +360,13 @@ def _normalize(volume: Volume, mask: Mask, settings: VolumeSettings) -> tuple[fl
 
 
 # ---------------------------------------------------------------------- grid
+
+
+def _on_grid(mask: Mask, lower: Float, upper: Float, sizes: tuple[int, ...]) -> Mask:
+    """A mask (X, Y, Z) on the model's grid (D, H, W)."""
+    return np.ascontiguousarray(
+        resample_box(mask.astype(np.float32), lower, upper, sizes, 0.0).transpose(2, 1, 0) > 0.5
+    )
 
 
 def _box_affine(lower: Float, upper: Float, sizes: tuple[int, ...]) -> Float:

@@ -131,7 +131,8 @@ def _letters(vocab_size: int) -> PreTrainedTokenizerFast:
     """A tokenizer of single characters, for a vocabulary whose words are random anyhow."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>"]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    pieces = (special + letters)[:vocab_size]
+    used = (special + letters)[:vocab_size]
+    pieces = [*used, *(f"<unused{n}>" for n in range(vocab_size - len(used)))]
     core = Tokenizer(models.BPE(vocab={p: i for i, p in enumerate(pieces)}, merges=[], unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

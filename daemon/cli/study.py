@@ -50,12 +50,36 @@ def process(
     explain: Annotated[bool, typer.Option("--explain/--no-explain", help="Compute the saliency map.")] = True,
     seed: Annotated[int | None, typer.Option(help="Seed of the explanation.", show_default="42")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the model runs.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, max=2, help="0: greedy; above: drawn. Not given: as the weights say.")
+    ] = None,
+    top_p: Annotated[float | None, typer.Option(min=0.01, max=1, help="Nucleus of the drawing.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(min=0.01, help="Above 1: words that were written are less likely.")
+    ] = None,
+    no_repeat_ngram_size: Annotated[
+        int | None, typer.Option(min=0, help="No run of so many tokens is written twice; 0: all may be.")
+    ] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(min=0, help="Shortest report, tokens.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, max=4096, help="Longest report, tokens.", show_default="256")
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Report one study without a daemon."""
     settings = load_settings(config)
-    model = {k: v for k, v in (("weights", weights), ("device", device)) if v is not None}
+    asked = {
+        "weights": weights,
+        "device": device,
+        "temperature": temperature,
+        "top_p": top_p,
+        "repetition_penalty": repetition_penalty,
+        "no_repeat_ngram_size": no_repeat_ngram_size,
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+    }
+    model = {name: value for name, value in asked.items() if value is not None}
     explained = {"enabled": explain, **({} if seed is None else {"seed": seed})}
     settings = settings.model_copy(
         update={

@@ -168,6 +168,18 @@ class Checks(Section):
     """The picture is near those that the weights were trained on, where they state them."""
 
 
+DECODING = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "temperature",
+    "top_p",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "seed",
+)
+"""Keys of `[model]` that say how reports are written."""
+
+
 class Model(Section):
     """`[model]`: which weights, on which device."""
 
@@ -181,8 +193,25 @@ class Model(Section):
     """Allow results of weights trained on synthetic images only to leave this machine."""
     max_new_tokens: int = Field(256, ge=1, le=4096)
     """Longest report, tokens."""
+    min_new_tokens: int | None = Field(None, ge=0, le=4096)
+    """Shortest report, tokens; not set: as the weights say, like the four that follow."""
+    temperature: float | None = Field(None, ge=0, le=2)
+    """0: the likeliest token each time; above: tokens are drawn."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus of the drawing."""
+    repetition_penalty: float | None = Field(None, gt=0)
+    """Above 1 makes words that were written less likely."""
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    """No run of so many tokens is written twice; 0 allows all."""
+    seed: int = Field(42, ge=0)
+    """Of the drawing: the same study gives the same report."""
     threads: int = Field(0, ge=0)
     """CPU threads of the model process; 0: all cores."""
+
+    def decoding(self) -> dict[str, Any]:
+        """How reports are written, where that is stated here and not by the weights."""
+        stated = {name: getattr(self, name) for name in DECODING}
+        return {name: value for name, value in stated.items() if value is not None}
 
 
 class Explain(Section):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tiny_models import tiny_config, tiny_tokenizer
+from tokenizers import processors
 from transformers import (
     Gemma3Config,
     Gemma3ForCausalLM,
@@ -38,6 +39,15 @@ def text_config() -> Gemma3TextConfig:
     return Gemma3TextConfig(**{**tiny_config().text_config.to_dict(), **changes})
 
 
+def gemma_like_tokenizer() -> Any:
+    """The tiny tokenizer, which puts `<bos>` first as Gemma's does."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
 def write_published(folder: Path, multimodal: bool = True, lora: bool = False) -> Path:
     """Random weights as the published checkpoint lies on the hub."""
     torch.manual_seed(7)
@@ -55,7 +65,7 @@ def write_published(folder: Path, multimodal: bool = True, lora: bool = False) -
         if "vision" not in name:  # lively enough that the report is not one token repeated
             parameter.data.normal_(std=0.05 if "embed" in name else 1.0)
     language.save_pretrained(folder / "language_model")
-    tiny_tokenizer().save_pretrained(folder / "language_model")
+    gemma_like_tokenizer().save_pretrained(folder / "language_model")
     projector = {
         "0.weight": torch.randn(HIDDEN, WIDTH) * 0.3,
         "0.bias": torch.randn(HIDDEN) * 0.1,

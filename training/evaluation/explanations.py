@@ -188,7 +188,7 @@ def _prepare(model: Any, case: BenchCase, segments: int) -> _Trial | None:
     if image.shape != case.lesion.shape or not case.lesion.any():
         raise ExplainError(f"expected a lesion mask {image.shape} that is not empty, got {case.lesion.shape}")
     prepared = prepare_image(image, model.config)
-    plan = plan_targets(model.generate_report(prepared.tensor.to(model.compute_device)), model.tokenizer)
+    plan = plan_targets(model.generate_report(prepared.tensor.to(model.compute_device), seed=0), model.tokenizer)
     if not plan.targets:
         return None
     supervoxels = segment(np.asarray(image.dataobj, np.float32), image.affine, segments, prepared.brain)

@@ -63,7 +63,7 @@ class ModelReporter:
         prepared = prepare_image(image, self.model.config, name=name)
         volume = prepared.tensor.to(self.model.compute_device)
         both = torch.cat([volume, volume.flip(-1)]) if flip else volume
-        written = self.model.generate_batch(both)
+        written = self.model.generate_batch(both, settings=self.model.generation_settings(seed=0))
         found = self.model.finding_probabilities(volume)
         known = found if isinstance(found, dict) else {}
         patches = self.model.ground(volume)

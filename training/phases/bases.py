@@ -39,7 +39,7 @@ def compose_model(settings: TrainingSettings, device: torch.device) -> BrainGemm
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     language_model = load_language_model(text, config.text_config, device, dtype, four_bit)
     torch.manual_seed(0)
-    model = BrainGemma3D(config, read_tokenizer(text), language_model)
+    model = BrainGemma3D(config, read_tokenizer(text, config), language_model)
     _load_tower(model, vision)
     model.quantization = "4bit" if four_bit else "none"
     for part in (model.vision, model.resampler, model.projector, model.grounding_head, model.findings_head):

@@ -14,10 +14,11 @@ import numpy as np
 from braingemma.checkpoint.weights import WeightsInfo
 from braingemma.checks.domain import load_domain
 from braingemma.checks.input import Check, check_input
+from braingemma.errors import GenerationError
 from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion, lesion_map
 from braingemma.findings.text import findings_from_text
 from braingemma.findings.vocabulary import OTHER_SIDE, Finding
-from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.model.braingemma3d import BrainGemma3D, GeneratedReport
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from daemon.assemble.arrival import warnings_of
 from daemon.config.sections import Checks
@@ -39,8 +40,11 @@ def report(context: Context, folder: JobFolder) -> None:
     volume = prepared.tensor
     limit = context.settings.model.max_new_tokens
     generated = model.generate(
-        volume, max_new_tokens=limit, progress=lambda done: context.progress(done, limit, "writing, token")
+        volume,
+        progress=lambda done: context.progress(done, limit, "writing, token"),
+        **context.settings.model.decoding(),
     )
+    require_words(generated)
     probabilities = model.finding_probabilities(volume)
     findings = _with_confidence(findings_from_text(generated.text), probabilities)
     estimate = _lesion_estimate(model, prepared)
@@ -66,6 +70,19 @@ def report(context: Context, folder: JobFolder) -> None:
             "intended_use": INTENDED_USE,
         },
     )
+
+
+def require_words(generated: GeneratedReport) -> None:
+    """An empty report says nothing about the patient, and is no report.
+
+    Raises:
+        GenerationError: the model wrote no word.
+    """
+    if generated.text:
+        return
+    count = len(generated.token_ids)
+    wrote = f"{count} tokens without a word" if count else "the end of the report before any word"
+    raise GenerationError(f"the report is empty: the model wrote {wrote}")
 
 
 def check_picture(volume: Path, weights: WeightsInfo, wanted: Checks) -> tuple[Check, ...]:
@@ -133,7 +150,7 @@ def _model_facts(context: Context) -> dict[str, Any]:
         "weights_sha256": info.sha256,
         "format": info.format,
         "prompt": model.config.prompt,
-        "generation": {"decoding": "greedy", "max_new_tokens": context.settings.model.max_new_tokens},
+        "generation": model.generation_settings(**context.settings.model.decoding()).facts(),
         "device": model.compute_device.type,
         "quantization": model.quantization,
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_files import gemma_like_tokenizer
 from tiny_models import tiny_config, tiny_tokenizer
 from transformers import AutoTokenizer, Gemma3ForCausalLM
 
@@ -53,9 +54,10 @@ def test_bos_first_then_the_picture_then_the_prompt() -> None:
 
 
 def test_published_weights_get_the_picture_before_bos() -> None:
-    tokenizer = tiny_tokenizer()
+    tokenizer = gemma_like_tokenizer()
     ids = prompt_ids(tokenizer, "scan", tiny_config(weights_format="published"))
-    assert ids[:9] == [*IMAGE, tokenizer.bos_token_id]
+    assert ids == [*IMAGE, tokenizer.bos_token_id, *tokenizer("scan", add_special_tokens=False)["input_ids"]]
+    assert len(prompt_ids(tokenizer, "scan" * 99, tiny_config(weights_format="published"))) == 8 + 256
 
 
 def test_a_chat_template_says_where_the_picture_stands() -> None:

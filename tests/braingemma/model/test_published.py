@@ -2,70 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from public_code import public_report, public_tokens
 from published_files import GRID, write_published
-from transformers import (
-    AutoTokenizer,
-    Gemma3ForCausalLM,
-    Gemma3ForConditionalGeneration,
-    SiglipVisionModel,
-)
+from transformers import Gemma3ForCausalLM, Gemma3ForConditionalGeneration
 
+from braingemma.checkpoint.load import read_config
 from braingemma.checkpoint.weights import describe_weights
-from braingemma.configuration import CANONICAL_PROMPT
+from braingemma.configuration import PUBLISHED_VOLUME
 from braingemma.errors import CheckpointError
 from braingemma.model.braingemma3d import BrainGemma3D
-
-
-@torch.no_grad()
-def straight_encode(folder: Path, volume: torch.Tensor) -> torch.Tensor:
-    """The public forward, written down from its description, sharing no code with the package."""
-    siglip = SiglipVisionModel.from_pretrained(folder / "vision_model").eval()
-    content = torch.load(folder / "projector_vis_scale.pt", weights_only=True)
-    kernel = siglip.embeddings.patch_embedding.weight.mean(1, keepdim=True)  # RGB averaged
-    kernel = torch.stack((kernel, kernel), dim=2) / 2  # repeated over depth 2, divided by it
-    bias = siglip.embeddings.patch_embedding.bias
-    x = F.conv3d(volume, kernel, bias, stride=(1, 14, 14), padding=(1, 0, 0))  # (B, C, 65, 9, 9)
-    assert x.shape[2:] == (65, 9, 9)
-    _, channels, planes, rows, columns = x.shape
-    tokens = x.permute(0, 2, 3, 4, 1).clone()
-    for z in range(planes):
-        tokens[:, z] += -1 + 2 * z / (planes - 1)
-    for y in range(rows):
-        tokens[:, :, y, :, 0] += -1 + 2 * y / (rows - 1)
-    for i in range(columns):
-        tokens[:, :, :, i, 1] += -1 + 2 * i / (columns - 1)
-    hidden = siglip.encoder(inputs_embeds=tokens.reshape(-1, planes * rows * columns, channels)).last_hidden_state
-    hidden = siglip.post_layernorm(hidden)
-    pooled = F.adaptive_avg_pool1d(hidden.transpose(1, 2), 32).transpose(1, 2)
-    p = {k: v.float() for k, v in content["vision_projector"].items()}
-    hidden = F.gelu(F.linear(pooled, p["0.weight"], p["0.bias"]))
-    return F.linear(hidden, p["2.weight"], p["2.bias"]) * float(content["vis_scale"])
-
-
-@torch.no_grad()
-def straight_generate(folder: Path, volume: torch.Tensor, count: int) -> list[int]:
-    """[32 visual tokens][<bos> + prompt], greedy, without a cache."""
-    whole = Gemma3ForConditionalGeneration.from_pretrained(folder / "language_model").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder / "language_model")
-    prompt = [tokenizer.bos_token_id, *tokenizer(CANONICAL_PROMPT, add_special_tokens=False)["input_ids"]]
-    embed = whole.get_input_embeddings()
-    sequence = torch.cat((straight_encode(folder, volume), embed(torch.tensor([prompt]))), dim=1)
-    written: list[int] = []
-    for _ in range(count):
-        states = whole.model.language_model(inputs_embeds=sequence).last_hidden_state
-        token = int(whole.lm_head(states)[0, -1].argmax())
-        if token == tokenizer.eos_token_id:
-            break
-        written.append(token)
-        sequence = torch.cat((sequence, embed(torch.tensor([[token]]))), dim=1)
-    return written
+from braingemma.model.language import GenerationSettings
 
 
 @pytest.fixture(scope="module")
@@ -78,25 +31,103 @@ def unit_volume() -> torch.Tensor:
     return torch.rand(1, 1, *GRID, generator=torch.Generator().manual_seed(11))
 
 
-def test_visual_tokens_and_report_equal_the_public_code(published: Path, unit_volume: torch.Tensor) -> None:
-    model = BrainGemma3D.from_pretrained(published, quantization="none", dtype=torch.float32)
-    assert model.config.published
+@pytest.fixture(scope="module")
+def exact(published: Path) -> BrainGemma3D:
+    return BrainGemma3D.from_pretrained(published, quantization="none", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("size", [GRID, (32, 128, 128), (9, 56, 71)])
+def test_tokens_equal_the_public_codes_at_any_size(exact: BrainGemma3D, published: Path, size: tuple[int, ...]) -> None:
+    volume = torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
-        tokens = model.encode_volume(unit_volume)
-    torch.testing.assert_close(tokens, straight_encode(published, unit_volume), atol=1e-5, rtol=0)
-    written = model.generate(unit_volume, max_new_tokens=24)
-    assert list(written.token_ids) == straight_generate(published, unit_volume, 24)
-    assert len(set(written.token_ids)) > 1
+        tokens = exact.encode_volume(volume)
+    torch.testing.assert_close(tokens, public_tokens(published, volume), atol=1e-5, rtol=0)
 
 
-def test_the_format_is_detected_and_preprocessing_is_the_public_codes(published: Path) -> None:
+@pytest.mark.parametrize("settings", [{}, {"max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95}])
+def test_drawn_text_equals_the_public_codes_under_one_seed(
+    exact: BrainGemma3D, published: Path, unit_volume: torch.Tensor, settings: dict[str, Any]
+) -> None:
+    expected = public_report(published, unit_volume, seed=3, **settings)
+    torch.manual_seed(3)
+    assert exact.generate_report(unit_volume, **settings) == expected
+    torch.manual_seed(4)
+    assert settings == {} or exact.generate_report(unit_volume, **settings) != expected
+
+
+@pytest.mark.parametrize("temperature", [None, 0.0])
+def test_greedy_text_equals_the_public_codes(
+    exact: BrainGemma3D, published: Path, unit_volume: torch.Tensor, temperature: float | None
+) -> None:
+    written = exact.generate_report(unit_volume, temperature=temperature)
+    assert written == public_report(published, unit_volume, temperature=temperature)
+    assert len(set(written)) > 10, "the fabricated model writes more than one token again and again"
+
+
+@pytest.mark.parametrize(
+    "off", [{"repetition_penalty": 1.0}, {"no_repeat_ngram_size": 0}, {"min_new_tokens": 0}, {"max_new_tokens": 7}]
+)
+def test_each_setting_does_what_it_does_there(
+    exact: BrainGemma3D, published: Path, unit_volume: torch.Tensor, off: dict[str, Any]
+) -> None:
+    assert exact.generate_report(unit_volume, temperature=0, **off) == public_report(
+        published, unit_volume, temperature=0, **off
+    )
+
+
+def test_no_end_token_comes_before_the_shortest_report(exact: BrainGemma3D, unit_volume: torch.Tensor) -> None:
+    head, end = exact.language_model.lm_head, exact.tokenizer.eos_token_id
+    weight = head.weight.data.clone()
+    try:
+        states: list[torch.Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _m, args: states.append(args[0][:, -1]))
+        exact.generate(unit_volume, temperature=0, max_new_tokens=1)
+        hook.remove()
+        head.weight = torch.nn.Parameter(weight.clone())
+        head.weight.data[end] = 100 * states[0][0]  # the end is the likeliest token from the start
+        assert exact.generate(unit_volume, temperature=0, min_new_tokens=0).token_ids == ()
+        assert len(exact.generate(unit_volume, temperature=0).token_ids) >= 10
+    finally:
+        head.weight = exact.language_model.model.embed_tokens.weight
+        assert torch.equal(head.weight, weight)
+
+
+def test_the_format_brings_its_reading_and_writing(published: Path, exact: BrainGemma3D) -> None:
     info = describe_weights(str(published))
     assert (info.format, info.synthetic_only, info.banner) == ("published", False, None)
     assert info.name == published.name
-    model = BrainGemma3D.from_pretrained(published, dtype="float32")
-    settings = model.config.volume_settings
-    assert (settings.normalization, settings.grid, settings.brain_extraction) == ("unit", GRID, "auto")
-    assert model.ground(torch.rand(1, 1, *GRID)) is None
+    assert exact.config.volume_settings == PUBLISHED_VOLUME
+    assert exact.generation_settings() == GenerationSettings(
+        max_new_tokens=128,
+        min_new_tokens=10,
+        temperature=0.1,
+        top_k=50,
+        top_p=0.9,
+        repetition_penalty=1.2,
+        no_repeat_ngram_size=3,
+    )
+    assert exact.ground(torch.rand(1, 1, *GRID)) is None
+
+
+def test_top_k_is_the_checkpoints_where_it_states_one(published: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "top_k"
+    shutil.copytree(published, folder)
+    (folder / "language_model" / "generation_config.json").write_text('{"top_k": 64, "do_sample": true}')
+    assert read_config(folder).decoding["top_k"] == 64
+    (folder / "language_model" / "generation_config.json").write_text('{"top_k": "many"}')
+    with pytest.raises(CheckpointError, match="expected top_k as a whole number"):
+        read_config(folder)
+
+
+def test_our_own_weights_write_greedily_as_before(model: BrainGemma3D) -> None:
+    assert model.generation_settings() == GenerationSettings()
+    assert model.generation_settings().facts() == {
+        "decoding": "greedy",
+        "max_new_tokens": 256,
+        "min_new_tokens": 0,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+    }
 
 
 def test_a_published_model_saved_here_is_the_same_model(
@@ -123,8 +154,6 @@ def test_the_text_stack_of_either_kind_loads_whole(tmp_path: Path, multimodal: b
 
 def test_keys_of_older_multimodal_checkpoints_load_too(published: Path, tmp_path: Path) -> None:
     """Before transformers 4.52 the text stack lay under `language_model.model.`."""
-    import shutil
-
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "old"
@@ -144,8 +173,6 @@ def test_keys_of_older_multimodal_checkpoints_load_too(published: Path, tmp_path
 
 
 def test_a_pickle_with_code_is_refused(published: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = tmp_path / "evil"
     shutil.copytree(published, folder)
     torch.save({"vision_projector": np.random.default_rng}, folder / "projector_vis_scale.pt")
@@ -163,8 +190,6 @@ def test_a_pickle_with_code_is_refused(published: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_projector_that_does_not_fit_is_named(published: Path, tmp_path: Path, change: Any, message: str) -> None:
-    import shutil
-
     folder = tmp_path / "wrong"
     shutil.copytree(published, folder)
     content = torch.load(folder / "projector_vis_scale.pt", weights_only=True)
