@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +48,54 @@ def read_json(path: Path) -> Any:
 
 Buffer = bytes | bytearray | memoryview
 _IOV_MAX = 1024
+_COPY_BYTES = 1 << 20
 
 
-def write_all(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
-    """Write the buffers one after the other from `offset` on, also where the kernel takes them in pieces.
+@dataclass(frozen=True)
+class FileBytes:
+    """The first bytes of an open file, in the place of a buffer that would be too large."""
+
+    descriptor: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def pieces(self) -> Iterator[bytes]:
+        """What it holds.
+
+        Raises:
+            OSError: it cannot be read, or is shorter than it should be.
+        """
+        done = 0
+        while done < self.length:
+            piece = os.pread(self.descriptor, min(_COPY_BYTES, self.length - done), done)
+            if not piece:
+                raise OSError(errno.EIO, f"a file ends after {done} of {self.length} bytes")
+            done += len(piece)
+            yield piece
+
+
+def write_all(descriptor: int, parts: Sequence[Buffer | FileBytes], offset: int) -> int:
+    """Write the parts one after the other from `offset` on, also where the kernel takes them in pieces.
 
     Returns:
         Bytes written.
     """
+    total = 0
+    buffers: list[Buffer] = []
+    for part in parts:
+        if isinstance(part, FileBytes):
+            total += _write_buffers(descriptor, buffers, offset + total)
+            buffers = []
+            for piece in part.pieces():
+                total += _write_buffers(descriptor, [piece], offset + total)
+        else:
+            buffers.append(part)
+    return total + _write_buffers(descriptor, buffers, offset + total)
+
+
+def _write_buffers(descriptor: int, buffers: Sequence[Buffer], offset: int) -> int:
     left = [memoryview(part) for part in buffers]
     total = 0
     while left:

@@ -42,12 +42,14 @@ from daemon.receive.negotiation import (
     AssociationRequest,
     Context,
     MalformedRequest,
+    abort,
     accept,
     read_request,
     refuse,
     release_response,
 )
 from daemon.receive.refusals import RefusalLog
+from daemon.receive.slots import Slots
 from daemon.receive.store import (
     CONGESTED,
     TOO_MANY,
@@ -62,6 +64,7 @@ from daemon.receive.transport import (
     ARTIM_SECONDS,
     INVALID_PARAMETER,
     LINGER_SECONDS,
+    PROVIDER,
     UNEXPECTED_PDU,
     Abort,
     Buffer,
@@ -86,15 +89,18 @@ class _Connection:
     receiver: BlockingReceiver
     stream: Stream
     peer: str
-    established: bool = False
     between_messages_since: float = field(default_factory=time.monotonic)
     """Monotonic time at which the last message ended; infinite within a message."""
+    answering: bool = False
+    """Whether a message is all there and its answer is not."""
     _contexts: dict[int, Context] = field(default_factory=dict)
+    _max_pdu: int = 0
+    """The longest that the peer takes, bytes; 0: any."""
     _counts: Counter[int] = field(default_factory=Counter)
 
     def run(self) -> None:
         """From the TLS handshake to the end of the connection."""
-        buffer = Buffer(self.receiver.large)
+        buffer = Buffer(self.receiver.writer.folder, self.receiver.writer.min_free_bytes)
         try:
             self.stream.handshake(self.receiver.tls)
             self._associate(buffer)
@@ -105,10 +111,26 @@ class _Connection:
             self.stream.send_last(fault.pdu)
         except OSError as error:
             log.info("connection from %s broke: %s", self.peer, error)
+        except Exception:
+            log.exception("association with %s aborted", self.peer)
+            self.stream.send_last(abort(PROVIDER, INVALID_PARAMETER))
         finally:
             buffer.reset()
             self.stream.close()
-            self.receiver.forget(self)
+            self.receiver.slots.leave(self)
+
+    def received(self) -> int:
+        """Bytes that came so far."""
+        return self.stream.received()
+
+    def has_input(self) -> bool:
+        """Whether bytes wait to be read."""
+        return self.stream.has_input()
+
+    def push_out(self, why: str) -> None:
+        """End it, from another thread."""
+        if not self.stream.stopping:
+            self.stream.interrupt(why)
 
     def _associate(self, buffer: Buffer) -> None:
         self.stream.limit(ARTIM_SECONDS)
@@ -124,7 +146,7 @@ class _Connection:
         refusal = refuse_sender(self.receiver.listener, request.called_aet, request.calling_aet, self.peer)
         if refusal is None and is_behind(self.receiver.writer.folder):
             refusal = CONGESTED
-        if refusal is None and not self.receiver.admit(self):
+        if refusal is None and not self.receiver.slots.admit(self):
             refusal = TOO_MANY
         if refusal is not None:
             self.receiver.refusals.association(
@@ -135,14 +157,12 @@ class _Connection:
         self._serve(request, buffer)
 
     def _serve(self, request: AssociationRequest, buffer: Buffer) -> None:
-        try:
-            answer, self._contexts = accept(request, self.receiver.contexts, self.receiver.listener.max_pdu)
-        except MalformedRequest as error:
-            raise Abort(INVALID_PARAMETER, f"A-ASSOCIATE-RQ: {error}") from error
+        answer, self._contexts = accept(request, self.receiver.contexts, self.receiver.listener.max_pdu)
+        self._max_pdu = request.max_pdu
         name = f"{self.receiver.writer.receiver}/{uuid.uuid4().hex}"
         sender = Sender(name, request.calling_aet, self.peer)
         log.info("association from %r at %s", request.calling_aet, self.peer)
-        refused = (uid for number, uid in request.contexts.items() if number not in self._contexts)
+        refused = (c.abstract_syntax for number, c in request.contexts.items() if number not in self._contexts)
         self.receiver.refusals.contexts(refused, calling_aet=request.calling_aet, peer=self.peer)
         self.stream.set_timeout(self.receiver.listener.idle_seconds)
         try:
@@ -188,7 +208,9 @@ class _Connection:
             for length in fragments.of_kind(is_command=False):
                 buffer.receive(self.stream, length)
         fragments.expect_end()
+        self.answering = True
         self._answer(command, fragments.context_id, sender, buffer)
+        self.answering = False
 
     def _answer(self, command: Command, context_id: int, sender: Sender, buffer: Buffer) -> None:
         if command.command & RESPONSE or command.command == C_CANCEL_RQ:
@@ -202,24 +224,26 @@ class _Connection:
                 abstract_syntax=context.abstract_syntax,
                 transfer_syntax_uid=context.transfer_syntax_uid,
             )
-            outcome = store(self.receiver.writer, request, [buffer.view()], sender, buffer.checksum)
+            outcome = store(
+                self.receiver.writer, request, buffer.parts(), sender, buffer.checksum, failure=buffer.failure
+            )
             status, comment = int(outcome.status), outcome.comment
             self._counts[status] += 1
             buffer.reset()
         elif command.command == N_EVENT_REPORT_RQ and command.sop_class_uid == STORAGE_COMMITMENT:
             syntax = self._contexts[context_id].transfer_syntax_uid
-            outcome = take_commitment(self.receiver.writer, bytes(buffer.view()), syntax, sender.calling_aet)
+            outcome = take_commitment(self.receiver.writer, buffer.parts(), syntax, sender.calling_aet)
             status, comment = int(outcome.status), outcome.comment
             buffer.reset()
         elif command.command != C_ECHO_RQ:
             status = UNRECOGNIZED_OPERATION
         body = response(command, status, comment)
-        self.stream.send_command(body, context_id)
+        self.stream.send_command(body, context_id, self._max_pdu)
 
 
 @dataclass(eq=False)
 class BlockingReceiver:
-    """C-ECHO, C-STORE and reports of storage commitment by blocking threads; the same interface as `StockReceiver`."""
+    """C-ECHO, C-STORE and reports of storage commitment by blocking threads."""
 
     listener: Listener
     inherited: socket.socket
@@ -229,9 +253,7 @@ class BlockingReceiver:
     def __post_init__(self) -> None:
         self.contexts = supported_contexts(self.listener)
         self.tls = server_tls_context(self.listener)
-        self.large = threading.Lock()
-        self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
+        self.slots = Slots(self.listener.max_associations)
         self._stop = threading.Event()
         self.inherited.setblocking(False)
 
@@ -242,7 +264,7 @@ class BlockingReceiver:
         while not self._stop.is_set():
             if poll.poll(200) and not self._stop.is_set():
                 # The process with the fewest associations takes it: the others look a little later.
-                time.sleep(min(0.001 * len(self._connections), 0.02) if self.listener.processes > 1 else 0)
+                time.sleep(min(0.001 * len(self.slots), 0.02) if self.listener.processes > 1 else 0)
                 self._accept()
         self.inherited.close()  # our descriptor only: the siblings go on accepting
 
@@ -252,28 +274,13 @@ class BlockingReceiver:
         except OSError as error:  # a sibling was faster, the peer gave up, or out of file descriptors
             log.debug("accept: %s", error)
             return
-        if len(self._connections) >= 2 * self.listener.max_associations + 32:
+        connection = _Connection(self, Stream(client, max_pdu=self.listener.max_pdu), address[0])
+        if not self.slots.enter(connection):
             log.warning("connection from %s closed: too many that have not asked for an association", address[0])
             client.close()
             return
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection = _Connection(self, Stream(client, max_pdu=self.listener.max_pdu), address[0])
-        with self._lock:
-            self._connections.add(connection)
         threading.Thread(target=connection.run, name=f"association {address[0]}", daemon=True).start()
-
-    def admit(self, connection: _Connection) -> bool:
-        """Count an association; False where there are too many."""
-        with self._lock:
-            if sum(other.established for other in self._connections) >= self.listener.max_associations:
-                return False
-            connection.established = True
-            return True
-
-    def forget(self, connection: _Connection) -> None:
-        """A connection is over."""
-        with self._lock:
-            self._connections.discard(connection)
 
     def stop_accepting(self) -> None:
         """Take no new connection; open associations go on."""
@@ -283,15 +290,14 @@ class BlockingReceiver:
         """End the associations that are idle, let busy ones end by themselves, and all of them after `seconds`."""
         deadline = time.monotonic() + seconds
         while True:
-            with self._lock:
-                connections = list(self._connections)
+            connections = self.slots.connections()
             if not connections:
                 return
             now = time.monotonic()
             for connection in connections:
                 idle = now - connection.between_messages_since > _IDLE_AT_STOP
-                if (idle or now > deadline) and not connection.stream.stopping:
-                    connection.stream.interrupt()
+                if idle or now > deadline:
+                    connection.push_out("the receiver is shutting down")
             if now > deadline + LINGER_SECONDS:
                 return
             time.sleep(0.05)

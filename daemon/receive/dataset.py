@@ -9,7 +9,11 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from daemon.files import Buffer
+from daemon.spool.segment import Part, pieces_of
 
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -19,14 +23,19 @@ _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 _LONG_VRS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 """PS3.5 7.1.2: value representations whose length field has 32 bits."""
+_UNKNOWN_VR = b"??"
+"""What some software writes for a private element whose VR it does not know; its length has 16 bits."""
 _WANTED = {(0x0008, 0x0016): 0, (0x0008, 0x0018): 1, (0x0020, 0x000D): 2, (0x0020, 0x000E): 3}
 _NAMES = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _LAST = (0x0020, 0x000E)
-_UID = re.compile(r"[0-9.]{1,64}")
+_UID = re.compile(r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,63}")
+"""Wider than PS3.5 9.1: software that anonymises makes UIDs of letters, too. Each is fit for a file's name."""
 _INFLATE_STEP = 1 << 16
 _MAX_HEADER_BYTES = 4 << 20
 _MAX_ELEMENTS = 500_000
 _MAX_DEPTH = 32
+MAX_INFLATED_BYTES = 512 << 20
+"""Far more than any study of ours needs."""
 
 Tag = tuple[int, int]
 
@@ -72,7 +81,7 @@ def _read(data: bytes | bytearray | memoryview, transfer_syntax_uid: str) -> Ide
         if value is None:
             raise DatasetError(f"the data set has no {name}")
         if not _UID.fullmatch(value):
-            raise DatasetError(f"{name}: expected a UID of digits and dots, got {len(value)} other characters")
+            raise DatasetError(f"{name}: expected a UID of digits and dots, got {len(value)} characters")
     return Identity(*(value or "" for value in values))
 
 
@@ -91,6 +100,29 @@ def _read_deflated(data: bytes | bytearray | memoryview) -> Identity:
             if len(plain) < wanted or wanted >= _MAX_HEADER_BYTES:
                 raise
         wanted *= 4
+
+
+def check_inflated(data: Sequence[Part]) -> None:
+    """Whoever reads a deflated data set has to inflate all of it, so what it comes to is bounded.
+
+    Args:
+        data: The deflated data set.
+
+    Raises:
+        DatasetError: it comes to more than `MAX_INFLATED_BYTES`, or cannot be inflated.
+    """
+    inflater = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+    size = 0
+    try:
+        for piece in pieces_of(data):
+            left: Buffer = piece
+            while len(left) and not inflater.eof:
+                size += len(inflater.decompress(left, _INFLATE_STEP))
+                left = inflater.unconsumed_tail
+                if size > MAX_INFLATED_BYTES:
+                    raise DatasetError(f"deflated data set: inflates to more than {MAX_INFLATED_BYTES >> 20} MB")
+    except zlib.error as error:
+        raise DatasetError(f"the deflated data set cannot be inflated: {error}") from error
 
 
 class _Reader:
@@ -142,7 +174,7 @@ class _Reader:
         if vr in _LONG_VRS:
             self._position = at + 12
             return (group, element), vr, self._long.unpack_from(self._data, at + 8)[0]
-        if not vr.isalpha():
+        if not vr.isalpha() and vr != _UNKNOWN_VR:
             raise DatasetError(f"({group:04X},{element:04X}): expected a value representation")
         self._position = at + 8
         return (group, element), vr, self._short.unpack_from(self._data, at + 6)[0]

@@ -1,44 +1,35 @@
-"""Association negotiation for the blocking receiver (PS3.8 9.3), done by pynetdicom's own classes.
+"""Association negotiation (PS3.8 9.3): the A-ASSOCIATE-RQ read, and its answer made.
 
-What is used of pynetdicom here is not all of its documented interface, so the release is pinned, a test holds these
-names to their behaviour, and `self_check` tries them at start: where it fails, the stock receiver takes over.
+Senders are taken as they are: AE titles padded with NUL or blank, items and sub-items that nobody knows (PS3.8 9.3.1:
+ignored), even presentation context identifiers, a maximum length of a few bytes. What is cut off is malformed.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from pydicom.uid import UID
-from pynetdicom import PYNETDICOM_IMPLEMENTATION_UID, PYNETDICOM_IMPLEMENTATION_VERSION
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-    SCP_SCU_RoleSelectionNegotiation,
-)
-from pynetdicom.presentation import PresentationContext, build_context, negotiate_as_acceptor
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 
 from daemon.receive.store import Refusal
+from daemon.spool.commitment_reports import STORAGE_COMMITMENT
 
 PDU_HEADER = struct.Struct(">BxL")
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 APPLICATION_CONTEXT = "1.2.840.10008.3.1.1.1"
+IMPLEMENTATION_VERSION = "BRAINGEMMA3D"
 
-_MALFORMED = (ValueError, LookupError, TypeError, AttributeError, AssertionError, OverflowError, struct.error)
-"""What pynetdicom's decoders raise on an A-ASSOCIATE-RQ that is not one."""
+_FIXED = struct.Struct(">H2x16s16s32s")  # protocol version, called and calling AE title, reserved
+_ITEM = struct.Struct(">BxH")
+_PROPOSED, _ANSWERED, _ABSTRACT, _TRANSFER, _USER = 0x20, 0x21, 0x30, 0x40, 0x50
+_MAXIMUM_LENGTH, _IMPLEMENTATION_UID, _ROLE, _IMPLEMENTATION_VERSION = 0x51, 0x52, 0x54, 0x55
+_ACCEPTED, _REFUSED_BY_USER, _NO_ABSTRACT, _NO_TRANSFER = 0, 1, 3, 4
+"""Results of a presentation context (PS3.8 Table 9-18)."""
 
 
 class MalformedRequest(Exception):
     """The A-ASSOCIATE-RQ cannot be understood."""
-
-
-class Incompatible(Exception):
-    """This release of pynetdicom does not negotiate as expected."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +41,28 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Proposed:
+    """A presentation context that a peer asks for."""
+
+    abstract_syntax: str
+    transfer_syntaxes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AssociationRequest:
     """What a peer asks for."""
 
-    primitive: Any
     called_aet: str
+    """Without padding; characters that no AE title has (PS3.5 6.2) are question marks, so that none reaches a log."""
     calling_aet: str
-    contexts: dict[int, str]
-    """Abstract syntax by presentation context ID."""
+    titles: bytes
+    """The fixed fields as they came: the answer repeats them (PS3.8 Table 9-17)."""
+    contexts: Mapping[int, Proposed]
+    """By presentation context ID."""
+    max_pdu: int = 0
+    """The longest PDU that the peer takes, bytes; 0: any."""
+    as_scp: Mapping[str, bool] | None = None
+    """By SOP class, where the peer proposes roles: whether it wants to be the SCP (PS3.7 D.3.3.4)."""
 
 
 def read_request(pdu: bytes) -> AssociationRequest:
@@ -66,66 +71,117 @@ def read_request(pdu: bytes) -> AssociationRequest:
     Raises:
         MalformedRequest: it cannot be understood.
     """
-    try:
-        decoded = A_ASSOCIATE_RQ()
-        decoded.decode(pdu)
-        primitive = decoded.to_primitive()
-        contexts = primitive.presentation_context_definition_list
-        if any(not context.transfer_syntax or not context.abstract_syntax for context in contexts):
-            raise MalformedRequest("a presentation context without abstract or transfer syntax")
-        asked = {context.context_id: str(context.abstract_syntax) for context in contexts}
-        return AssociationRequest(
-            primitive, primitive.called_ae_title.strip(), primitive.calling_ae_title.strip(), asked
-        )
-    except _MALFORMED as error:
-        raise MalformedRequest(type(error).__name__) from error
+    body = memoryview(pdu)[PDU_HEADER.size :]
+    if len(body) < _FIXED.size:
+        raise MalformedRequest(f"{len(body)} bytes, expected at least {_FIXED.size}")
+    _, called, calling, _ = _FIXED.unpack_from(body)
+    contexts: dict[int, Proposed] = {}
+    user: list[tuple[int, bytes]] = []
+    for kind, value in _items(bytes(body[_FIXED.size :])):
+        if kind == _PROPOSED:
+            number, proposed = _proposed(value)
+            contexts.setdefault(number, proposed)
+        elif kind == _USER:
+            user += _items(value)
+    if not contexts:
+        raise MalformedRequest("no presentation context")
+    lengths = [value for kind, value in user if kind == _MAXIMUM_LENGTH and len(value) == 4]
+    return AssociationRequest(
+        _title(called),
+        _title(calling),
+        bytes(body[: _FIXED.size]),
+        contexts,
+        int.from_bytes(lengths[0], "big") if lengths else 0,
+        dict(_role(value) for kind, value in user if kind == _ROLE),
+    )
+
+
+def _items(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each item (PS3.8 9.3.2)."""
+    at = 0
+    while at < len(data):
+        if at + _ITEM.size > len(data):
+            raise MalformedRequest("an item that is cut off")
+        kind, length = _ITEM.unpack_from(data, at)
+        at += _ITEM.size + length
+        if at > len(data):
+            raise MalformedRequest(f"an item 0x{kind:02X} of {length} bytes that is cut off")
+        yield kind, data[at - length : at]
+
+
+def _proposed(value: bytes) -> tuple[int, Proposed]:
+    if len(value) < 4:
+        raise MalformedRequest("a presentation context that is cut off")
+    items = list(_items(value[4:]))
+    abstract = [_uid(part) for kind, part in items if kind == _ABSTRACT]
+    transfer = tuple(_uid(part) for kind, part in items if kind == _TRANSFER)
+    if not abstract or not abstract[0] or not transfer:
+        raise MalformedRequest("a presentation context without abstract or transfer syntax")
+    return value[0], Proposed(abstract[0], transfer)
+
+
+def _role(value: bytes) -> tuple[str, bool]:
+    length = int.from_bytes(value[:2], "big")
+    if len(value) != length + 4:
+        raise MalformedRequest("a role selection that is cut off")
+    return _uid(value[2 : 2 + length]), bool(value[3 + length])
+
+
+def _uid(value: bytes) -> str:
+    return value.strip(b"\0 ").decode("ascii", "replace")
+
+
+def _title(value: bytes) -> str:
+    return "".join(chr(c) if 0x20 <= c < 0x7F and c != 0x5C else "?" for c in value.strip(b"\0 "))
 
 
 def accept(
-    request: AssociationRequest, supported: Sequence[PresentationContext], max_pdu: int
+    request: AssociationRequest, supported: Mapping[str, Collection[str]], max_pdu: int
 ) -> tuple[bytes, dict[int, Context]]:
     """The A-ASSOCIATE-AC, and the accepted contexts by their id.
 
-    Raises:
-        MalformedRequest: the request cannot be answered.
+    Args:
+        request: What is asked for.
+        supported: Transfer syntaxes by abstract syntax, the preferred ones first.
+        max_pdu: The longest PDU that we take, bytes; 0: any.
     """
-    try:
-        return _accept(request, supported, max_pdu)
-    except _MALFORMED as error:
-        raise MalformedRequest(type(error).__name__) from error
-
-
-def _accept(
-    request: AssociationRequest, supported: Sequence[PresentationContext], max_pdu: int
-) -> tuple[bytes, dict[int, Context]]:
-    asked = request.primitive
-    # A PACS that reports on storage commitment is the SCP, although it opens the association (PS3.7 D.3.3.4).
-    roles = {
-        item.sop_class_uid: (item.scu_role, item.scp_role)
-        for item in asked.user_information
-        if isinstance(item, SCP_SCU_RoleSelectionNegotiation)
-    }
-    results, role_answers = negotiate_as_acceptor(asked.presentation_context_definition_list, list(supported), roles)
-    answer = A_ASSOCIATE()
-    answer.application_context_name = UID(APPLICATION_CONTEXT)
-    answer.calling_ae_title, answer.called_ae_title = asked.calling_ae_title, asked.called_ae_title
-    answer.result, answer.result_source = 0, 1
-    answer.presentation_context_definition_results_list = results
-    length, implementation, version = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
+    accepted: dict[int, Context] = {}
+    items = _item(0x10, APPLICATION_CONTEXT.encode())
+    roles: dict[str, bool] = {}
+    for number, proposed in request.contexts.items():
+        result, syntax = _negotiate(request, proposed, supported)
+        if result == _ACCEPTED:
+            accepted[number] = Context(proposed.abstract_syntax, syntax)
+            if proposed.abstract_syntax == STORAGE_COMMITMENT and STORAGE_COMMITMENT in (request.as_scp or {}):
+                roles[STORAGE_COMMITMENT] = True
+        items += _item(_ANSWERED, bytes((number, 0, result, 0)) + _item(_TRANSFER, syntax.encode()))
+    user = _item(_MAXIMUM_LENGTH, max_pdu.to_bytes(4, "big")) + _item(
+        _IMPLEMENTATION_UID, PYDICOM_IMPLEMENTATION_UID.encode()
     )
-    length.maximum_length_received = max_pdu
-    implementation.implementation_class_uid = UID(PYNETDICOM_IMPLEMENTATION_UID)
-    version.implementation_version_name = PYNETDICOM_IMPLEMENTATION_VERSION
-    answer.user_information = [length, implementation, version, *role_answers]
-    accepted = {
-        context.context_id: Context(str(context.abstract_syntax), str(context.transfer_syntax[0]))
-        for context in results
-        if context.result == 0
-    }
-    return A_ASSOCIATE_AC(answer).encode(), accepted
+    for uid, as_scp in roles.items():  # whoever reports to us on storage commitment is the SCP, and not the SCU
+        user += _item(_ROLE, len(uid).to_bytes(2, "big") + uid.encode() + bytes((0, as_scp)))
+    items += _item(_USER, user + _item(_IMPLEMENTATION_VERSION, IMPLEMENTATION_VERSION.encode()))
+    body = struct.pack(">H", 1) + request.titles[2:] + items
+    return PDU_HEADER.pack(ASSOCIATE_AC, len(body)) + body, accepted
+
+
+def _negotiate(
+    request: AssociationRequest, proposed: Proposed, supported: Mapping[str, Collection[str]]
+) -> tuple[int, str]:
+    """Result of one context, and its transfer syntax, which means something only where the result is acceptance."""
+    ours = supported.get(proposed.abstract_syntax)
+    if ours is None:
+        return _NO_ABSTRACT, proposed.transfer_syntaxes[0]
+    syntax = next((uid for uid in ours if uid in proposed.transfer_syntaxes), None)
+    if syntax is None:
+        return _NO_TRANSFER, proposed.transfer_syntaxes[0]
+    if proposed.abstract_syntax == STORAGE_COMMITMENT and not (request.as_scp or {}).get(STORAGE_COMMITMENT, True):
+        return _REFUSED_BY_USER, syntax
+    return _ACCEPTED, syntax
+
+
+def _item(kind: int, value: bytes) -> bytes:
+    return _ITEM.pack(kind, len(value)) + value
 
 
 def refuse(refusal: Refusal) -> bytes:
@@ -141,36 +197,3 @@ def abort(source: int, reason: int) -> bytes:
 def release_response() -> bytes:
     """The A-RELEASE-RP (PS3.8 9.3.7)."""
     return PDU_HEADER.pack(RELEASE_RP, 4) + bytes(4)
-
-
-def self_check() -> None:
-    """Negotiate a request of our own.
-
-    Raises:
-        Incompatible: the answer is not the expected one.
-    """
-    verification, explicit = "1.2.840.10008.1.1", "1.2.840.10008.1.2.1"
-    try:
-        request = read_request(_sample_request(verification, explicit))
-        pdu, contexts = accept(request, [build_context(verification, explicit)], 16384)
-        decoded = A_ASSOCIATE_AC()
-        decoded.decode(pdu)
-        found = (request.called_aet, request.calling_aet, contexts, decoded.to_primitive().maximum_length_received)
-    except (*_MALFORMED, MalformedRequest) as error:
-        raise Incompatible(f"negotiation fails: {type(error).__name__}: {error}") from error
-    expected = ("CALLED", "CALLING", {3: Context(verification, explicit)}, 16384)
-    if found != expected:
-        raise Incompatible(f"negotiation gives {found!r}, expected {expected!r}")
-
-
-def _sample_request(abstract_syntax: str, transfer_syntax: str) -> bytes:
-    """An A-ASSOCIATE-RQ put together by hand (PS3.8 Table 9-11 and following)."""
-
-    def item(kind: int, body: bytes) -> bytes:
-        return struct.pack(">BxH", kind, len(body)) + body
-
-    user = item(0x51, struct.pack(">L", 65536)) + item(0x52, b"1.2.3")
-    syntaxes = item(0x30, abstract_syntax.encode()) + item(0x40, transfer_syntax.encode())
-    items = item(0x10, APPLICATION_CONTEXT.encode()) + item(0x20, b"\x03\0\0\0" + syntaxes) + item(0x50, user)
-    body = struct.pack(">H2x16s16s32x", 1, b"CALLED".ljust(16), b"CALLING".ljust(16)) + items
-    return PDU_HEADER.pack(ASSOCIATE_RQ, len(body)) + body

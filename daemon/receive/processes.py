@@ -28,8 +28,6 @@ from daemon.observe.audit import AuditLog
 from daemon.observe.logs import LogFormat, set_up_logging
 from daemon.receive.association import BlockingReceiver
 from daemon.receive.contexts import server_tls_context
-from daemon.receive.negotiation import Incompatible, self_check
-from daemon.receive.pynetdicom_receiver import StockReceiver
 from daemon.receive.refusals import RefusalLog
 from daemon.receive.scheduling import ask_for_short_slices
 from daemon.spool.writer import SEGMENT_BYTES, SpoolWriter
@@ -206,7 +204,7 @@ def run_receiver(order: Order, answers: IO[bytes]) -> None:
         reserve=-(-(order.listener.reserve_mb << 20) // SEGMENT_BYTES),
     )
     listening, refusals = socket.socket(fileno=order.socket), RefusalLog(AuditLog(order.audit))
-    receiver = choose_receiver()(order.listener, listening, writer, refusals)
+    receiver = BlockingReceiver(order.listener, listening, writer, refusals)
     server = threading.Thread(target=receiver.serve, name="accept", daemon=True)
     server.start()
     threading.Thread(target=_leave_with_parent, name="parent", daemon=True).start()
@@ -215,16 +213,6 @@ def run_receiver(order: Order, answers: IO[bytes]) -> None:
     receiver.stop_accepting()
     receiver.finish(FINISH_SECONDS)
     writer.close()
-
-
-def choose_receiver() -> type[BlockingReceiver | StockReceiver]:
-    """The blocking receiver, or the stock one where this release of pynetdicom does not negotiate as expected."""
-    try:
-        self_check()
-    except Incompatible as error:
-        log.warning("receiving by pynetdicom's own reactor, which is slower: %s", error)
-        return StockReceiver
-    return BlockingReceiver
 
 
 def _leave_with_parent() -> None:

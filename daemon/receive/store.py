@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +14,11 @@ from enum import IntEnum
 
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Listener
-from daemon.files import Buffer
+from daemon.files import Buffer, FileBytes
 from daemon.receive.counters import count
-from daemon.receive.dataset import DatasetError, read_identity
-from daemon.spool.commitment_reports import take_event
-from daemon.spool.segment import InstanceMeta
+from daemon.receive.dataset import DEFLATED, DatasetError, Identity, check_inflated, read_identity
+from daemon.spool.commitment_reports import MAX_BYTES, take_event
+from daemon.spool.segment import InstanceMeta, Part, pieces_of
 from daemon.spool.writer import NotDurable, SpoolFull, SpoolWriter
 
 log = logging.getLogger(__name__)
@@ -107,34 +109,45 @@ def _plain(address: object) -> str:
 
 
 def store(
-    writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], sender: Sender, checksum: int | None = None
+    writer: SpoolWriter,
+    request: StoreRequest,
+    data: Sequence[Part],
+    sender: Sender,
+    checksum: int | None = None,
+    *,
+    failure: OSError | None = None,
 ) -> StoreOutcome:
     """Check one instance and write it; Success means that it is durable.
 
     Args:
         writer: Where it goes.
         request: What the command set says.
-        data: The encoded data set, in one or more pieces.
+        data: The encoded data set: its beginning, and where it is a large one the rest.
         sender: Who sent it.
         checksum: CRC-32 of the data set where it is known already.
+        failure: Why some of the data set could not be kept.
     """
     started = time.perf_counter()
-    outcome = _store(writer, request, data, sender, checksum)
+    outcome = _refused(failure) if failure is not None else _store(writer, request, data, sender, checksum)
+    if outcome.status is not Status.SUCCESS:
+        log.warning("instance from %s refused: 0x%04X %s", sender.calling_aet, outcome.status, outcome.comment)
     count(outcome.status.name.lower(), sum(len(part) for part in data), time.perf_counter() - started)
     return outcome
 
 
-def take_commitment(writer: SpoolWriter, encoded: bytes, transfer_syntax_uid: str, sender: str) -> StoreOutcome:
+def take_commitment(writer: SpoolWriter, parts: Sequence[Part], transfer_syntax_uid: str, sender: str) -> StoreOutcome:
     """Keep a PACS's word on storage commitment for the service; Success means that it is durable.
 
     Args:
         writer: Its spool is in the data folder.
-        encoded: Event Information of the N-EVENT-REPORT.
+        parts: Event Information of the N-EVENT-REPORT.
         transfer_syntax_uid: Of its presentation context.
         sender: Calling AE title.
     """
     try:
-        take_event(DataFolder(writer.folder.parent).commitment_reports, encoded, transfer_syntax_uid)
+        if len(parts) > 1:
+            raise ValueError(f"expected at most {MAX_BYTES} bytes, got more")
+        take_event(DataFolder(writer.folder.parent).commitment_reports, _beginning(parts), transfer_syntax_uid)
     except ValueError as error:
         log.warning("N-EVENT-REPORT from %s refused: %s", sender, error)
         return StoreOutcome(Status.PROCESSING_FAILURE, f"Event Information: {error}"[:64])
@@ -145,15 +158,18 @@ def take_commitment(writer: SpoolWriter, encoded: bytes, transfer_syntax_uid: st
 
 
 def _store(
-    writer: SpoolWriter, request: StoreRequest, data: Sequence[Buffer], sender: Sender, checksum: int | None
+    writer: SpoolWriter, request: StoreRequest, data: Sequence[Part], sender: Sender, checksum: int | None
 ) -> StoreOutcome:
     if request.affected_sop_class_uid != request.abstract_syntax:
         return StoreOutcome(Status.SOP_CLASS_NOT_SUPPORTED, "Affected SOP Class is not that of the context")
-    whole = data[0] if len(data) == 1 else b"".join(data)
     try:
-        identity = read_identity(whole, request.transfer_syntax_uid)
+        identity = _identity(data, request.transfer_syntax_uid)
+        if request.transfer_syntax_uid == DEFLATED:
+            check_inflated(data)
     except DatasetError as error:
         return StoreOutcome(Status.CANNOT_UNDERSTAND, str(error)[:64])
+    except OSError as error:
+        return _refused(error)
     if identity.sop_class_uid != request.affected_sop_class_uid:
         return StoreOutcome(Status.DATA_SET_DOES_NOT_MATCH_SOP_CLASS, "SOP Class UID differs from the command's")
     if identity.sop_instance_uid != request.affected_sop_instance_uid:
@@ -170,11 +186,45 @@ def _store(
         received=time.time(),
     )
     try:
-        writer.append(meta, [whole], checksum)
+        writer.append(meta, data, checksum)
     except SpoolFull as error:
-        log.warning("instance from %s refused: %s", sender.calling_aet, error)
+        log.warning("the spool is full: %s", error)
         return StoreOutcome(Status.OUT_OF_RESOURCES, "out of storage space")
     except NotDurable as error:
-        log.warning("instance from %s failed: %s", sender.calling_aet, error)
+        log.warning("the spool failed: %s", error)
         return StoreOutcome(Status.PROCESSING_FAILURE, "the instance could not be written durably")
     return StoreOutcome(Status.SUCCESS)
+
+
+def _refused(failure: OSError) -> StoreOutcome:
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreOutcome(Status.OUT_OF_RESOURCES, "out of storage space")
+    return StoreOutcome(Status.PROCESSING_FAILURE, "the instance could not be written durably")
+
+
+def _beginning(data: Sequence[Part]) -> Buffer:
+    first = data[0]
+    if isinstance(first, FileBytes):
+        raise TypeError("expected the beginning of a data set in memory")
+    return first
+
+
+_ONE_AT_A_TIME = threading.Lock()
+_MOST_HEADER_BYTES = 64 << 20
+
+
+def _identity(data: Sequence[Part], transfer_syntax_uid: str) -> Identity:
+    """The UIDs, from the beginning where they are there, else from as much as a header may be."""
+    first = _beginning(data)
+    if len(data) == 1:
+        return read_identity(first, transfer_syntax_uid)
+    try:
+        return read_identity(first, transfer_syntax_uid)
+    except DatasetError:
+        with _ONE_AT_A_TIME:  # so that memory stays bounded; everything is here, nobody waits for a network
+            header = bytearray(first)
+            for piece in pieces_of(data[1:]):
+                header += piece
+                if len(header) >= _MOST_HEADER_BYTES:
+                    break
+            return read_identity(header, transfer_syntax_uid)

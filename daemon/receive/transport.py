@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import math
 import socket
 import ssl
 import struct
-import threading
+import tempfile
+import termios
 import time
 import zlib
 from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO
 
+from daemon.files import FileBytes, free_bytes, write_all
 from daemon.receive.negotiation import ABORT, ASSOCIATE_RQ, P_DATA, PDU_HEADER, abort
+from daemon.spool.segment import Part
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +29,11 @@ ARTIM_SECONDS = 30.0
 LINGER_SECONDS = 2.0
 MAX_INSTANCE_BYTES = 2 << 30
 LARGE_BYTES = 4 << 20
-"""Instances above this size are taken one at a time, so that memory stays bounded; TCP holds the others back."""
+"""Memory of an instance above this size is given back after it."""
+MEMORY_BYTES = 8 << 20
+"""Of an instance, so much at the most is held in memory."""
+_FIRST_BYTES = 256 << 10
+_CHECK_BYTES = 16 << 20
 PDU_SLACK = 64
 """Implementations disagree whether the maximum length counts the headers."""
 USER, PROVIDER = 0, 2
@@ -30,11 +41,14 @@ UNRECOGNIZED_PDU, UNEXPECTED_PDU, INVALID_PARAMETER = 1, 2, 6
 """Source and reason of an A-ABORT (PS3.8 Table 9-26)."""
 MIN_BYTES_PER_SECOND = 1024
 """A sender that is slower than this, beyond the time that it may be silent, holds an association for nothing."""
-MIN_LARGE_BYTES_PER_SECOND = 128 << 10
-"""The same while others with large instances wait for its turn to end."""
 _READ_AHEAD_BYTES = 512
 """Headers and commands come many to a system call; data sets go from the kernel to their place."""
 _PDV_HEADER = struct.Struct(">LBB")
+_BYTES_RECEIVED, _RECEIVED_AT, _TCP_INFO_BYTES = struct.Struct("=Q"), 128, 256
+"""tcpi_bytes_received in struct tcp_info of Linux (include/uapi/linux/tcp.h)."""
+LEAST_FRAGMENT_BYTES = 2
+_COMMAND_FRAGMENT, _LAST_FRAGMENT = 1, 2
+"""Bits of the message control header (PS3.8 E.2)."""
 
 
 class Closed(Exception):
@@ -50,56 +64,89 @@ class Abort(Exception):
 
 
 class Buffer:
-    """Bytes of one instance; its memory is used again for the next."""
+    """Bytes of one instance; its memory is used again for the next.
 
-    def __init__(self, large: threading.Lock) -> None:
-        self._bytes = bytearray(256 << 10)
-        self._large = large
-        self._holds_large = False
-        self.used = 0
+    What goes beyond `MEMORY_BYTES` goes into a file without a name, so that no sender, however slow, holds memory that
+    others need.
+    """
+
+    def __init__(self, folder: Path, min_free_bytes: int = 0) -> None:
+        """An empty one.
+
+        Args:
+            folder: Where the file is made.
+            min_free_bytes: Below this much free space there the rest of an instance is received and dropped.
+        """
+        self._folder = folder
+        self._min_free_bytes = min_free_bytes
+        self._bytes = bytearray(_FIRST_BYTES)
+        self._piece = memoryview(b"")
+        self._file: IO[bytes] | None = None
+        self._in_file = 0
+        self._used = 0
         self.checksum = 0
         """CRC-32 of what was received."""
+        self.failure: OSError | None = None
+        """Why some of it is not there."""
+
+    @property
+    def used(self) -> int:
+        """Bytes received."""
+        return self._used + self._in_file
 
     def receive(self, stream: Stream, count: int) -> None:
         """Take the next `count` bytes; the checksum is computed while the sender sends what follows."""
-        was_large = self._holds_large
-        place = self.room(count)  # a large one waits here for its turn
-        if self._holds_large and not was_large:
-            stream.limit_anew()
-        stream.expect(count, MIN_LARGE_BYTES_PER_SECOND if self._holds_large else MIN_BYTES_PER_SECOND)
+        if self.used + count > MAX_INSTANCE_BYTES:
+            raise Abort(INVALID_PARAMETER, f"an instance of more than {MAX_INSTANCE_BYTES} bytes")
+        stream.expect(count, MIN_BYTES_PER_SECOND)
+        if self._in_file or self._used + count > MEMORY_BYTES:
+            self._receive_into_file(stream, count)
+            return
+        if self._used + count > len(self._bytes):
+            larger = bytearray(max(self._used + count, 2 * len(self._bytes)))
+            larger[: self._used] = memoryview(self._bytes)[: self._used]
+            self._bytes = larger
+        place = memoryview(self._bytes)[self._used : self._used + count]
         stream.read_into(place)
-        self.used += count
+        self._used += count
         self.checksum = zlib.crc32(place, self.checksum)
 
-    def room(self, count: int) -> memoryview:
-        """Where the next `count` bytes go."""
-        needed = self.used + count
-        if needed > MAX_INSTANCE_BYTES:
-            raise Abort(INVALID_PARAMETER, f"an instance of more than {MAX_INSTANCE_BYTES} bytes")
-        if needed > len(self._bytes):
-            self._grow(needed)
-        return memoryview(self._bytes)[self.used : needed]
+    def _receive_into_file(self, stream: Stream, count: int) -> None:
+        if not self._piece:
+            self._piece = memoryview(bytearray(_FIRST_BYTES))
+        while count:
+            place = self._piece[: min(count, len(self._piece))]
+            stream.read_into(place)
+            self.checksum = zlib.crc32(place, self.checksum)
+            count -= len(place)
+            if self.failure is None:
+                try:
+                    self._write(place)
+                except OSError as error:  # the sender is told once it has sent everything
+                    self.failure = error
+            self._in_file += len(place)
 
-    def _grow(self, needed: int) -> None:
-        if needed > LARGE_BYTES and not self._holds_large:
-            self._large.acquire()
-            self._holds_large = True
-        larger = bytearray(max(needed, 2 * len(self._bytes)))
-        larger[: self.used] = memoryview(self._bytes)[: self.used]
-        self._bytes = larger
+    def _write(self, place: memoryview) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(dir=self._folder, buffering=0)  # noqa: SIM115 - closed by `reset`
+        if self._in_file % _CHECK_BYTES < len(place) and free_bytes(self._folder) < self._min_free_bytes:
+            raise OSError(errno.ENOSPC, "less free space than storage.min_free_gb")
+        write_all(self._file.fileno(), [place], self._in_file)
 
-    def view(self) -> memoryview:
-        """What was received."""
-        return memoryview(self._bytes)[: self.used]
+    def parts(self) -> list[Part]:
+        """What was received; where there are two, the first is `MEMORY_BYTES` or a little less."""
+        first = memoryview(self._bytes)[: self._used]
+        return [first] if self._file is None else [first, FileBytes(self._file.fileno(), self._in_file)]
 
     def reset(self) -> None:
         """Ready for the next instance."""
-        self.used = self.checksum = 0
+        self._used = self._in_file = self.checksum = 0
+        self.failure = None
         if len(self._bytes) > LARGE_BYTES:
-            self._bytes = bytearray(256 << 10)
-        if self._holds_large:
-            self._holds_large = False
-            self._large.release()
+            self._bytes = bytearray(_FIRST_BYTES)
+        if self._file is not None:
+            self._file.close()
+            self._file, self._piece = None, memoryview(b"")
 
 
 class Stream:
@@ -108,8 +155,8 @@ class Stream:
     def __init__(self, connection: socket.socket, *, max_pdu: int) -> None:
         self._socket = connection
         self._max_pdu = max_pdu or MAX_INSTANCE_BYTES
-        self._stopping = False
-        self._limit = self._deadline = math.inf
+        self._interrupted = ""
+        self._deadline = math.inf
         self._wait_all = int(socket.MSG_WAITALL)
         self._small = bytearray(_READ_AHEAD_BYTES)
         self._ahead = memoryview(b"")
@@ -142,20 +189,15 @@ class Stream:
 
     def limit(self, seconds: float) -> None:
         """From now on everything must have come within this time, so that trickling bytes hold nothing up."""
-        self._limit = seconds
-        self.limit_anew()
-
-    def limit_anew(self) -> None:
-        """The same limit from now on, whatever time was left or went by in waiting for others."""
-        self._deadline = time.monotonic() + self._limit
+        self._deadline = time.monotonic() + seconds
 
     def expect(self, count: int, bytes_per_second: float) -> None:
         """Allow for so many more bytes at this rate."""
         self._deadline += count / bytes_per_second
 
-    def interrupt(self) -> None:
+    def interrupt(self, why: str) -> None:
         """From another thread: make a blocked read return, so that the association ends."""
-        self._stopping = True
+        self._interrupted = why
         try:
             self._socket.shutdown(socket.SHUT_RD)
         except OSError as error:
@@ -164,7 +206,26 @@ class Stream:
     @property
     def stopping(self) -> bool:
         """Whether it was interrupted."""
-        return self._stopping
+        return bool(self._interrupted)
+
+    def received(self) -> int:
+        """Bytes that the kernel has got so far, also those that nobody has read yet; 0 where it does not say."""
+        try:
+            information = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return 0
+        return int(_BYTES_RECEIVED.unpack_from(information, _RECEIVED_AT)[0]) if len(information) >= 136 else 0
+
+    def has_input(self) -> bool:
+        """Whether bytes wait to be read."""
+        if self._ahead:
+            return True
+        waiting = bytearray(4)
+        try:
+            fcntl.ioctl(self._socket.fileno(), termios.FIONREAD, waiting)
+        except (OSError, ValueError):  # it is closed
+            return False
+        return any(waiting)
 
     def read_into(self, view: memoryview) -> None:
         """Fill `view`.
@@ -191,8 +252,8 @@ class Stream:
         except (BlockingIOError, TimeoutError) as error:
             raise Abort(0, "silent for too long", source=USER) from error
         if count == 0:
-            if self._stopping:
-                raise Abort(0, "the receiver is shutting down", source=USER)
+            if self._interrupted:
+                raise Abort(0, self._interrupted, source=USER)
             raise Closed("closed by the peer")
         if time.monotonic() > self._deadline:
             raise Abort(0, "too slow", source=USER)
@@ -208,10 +269,18 @@ class Stream:
         """Send all of it."""
         self._socket.sendall(data)
 
-    def send_command(self, command: bytes, context_id: int) -> None:
-        """Send a message without data set, in one PDU."""
-        pdv = _PDV_HEADER.pack(len(command) + 2, context_id, 3)
-        self.send(PDU_HEADER.pack(P_DATA, len(pdv) + len(command)) + pdv + command)
+    def send_command(self, command: bytes, context_id: int, max_pdu: int) -> None:
+        """Send a message without data set, in PDUs of `max_pdu` bytes at the most; 0: in one (PS3.8 D.1)."""
+        step = len(command)
+        if max_pdu:
+            step = min(step, max(LEAST_FRAGMENT_BYTES, max_pdu - _PDV_HEADER.size & ~1))
+        pdus = bytearray()
+        for at in range(0, len(command), step):
+            piece = command[at : at + step]
+            control = _COMMAND_FRAGMENT | (_LAST_FRAGMENT if at + step >= len(command) else 0)
+            pdus += PDU_HEADER.pack(P_DATA, _PDV_HEADER.size + len(piece))
+            pdus += _PDV_HEADER.pack(len(piece) + 2, context_id, control) + piece
+        self.send(bytes(pdus))
 
     def send_last(self, pdu: bytes) -> None:
         """Send the last PDU and wait a little for the peer to close, so that a reset cannot overtake it."""

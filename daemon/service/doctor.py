@@ -28,7 +28,6 @@ from daemon.database.engine import database_url, make_engine
 from daemon.deliver.client import client_for
 from daemon.errors import ConfigurationError, DaemonError
 from daemon.files import read_json
-from daemon.receive.negotiation import Incompatible, self_check
 
 CARD_GPU_GB = 16
 """GPU memory that the model card asks for."""
@@ -58,7 +57,7 @@ def examine(settings: Settings) -> Iterator[Check]:
     """Look at everything that `serve` will need, one check after the other."""
     looks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
         _weights, _device, _memory, _four_bit, _codecs, _disk, _ports, _page, _peers, _certificates, _database, _shared,
-        _receiver, _destinations, _tools,
+        _destinations, _tools,
     )  # fmt: skip
     for look in looks:
         yield from look(settings)
@@ -244,15 +243,6 @@ def _shared(settings: Settings) -> Iterator[Check]:
         yield Check("shared storage", False, f"{url}: {error}")
     else:
         yield Check("shared storage", read == b"doctor", f"{url} takes files and gives them back")
-
-
-def _receiver(_settings: Settings) -> Iterator[Check]:
-    try:
-        self_check()
-    except Incompatible as error:
-        yield Check("receiver", True, f"pynetdicom's own reactor, slower: {error}")
-    else:
-        yield Check("receiver", True, "the quick one fits this release of pynetdicom")
 
 
 def _can_bind(name: str, settings: Settings, host: str, port: int) -> Check:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
@@ -10,9 +12,10 @@ from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.uid import UID
 
-from daemon.files import make_private, read_json, write_json
+from daemon.files import Buffer, make_private, read_json, write_json
 
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model SOP Class."""
@@ -29,6 +32,22 @@ FAILURE_REASONS = {
     0x0131: "duplicate transaction UID",
 }
 """PS3.3 C.14.1.1."""
+
+
+_UNDECODABLE = (
+    EOFError,
+    NotImplementedError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    OSError,
+    struct.error,
+    zlib.error,
+    BytesLengthException,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +83,7 @@ def _uid(item: Dataset) -> str:
     return str(uid)
 
 
-def take_event(folder: Path, encoded: bytes, transfer_syntax_uid: str) -> None:
+def take_event(folder: Path, encoded: Buffer, transfer_syntax_uid: str) -> None:
     """Write a report durably for the service to take; the same one again replaces it.
 
     Args:
@@ -82,16 +101,16 @@ def take_event(folder: Path, encoded: bytes, transfer_syntax_uid: str) -> None:
     write_json(make_private(folder) / f"report-{report.transaction_uid}.json", asdict(report))
 
 
-def _decode(encoded: bytes, syntax: UID) -> Dataset:
+def _decode(encoded: Buffer, syntax: UID) -> Dataset:
     """Only our own two uncompressed syntaxes are negotiated.
 
     Raises:
         ValueError: the bytes are no data set.
     """
     try:
-        information = pydicom.dcmread(BytesIO(_preamble(syntax) + encoded), force=True)
+        information = pydicom.dcmread(BytesIO(_preamble(syntax) + bytes(encoded)), force=True)
         information.walk(lambda _dataset, element: str(element.value))  # everything is decoded here or not at all
-    except (EOFError, NotImplementedError, AttributeError, KeyError, TypeError, OSError) as error:
+    except _UNDECODABLE as error:
         raise ValueError(f"{type(error).__name__} while decoding") from error
     return information
 

@@ -23,7 +23,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from daemon.files import Buffer
+from daemon.files import Buffer, FileBytes
 
 SEGMENT_MAGIC = b"BG3D spool\n"
 RECORD_MAGIC = b"\xb6G3R"
@@ -35,6 +35,7 @@ _CRC = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CRC.size
 MAX_META_BYTES = 1 << 20
 _READ_BYTES = 1 << 20
+Part = Buffer | FileBytes
 
 
 class RecordKind(IntEnum):
@@ -95,9 +96,18 @@ def segment_head() -> bytes:
     return SEGMENT_MAGIC.ljust(BLOCK_BYTES, b"\0")
 
 
+def pieces_of(data: Sequence[Part]) -> Iterator[Buffer]:
+    """A data set in pieces that fit into memory."""
+    for part in data:
+        if isinstance(part, FileBytes):
+            yield from part.pieces()
+        else:
+            yield part
+
+
 def encode_record(
-    kind: RecordKind, meta: dict[str, Any], data: Sequence[Buffer] = (), checksum: int | None = None
-) -> list[Buffer]:
+    kind: RecordKind, meta: dict[str, Any], data: Sequence[Part] = (), checksum: int | None = None
+) -> list[Part]:
     """The buffers of one record in whole blocks; the data set is not copied.
 
     Args:
@@ -108,7 +118,7 @@ def encode_record(
     """
     text = json.dumps(meta, separators=(",", ":")).encode()
     if checksum is None:
-        checksum = functools.reduce(lambda so_far, part: zlib.crc32(part, so_far), data, 0)
+        checksum = functools.reduce(lambda so_far, piece: zlib.crc32(piece, so_far), pieces_of(data), 0)
     length = sum(len(part) for part in data)
     header = _HEADER.pack(RECORD_MAGIC, kind, len(text), length, checksum)
     crc = _CRC.pack(zlib.crc32(text, zlib.crc32(header)))

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemon.errors import Retryable
-from daemon.files import Buffer, free_bytes, make_private_folder, sync_folder, write_all
+from daemon.files import free_bytes, make_private_folder, sync_folder, write_all
 from daemon.spool.locks import take_lock
 from daemon.spool.reserve import Reserve
-from daemon.spool.segment import InstanceMeta, RecordKind, encode_record, segment_head
+from daemon.spool.segment import InstanceMeta, Part, RecordKind, encode_record, segment_head
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class NotDurable(Retryable):
 class _Ticket:
     """One record on its way to the disk."""
 
-    buffers: list[Buffer]
+    parts: list[Part]
     done: bool = False
     error: OSError | None = None
 
@@ -91,7 +91,7 @@ class SpoolWriter:
                 min_free_bytes=self.min_free_bytes,
             )
 
-    def append(self, meta: InstanceMeta, data: Sequence[Buffer], checksum: int | None = None) -> None:
+    def append(self, meta: InstanceMeta, data: Sequence[Part], checksum: int | None = None) -> None:
         """Write one instance; on return it is durable.
 
         Args:
@@ -168,7 +168,7 @@ class SpoolWriter:
             self._end_segment()
             self._open_segment()
         try:
-            parts = [part for ticket in batch for part in ticket.buffers]
+            parts = [part for ticket in batch for part in ticket.parts]
             self._segment_size += write_all(self._segment, parts, self._segment_size)
             self.sync(self._segment)
         except OSError:

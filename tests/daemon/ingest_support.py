@@ -28,7 +28,6 @@ from daemon.config.sections import Assembly, Listener, Settings, Storage
 from daemon.database.engine import create_tables, make_engine
 from daemon.files import read_data
 from daemon.receive.association import BlockingReceiver
-from daemon.receive.pynetdicom_receiver import StockReceiver
 from daemon.spool.segment import InstanceMeta, Record, RecordKind, read_records
 from daemon.spool.writer import SpoolWriter
 
@@ -162,7 +161,6 @@ class InProcess:
 
     def __init__(
         self,
-        kind: type[BlockingReceiver | StockReceiver],
         folder: Path,
         *,
         min_free_bytes: int = 0,
@@ -173,7 +171,7 @@ class InProcess:
         self.address = self._listening.getsockname()
         self._writer = SpoolWriter(self.spool, min_free_bytes=min_free_bytes)
         settings = listener_settings(folder, **listener).listener
-        self.receiver = kind(settings, self._listening.dup(), self._writer)
+        self.receiver = BlockingReceiver(settings, self._listening.dup(), self._writer)
         self._thread = threading.Thread(target=self.receiver.serve, daemon=True)
         self._thread.start()
 

@@ -16,7 +16,6 @@ from ingest_fuse import Mounted
 from ingest_sender import RawSender
 from ingest_support import Bench, InProcess, data_set_bytes, encode, instances_in, make_series, meta_of
 
-from daemon.receive.association import BlockingReceiver
 from daemon.receive.store import Status
 from daemon.spool.writer import SpoolWriter
 from tests.daemon.receive.test_ingest_durability import Load, endless_instances, start_driver
@@ -180,7 +179,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize("watermark", [0, 1 << 20], ids=["until it is full", "at the watermark"])
 def test_a_real_disk_that_fills_up_and_gets_room_again(small_disk, watermark):
     """The kernel's own ENOSPC, and the watermark; no restart between."""
-    receiver = InProcess(BlockingReceiver, small_disk, min_free_bytes=watermark)
+    receiver = InProcess(small_disk, min_free_bytes=watermark)
     instances = endless_instances()
     filler = small_disk / "filler"
     filler.write_bytes(bytes(700_000))
@@ -221,6 +220,7 @@ def test_a_power_cut_after_the_hand_over_finds_every_instance_in_the_job_folder(
     for dataset in series:
         bench.writer.append(meta_of(dataset), [encode(dataset)])
     bench.writer.close()
+    bench.assembler.look(1000.0)
     [arrival] = bench.assembler.step(1010.0)
     assert bench.assembler.reclaim() > 0
     disk.tell("cut", tmp_path / "after")

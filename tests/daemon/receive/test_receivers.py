@@ -38,8 +38,7 @@ from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import AllStoragePresentationContexts
 from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind, Verification
 
-from daemon.receive.association import BlockingReceiver
-from daemon.receive.pynetdicom_receiver import StockReceiver
+from daemon.receive import slots
 from daemon.receive.store import Status
 from daemon.spool.locks import is_alive
 from daemon.spool.segment import RecordKind, read_records
@@ -47,10 +46,10 @@ from daemon.spool.segment import RecordKind, read_records
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "dicom"
 
 
-@pytest.fixture(scope="module", params=[BlockingReceiver, StockReceiver])
-def shared_receivers(request, tmp_path_factory):
-    """One of each kind for all tests that only send to it."""
-    receiver = InProcess(request.param, tmp_path_factory.mktemp("receiver"))
+@pytest.fixture(scope="module")
+def shared_receivers(tmp_path_factory):
+    """One for all tests that only send to it."""
+    receiver = InProcess(tmp_path_factory.mktemp("receiver"))
     yield receiver, receiver.spool
     receiver.stop()
 
@@ -266,7 +265,9 @@ def test_a_host_name_may_be_allowed(start):
     assert rejection(receivers.address, calling="ORTHANC") is None
 
 
-def test_too_many_associations_are_rejected_for_now(start):
+def test_too_many_associations_are_rejected_for_now(start, monkeypatch):
+    monkeypatch.setattr(slots, "ADMIT_SECONDS", 0.5)
+    monkeypatch.setattr(slots, "IDLE_SECONDS", 60)
     receivers = start(max_associations=2)
     with associate(receivers.address) as first, associate(receivers.address) as second:
         assert first.is_established

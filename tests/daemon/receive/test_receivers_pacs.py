@@ -27,9 +27,7 @@ from pynetdicom.sop_class import PatientRootQueryRetrieveInformationModelFind
 from test_receivers import rejection
 
 from daemon.config.sections import Listener
-from daemon.receive.association import BlockingReceiver
 from daemon.receive.contexts import TRANSFER_SYNTAXES, supported_contexts
-from daemon.receive.pynetdicom_receiver import StockReceiver
 from daemon.receive.store import Status
 from daemon.spool.backpressure import set_behind
 
@@ -43,7 +41,7 @@ PRIVATE = "1.3.12.2.1107.5.9.1"
 @pytest.fixture(scope="module")
 def blocking(tmp_path_factory):
     """The one that serves, for tests of many cases."""
-    receiver = InProcess(BlockingReceiver, tmp_path_factory.mktemp("blocking"))
+    receiver = InProcess(tmp_path_factory.mktemp("blocking"))
     yield receiver
     receiver.stop()
 
@@ -72,7 +70,7 @@ def test_storage_classes_by_configuration(start, caplog, rules, taken, refused):
 
 
 def test_every_standard_storage_class_is_taken_by_default():
-    taken = {context.abstract_syntax for context in supported_contexts(Listener())}
+    taken = set(supported_contexts(Listener()))
     assert {context.abstract_syntax for context in AllStoragePresentationContexts} <= taken
     assert PatientRootQueryRetrieveInformationModelFind not in taken
 
@@ -187,15 +185,14 @@ def test_refusals_are_logged_for_the_audit(start, caplog):
     assert any(record.getMessage().startswith("association from 'ORTHANC'") for record in caplog.records)
 
 
-@pytest.mark.parametrize("kind", [BlockingReceiver, StockReceiver])
-def test_at_debug_level_the_log_names_no_patient(tmp_path, caplog, kind):
+def test_at_debug_level_the_log_names_no_patient(tmp_path, caplog):
     """Every logger of the process at its most talkative, pynetdicom's included."""
     dataset = make_series(1)[0]
     dataset.PatientName, dataset.PatientID, dataset.PatientBirthDate = "Secret^Name", "SECRETID", "19010203"
     bad = copy.deepcopy(dataset)
     del bad.SeriesInstanceUID
     with caplog.at_level("DEBUG"):
-        receiver = InProcess(kind, tmp_path)
+        receiver = InProcess(tmp_path)
         with RawSender(receiver.address) as sender:
             sender.associate()
             assert sender.store(str(dataset.SOPInstanceUID), encode(dataset)) == Status.SUCCESS
