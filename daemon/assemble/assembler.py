@@ -241,7 +241,8 @@ class Assembler:
             self._ended.clear()
 
     def _rows(self, study_uid: str) -> Sequence[Row]:
-        query = sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid).order_by(INSTANCES.c.received)
+        order = (INSTANCES.c.received, INSTANCES.c.segment, INSTANCES.c.data_offset)
+        query = sa.select(INSTANCES).where(INSTANCES.c.study_uid == study_uid).order_by(*order)
         with self.engine.connect() as connection:
             return connection.execute(query).all()
 
