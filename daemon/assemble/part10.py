@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydicom import Dataset, dcmread
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import read_dataset, read_file_meta_info
 from pydicom.tag import Tag
 from pydicom.uid import (
     PYDICOM_IMPLEMENTATION_UID,
@@ -55,6 +55,8 @@ HEADER_BYTES = 256 << 10
 _PIECE_BYTES = 1 << 20
 Row = sa.Row[tuple[Any, ...]]
 _PREAMBLE = b"\0" * 128 + b"DICM"
+_GROUP_LENGTH_BYTES = 12
+"""Of File Meta Information Group Length, which comes first and counts what follows it."""
 
 
 class DamagedInstance(Exception):
@@ -117,6 +119,18 @@ def read_header(spool: Path, jobs: Path, row: Row, keywords: Sequence[str]) -> D
         return decode_header(start, row.transfer_syntax_uid, keywords)
     except (OSError, *UNDECODABLE) as error:
         log.debug("header of %s not read: %s", row.sop_uid, type(error).__name__)
+        return Dataset()
+
+
+def read_file_header(path: Path, keywords: Sequence[str]) -> Dataset:
+    """Some attributes of a DICOM file, from its beginning; what cannot be read is missing."""
+    try:
+        meta = read_file_meta_info(path)
+        with path.open("rb") as file:
+            file.seek(len(_PREAMBLE) + _GROUP_LENGTH_BYTES + meta.FileMetaInformationGroupLength)
+            return decode_header(file.read(HEADER_BYTES), meta.TransferSyntaxUID, keywords)
+    except (OSError, *UNDECODABLE) as error:
+        log.warning("%s: header not read: %s", path.name, type(error).__name__)
         return Dataset()
 
 

@@ -101,11 +101,7 @@ class Access:
         Raises:
             Refused: it comes from elsewhere, or its form is not ours.
         """
-        if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            raise Refused(403, "the form was sent by another site")
-        origin = request.headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
-            raise Refused(403, "the form was sent by another site")
+        check_same_site(request)
         if self._shows_bearer(request):
             return  # a program's; browsers add Basic credentials by themselves, a bearer token never
         if not hmac.compare_digest(form_token, self.form_token(identity)):
@@ -137,6 +133,19 @@ class Access:
 
     def _digest(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()
+
+
+def check_same_site(request: Request) -> None:
+    """A form must not come from another site's page, where the browser says whose it is.
+
+    Raises:
+        Refused: it does.
+    """
+    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise Refused(403, "the form was sent by another site")
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host", ""):
+        raise Refused(403, "the form was sent by another site")
 
 
 def _client(request: Request) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from urllib.parse import parse_qs
 
 from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -17,8 +16,12 @@ from starlette.staticfiles import StaticFiles
 
 from daemon.errors import DaemonError
 from daemon.web import access, actions, pages
-from daemon.web.context import HERE, MOST_FORM_BYTES, Page, page_of, render
+from daemon.web.context import HERE, Page, fields_of, page_of, render
 
+WRONG_SECONDS = 0.5
+"""How long a wrong token waits for its answer."""
+MOST_WRONG_LOGINS = 20
+"""So many may wait at once: guessing is bounded, and right tokens are let in all the same."""
 log = logging.getLogger(__name__)
 
 
@@ -86,11 +89,16 @@ async def login_form(request: Request) -> Response:
 
 async def login(request: Request) -> Response:
     """Takes the token and gives the session's cookie."""
-    body = (await request.body())[:MOST_FORM_BYTES]
-    shown = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[-1]
     keeper = page_of(request).access
+    if not keeper.web.token.get_secret_value():
+        raise access.Refused(404, "this page has no login")
+    shown = (await fields_of(request)).get("token", "")
     if not keeper.is_token(shown.strip()):
-        await run_in_threadpool(time.sleep, 0.5)
+        waiting = request.app.state.wrong_logins
+        if waiting.locked():
+            raise access.Refused(429, "too many wrong tokens at once: try again in a moment")
+        async with waiting:
+            await asyncio.sleep(WRONG_SECONDS)
         return render(request, "login.html", status=401, wrong=True)
     response = RedirectResponse("/", 303)
     secure = request.url.scheme == "https"
@@ -134,4 +142,5 @@ def create_app(page: Page) -> Starlette:
     app = Starlette(routes=routes, exception_handlers={DaemonError: foreseen, access.Refused: refused})
     app.add_middleware(Doorkeeper)
     app.state.page = page
+    app.state.wrong_logins = asyncio.Semaphore(MOST_WRONG_LOGINS)
     return app

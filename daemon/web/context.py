@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from dicom_io.content.report import RESEARCH_USE_LINE
 
 HERE = Path(__file__).parent
 MOST_FORM_BYTES = 200_000
+FORM_SECONDS = 20.0
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(HERE / "templates"),
     autoescape=True,
@@ -88,13 +90,27 @@ async def form_of(request: Request) -> dict[str, str]:
     """The fields of a form that one of our own pages sent.
 
     Raises:
-        Refused: it is not from one of our pages, or too large.
+        Refused: it is not from one of our pages, too large, or does not come.
     """
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_FORM_BYTES:
-            raise access.Refused(413, f"expected a form of at most {MOST_FORM_BYTES} bytes")
-    fields = {name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}
+    fields = await fields_of(request)
     page_of(request).access.check_meant(request, identity_of(request), fields.get("form_token", ""))
     return fields
+
+
+async def fields_of(request: Request) -> dict[str, str]:
+    """The fields of a form, of whatever page of ours.
+
+    Raises:
+        Refused: another site sent it, it is too large, or does not come.
+    """
+    access.check_same_site(request)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(FORM_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MOST_FORM_BYTES:
+                    raise access.Refused(413, f"expected a form of at most {MOST_FORM_BYTES} bytes")
+    except TimeoutError as error:
+        raise access.Refused(408, f"expected the form within {FORM_SECONDS:g} s") from error
+    return {name: values[-1] for name, values in parse_qs(body.decode("utf-8", "replace")).items()}

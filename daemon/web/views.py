@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pydicom
-from pydicom.errors import InvalidDicomError
-
+from daemon.assemble.part10 import read_file_header
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState, JobState
 from daemon.files import read_json
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import INTENDED_USE, provenance_rows, read_report
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Delivery, Job, now
+from dicom_io import header
 
 MARKED_STEPS = (*STEPS, DELIVER)
 """The row of steps on a job's page."""
@@ -131,13 +130,8 @@ def study_of(folder: JobFolder) -> list[tuple[str, str]]:
     first = next((p for p in sorted(folder.input.glob("*.dcm"))), None)
     if first is None:
         return []
-    try:
-        header = pydicom.dcmread(first, stop_before_pixels=True, specific_tags=[k for k, _ in STUDY_FIELDS])
-    except InvalidDicomError:
-        return []
-    return [
-        (label, _plain(keyword, str(header[keyword].value))) for keyword, label in STUDY_FIELDS if header.get(keyword)
-    ]
+    found = read_file_header(first, [keyword for keyword, _ in STUDY_FIELDS])
+    return [(label, _plain(keyword, text)) for keyword, label in STUDY_FIELDS if (text := header.text(found, keyword))]
 
 
 def _plain(keyword: str, value: str) -> str:
