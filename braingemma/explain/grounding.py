@@ -1,9 +1,8 @@
-"""The lesion by the grounding map: how large, on which side, in which lobes. The report is held against it."""
+"""The lesion by the grounding map: how large, on which side, in which lobes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from nibabel.affines import apply_affine
 from scipy import ndimage
 
 from braingemma.explain.supervoxels import BrainBox, site_of
-from braingemma.findings.vocabulary import OTHER_SIDE, SITES, Finding, Laterality
+from braingemma.findings.vocabulary import SITES, Laterality
 from braingemma.volume.preprocess import PreparedVolume
 from braingemma.volume.resampling import resample_whole
 
@@ -25,9 +24,8 @@ Float32 = npt.NDArray[np.float32]
 LEAST_SHARE: Final = 0.2
 #: Patches of which less than this share is brain lie outside it.
 LEAST_BRAIN: Final = 0.1
-#: A map that reaches this somewhere shows a lesion; one that stays below `UNLIKELY` shows none.
+#: A map that reaches this somewhere shows a lesion.
 LIKELY: Final = 0.5
-UNLIKELY: Final = 0.15
 #: Beyond this share of the estimate on one side it is one-sided.
 ONE_SIDED: Final = 0.85
 #: A site is named when it holds this share of the estimate.
@@ -43,12 +41,14 @@ class LesionEstimate:
         volume_ml: Sum over patches of share times size, ml; 0 where no patch reaches `LEAST_SHARE`.
         laterality: The patient's side; None where there is no volume.
         sites: Names out of `SITES`.
+        left_share: Share of the volume on the patient's left, in [0, 1]; None where there is none.
     """
 
     peak: float
     volume_ml: float
     laterality: Laterality | None
     sites: tuple[str, ...]
+    left_share: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As in `report.json`."""
@@ -76,9 +76,8 @@ def estimate_lesion(grounding: npt.NDArray[np.float32], prepared: PreparedVolume
     weights = grounding[tuple(index.T)].astype(float)
     centres = apply_affine(prepared.grid_affine, ((index + 0.5) * size - 0.5)[:, ::-1])  # RAS mm
     box = _brain_box(prepared)
-    return LesionEstimate(
-        peak, float(weights.sum()) * patch_ml, _side(centres, weights, box), _sites(centres, weights, box)
-    )
+    left = float(weights[centres[:, 0] < box.midline_mm].sum() / weights.sum())
+    return LesionEstimate(peak, float(weights.sum()) * patch_ml, _side(left), _sites(centres, weights, box), left)
 
 
 def _brain_box(prepared: PreparedVolume) -> BrainBox:
@@ -90,8 +89,8 @@ def _brain_box(prepared: PreparedVolume) -> BrainBox:
     return BrainBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
 
-def _side(centres: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], box: BrainBox) -> Laterality:
-    left = float(weights[centres[:, 0] < box.midline_mm].sum() / weights.sum())
+def _side(left: float) -> Laterality:
+    """The side of a lesion with this share on the patient's left."""
     if left >= ONE_SIDED:
         return "left"
     return "right" if left <= 1 - ONE_SIDED else "bilateral"
@@ -102,28 +101,6 @@ def _sites(centres: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], b
     for centre, weight in zip(centres, weights, strict=True):
         shares[site_of(centre, box)] += float(weight / weights.sum())
     return tuple(site for site in SITES if shares[site] >= SITE_SHARE)
-
-
-def disagreements(findings: Sequence[Finding], estimate: LesionEstimate) -> list[str]:
-    """Warnings where the report's text says something else than the map; doubtful maps say nothing."""
-    lesion = next((f for f in findings if f.finding == "lesion"), None)
-    if lesion is None:
-        return []
-    if lesion.presence == "absent" and estimate.peak >= LIKELY:
-        return [
-            f"The text denies a lesion, but the lesion map shows one of about {estimate.volume_ml:.0f} ml "
-            f"({estimate.laterality}): read with care."
-        ]
-    if lesion.presence != "present":
-        return []
-    if estimate.peak < UNLIKELY:
-        return ["The text states a lesion, but the lesion map shows none: read with care."]
-    if estimate.peak >= LIKELY and lesion.laterality and OTHER_SIDE.get(lesion.laterality) == estimate.laterality:
-        return [
-            f"The text places the lesion on the {lesion.laterality}, but the lesion map on the {estimate.laterality}: "
-            "check the side."
-        ]
-    return []
 
 
 def grounding_on_grid(grounding: Float32, grid: tuple[int, ...], grid_affine: Float, image: nib.Nifti1Image) -> Float32:

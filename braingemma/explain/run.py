@@ -27,6 +27,8 @@ from braingemma.explain.perturbation import Progress, ScoringSettings
 from braingemma.explain.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
 from braingemma.explain.supervoxels import Supervoxels, segment
 from braingemma.explain.targets import ALL_FINDINGS, ModelScorer, plan_targets, present_spans
+from braingemma.findings.text import findings_from_text
+from braingemma.findings.vocabulary import FINDINGS
 from braingemma.volume.brain import BrainMask
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 
@@ -71,7 +73,8 @@ def explain_report(
     tensor = prepared.tensor.to(model.compute_device)
     scorer = ModelScorer(model, plan, prompt)
     found = explain_prepared(supervoxels, tensor, prepared.grid_affine, scorer, settings, plan.targets, scoring)
-    return replace(found, finding_present=bool(present_spans(report)))
+    found = replace(found, finding_present=bool(present_spans(report)))
+    return replace(found, warnings=(*found.warnings, *other_side(found, report)))
 
 
 def run_interpretability(
@@ -188,6 +191,21 @@ def grounding_agreement(found: Explanation, grounding: Float32) -> dict[str, Any
         "rank_correlation": rank_agreement(found.weights, means),
         "same_top": top == int(np.argmax(found.weights)) if found.drawn else None,
     }
+
+
+def other_side(found: Explanation, report: str) -> tuple[str, ...]:
+    """A warning where the strongest region lies on the other side than the lesion that the report states."""
+    name = found.settings.target if found.settings.target in FINDINGS else "lesion"
+    stated = next((f for f in findings_from_text(report) if f.finding == name), None)
+    if stated is None or stated.laterality is None or not found.drawn:
+        return ()
+    top = found.supervoxels.regions[int(np.argmax(found.weights))]
+    if {stated.laterality, top.side} != {"left", "right"}:
+        return ()
+    return (
+        f"The text places {name.replace('_', ' ')} on the {stated.laterality}, but the region that speaks most for the "
+        f"words (saliency) lies on the {top.side}, {top.site}: check the side.",
+    )
 
 
 def _ras_image(path: Path) -> nib.Nifti1Image:

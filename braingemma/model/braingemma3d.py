@@ -298,8 +298,12 @@ class BrainGemma3D(PreTrainedModel):
         prompt: str | None = None,
         settings: GenerationSettings | None = None,
         progress: Progress | None = None,
+        copies: int = 1,
     ) -> list[GeneratedReport]:
-        """One report for each volume of (B, 1, D, H, W); settings None: those of the weights."""
+        """`copies` reports for each volume of (B, 1, D, H, W), next to each other; settings None: those of the weights.
+
+        More than one copy need a temperature: greedy ones would be equal.
+        """
         settings = settings or self.generation_settings()
         tokenizer = self._text_tokenizer()
         visual = self.encode_volume(volume)
@@ -311,6 +315,7 @@ class BrainGemma3D(PreTrainedModel):
             language.end_ids(tokenizer, self.config.text_config),
             stop=lambda written: any(s in tokenizer.decode(written, skip_special_tokens=True) for s in settings.stop),
             progress=progress,
+            copies=copies,
         )
         return [
             GeneratedReport(self._report_text(ids, settings.stop, prompt), ids, logprobs)

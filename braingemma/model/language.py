@@ -255,6 +255,7 @@ def decode(
     ends: Sequence[int],
     stop: Callable[[list[int]], bool] = lambda _: False,
     progress: Progress | None = None,
+    copies: int = 1,
 ) -> Decoded:
     """Write token by token after the prefix (B, T, E), which is computed once.
 
@@ -265,11 +266,12 @@ def decode(
         ends: Ids that end a row.
         stop: Told a row's ids so far; true ends the row.
         progress: Called with the number of tokens written so far, after each step.
+        copies: Texts of each row, next to each other; all share the row's prefix.
 
     Returns:
         Ids and log-probabilities under the unchanged distribution (temperature 1, no penalty).
     """
-    batch, device = inputs_embeds.shape[0], inputs_embeds.device
+    batch, device = inputs_embeds.shape[0] * copies, inputs_embeds.device
     generator = None if settings.seed is None else torch.Generator(device).manual_seed(settings.seed)
     processors = settings.processors(ends, device)
     cache = DynamicCache(config=language_model.config)
@@ -279,6 +281,9 @@ def decode(
     for count in range(1, settings.max_new_tokens + 1):
         out = language_model(**step, past_key_values=cache, use_cache=True, logits_to_keep=1)
         logits = out.logits[:, -1].float()  # (B, V)
+        if count == 1 and copies > 1:
+            cache.batch_repeat_interleave(copies)
+            logits = logits.repeat_interleave(copies, dim=0)
         token = _choose(processors(written, logits.clone()), settings, generator)  # (B, 1)
         logprob = logits.gather(1, token) - logits.logsumexp(dim=-1, keepdim=True)
         written = torch.cat((written, token), dim=1)

@@ -205,6 +205,8 @@ class Model(Section):
     """No run of so many tokens is written twice; 0 allows all."""
     seed: int = Field(42, ge=0)
     """Of the drawing: the same study gives the same report."""
+    candidates: int = Field(8, ge=1, le=64)
+    """Texts at most, where the first one contradicts classifier or lesion map; 1: that one stays, with its warnings."""
     threads: int = Field(0, ge=0)
     """CPU threads of the model process; 0: all cores."""
 

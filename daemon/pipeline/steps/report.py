@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ from braingemma.checkpoint.weights import WeightsInfo
 from braingemma.checks.domain import load_domain
 from braingemma.checks.input import Check, check_input
 from braingemma.errors import GenerationError
-from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion, lesion_map
-from braingemma.findings.text import findings_from_text
-from braingemma.findings.vocabulary import OTHER_SIDE, Finding
-from braingemma.model.braingemma3d import BrainGemma3D, GeneratedReport
+from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.reading.candidates import Candidate, write_candidates
+from braingemma.reading.doubts import Probabilities, doubts, with_verdicts
+from braingemma.reading.second_look import look_twice
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from daemon.assemble.arrival import warnings_of
 from daemon.config.sections import Checks
@@ -37,31 +35,34 @@ def report(context: Context, folder: JobFolder) -> None:
     model = context.model
     prepared = prepare_volume(folder.volume, model.config)
     _save_brain(folder, prepared)
-    volume = prepared.tensor
     limit = context.settings.model.max_new_tokens
-    generated = model.generate(
-        volume,
+    probabilities = _probabilities(model, prepared)
+    look = look_twice(model, prepared)
+    candidates = write_candidates(
+        model,
+        prepared.tensor,
+        probabilities,
+        look,
+        count=1 if model.config.published else context.settings.model.candidates,
+        settings=model.generation_settings(**context.settings.model.decoding()),
         progress=lambda done: context.progress(done, limit, "writing, token"),
-        **context.settings.model.decoding(),
     )
-    require_words(generated)
-    probabilities = model.finding_probabilities(volume)
-    findings = _with_confidence(findings_from_text(generated.text), probabilities)
-    estimate = _lesion_estimate(model, prepared)
+    text = next(candidate for candidate in candidates if candidate.taken)
+    require_words(text)
     warnings = [
         *_arrival_warnings(folder),
         *_conversion_warnings(folder),
         *prepared.warnings,
         *(check.detail for check in checks if check.passed is False),
-        *_disagreements(findings, probabilities),
-        *(disagreements(findings, estimate) if estimate is not None else ()),
+        *(doubt.text for doubt in doubts(text.findings, probabilities, look)),
     ]
     write_report(
         folder,
         {
-            "report": generated.text,
-            "findings": [finding.to_json() for finding in findings],
-            "lesion_estimate": None if estimate is None else estimate.to_json(),
+            "report": text.text,
+            "findings": [f.to_json() for f in with_verdicts(text.findings, probabilities, look)],
+            "lesion_estimate": None if look is None else look.to_json(),
+            "candidates": [candidate.to_json() for candidate in candidates],
             "input": {**_input_facts(folder, prepared), "checks": [check.to_json() for check in checks]},
             "model": _model_facts(context),
             "explain": None,
@@ -72,16 +73,15 @@ def report(context: Context, folder: JobFolder) -> None:
     )
 
 
-def require_words(generated: GeneratedReport) -> None:
+def require_words(written: Candidate) -> None:
     """An empty report says nothing about the patient, and is no report.
 
     Raises:
         GenerationError: the model wrote no word.
     """
-    if generated.text:
+    if written.text:
         return
-    count = len(generated.token_ids)
-    wrote = f"{count} tokens without a word" if count else "the end of the report before any word"
+    wrote = f"{written.tokens} tokens without a word" if written.tokens else "the end of the report before any word"
     raise GenerationError(f"the report is empty: the model wrote {wrote}")
 
 
@@ -110,10 +110,10 @@ def check_picture(volume: Path, weights: WeightsInfo, wanted: Checks) -> tuple[C
     return found
 
 
-def _lesion_estimate(model: BrainGemma3D, prepared: PreparedVolume) -> LesionEstimate | None:
-    """Size and place of the lesion by the grounding map; None where the weights have none."""
-    patches = lesion_map(model, prepared)
-    return None if patches is None else estimate_lesion(patches, prepared)
+def _probabilities(model: BrainGemma3D, prepared: PreparedVolume) -> Probabilities | None:
+    """Of each finding, by the findings head; None where the weights have none."""
+    known = model.finding_probabilities(prepared.tensor)
+    return known if isinstance(known, dict) else None
 
 
 def _save_brain(folder: JobFolder, prepared: PreparedVolume) -> None:
@@ -161,43 +161,6 @@ def voxel_digest(image: nibabel.Nifti1Image) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(image.affine, dtype=np.float64).tobytes())
     digest.update(np.ascontiguousarray(np.asanyarray(image.dataobj)).tobytes())
     return digest.hexdigest()
-
-
-def _with_confidence(
-    findings: Sequence[Finding], probabilities: dict[str, Any] | list[dict[str, Any]] | None
-) -> list[Finding]:
-    """Each finding with the findings head's probability that it is as the text says."""
-    if not isinstance(probabilities, dict):
-        return list(findings)
-    result = []
-    for finding in findings:
-        present = float(probabilities[finding.finding]["presence"])
-        confidence = {"present": present, "absent": 1 - present}.get(finding.presence)
-        result.append(replace(finding, confidence=None if confidence is None else round(confidence, 4)))
-    return result
-
-
-def _disagreements(
-    findings: Sequence[Finding], probabilities: dict[str, Any] | list[dict[str, Any]] | None
-) -> list[str]:
-    """Where text and findings head differ on presence, or on the side of what both call present."""
-    warnings = [
-        f"The text calls {finding.finding.replace('_', ' ')} {finding.presence}, but the image classifier gives that "
-        f"only {finding.confidence:.0%}: read with care."
-        for finding in findings
-        if finding.confidence is not None and finding.confidence < 0.5
-    ]
-    for finding in findings:
-        other = OTHER_SIDE.get(finding.laterality)
-        if not isinstance(probabilities, dict) or other is None or finding.presence != "present":
-            continue
-        known = probabilities[finding.finding]
-        if known["presence"] >= 0.5 and known[other] >= 0.5 > known[finding.laterality]:
-            warnings.append(
-                f"The text places {finding.finding.replace('_', ' ')} on the {finding.laterality}, but the image "
-                f"classifier on the {other} ({known[other]:.0%}): check the side."
-            )
-    return warnings
 
 
 def _arrival_warnings(folder: JobFolder) -> list[str]:

@@ -17,11 +17,11 @@ from tiny_models import tiny_config, tiny_tokenizer
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import ExplainError, VolumeError
 from braingemma.explain.attribution import METHODS
-from braingemma.explain.explanation import ExplainCancelled, ExplainSettings, Explanation, explain_prepared
+from braingemma.explain.explanation import ExplainSettings, Explanation, explain_prepared
 from braingemma.explain.grounding import grounding_on_grid
-from braingemma.explain.perturbation import FILLINGS, MaskScorer, ScoringSettings, filling_for
+from braingemma.explain.perturbation import FILLINGS, ExplainCancelled, MaskScorer, ScoringSettings, filling_for
 from braingemma.explain.pictures import to_picture
-from braingemma.explain.run import default_batch_size, grounding_agreement, run_interpretability
+from braingemma.explain.run import default_batch_size, grounding_agreement, other_side, run_interpretability
 from braingemma.explain.supervoxels import segment
 from braingemma.explain.targets import Target, plan_targets
 from braingemma.model.braingemma3d import BrainGemma3D
@@ -74,6 +74,23 @@ def test_a_mark_on_the_left_is_explained_on_the_left(marked: nib.Nifti1Image, co
     assert np.linalg.norm(peak - support.LEFT_MARK) < 25
     axial = to_picture(saliency[:, :, int(np.argwhere(saliency == saliency.max())[:, 2].mean())])
     assert np.argwhere(axial == axial.max())[:, 1].mean() > axial.shape[1] / 2, "the left is on the right of a picture"
+
+
+@pytest.mark.parametrize(
+    ("stated", "target", "warned"),
+    [("left", "findings", False), ("right", "findings", True), ("right", "lesion", True), ("right", "edema", False)],
+)
+def test_a_saliency_on_the_other_side_than_the_text_is_told(
+    marked: nib.Nifti1Image, stated: str, target: str, warned: bool
+) -> None:
+    found = seen(explain_mark(marked, method="leave_one_out", target=target))
+    report = f"The lesion area is in the {stated} frontal lobe. Edema is present in the left frontal lobe."
+    said = other_side(found, report)
+    assert [f"on the {stated}, but" in text and "(saliency) lies on the left" in text for text in said] == [
+        True
+    ] * warned
+    assert other_side(found, "The lesion area is in both frontal lobes.") == ()
+    assert other_side(Explanation(**{**vars(found), "finding_present": False}), report) == ()
 
 
 def test_a_mark_on_the_right_is_explained_on_the_right() -> None:

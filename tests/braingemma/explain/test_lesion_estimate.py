@@ -1,14 +1,15 @@
-"""The grounding map's lesion: size, side, place, and what is said where the text differs."""
+"""The grounding map's lesion: size, side, place."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from braingemma.configuration import VolumeSettings
-from braingemma.explain.grounding import LesionEstimate, disagreements, estimate_lesion
-from braingemma.findings.vocabulary import Finding
+from braingemma.explain.grounding import LesionEstimate, estimate_lesion, within_brain
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
 
 GRID = (16, 24, 20)
@@ -50,19 +51,11 @@ def test_a_flat_map_is_no_lesion(prepared: PreparedVolume) -> None:
     assert estimate_lesion(patches(), prepared) == LesionEstimate(pytest.approx(0.02), 0.0, None, ())
 
 
-@pytest.mark.parametrize(
-    ("presence", "side", "peak", "seen", "words"),
-    [
-        ("present", "left", 0.9, "right", "check the side"),
-        ("present", "left", 0.9, "left", None),
-        ("present", "left", 0.9, "bilateral", None),
-        ("present", "left", 0.05, None, "shows none"),
-        ("present", "left", 0.3, "right", None),
-        ("absent", None, 0.9, "left", "denies a lesion"),
-        ("absent", None, 0.3, "left", None),
-        ("undetermined", None, 0.9, "left", None),
-    ],
-)
-def test_text_is_held_against_the_map(presence, side, peak, seen, words) -> None:
-    said = disagreements([Finding("lesion", presence, side)], LesionEstimate(peak, 20.0, seen, ()))
-    assert [words in text for text in said] == ([True] if words else [])
+def test_patches_outside_the_brain_never_count(prepared: PreparedVolume) -> None:
+    """A map that is brightest in scalp or orbit has no lesion there."""
+    half = np.zeros_like(prepared.foreground)
+    half[:, :, : half.shape[2] // 2] = True  # the patient's left half
+    left_only = replace(prepared, foreground=half)
+    inside = within_brain(patches((2, 3, 0), share=0.6) + patches((2, 3, 4), share=0.9), left_only)
+    assert inside[2, 3, 4] == 0
+    assert estimate_lesion(inside, left_only).peak == pytest.approx(0.62)

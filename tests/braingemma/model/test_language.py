@@ -162,3 +162,15 @@ def test_the_tokenizer_survives_saving(tmp_path: Any) -> None:
     again = AutoTokenizer.from_pretrained(tmp_path)
     text = "The lesion area is in the left frontal lobe."
     assert again.decode(again(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_copies_share_their_prefix_and_are_drawn_as_if_it_were_given_to_each() -> None:
+    model = language_model()
+    prefix = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(4))
+    drawing = GenerationSettings(max_new_tokens=6, temperature=1.0, seed=3)
+    shared = decode(model, prefix, drawing, ends=[1], copies=3)
+    apart = decode(model, prefix.repeat_interleave(3, dim=0), drawing, ends=[1])
+    assert shared.token_ids == apart.token_ids
+    assert len(set(shared.token_ids)) > 1
+    for one, other in zip(shared.token_logprobs, apart.token_logprobs, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)

@@ -1,0 +1,184 @@
+"""What the text says, held against the image classifier, the lesion map and the second look.
+
+Each doubt names who disagrees about what. A wrong side is the worst error: whoever can tell a side is compared with the
+text, "bilateral" against one side included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+from braingemma.explain.grounding import LIKELY, LesionEstimate
+from braingemma.findings.vocabulary import Finding, Laterality
+from braingemma.reading.second_look import LesionLook
+
+Witness = Literal["classifier", "lesion map", "second look"]
+Probabilities = Mapping[str, Mapping[str, Any]]
+
+#: A text that names one side is doubted where the map shows less than this share of the lesion there.
+OWN_SHARE: Final = 0.5
+#: Steps in which a probability is printed: what calibration on drawn heads carries on real scanners is coarse, and no
+#: finding of a model is certain.
+STEPS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One disagreement.
+
+    Attributes:
+        finding: Of which finding.
+        witness: Who disagrees with the text.
+        about: What about.
+        text: The warning, a sentence.
+    """
+
+    finding: str
+    witness: Witness
+    about: Literal["presence", "side"]
+    text: str
+
+
+def printed(probability: float) -> float:
+    """The step nearest to a probability."""
+    return min(STEPS, key=lambda step: abs(step - probability))
+
+
+def doubts(
+    findings: Sequence[Finding], probabilities: Probabilities | None, look: LesionLook | None
+) -> tuple[Doubt, ...]:
+    """All disagreements with the text.
+
+    Args:
+        findings: What the text says.
+        probabilities: Of the findings head, as `BrainGemma3D.finding_probabilities` gives them for one volume; None:
+            the weights have none.
+        look: The lesion map; None: the weights have none.
+    """
+    found = [d for f in findings for d in _by_classifier(f, (probabilities or {}).get(f.finding))]
+    lesion = next((f for f in findings if f.finding == "lesion"), None)
+    if lesion is not None and look is not None:
+        found += _by_map(lesion, look)
+    return tuple(found)
+
+
+def with_verdicts(
+    findings: Sequence[Finding],
+    probabilities: Probabilities | None,
+    look: LesionLook | None,
+) -> list[Finding]:
+    """The findings with the classifier's printed probability; "undetermined" where all who can tell deny the text.
+
+    The lesion has two witnesses, classifier and map; the other findings have the classifier. Side and sites stay as the
+    text states them.
+    """
+    doubted = doubts(findings, probabilities, look)
+    result = []
+    for finding in findings:
+        witnesses = {"classifier"} if finding.finding in (probabilities or {}) else set()
+        witnesses |= {"lesion map"} if finding.finding == "lesion" and look is not None else set()
+        against = {d.witness for d in doubted if d.finding == finding.finding and d.about == "presence"}
+        denied = bool(witnesses) and witnesses <= against
+        sure = _stated(finding, (probabilities or {}).get(finding.finding))
+        result.append(
+            replace(
+                finding,
+                presence="undetermined" if denied else finding.presence,
+                confidence=None if sure is None else printed(sure),
+            )
+        )
+    return result
+
+
+def _stated(finding: Finding, known: Mapping[str, Any] | None) -> float | None:
+    """The classifier's probability that the finding is as the text says; None where either says nothing."""
+    if known is None:
+        return None
+    present = float(known["presence"])
+    return {"present": present, "absent": 1 - present}.get(finding.presence)
+
+
+def _by_classifier(finding: Finding, known: Mapping[str, Any] | None) -> list[Doubt]:
+    sure = _stated(finding, known)
+    if known is None or sure is None:
+        return []
+    name = finding.finding.replace("_", " ")
+    if sure < 0.5:
+        text = (
+            f"The text calls {name} {finding.presence}, but the image classifier gives that only {printed(sure):.0%}: "
+            "read with care."
+        )
+        return [Doubt(finding.finding, "classifier", "presence", text)]
+    seen = _classifier_side(known)
+    if finding.presence != "present" or None in (finding.laterality, seen) or finding.laterality == seen:
+        return []
+    text = f"The text places {name} {_on(finding.laterality)}, but the image classifier {_on(seen)}: check the side."
+    return [Doubt(finding.finding, "classifier", "side", text)]
+
+
+def _classifier_side(known: Mapping[str, Any]) -> Laterality | None:
+    left, right = known["left"] >= 0.5, known["right"] >= 0.5
+    if left and right:
+        return "bilateral"
+    return "left" if left else "right" if right else None
+
+
+def _on(side: Laterality | None) -> str:
+    return "on both sides" if side == "bilateral" else f"on the {side}"
+
+
+def _by_map(lesion: Finding, look: LesionLook) -> list[Doubt]:
+    if lesion.presence == "present":
+        return _stated_lesion(lesion, look)
+    if lesion.presence == "absent" and look.certainty == "likely":
+        return [
+            Doubt(
+                "lesion",
+                "lesion map",
+                "presence",
+                f"The text denies a lesion, but the lesion map shows {_what(look.first)}: read with care.",
+            )
+        ]
+    if lesion.presence == "absent" and look.certainty == "possible":
+        text = (
+            f"The text denies a lesion, and so does the lesion map; with brightness stretched (second look) it shows a "
+            f"possible one, {_what(look.second)}: look for a faint lesion."
+        )
+        return [Doubt("lesion", "second look", "presence", text)]
+    return []
+
+
+def _what(estimate: LesionEstimate) -> str:
+    return f"one of about {estimate.volume_ml:.0f} ml {_on(estimate.laterality)}"
+
+
+def _stated_lesion(lesion: Finding, look: LesionLook) -> list[Doubt]:
+    found = []
+    if look.certainty == "possible":
+        text = (
+            "The text states a lesion, but the lesion map shows it only with brightness stretched (second look): "
+            "it may be faint, or not there."
+        )
+        found.append(Doubt("lesion", "second look", "presence", text))
+    elif look.certainty == "none":
+        peak = f"{look.first.peak:.2f} at most, below {LIKELY}"
+        text = f"The text states a lesion, but the lesion map reaches {peak}: read with care."
+        found.append(Doubt("lesion", "lesion map", "presence", text))
+    estimate = look.estimate
+    if look.certainty != "none" and lesion.laterality and _other_side(lesion.laterality, estimate):
+        text = (
+            f"The text places the lesion {_on(lesion.laterality)}, but the lesion map {_on(estimate.laterality)}: "
+            "check the side."
+        )
+        found.append(Doubt("lesion", "lesion map", "side", text))
+    return found
+
+
+def _other_side(stated: Laterality, estimate: LesionEstimate) -> bool:
+    """Whether the map's side contradicts the stated one; a little on the other side does not."""
+    if estimate.laterality is None or estimate.left_share is None or stated == estimate.laterality:
+        return False
+    own = {"left": estimate.left_share, "right": 1 - estimate.left_share}.get(stated)
+    return own is None or own < OWN_SHARE

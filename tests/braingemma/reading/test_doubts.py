@@ -1,0 +1,87 @@
+"""The text held against classifier, lesion map and second look: who is named, about what, and what stays silent."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from braingemma.explain.grounding import LesionEstimate
+from braingemma.findings.vocabulary import FINDINGS, Finding
+from braingemma.reading.doubts import STEPS, doubts, printed, with_verdicts
+from braingemma.reading.second_look import LesionLook
+
+LEFT_SHARE = {"left": 0.97, "right": 0.03, "bilateral": 0.5, None: None}
+
+
+def look(peak: float, side: str | None = None, second: float = 0.0, left_share: float | None = None) -> LesionLook:
+    """A map with this peak on this side; `second`: the peak with brightness stretched."""
+    share = LEFT_SHARE[side] if left_share is None else left_share
+    first = LesionEstimate(peak, 20.0 if side else 0.0, side, (), share)
+    stretched = LesionEstimate(max(peak, second), 20.0, side, (), share)
+    return LesionLook(np.zeros((4, 6, 5), np.float32), first, stretched)
+
+
+def known(presence: float, left: float = 0.0, right: float = 0.0) -> dict:
+    return {name: {"presence": presence, "left": left, "right": right, "sites": {}} for name in FINDINGS}
+
+
+@pytest.mark.parametrize(
+    ("presence", "side", "seen", "witness", "about"),
+    [
+        ("present", "left", look(0.9, "left"), None, None),
+        ("present", "left", look(0.9, "right"), "lesion map", "side"),
+        ("present", "right", look(0.9, "left"), "lesion map", "side"),
+        ("present", "bilateral", look(0.9, "left"), "lesion map", "side"),
+        ("present", "bilateral", look(0.9, "bilateral"), None, None),
+        ("present", "left", look(0.9, "bilateral", left_share=0.7), None, None),
+        ("present", "left", look(0.9, "bilateral", left_share=0.3), "lesion map", "side"),
+        ("present", "right", look(0.9, "bilateral", left_share=0.7), "lesion map", "side"),
+        ("present", "left", look(0.49, "left"), "lesion map", "presence"),
+        ("present", "left", look(0.05), "lesion map", "presence"),
+        ("present", "left", look(0.3, "left", second=0.8), "second look", "presence"),
+        ("absent", None, look(0.9, "left"), "lesion map", "presence"),
+        ("absent", None, look(0.1, "left", second=0.8), "second look", "presence"),
+        ("absent", None, look(0.3, "left", second=0.4), None, None),
+        ("undetermined", None, look(0.9, "left"), None, None),
+    ],
+)
+def test_the_text_is_held_against_the_map(presence, side, seen, witness, about) -> None:
+    said = doubts([Finding("lesion", presence, side)], None, seen)
+    assert [(d.witness, d.about) for d in said] == ([(witness, about)] if witness else [])
+    assert all(d.witness in d.text or "lesion map" in d.text for d in said)
+
+
+@pytest.mark.parametrize(
+    ("presence", "side", "seen", "about"),
+    [
+        ("present", "left", known(0.9, left=0.9), None),
+        ("present", "left", known(0.9, right=0.9), "side"),
+        ("present", "bilateral", known(0.9, right=0.9), "side"),
+        ("present", "right", known(0.9, 0.9, 0.9), "side"),
+        ("present", "right", known(0.9), None),
+        ("present", "left", known(0.3, left=0.9), "presence"),
+        ("absent", None, known(0.8, left=0.9), "presence"),
+        ("absent", None, known(0.2), None),
+    ],
+)
+@pytest.mark.parametrize("name", FINDINGS)
+def test_the_text_is_held_against_the_classifier(name, presence, side, seen, about) -> None:
+    said = doubts([Finding(name, presence, side)], seen, None)
+    assert [(d.finding, d.witness, d.about) for d in said] == ([(name, "classifier", about)] if about else [])
+
+
+def test_a_finding_is_undetermined_where_all_who_can_tell_deny_the_text() -> None:
+    stated = [Finding("lesion", "present", "left", ("frontal",)), Finding("edema", "present", "left")]
+    by_one = with_verdicts(stated, known(0.2), look(0.9, "left"))
+    assert [f.presence for f in by_one] == ["present", "undetermined"]
+    by_both = with_verdicts(stated, known(0.2), look(0.1))
+    assert [f.presence for f in by_both] == ["undetermined", "undetermined"]
+    assert (by_both[0].laterality, by_both[0].sites) == ("left", ("frontal",))
+    assert [f.presence for f in with_verdicts(stated, None, None)] == ["present", "present"]
+
+
+def test_no_probability_is_printed_as_certain() -> None:
+    assert [printed(p) for p in (0.0, 0.03, 0.44, 0.46, 0.93, 1.0)] == [0.05, 0.05, 0.4, 0.5, 0.95, 0.95]
+    assert max(STEPS) < 1
+    [finding] = with_verdicts([Finding("lesion", "absent")], known(0.0004), None)
+    assert finding.confidence == 0.95
