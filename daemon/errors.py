@@ -3,6 +3,7 @@
 DaemonError
 ├── Rejected      the input cannot be reported; never tried again
 ├── Retryable     the same call may succeed later
+│   └── DiskFull             once there is room again
 └── Permanent     tried as often as allowed, or known never to succeed
     └── ConfigurationError   the configuration is wrong (exit code 2)
 """
@@ -20,6 +21,10 @@ class Rejected(DaemonError):
 
 class Retryable(DaemonError):
     """A passing failure: the caller tries again, with back-off, as often as its policy allows."""
+
+
+class DiskFull(Retryable):
+    """There is no room on the disk: the caller tries again once there is."""
 
 
 class Permanent(DaemonError):

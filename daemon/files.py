@@ -123,6 +123,16 @@ def read_data(path: Path, offset: int, length: int) -> bytes:
     return data
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that there is no room, or came while one that does was handled."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def free_bytes(folder: Path) -> int:
     """Free space for this user on the file system of `folder`, bytes."""
     status = os.statvfs(folder)

@@ -348,6 +348,9 @@ class Engine(Section):
     """Empty: SQLite in the data folder; `postgresql://...` for several hosts."""
     work: bool = True
     """Whether `serve` also works on studies; false where it only receives, and `braingemma worker` works elsewhere."""
+    step_seconds: float = Field(3600, gt=0)
+    """A step that shows no progress for so long is ended and tried again; after three such attempts the job fails.
+    Health turns red when nothing that waits made progress for half of it."""
     lease_seconds: float = Field(30, ge=2)
     """Several hosts: a worker that is silent this long loses its work to another."""
 

@@ -15,6 +15,9 @@ from daemon.config.sections import Settings
 from daemon.database.tables import metadata
 from daemon.files import make_private
 
+BUSY_SECONDS = 30.0
+"""How long a writer waits for SQLite's lock before it gets an error."""
+
 
 def database_url(url: str, data: DataFolder) -> str:
     """SQLAlchemy URL: `url` as configured, or SQLite in the data folder where it is empty."""
@@ -26,18 +29,18 @@ def database_url(url: str, data: DataFolder) -> str:
 def make_engine(url: str) -> sa.Engine:
     """An engine whose commits are durable.
 
-    SQLite: write-ahead log, synchronous=FULL (a commit survives a power cut), 30 s busy timeout, and transactions
+    SQLite: write-ahead log, synchronous=FULL (a commit survives a power cut), a busy timeout, and transactions
     that take the write lock with their first write, so that two writers wait for each other.
     """
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_pre_ping=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 30, "check_same_thread": False})
+    engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: Any, _record: Any) -> None:
         # As DBOS, which shares this engine, sets it: the first write of a transaction takes the write lock.
         connection.isolation_level = "IMMEDIATE"
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_SECONDS * 1000:.0f}"):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

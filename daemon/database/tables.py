@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import enum
+import re
 
 import sqlalchemy as sa
+
+
+class CleanText(sa.types.TypeDecorator[str]):
+    """Text of any origin as every database can keep it: NUL and lone surrogates become U+FFFD."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:
+        """A value on its way into the database, or into a comparison."""
+        del dialect
+        return None if value is None else clean(str(value))
+
+
+def clean(text: str) -> str:
+    """The text without what PostgreSQL or UTF-8 cannot hold."""
+    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode() if _HARD.search(text) else text
+
+
+_HARD = re.compile("[\0\ud800-\udfff]")
 
 metadata = sa.MetaData()
 """All tables of the daemon register here; `create_tables` makes them."""
@@ -44,47 +65,49 @@ class DeliveryState(enum.StrEnum):
 
 OPEN_DELIVERIES = frozenset({DeliveryState.WAITING, DeliveryState.UNCONFIRMED})
 """Something is still to be done about these, by itself."""
+
 JOBS = sa.Table(
     "jobs",
     metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("supersedes", sa.String(64), index=True),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("step", sa.String(16), nullable=False, default=""),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("job_id", CleanText, primary_key=True),
+    sa.Column("study_uid", CleanText, nullable=False, index=True),
+    sa.Column("supersedes", CleanText, index=True),
+    sa.Column("state", CleanText, nullable=False, index=True),
+    sa.Column("step", CleanText, nullable=False, default=""),
+    sa.Column("reason", CleanText, nullable=False, default=""),
     sa.Column("created", sa.Float, nullable=False, index=True),
     sa.Column("updated", sa.Float, nullable=False),
     sa.Column("runs", sa.Integer, nullable=False, default=1),
-    sa.Column("progress", sa.Text, nullable=False, default=""),
-    sa.Column("timings", sa.Text, nullable=False, default="{}"),
-    sa.Column("result", sa.Text, nullable=False, default=""),
-    sa.Column("series_uid", sa.String(64), nullable=False, default="", index=True),
+    sa.Column("progress", CleanText, nullable=False, default=""),
+    sa.Column("timings", CleanText, nullable=False, default="{}"),
+    sa.Column("result", CleanText, nullable=False, default=""),
+    sa.Column("series_uid", CleanText, nullable=False, default="", index=True),
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),  # of the service, in the step that it is at
 )
 VERDICTS = sa.Table(
     "series_verdicts",
     metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("series_uid", sa.String(64), primary_key=True, index=True),
-    sa.Column("verdict", sa.String(16), nullable=False),
-    sa.Column("reasons", sa.Text, nullable=False),
+    sa.Column("job_id", CleanText, primary_key=True),
+    sa.Column("series_uid", CleanText, primary_key=True, index=True),
+    sa.Column("verdict", CleanText, nullable=False),
+    sa.Column("reasons", CleanText, nullable=False),
 )
 DELIVERIES = sa.Table(
     "deliveries",
     metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("destination", sa.String(64), primary_key=True),
-    sa.Column("sop_instance_uid", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(16), nullable=False),
-    sa.Column("file", sa.Text, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("status", sa.String(8), nullable=False, default=""),
+    sa.Column("job_id", CleanText, primary_key=True),
+    sa.Column("destination", CleanText, primary_key=True),
+    sa.Column("sop_instance_uid", CleanText, primary_key=True),
+    sa.Column("kind", CleanText, nullable=False),
+    sa.Column("file", CleanText, nullable=False),
+    sa.Column("state", CleanText, nullable=False, index=True),
+    sa.Column("status", CleanText, nullable=False, default=""),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
+    sa.Column("reason", CleanText, nullable=False, default=""),
     sa.Column("updated", sa.Float, nullable=False),
-    sa.Column("transaction_uid", sa.String(64), nullable=False, default=""),
+    sa.Column("transaction_uid", CleanText, nullable=False, default=""),
     sa.Column("checks", sa.Integer, nullable=False, default=0),
-    sa.Column("confirmed", sa.String(64), nullable=False, default=""),
+    sa.Column("confirmed", CleanText, nullable=False, default=""),
 )
 
 
@@ -113,21 +136,21 @@ OF_A_JOB = (InstanceState.PENDING.value, InstanceState.HANDED_OVER.value, Instan
 INSTANCES = sa.Table(
     "received_instances",
     metadata,
-    sa.Column("study_uid", sa.String(64), primary_key=True),
-    sa.Column("series_uid", sa.String(64), primary_key=True, index=True),
-    sa.Column("sop_uid", sa.String(64), primary_key=True, index=True),
-    sa.Column("sha256", sa.String(64), primary_key=True),  # of the encoded data set
-    sa.Column("sop_class_uid", sa.String(64), nullable=False),
-    sa.Column("transfer_syntax_uid", sa.String(64), nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
-    sa.Column("job_id", sa.String(64), index=True),  # the job whose input folder holds its bytes
-    sa.Column("file", sa.Text, nullable=False, default=""),  # name in that folder
-    sa.Column("segment", sa.String(128), nullable=False, index=True),
+    sa.Column("study_uid", CleanText, primary_key=True),
+    sa.Column("series_uid", CleanText, primary_key=True, index=True),
+    sa.Column("sop_uid", CleanText, primary_key=True, index=True),
+    sa.Column("sha256", CleanText, primary_key=True),  # of the encoded data set
+    sa.Column("sop_class_uid", CleanText, nullable=False),
+    sa.Column("transfer_syntax_uid", CleanText, nullable=False),
+    sa.Column("state", CleanText, nullable=False, index=True),
+    sa.Column("job_id", CleanText, index=True),  # the job whose input folder holds its bytes
+    sa.Column("file", CleanText, nullable=False, default=""),  # name in that folder
+    sa.Column("segment", CleanText, nullable=False, index=True),
     sa.Column("data_offset", sa.BigInteger, nullable=False),
     sa.Column("data_length", sa.BigInteger, nullable=False),
-    sa.Column("association", sa.String(128), nullable=False, index=True),
-    sa.Column("calling_aet", sa.String(16), nullable=False),
-    sa.Column("peer", sa.String(64), nullable=False),
+    sa.Column("association", CleanText, nullable=False, index=True),
+    sa.Column("calling_aet", CleanText, nullable=False),
+    sa.Column("peer", CleanText, nullable=False),
     sa.Column("received", sa.Float, nullable=False),
     sa.Column("last_received", sa.Float, nullable=False),  # later than `received` where it came again
     sa.Column("copies", sa.Integer, nullable=False, default=1),
@@ -139,15 +162,15 @@ two patients' images the same ones."""
 OPEN_ASSOCIATIONS = sa.Table(
     "received_open_associations",
     metadata,
-    sa.Column("association", sa.String(128), primary_key=True),
-    sa.Column("study_uid", sa.String(64), primary_key=True),
-    sa.Column("receiver", sa.String(64), nullable=False, index=True),
+    sa.Column("association", CleanText, primary_key=True),
+    sa.Column("study_uid", CleanText, primary_key=True),
+    sa.Column("receiver", CleanText, nullable=False, index=True),
 )
 """Associations that sent instances of a study and are not known to have ended."""
 SEGMENTS = sa.Table(
     "received_segments",
     metadata,
-    sa.Column("segment", sa.String(128), primary_key=True),
+    sa.Column("segment", CleanText, primary_key=True),
     sa.Column("consumed", sa.BigInteger, nullable=False),  # bytes that are indexed
     sa.Column("finished", sa.Boolean, nullable=False),  # nobody writes it and all of it is indexed
 )
@@ -155,9 +178,9 @@ SEGMENTS = sa.Table(
 ARRIVALS = sa.Table(
     "received_arrivals",
     metadata,
-    sa.Column("job_id", sa.String(64), primary_key=True),
-    sa.Column("study_uid", sa.String(64), nullable=False, index=True),
-    sa.Column("supersedes", sa.String(64)),
+    sa.Column("job_id", CleanText, primary_key=True),
+    sa.Column("study_uid", CleanText, nullable=False, index=True),
+    sa.Column("supersedes", CleanText),
     sa.Column("created", sa.Float, nullable=False),
     sa.Column("submitted", sa.Boolean, nullable=False),
 )
@@ -165,7 +188,7 @@ ARRIVALS = sa.Table(
 UNDER_WAY = sa.Table(
     "received_under_way",
     metadata,
-    sa.Column("study_uid", sa.String(64), primary_key=True),
+    sa.Column("study_uid", CleanText, primary_key=True),
     sa.Column("starts", sa.Integer, nullable=False),
 )
 """Studies that are being handed over, and how often that was begun: a row that stays was left by a killed process."""
@@ -174,13 +197,13 @@ UNDER_WAY = sa.Table(
 COMMITMENTS = sa.Table(
     "commitments",
     metadata,
-    sa.Column("transaction_uid", sa.String(64), primary_key=True),
-    sa.Column("job_id", sa.String(64), nullable=False, index=True),
-    sa.Column("destination", sa.String(64), nullable=False),
+    sa.Column("transaction_uid", CleanText, primary_key=True),
+    sa.Column("job_id", CleanText, nullable=False, index=True),
+    sa.Column("destination", CleanText, nullable=False),
     sa.Column("requested", sa.Float, nullable=False),
     sa.Column("answered", sa.Float),
-    sa.Column("committed", sa.Text, nullable=False, default="[]"),
-    sa.Column("failed", sa.Text, nullable=False, default="{}"),
+    sa.Column("committed", CleanText, nullable=False, default="[]"),
+    sa.Column("failed", CleanText, nullable=False, default="{}"),
 )
 
 
@@ -188,10 +211,10 @@ ARCHIVES = sa.Table(
     "archives",
     metadata,
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("job_id", sa.String(64), nullable=False, index=True),
-    sa.Column("step", sa.String(32), nullable=False),
-    sa.Column("name", sa.String(128), nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("job_id", CleanText, nullable=False, index=True),
+    sa.Column("step", CleanText, nullable=False),
+    sa.Column("name", CleanText, nullable=False),
+    sa.Column("sha256", CleanText, nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
 )
@@ -200,9 +223,9 @@ ARCHIVES = sa.Table(
 EXECUTORS = sa.Table(
     "executors",
     metadata,
-    sa.Column("executor_id", sa.String(128), primary_key=True),
+    sa.Column("executor_id", CleanText, primary_key=True),
     sa.Column("epoch", sa.Integer, nullable=False),
-    sa.Column("state", sa.String(16), nullable=False, index=True),
+    sa.Column("state", CleanText, nullable=False, index=True),
     sa.Column("beat", sa.Float, nullable=False),
     sa.Column("pid", sa.Integer, nullable=False),
 )
@@ -212,12 +235,12 @@ REVIEWS = sa.Table(
     "reviews",
     metadata,
     sa.Column("review_id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("job_id", sa.String(64), nullable=False, index=True),
-    sa.Column("verdict", sa.String(16), nullable=False),
-    sa.Column("reader", sa.String(64), nullable=False, default=""),
-    sa.Column("reason", sa.Text, nullable=False, default=""),
-    sa.Column("report", sa.Text, nullable=False),
-    sa.Column("edited", sa.Text, nullable=False, default=""),
-    sa.Column("facts", sa.Text, nullable=False, default="{}"),
+    sa.Column("job_id", CleanText, nullable=False, index=True),
+    sa.Column("verdict", CleanText, nullable=False),
+    sa.Column("reader", CleanText, nullable=False, default=""),
+    sa.Column("reason", CleanText, nullable=False, default=""),
+    sa.Column("report", CleanText, nullable=False),
+    sa.Column("edited", CleanText, nullable=False, default=""),
+    sa.Column("facts", CleanText, nullable=False, default="{}"),
     sa.Column("created", sa.Float, nullable=False, index=True),
 )

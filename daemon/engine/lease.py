@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from daemon.database.tables import EXECUTORS
 from daemon.engine.client import engine_client, engine_has_run
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, REPORT_QUEUE, REPORT_WORKFLOW
+from daemon.engine.recovery import count_deaths
 from daemon.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,13 @@ QUEUES = {REPORT_WORKFLOW: REPORT_QUEUE, DELIVERY_WORKFLOW: DESTINATION_QUEUE}
 """Where unfinished workflows of each name go back to; a delivery keeps its destination's partition there."""
 
 
-ALIVE, DEAD = "alive", "dead"
+ALIVE = "alive"
+
+LEFT = "left"
+"""It ended in order, and gave its work back."""
+
+DEAD = "dead"
+"""It was silent too long."""
 _NOW = sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
 
@@ -59,6 +66,8 @@ class Lease:
     engine: sa.Engine
     executor_id: str
     seconds: float
+    follows_a_death: bool = False
+    """Whether a process of this name ended without giving its lease back; known once it is taken."""
     _epoch: int = 0
     _valid_until: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event)
@@ -85,6 +94,7 @@ class Lease:
             row = connection.execute(self._mine().add_columns(_NOW.label("now"))).one_or_none()
             if row is not None and row.state == ALIVE and row.now - row.beat < self.seconds:
                 return False
+            self.follows_a_death = row is not None and row.state != LEFT
             self._epoch = 1 if row is None else row.epoch + 1
             values = {"epoch": self._epoch, "state": ALIVE, "beat": _NOW, "pid": os.getpid()}
             if row is None:
@@ -112,7 +122,7 @@ class Lease:
         if self._thread is not None:
             self._thread.join(1.0)  # a beat under way keeps a connection that whoever disposes the engine cannot close
         with self.engine.begin() as connection:
-            connection.execute(sa.update(EXECUTORS).where(*self._me()).values(state=DEAD))
+            connection.execute(sa.update(EXECUTORS).where(*self._me()).values(state=LEFT))
 
     def alive(self) -> bool:
         """Whether the heartbeat runs."""
@@ -216,15 +226,20 @@ def take_over_from_dead(engine: sa.Engine, seconds: float) -> list[str]:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))
         silent = (EXECUTORS.c.state == ALIVE, EXECUTORS.c.beat < _NOW - seconds)
         connection.execute(sa.update(EXECUTORS).where(*silent).values(state=DEAD))
-        dead = connection.execute(sa.select(EXECUTORS.c.executor_id).where(EXECUTORS.c.state == DEAD)).scalars().all()
+        gone = EXECUTORS.c.state.in_([DEAD, LEFT])
+        dead = connection.execute(sa.select(EXECUTORS.c.executor_id).where(gone)).scalars().all()
     if not dead or not engine_has_run(engine):
         return []
     with engine.begin() as connection, engine_client(engine) as client:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))
-        still = sa.select(EXECUTORS.c.executor_id).where(EXECUTORS.c.state == DEAD, EXECUTORS.c.executor_id.in_(dead))
-        dead = connection.execute(still).scalars().all()
+        still = sa.select(EXECUTORS).where(EXECUTORS.c.state.in_([DEAD, LEFT]), EXECUTORS.c.executor_id.in_(dead))
+        rows = connection.execute(still).all()
+        dead = [row.executor_id for row in rows]
         if not dead:
             return []
+        for row in rows:
+            if row.state == DEAD:
+                count_deaths(engine, row.executor_id)
         found = client.list_workflows(status="PENDING", executor_id=list(dead), load_input=False, load_output=False)
         for workflow in found:
             # Without its queue's name it would run outside the queue, and so beside another on the same GPU.

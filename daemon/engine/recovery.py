@@ -13,8 +13,8 @@ import logging
 import sqlalchemy as sa
 
 from daemon.database.tables import DELIVERIES, JOBS, OPEN_DELIVERIES, JobState
-from daemon.engine.client import engine_client, enqueue_delivery, enqueue_report
-from daemon.engine.identifiers import WORKFLOW_VERSION
+from daemon.engine.client import engine_client, engine_has_run, enqueue_delivery, enqueue_report
+from daemon.engine.identifiers import REPORT_WORKFLOW, WORKFLOW_VERSION
 from daemon.jobs.store import now
 
 log = logging.getLogger(__name__)
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 LIVE = ["PENDING", "ENQUEUED", "DELAYED"]
 MOST_MENDED = 3
 """So often in its life a job whose workflow broke gets a new one; then it has failed, and a person must look."""
+
+MOST_DEATHS = 2
+"""So often a job may be at the same step when the process that works on it ends without a word; then it has failed."""
 
 SETTLED_SECONDS = 30.0
 """A job that changed later than this may be on its way into a queue just now; with several hosts it is left alone."""
@@ -56,6 +59,43 @@ def give_every_job_a_workflow(engine: sa.Engine, *, alone: bool) -> list[str]:
     for name in queued:
         log.warning("workflow %s was queued: its job had none that this version can go on with", name)
     return queued
+
+
+def count_deaths(engine: sa.Engine, executor_id: str) -> list[str]:
+    """After a process of this name ended without a word: its jobs remember it, and those that met it too often end.
+
+    Returns:
+        The jobs that have failed by it.
+    """
+    if not engine_has_run(engine):
+        return []
+    with engine_client(engine) as client:
+        found = client.list_workflows(
+            status="PENDING", executor_id=executor_id, name=REPORT_WORKFLOW, load_input=False, load_output=False
+        )
+        by_job = {_job_of(workflow.workflow_id): workflow.workflow_id for workflow in found}
+        given_up = _add_deaths(engine, list(by_job))
+        if given_up:
+            client.cancel_workflows([by_job[job_id] for job_id in given_up])
+    return given_up
+
+
+def _add_deaths(engine: sa.Engine, job_ids: list[str]) -> list[str]:
+    """Count one more death for running jobs; those that are over the limit have failed."""
+    mine = (JOBS.c.job_id.in_(job_ids), JOBS.c.state == str(JobState.RUNNING))
+    given_up = []
+    with engine.begin() as connection:
+        connection.execute(sa.update(JOBS).where(*mine).values(deaths=JOBS.c.deaths + 1))
+        for row in connection.execute(sa.select(JOBS).where(*mine, JOBS.c.deaths >= MOST_DEATHS)).all():
+            reason = (
+                f"the process that worked on it ended {row.deaths} times without a word in step {row.step}; "
+                f"`braingemma jobs retry {row.job_id}` tries it again"
+            )
+            log.error("job %s: %s", row.job_id, reason)
+            values = {"state": str(JobState.FAILED), "reason": reason, "updated": now()}
+            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == row.job_id).values(**values))
+            given_up.append(str(row.job_id))
+    return given_up
 
 
 def _live_workflows(engine: sa.Engine) -> list[str]:

@@ -32,6 +32,7 @@ class Job:
         runs: How often the job was started by a person or by arrival (retries within a run not counted).
         result: The report's findings in one line; empty until it is written.
         series_uid: The series that it reports; empty until that is decided.
+        deaths: How often the process that worked on it ended without a word, in the step that it is at.
     """
 
     job_id: str
@@ -47,6 +48,7 @@ class Job:
     timings: Mapping[str, float] = field(default_factory=dict)
     result: str = ""
     series_uid: str = ""
+    deaths: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """As `braingemma jobs list --json` prints it."""
@@ -126,7 +128,7 @@ class JobStore:
         row = {
             "job_id": job_id, "study_uid": study_uid, "supersedes": supersedes,
             "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
-            "runs": 1, "progress": "", "timings": "{}", "result": "", "series_uid": "",
+            "runs": 1, "progress": "", "timings": "{}", "result": "", "series_uid": "", "deaths": 0,
         }  # fmt: skip
         with self._writing() as connection:
             connection.execute(upsert(self.engine, JOBS, row, update=()))
@@ -137,12 +139,14 @@ class JobStore:
             connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(updated=now(), **values))
 
     def add_timing(self, job_id: str, step: str, seconds: float) -> None:
-        """Record how long a step took, seconds."""
+        """Record that a step is done, and how long it took, seconds."""
         with self._writing() as connection:
             row = connection.execute(sa.select(JOBS.c.timings).where(JOBS.c.job_id == job_id)).one()
             timings = {**json.loads(row.timings), step: round(seconds, 3)}
             connection.execute(
-                sa.update(JOBS).where(JOBS.c.job_id == job_id).values(timings=json.dumps(timings), updated=now())
+                sa.update(JOBS)
+                .where(JOBS.c.job_id == job_id)
+                .values(timings=json.dumps(timings), updated=now(), deaths=0)
             )
 
     def get(self, job_id: str) -> Job | None:

@@ -57,7 +57,7 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
                 store.revive_deliveries(job_id, destination)
                 _enqueue_delivery(client, f"{job_id}-r{run}:{destination}", job_id, destination)
             return f"delivery to {', '.join(dead)}"
-        store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="")
+        store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="", deaths=0)
         _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id)
         return "all steps"
 

@@ -1,8 +1,9 @@
 """A child process that runs the steps, so that a segfault or an out-of-memory kill takes only the child with it.
 
 Parent and child speak JSON lines over the child's standard input and a private copy of its standard output:
-`{"step", "folder"}` in; `{"progress": [done, total, text]}` any number of times, then `{"done", "gpu_bytes"}` or
-`{"error", "text"}` out. The child keeps the loaded model between jobs.
+`{"id", "step", "folder"}` in; `{"id", "progress": [done, total, text]}` any number of times, then
+`{"id", "done", "gpu_bytes"}` or `{"id", "error", "text"}` out. The child keeps the loaded model between jobs. It is
+ended whenever the parent does not wait for the end of a step: what it would still say belongs to no later request.
 """
 
 from __future__ import annotations
@@ -23,14 +24,23 @@ from pathlib import Path
 from typing import IO, Any
 
 from daemon.config.sections import Engine, Review, Settings, Web
-from daemon.errors import DaemonError, Permanent, Rejected, Retryable
+from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
+from daemon.files import is_disk_full
 from daemon.jobs.folder import JobFolder
 from daemon.observe.logs import IDENTITIES, set_up_logging
 
-ERRORS: dict[str, type[DaemonError]] = {"Rejected": Rejected, "Retryable": Retryable, "Permanent": Permanent}
+ERRORS: dict[str, type[DaemonError]] = {
+    "Rejected": Rejected, "DiskFull": DiskFull, "Retryable": Retryable, "Permanent": Permanent,
+}  # fmt: skip
 """The errors that keep their kind on the way from child to parent; every other one arrives as Permanent."""
 
 log = logging.getLogger(__name__)
+
+KILL_SECONDS = 10.0
+"""How long a killed child may take to end."""
+
+ANSWER_BYTES = 1 << 16
+"""Read at once of what the child says."""
 
 POLL_SECONDS = 0.5
 """How often a waiting parent asks whether the job was cancelled."""
@@ -45,6 +55,10 @@ class ChildDied(Retryable):
     """The child ended without an answer (segfault, out of memory, killed)."""
 
 
+class Stuck(Retryable):
+    """The child showed no progress for as long as is allowed, and was ended."""
+
+
 class Cancelled(Permanent):
     """The job was cancelled; its step was stopped."""
 
@@ -56,6 +70,9 @@ class StepProcess:
         self._settings = settings
         self._child: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
+        self._busy = threading.Lock()
+        self._requests = 0
+        self._unread = b""
         self.gpu_bytes = 0
         """GPU memory that the child held after its last step."""
 
@@ -67,36 +84,51 @@ class StepProcess:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> None:
-        """Run one step of one job.
+        """Run one step of one job; calls from several threads wait for each other.
 
         Raises:
             Rejected, Retryable, Permanent: as the step raised it.
             ChildDied: the child ended without an answer; the next call starts a fresh one.
+            Stuck: the child showed no progress for `[engine] step_seconds`.
             Cancelled: `cancelled` said so while the step ran.
         """
-        while self._closed.is_set():
-            time.sleep(3600)  # until the process ends: see close()
+        with self._busy:
+            while self._closed.is_set():
+                time.sleep(3600)  # until the process ends: see close()
+            try:
+                answer = self._ask(step, folder, progress, cancelled)
+            except BaseException:  # the step may go on, and nobody would read what it says
+                self.stop()
+                raise
+        if "error" in answer:
+            raise ERRORS.get(answer["error"], Permanent)(answer["text"])
+        self.gpu_bytes = answer["gpu_bytes"]
+
+    def _ask(
+        self, step: str, folder: Path, progress: Progress | None, cancelled: Callable[[], bool] | None
+    ) -> dict[str, Any]:
+        """The last answer to one request."""
         child = self._running_child()
         assert child.stdin is not None
         assert child.stdout is not None
+        self._requests += 1
+        request = {"id": self._requests, "step": step, "folder": str(folder)}
         try:
-            child.stdin.write(json.dumps({"step": step, "folder": str(folder)}).encode() + b"\n")
+            child.stdin.write(json.dumps(request).encode() + b"\n")
             child.stdin.flush()
         except BrokenPipeError:
             raise self._died(step) from None
         while True:
-            line = self._next_line(child.stdout, cancelled)
+            line = self._next_line(child.stdout, step, cancelled)
             if not line:
                 raise self._died(step)
-            answer = json.loads(line)
-            if "progress" in answer:
-                if progress is not None:
-                    progress(*answer["progress"])
-            elif "error" in answer:
-                raise ERRORS.get(answer["error"], Permanent)(answer["text"])
-            else:
-                self.gpu_bytes = answer["gpu_bytes"]
-                return
+            answer: dict[str, Any] = json.loads(line)
+            if answer["id"] != self._requests:
+                raise ChildDied(f"step {step}: expected an answer to request {self._requests}, got {answer['id']}")
+            if "progress" not in answer:
+                return answer
+            if progress is not None:
+                progress(*answer["progress"])
 
     def close(self) -> None:
         """End the child for good, at the service's end.
@@ -113,11 +145,14 @@ class StepProcess:
         if self._child is None:
             return
         self._child.kill()
-        self._child.wait()
+        try:
+            self._child.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:  # it waits in the kernel for a disk or a GPU that does not answer
+            log.warning("the model process %d does not end; another one takes its place", self._child.pid)
         for pipe in (self._child.stdin, self._child.stdout):
             if pipe is not None:
                 pipe.close()
-        self._child = None
+        self._child, self._unread = None, b""
         self.gpu_bytes = 0
 
     def _running_child(self) -> subprocess.Popen[bytes]:
@@ -133,27 +168,36 @@ class StepProcess:
             )
         return self._child
 
-    def _next_line(self, stream: IO[bytes], cancelled: Callable[[], bool] | None) -> bytes:
-        """One line; empty at the end of the stream. `bufsize=0` above makes readable mean readable."""
-        line = b""
-        while not line.endswith(b"\n"):
+    def _next_line(self, stream: IO[bytes], step: str, cancelled: Callable[[], bool] | None) -> bytes:
+        """One line; empty at the end of the stream.
+
+        Raises:
+            Stuck: none came in time.
+            Cancelled: `cancelled` said so.
+        """
+        deadline = time.monotonic() + self._settings.engine.step_seconds
+        while b"\n" not in self._unread:
             readable, _, _ = select.select([stream], [], [], POLL_SECONDS)
             if readable:
-                chunk = os.read(stream.fileno(), 1) if line == b"" else stream.readline()
+                chunk = os.read(stream.fileno(), ANSWER_BYTES)
                 if not chunk:
                     return b""
-                line += chunk
+                self._unread += chunk
             elif cancelled is not None and cancelled():
-                self.stop()
                 raise Cancelled("cancelled by request while the step ran")
+            if time.monotonic() > deadline:
+                raise Stuck(f"step {step}: no progress for {self._settings.engine.step_seconds:g} s; it was ended")
+        line, _, self._unread = self._unread.partition(b"\n")
         return line
 
     def _died(self, step: str) -> ChildDied:
         while self._closed.is_set():
             time.sleep(3600)  # until the process ends: see close()
         assert self._child is not None
-        code = self._child.wait()
-        self.stop()
+        try:
+            code = self._child.wait(KILL_SECONDS)
+        except subprocess.TimeoutExpired:
+            return ChildDied(f"step {step}: the model process closed its answers and did not end")
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return ChildDied(f"step {step}: the model process was {how} (a crash, or out of memory)")
 
@@ -171,12 +215,13 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
 
     def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value).encode() + b"\n")
+        answers.write(json.dumps({"id": request["id"], **value}).encode() + b"\n")
 
     settings = Settings.model_validate_json(os.environ.pop("BRAINGEMMA_STEP_SETTINGS"))
     set_up_logging(settings.log.format)
     from daemon.pipeline.steps.runner import Steps  # late: torch is loaded in the child only
 
+    request: dict[str, Any] = {"id": 0}
     steps = Steps(settings, progress=lambda done, total, text: answer({"progress": [done, total, text]}))
     for line in sys.stdin.buffer:
         request = json.loads(line)
@@ -185,8 +230,11 @@ def main() -> None:
             steps.run(request["step"], JobFolder(Path(request["folder"])))
         except DaemonError as error:
             kind = next((name for name, cls in ERRORS.items() if isinstance(error, cls)), "Permanent")
-            answer({"error": kind, "text": IDENTITIES.removed(str(error))})
+            answer({"error": "DiskFull" if is_disk_full(error) else kind, "text": IDENTITIES.removed(str(error))})
         except Exception as error:  # the edge of the process: the parent must learn what happened
+            if is_disk_full(error):
+                answer({"error": "DiskFull", "text": f"step {request['step']}: no room on the disk"})
+                continue
             log.exception("step %s", request["step"])
             fault = IDENTITIES.removed(f"{type(error).__name__}: {error}")
             answer({"error": "Permanent", "text": f"step {request['step']}: unexpected {fault} (see the log)"})

@@ -6,12 +6,15 @@ Payloads are job ids only: pixel data and identities stay in the job's folder.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+import sqlalchemy as sa
 from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
 from dbos import error as dbos_error
 
@@ -20,8 +23,8 @@ from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
 from daemon.deliver.confirmation import NOT_POSSIBLE
 from daemon.deliver.delivery import deliver_to, is_open, plan_deliveries
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
-from daemon.errors import DaemonError, Permanent, Rejected, Retryable
-from daemon.files import read_json
+from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
+from daemon.files import free_bytes, is_disk_full, read_json
 from daemon.jobs.files import JobFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import findings_line, read_report
@@ -38,6 +41,21 @@ log = logging.getLogger(__name__)
 
 STEP_ATTEMPTS = 3
 """A step that crashes the model process is tried this often, each time in a fresh process."""
+
+DATABASE_PATIENCE = 600.0
+"""Seconds for which a step waits for a database that does not answer."""
+
+DATABASE_PAUSE = 1.0
+"""Seconds between two attempts to reach it."""
+
+ROOM_BYTES = 1 << 20
+"""A step that found the disk full is tried again once so many more bytes are free."""
+
+ROOM_PAUSE = 1.0
+"""Seconds between two looks at the disk."""
+
+LONGEST_WITHOUT_ROOM = 60.0
+"""After so many seconds it is tried again in any case: room for others may be too little for it."""
 
 RECOVERY_ATTEMPTS = 50
 """How often a restarted daemon takes the same workflow up again before it is left as failed."""
@@ -67,6 +85,33 @@ def context() -> Context:
     if _context is None:
         raise RuntimeError("set_context() must be called before a workflow runs")
     return _context
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _patient(work: Callable[P, T]) -> Callable[P, T]:
+    """The work, done again while the database does not answer: nothing of a study is lost by that but time."""
+
+    @functools.wraps(work)
+    def patient(*args: P.args, **kwargs: P.kwargs) -> T:
+        deadline = time.monotonic() + DATABASE_PATIENCE
+        while True:
+            try:
+                return work(*args, **kwargs)
+            except sa.exc.DBAPIError as error:
+                if not _may_pass(error) or time.monotonic() > deadline:
+                    raise
+                log.warning("the database does not answer (%s); tried again", type(error.orig).__name__)
+                time.sleep(DATABASE_PAUSE)
+
+    return patient
+
+
+def _may_pass(error: sa.exc.DBAPIError) -> bool:
+    """Whether the database was away or locked, and not asked for something that it cannot do."""
+    return isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)) or error.connection_invalidated
 
 
 def submit(job_id: str) -> None:
@@ -129,15 +174,61 @@ def _retry(error: BaseException) -> bool:
 
 
 def _durable(work: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
-    """A step of the engine, tried again where its error may pass."""
+    """A step of the engine, tried again where its error may pass; any other error ends this job and no more."""
+
+    @functools.wraps(work)
+    def guarded(job_id: str) -> list[str]:
+        while True:
+            try:
+                return _patient(work)(job_id)
+            except Exception as error:  # noqa: BLE001 - it must end this job, and not leave it running for ever
+                if not is_disk_full(error) and not isinstance(error, DiskFull):
+                    raise _foreseen(error, job_id, work.__name__) from None
+            _wait_for_room(job_id)
+
     step: Callable[[str], list[str]] = DBOS.step(
         name=work.__name__,
         retries_allowed=True,
         max_attempts=STEP_ATTEMPTS,
         interval_seconds=0.5,
         should_retry=_retry,
-    )(work)
+    )(guarded)
     return step
+
+
+def _foreseen(error: Exception, job_id: str, step: str) -> Exception:
+    """The error itself where it says what to do, else a permanent one whose reason is in the job's row."""
+    if isinstance(error, DaemonError) or (isinstance(error, sa.exc.DBAPIError) and _may_pass(error)):
+        return error
+    log.error("job %s: step %s failed unexpectedly", job_id, step, exc_info=error)
+    why = f"step {step}: unexpected {type(error).__name__}"
+    _patient(context().store.update)(job_id, reason=f"{why}: {error} (see the log of the service)")
+    return Permanent(f"{why}: why stands in the job's record")
+
+
+def _wait_for_room(job_id: str) -> None:
+    """Until there is more room on the disk than now, or long enough to try in any case.
+
+    Raises:
+        Cancelled: the job was, meanwhile.
+    """
+    store, folder = context().store, context().settings.data.root
+    there = free_bytes(folder)
+    log.warning("job %s waits for room on the disk: %d bytes are free", job_id, there)
+    _patient(store.update)(job_id, progress="waits for room on the disk")
+    deadline = time.monotonic() + LONGEST_WITHOUT_ROOM
+    while free_bytes(folder) < there + ROOM_BYTES and time.monotonic() < deadline:
+        time.sleep(ROOM_PAUSE)
+        if _is_cancelled(job_id):
+            raise Cancelled("cancelled by request")
+
+
+def _is_cancelled(job_id: str) -> bool:
+    try:
+        job = context().store.get(job_id)
+    except sa.exc.DBAPIError:
+        return False  # asked again soon
+    return job is None or job.state is JobState.CANCELLED
 
 
 def select(job_id: str) -> list[str]:
@@ -166,7 +257,7 @@ def convert(job_id: str) -> list[str]:
 def report(job_id: str) -> list[str]:
     """The model writes."""
     _run("report", job_id)
-    context().store.update(job_id, result=findings_line(read_report(_folder(job_id))["findings"]))
+    _patient(context().store.update)(job_id, result=findings_line(read_report(_folder(job_id))["findings"]))
     return []
 
 
@@ -204,13 +295,20 @@ DURABLE_STEPS = {work.__name__: _durable(work) for work in (select, convert, rep
 """The steps of `STEPS`, each kept by the engine; they return jobs to be queued."""
 
 
-@DBOS.step(name="plan")
-def plan_step(job_id: str) -> list[str]:
-    """Write down what goes where, before anything is sent."""
+def plan(job_id: str) -> list[str]:
+    """Write down what goes where, before anything is sent.
+
+    Returns:
+        Names of the destinations.
+    """
     return plan_deliveries(context().store, job_id, _folder(job_id), context().settings.destinations)
 
 
+plan_step = _durable(plan)
+
+
 @DBOS.step(name="end")
+@_patient
 def end_step(job_id: str, error: str, text: str) -> str:
     """Write down how the job ended, or that its results are on their way.
 
@@ -242,6 +340,7 @@ def end_step(job_id: str, error: str, text: str) -> str:
 
 
 @DBOS.step(name="attempt")
+@_patient
 def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
     """One attempt at one destination; returns the wait before the next in seconds, or None when it is over.
 
@@ -288,6 +387,7 @@ def _holds_back(job: Job, destination: str) -> bool:
 
 
 @DBOS.step(name="finish")
+@_patient
 def finish_step(job_id: str) -> str:
     """The job is done when nothing of it waits any more, and failed when something is in the dead letter."""
     store = context().store
@@ -310,36 +410,35 @@ def _folder(job_id: str) -> JobFolder:
 def _run(step: str, job_id: str) -> None:
     """Run one step in the child process, with state, progress and time kept in the job's row.
 
-    So is the reason of an error: it may name series, and the engine keeps what is raised here in its own tables.
+    So is the reason of an error: it may name series, and the engine keeps what is raised here in its own tables. While
+    the child works, a database that does not answer costs lines of progress only.
     """
     store = context().store
+    update = _patient(store.update)
 
-    def cancelled() -> bool:
-        job = store.get(job_id)
-        return job is None or job.state is JobState.CANCELLED
+    def note(done: int, total: int, text: str) -> None:
+        try:
+            store.update(job_id, progress=f"{text} {done}/{total}")
+        except sa.exc.DBAPIError as error:
+            log.warning("progress not noted: %s", type(error.orig).__name__)
 
-    if cancelled():
+    if _is_cancelled(job_id):
         raise Cancelled("cancelled by request")
-    store.update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
+    update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
     started = time.monotonic()
-    folder = _folder(job_id)
-    for earlier in store.superseded_by(job_id) if step == "encode" else ():
-        context().files.fetch(earlier)  # its report is named as predecessor, its images are rejected
+    folder = _patient(_folder)(job_id)
+    for earlier in _patient(store.superseded_by)(job_id) if step == "encode" else ():
+        _patient(context().files.fetch)(earlier)  # its report is named as predecessor, its images are rejected
     try:
-        context().steps.run(
-            step,
-            Path(folder.root),
-            progress=lambda done, total, text: store.update(job_id, progress=f"{text} {done}/{total}"),
-            cancelled=cancelled,
-        )
+        context().steps.run(step, Path(folder.root), progress=note, cancelled=lambda: _is_cancelled(job_id))
     except DaemonError as error:
         metrics.STEP_FAILURES.labels(step, type(error).__name__).inc()
-        store.update(job_id, reason=str(error))
+        update(job_id, reason=str(error))
         raise type(error)(f"step {step}: why stands in the job's record") from None
     finally:
         metrics.MODEL_GPU_BYTES.set(context().steps.gpu_bytes)
-        context().files.keep(job_id, step)  # what a refusal leaves, too: the verdict on each series
+        _patient(context().files.keep)(job_id, step)  # what a refusal leaves, too: the verdict on each series
     seconds = time.monotonic() - started
     metrics.STEP_SECONDS.labels(step).observe(seconds)
-    store.add_timing(job_id, step, seconds)
+    _patient(store.add_timing)(job_id, step, seconds)
     log.info("job %s: %s took %.2f s", job_id, step, seconds)

@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, NoReturn
+from typing import NoReturn
 
 import sqlalchemy as sa
 
@@ -23,7 +23,7 @@ from daemon.deliver.commitment import take_reports
 from daemon.engine import client
 from daemon.engine.identifiers import EXECUTOR_ID
 from daemon.engine.lease import SoleReceiver
-from daemon.engine.recovery import give_every_job_a_workflow
+from daemon.engine.recovery import count_deaths, give_every_job_a_workflow
 from daemon.errors import ConfigurationError
 from daemon.files import PRIVATE, make_private, read_json, write_json
 from daemon.jobs.files import RECEIVED
@@ -56,26 +56,37 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def _only_service(data: DataFolder) -> Iterator[IO[str]]:
-    """Hold the data folder's lock; the kernel frees it when the process ends, however that happens."""
-    with data.lock.open("w") as lock:
+def _only_service(data: DataFolder) -> Iterator[bool]:
+    """Hold the data folder's lock; the kernel frees it when the process ends, however that happens.
+
+    Yields:
+        Whether the service before ended without a word: it left its process number in the lock's file.
+    """
+    with data.lock.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ConfigurationError(f"another braingemma service already works in {data.root}") from None
-        yield lock
+        lock.seek(0)
+        died = bool(lock.read().strip())
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        try:
+            yield died
+        finally:
+            lock.truncate(0)
 
 
 def serve(settings: Settings) -> NoReturn:
     """Run until SIGTERM or SIGINT, then end the process: associations first, then the rest, in under 10 s."""
     os.umask(PRIVATE)
     stop = stop_on_signals()
-    os.umask(0o077)  # what is received, and what is made of it, is for this user alone
     data = settings.data
     info = check_weights(settings)
     make_private(data.root)
-    with _only_service(data):
-        parts = _Parts(settings, stop)
+    with _only_service(data) as died:
+        parts = _Parts(settings, stop, died=died)
         receivers = start_receivers(settings)
         parts.health.alive["receivers"] = receivers.alive
         parts.start_threads()
@@ -97,6 +108,7 @@ def serve(settings: Settings) -> NoReturn:
                 parts.take_commitments()
                 _tell_watchdog(parts.health)
         finally:
+            data.lock.write_text("")  # an end in order, whatever it is for: no job is to blame
             notify("STOPPING=1")
             log.info("stopping: no more associations, acknowledgements are finished first")
             receivers.stop()
@@ -105,7 +117,7 @@ def serve(settings: Settings) -> NoReturn:
                 web.stop()
             parts.close()
             data.status.unlink(missing_ok=True)
-            end_process()
+            end_process(failed=parts.failed.is_set())
 
 
 def _tell_watchdog(health: Health) -> None:
@@ -120,8 +132,9 @@ def _tell_watchdog(health: Health) -> None:
 class _Parts:
     """What `serve` runs beside the receivers: database, engine, assembler, housekeeping, page."""
 
-    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, stop: threading.Event, *, died: bool) -> None:
         self.settings = settings
+        self.failed = threading.Event()
         self.stop = stop
         data = settings.data
         metrics.share_with_children(data.metrics)
@@ -136,10 +149,10 @@ class _Parts:
         self.store = make_store(self.engine, self.audit, self.files, self.lease)
         self.steps = StepProcess(settings) if settings.engine.work else None
         if self.steps is not None:
-            launch_engine(
-                self.engine, workflow.Context(settings, self.store, self.steps, self.files),
-                EXECUTOR_ID if self.lease is None else self.lease.executor_id,
-            )  # fmt: skip
+            executor_id = EXECUTOR_ID if self.lease is None else self.lease.executor_id
+            if died if self.lease is None else self.lease.follows_a_death:
+                count_deaths(self.engine, executor_id)
+            launch_engine(self.engine, workflow.Context(settings, self.store, self.steps, self.files), executor_id)
         else:
             prepare_for_enqueueing(settings, self.engine)
         give_every_job_a_workflow(self.engine, alone=self.lease is None and settings.engine.work)
@@ -180,12 +193,22 @@ class _Parts:
 
     def start_threads(self) -> None:
         """The assembler, and the housekeeping."""
-        assembling = threading.Thread(target=_guard, args=(self.assembler, self.stop), name="assembler", daemon=True)
+        assembling = threading.Thread(target=self._assemble, name="assembler", daemon=True)
         keeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         self._threads = [assembling, keeping]
         for thread in self._threads:
             thread.start()
             self.health.alive[thread.name] = thread.is_alive
+
+    def _assemble(self) -> None:
+        """Run the assembler; if it fails, the service must not go on as if it worked."""
+        try:
+            self.assembler.run(self.stop)
+        except BaseException:
+            log.exception("the assembler failed; the service stops, what was acknowledged is kept")
+            self.failed.set()
+            self.stop.set()
+            raise
 
     def _keep_house(self) -> None:
         works: list[Callable[[], object]] = [
@@ -224,13 +247,3 @@ class _Parts:
             self.steps.close()
         if self.lease is not None:
             self.lease.give_back()
-
-
-def _guard(assembler: Assembler, stop: threading.Event) -> None:
-    """Run the assembler; if it fails, the service must not go on as if it worked."""
-    try:
-        assembler.run(stop)
-    except BaseException:
-        log.exception("the assembler failed; the service stops, what was acknowledged is kept")
-        stop.set()
-        raise

@@ -21,7 +21,7 @@ from daemon.database.engine import open_index, schema_lock
 from daemon.database.tables import DeliveryState
 from daemon.engine.identifiers import DESTINATION_QUEUE, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.engine.lease import Lease
-from daemon.errors import ConfigurationError
+from daemon.errors import ConfigurationError, DaemonError
 from daemon.files import make_private
 from daemon.jobs.files import JobFiles, LocalFiles
 from daemon.jobs.shared_files import SharedFiles
@@ -30,6 +30,8 @@ from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.pipeline import workflow
 from dicom_io.pack.encode import MANIFEST
+
+log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
 """How often the queues are asked for work."""
@@ -80,15 +82,18 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def end_process() -> NoReturn:
-    """End at once, with 1 where an error is under way.
+def end_process(*, failed: bool = False) -> NoReturn:
+    """End at once, with 1 where a part `failed` or an error is under way.
 
     Threads of the engine may still wait for a step that was cut off (see StepProcess.close): they must not be waited
     for, and their steps must stay unfinished on record.
     """
+    error = sys.exc_info()[1]
+    if error is not None:
+        log.error("ended by a fault: %s", error, exc_info=None if isinstance(error, DaemonError) else error)
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(0 if sys.exc_info()[0] is None else 1)
+    os._exit(1 if failed or error is not None else 0)
 
 
 def take_lease(settings: Settings, engine: sa.Engine, name: str) -> Lease | None:

@@ -18,6 +18,7 @@ from prometheus_client import start_http_server
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
+from daemon.engine.recovery import count_deaths
 from daemon.errors import ConfigurationError
 from daemon.files import PRIVATE, make_private
 from daemon.observe import metrics
@@ -79,6 +80,8 @@ def _work(
     files = job_files(settings, engine, scratch.jobs, lease, scratch=True)
     store = make_store(engine, AuditLog(scratch.audit), files, lease)
     steps = StepProcess(settings)
+    if lease.follows_a_death:
+        count_deaths(engine, lease.executor_id)
     launch_engine(engine, workflow.Context(settings, store, steps, files), lease.executor_id)
     threading.Thread(target=retention.keep_house, args=([files.sweep], stop), name="housekeeping", daemon=True).start()
     if metrics_port is not None:

@@ -225,8 +225,9 @@ def metrics(request: Request) -> Response:
 
 
 def healthz(request: Request) -> Response:
-    """200: every part of the service runs; 503: start it again."""
-    faults = page_of(request).health.faults()
+    """200: every part of the service runs and work goes on; 503: start it again, or look what holds it up."""
+    health = page_of(request).health
+    faults = health.faults() + health.stalled()
     return PlainTextResponse("".join(f"{fault}\n" for fault in faults) or "alive\n", 503 if faults else 200)
 
 

@@ -39,13 +39,21 @@ class Postgres:
             user = pwd.getpwnam(USER)
             os.chown(self.folder, user.pw_uid, user.pw_gid)
         self._run("initdb", "--auth=trust", "--username=braingemma", "--encoding=UTF8", "--no-sync")
+        self.come_back()
+        self.url = f"postgresql://braingemma@{LOOPBACK}:{self.port}/postgres"
+
+    def come_back(self) -> None:
+        """Start it."""
         settings = f"-p {self.port} -k {self.folder} -c listen_addresses={LOOPBACK} -c fsync=off"
         self._run("pg_ctl", "--wait", "--log", str(self.folder / "log"), "-o", settings, "start")
-        self.url = f"postgresql://braingemma@{LOOPBACK}:{self.port}/postgres"
+
+    def go_away(self) -> None:
+        """End it as a crash would, with what clients have open."""
+        self._run("pg_ctl", "--wait", "-m", "immediate", "stop")
 
     def stop(self) -> None:
         """End it and remove its folder."""
-        self._run("pg_ctl", "--wait", "-m", "immediate", "stop")
+        self.go_away()
         shutil.rmtree(self.folder)
 
     def _run(self, program: str, *arguments: str) -> None:
