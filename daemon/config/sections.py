@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import pwd
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -25,11 +25,15 @@ from pydantic_settings import (
     BaseSettings,
     SettingsConfigDict,
 )
+from urllib3.util import parse_url
 
 from daemon.config.data_folder import DataFolder
 
 AE_TITLE = Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")
 """PS3.5 Table 6.2-1, VR AE: 16 characters at most, no backslash, no control characters."""
+
+STOW_URL = r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?(/[A-Za-z0-9._~!$&'()*+,;=:@%/-]*)?$"
+"""Plain URLs only (RFC 3986): no user, no backslash, nothing that two programs could read in two ways."""
 
 ENVIRONMENT_PREFIX = "BRAINGEMMA_"
 
@@ -284,7 +288,7 @@ class Destination(Section):
     """Its address, for C-STORE."""
     port: int | None = Field(None, ge=1, le=65535)
     """Its TCP port, for C-STORE."""
-    stow_url: str | None = Field(None, pattern=r"^https?://[^/\s]+(/\S*)?$")
+    stow_url: str | None = Field(None, pattern=STOW_URL)
     """Root of a DICOMweb server, such as `https://pacs.example/dicom-web`: STOW-RS in place of C-STORE."""
     username: str = ""
     """HTTP basic authentication, for STOW-RS."""
@@ -333,7 +337,8 @@ class Destination(Section):
     @property
     def is_loopback(self) -> bool:
         """Whether it is on this machine."""
-        return is_loopback((urlsplit(self.stow_url).hostname if self.stow_url else self.host) or "")
+        host = parse_url(self.stow_url).host if self.stow_url else self.host
+        return is_loopback((host or "").strip("[]"))
 
     def takes(self, calling_aets: Iterable[str]) -> bool:
         """Whether results of a study from these senders go here."""
@@ -400,8 +405,12 @@ class Web(Section):
     """Whoever shows it may see and do everything: 16 characters or more; empty: no token."""
     user_header: str = ""
     """Header in which a reverse proxy names the person that it has authenticated, such as `X-Remote-User`."""
-    trusted_proxies: tuple[str, ...] = ("127.0.0.1", "::1")
-    """Addresses whose `user_header` is believed."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses whose `user_header` is believed; must be named with it."""
+    proxy_user: str = ""
+    """The proxy's local account, such as `www-data`: of programs on this machine only its are believed; empty: all."""
+    session_hours: float = Field(12, gt=0)
+    """A person who showed the token must show it again after so long."""
 
     @model_validator(mode="after")
     def _guarded_unless_loopback(self) -> Web:
@@ -410,7 +419,21 @@ class Web(Section):
             raise ValueError(f"token: expected at least {LEAST_TOKEN} characters, got {len(token)}")
         if self.enabled and not is_loopback(self.host) and not token and not self.user_header:
             raise ValueError(f"host {self.host!r} is not loopback: set token, or user_header behind a reverse proxy")
+        if self.user_header and not self.trusted_proxies:
+            raise ValueError("user_header: name the addresses of the reverse proxies in trusted_proxies")
+        for address in self.trusted_proxies:
+            ipaddress.ip_address(address)
         return self
+
+    @field_validator("proxy_user")
+    @classmethod
+    def _is_an_account(cls, name: str) -> str:
+        if name:
+            try:
+                pwd.getpwnam(name)
+            except KeyError:
+                raise ValueError("expected an account of this machine") from None
+        return name
 
 
 class Review(Section):

@@ -47,9 +47,15 @@ class DestinationClient(Protocol):
         """
 
 
-def client_for(destination: Destination, calling_aet: str) -> DestinationClient:
-    """The client of a destination: by DICOMweb where it has a URL, else by DIMSE under our AE title."""
+def client_for(destination: Destination, calling_aet: str, *, loopback_only: bool = False) -> DestinationClient:
+    """The client of a destination: by DICOMweb where it has a URL, else by DIMSE under our AE title.
+
+    Args:
+        destination: Its entry in the configuration.
+        calling_aet: Our AE title.
+        loopback_only: What it is sent must not leave this machine: every connection looks at the address.
+    """
     if destination.stow_url is not None:
-        return DicomwebClient(destination)
-    peer = Peer(str(destination.ae_title), str(destination.host), int(destination.port or 0), destination.tls)
-    return DimseClient(peer, calling_aet)
+        return DicomwebClient(destination, loopback_only=loopback_only)
+    address = str(destination.ae_title), str(destination.host), int(destination.port or 0)
+    return DimseClient(Peer(*address, destination.tls, loopback_only), calling_aet)

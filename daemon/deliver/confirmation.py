@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 
+import sqlalchemy as sa
+
 from daemon.config.sections import Destination
 from daemon.database.tables import DeliveryState
 from daemon.deliver import commitment
@@ -54,6 +56,12 @@ def confirm(
             _by_query(store, by_query, folder, destination, client)
     except DaemonError as error:
         _put_off(store, _unconfirmed(store, job_id, destination), destination, str(error))
+    except sa.exc.DBAPIError:
+        raise  # ours, not the destination's
+    except Exception as error:
+        log.exception("%s: an attempt to confirm failed unexpectedly", destination.name)
+        why = f"unexpected {type(error).__name__}: {error}"
+        _put_off(store, _unconfirmed(store, job_id, destination), destination, why)
     left = _unconfirmed(store, job_id, destination)
     if not left:
         return None

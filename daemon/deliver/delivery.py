@@ -10,6 +10,8 @@ import logging
 import random
 from collections.abc import Sequence
 
+import sqlalchemy as sa
+
 from daemon.config.sections import Destination
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
 from daemon.deliver.client import DestinationClient, client_for
@@ -19,6 +21,8 @@ from daemon.errors import DaemonError, Retryable
 from daemon.files import read_json
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import Delivery, JobStore
+from dicom_io.errors import PackError
+from dicom_io.pack.manifest import is_synthetic_only
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +79,7 @@ def backoff(attempt: int, jitter: float) -> float:
 
 
 def deliver_to(
-    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, calling_aet: str
+    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, calling_aet: str, *, allow_demo: bool
 ) -> float | None:
     """Send what still waits for one destination, and ask for what it accepted.
 
@@ -83,13 +87,26 @@ def deliver_to(
     without a Success or warning status of its own. It may be called as often as one likes: what there is to do
     follows from the states on record.
 
+    Args:
+        store: The jobs.
+        job_id: The job.
+        folder: Its folder; the pack in it says by what kind of weights it was made.
+        destination: Where to.
+        calling_aet: Our AE title.
+        allow_demo: Let results of weights that were trained on synthetic images only leave this machine.
+
     Returns:
         Seconds until there is something to do again, or None when all is settled.
     """
     successor = store.successor(job_id, destination.name)
     if successor is not None:
         store.drop_replaced_deliveries(job_id, destination.name, by=successor)
-    client = client_for(destination, calling_aet)
+    try:
+        stays = is_synthetic_only(folder.dicom) and not allow_demo
+    except PackError as error:
+        store.give_up_delivery(job_id, destination.name, str(error))
+        return None
+    client = client_for(destination, calling_aet, loopback_only=stays)
     reason, give_up = _send_all(store, job_id, folder, destination, client)
     pause = confirm(store, job_id, folder, destination, client)
     deliveries = store.deliveries(job_id, destination.name)
@@ -176,6 +193,12 @@ def _send(
         for uid in list(left):
             note(uid, DeliveryState.WAITING, "", str(error))
         give_up = not isinstance(error, Retryable)
+    except sa.exc.DBAPIError:
+        raise  # ours, not the destination's: the whole attempt is done again
+    except Exception as error:  # whatever it is, it is an attempt that failed, and the last one of them ends it
+        log.exception("%s: an attempt failed unexpectedly", destination.name)
+        for uid in list(left):
+            note(uid, DeliveryState.WAITING, "", f"unexpected {type(error).__name__}: {error}")
     return (f"{len(reasons)} of {len(waiting)} objects not stored: {reasons[0]}" if reasons else ""), give_up
 
 

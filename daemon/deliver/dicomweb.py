@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import pydicom
@@ -12,8 +14,13 @@ import requests
 from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session
 from pydicom import Dataset
+from requests.adapters import HTTPAdapter
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import NewConnectionError
 
 from daemon.config.sections import Destination
+from daemon.deliver.addresses import addresses_of
 from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import Permanent, Retryable
 
@@ -22,6 +29,9 @@ BATCH_BYTES = 32_000_000
 
 JSON = "application/dicom+json"
 """The form of answers that we ask for."""
+
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError, RecursionError)
+"""What pydicom and plain look-ups raise on JSON that has another form than PS3.18 F."""
 
 ECHO_SECONDS = 10.0
 """How long a sign of life may take."""
@@ -34,10 +44,12 @@ class DicomwebClient:
     Attributes:
         destination: Its entry in the configuration, with `stow_url`.
         timeout: Seconds to wait for each answer.
+        loopback_only: What it is sent must not leave this machine.
     """
 
     destination: Destination
     timeout: float = 60
+    loopback_only: bool = False
 
     query: ClassVar[str] = "QIDO-RS"
     """How `held` asks."""
@@ -52,7 +64,7 @@ class DicomwebClient:
         """
         try:
             self._client(min(self.timeout, ECHO_SECONDS)).search_for_studies(limit=1)
-        except (requests.RequestException, ValueError) as error:
+        except (requests.RequestException, *UNREADABLE) as error:
             raise self._no_answer(error) from error
 
     def store(self, files: Sequence[Outgoing], *, on_outcome: OnOutcome = no_one) -> list[StoreOutcome]:
@@ -69,7 +81,7 @@ class DicomwebClient:
             answers.clear()
             try:
                 client.store_instances([_read(outgoing) for outgoing in batch])
-            except (requests.RequestException, ValueError) as error:  # ValueError: a body that the client cannot read
+            except (requests.RequestException, *UNREADABLE) as error:  # the latter: a body that the client cannot read
                 if not answers:
                     raise Retryable(f"{self.destination.stow_url}: {_first_line(error)}") from error
             for outcome in _outcomes(batch, answers[-1]):
@@ -86,6 +98,7 @@ class DicomwebClient:
         """
         try:
             found = self._client(self.timeout).search_for_instances(study_uid, series_uid, get_remaining=True)
+            return {str(value) for item in found for value in item.get("00080018", {}).get("Value", ())}
         except requests.HTTPError as error:
             status = None if error.response is None else error.response.status_code
             if status == requests.codes.not_found:
@@ -93,9 +106,12 @@ class DicomwebClient:
             if status in (requests.codes.method_not_allowed, requests.codes.not_implemented):
                 raise NotOffered(f"{self.destination.stow_url}: no QIDO-RS: HTTP {status}") from error
             raise self._no_answer(error) from error
-        except (requests.RequestException, ValueError) as error:
+        except requests.RequestException as error:
             raise self._no_answer(error) from error
-        return {str(value) for item in found for value in item.get("00080018", {}).get("Value", ())}
+        except UNREADABLE as error:
+            raise Retryable(
+                f"{self.destination.stow_url}: QIDO-RS: no DICOM JSON (PS3.18 F): {error!r:.200}"
+            ) from error
 
     def request_commitment(self, transaction_uid: str, files: Sequence[Outgoing], on_report: OnReport) -> None:
         """DICOMweb has no storage commitment that servers offer.
@@ -113,6 +129,10 @@ class DicomwebClient:
         """A client that tries each request once: the delivery has its own back-off."""
         session = create_session()
         session.trust_env = False  # neither a proxy nor a .netrc of the machine may see results
+        session.max_redirects = 0  # results, and who we are, go to the place in the configuration only
+        adapter = _Adapter(self.loopback_only)
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, adapter)
         session.headers["Accept"] = JSON
         token = self.destination.token.get_secret_value()
         if token:
@@ -132,6 +152,46 @@ class DicomwebClient:
             raise Permanent(f"destination {self.destination.name!r}: stow_url: {error}") from error
         client.set_http_retry_params(retry=False)
         return client
+
+
+class _Adapter(HTTPAdapter):
+    """Connects where names lead at that moment, and nowhere else than allowed."""
+
+    def __init__(self, loopback_only: bool) -> None:
+        super().__init__()
+        plain, tls = (HTTPConnectionPool, HTTPSConnectionPool)
+        if loopback_only:
+            plain, tls = _LoopbackPool, _LoopbackTlsPool
+        self.poolmanager.pool_classes_by_scheme = {"http": plain, "https": tls}
+
+
+class _Loopback(HTTPConnection):
+    """Resolves the name itself, and connects to the very address that it has looked at."""
+
+    def _new_conn(self) -> socket.socket:
+        name = self._dns_host
+        *others, last = addresses_of(name, self.port, loopback_only=True)
+        try:
+            for address in others:
+                self._dns_host = address
+                with contextlib.suppress(NewConnectionError):
+                    return super()._new_conn()
+            self._dns_host = last
+            return super()._new_conn()
+        finally:
+            self._dns_host = name
+
+
+class _LoopbackTls(_Loopback, HTTPSConnection):
+    """The same under TLS; the certificate is that of the name."""
+
+
+class _LoopbackPool(HTTPConnectionPool):
+    ConnectionCls = _Loopback
+
+
+class _LoopbackTlsPool(HTTPSConnectionPool):
+    ConnectionCls = _LoopbackTls
 
 
 def _read(outgoing: Outgoing) -> Dataset:
@@ -165,22 +225,34 @@ def _outcomes(batch: Sequence[Outgoing], answer: requests.Response) -> Iterator[
     """
     if answer.status_code not in (requests.codes.ok, requests.codes.accepted, requests.codes.conflict):
         raise Retryable(f"{answer.url}: STOW-RS: HTTP {answer.status_code} {answer.reason}")
-    said = _body(answer)
-    stored = {str(item.ReferencedSOPInstanceUID): item for item in said.get("ReferencedSOPSequence", ())}
-    failed = {str(item.ReferencedSOPInstanceUID): item for item in said.get("FailedSOPSequence", ())}
+    try:
+        stored, failed = _reasons(_body(answer))
+    except UNREADABLE as error:
+        raise Retryable(
+            f"{answer.url}: STOW-RS: HTTP {answer.status_code}, whose body is no DICOM JSON (PS3.18 F): {error!r:.200}"
+        ) from error
     for outgoing in batch:
         uid = outgoing.sop_instance_uid
         if uid in failed:
-            status = int(failed[uid].get("FailureReason", 0x0110))
-            yield StoreOutcome(outgoing, status, f"STOW-RS failure reason 0x{status:04X}")
-        elif uid in stored and "WarningReason" in stored[uid]:
-            status = int(stored[uid].WarningReason)
-            yield StoreOutcome(outgoing, status, f"STOW-RS warning reason 0x{status:04X}")
+            outcome = StoreOutcome(outgoing, failed[uid], f"STOW-RS failure reason 0x{failed[uid]:04X}")
+            yield replace(outcome, status=None) if outcome.stored else outcome  # whatever its number, it says failed
+        elif stored.get(uid):
+            yield StoreOutcome(outgoing, stored[uid], f"STOW-RS warning reason 0x{stored[uid]:04X}")
         elif uid in stored or (answer.status_code == requests.codes.ok and not failed and not stored):
             yield StoreOutcome(outgoing, 0x0000)
         else:
             reason = f"STOW-RS: HTTP {answer.status_code}, whose body does not name the instance"
             yield StoreOutcome(outgoing, None, reason)
+
+
+def _reasons(said: Dataset) -> tuple[dict[str, int], dict[str, int]]:
+    """By SOP Instance UID: the warning reasons of what was stored (0: none), and the failure reasons."""
+    stored = said.get("ReferencedSOPSequence") or ()
+    failed = said.get("FailedSOPSequence") or ()
+    return (
+        {str(item.ReferencedSOPInstanceUID): int(item.get("WarningReason") or 0) for item in stored},
+        {str(item.ReferencedSOPInstanceUID): int(item.get("FailureReason") or 0x0110) for item in failed},
+    )
 
 
 def _body(answer: requests.Response) -> Dataset:

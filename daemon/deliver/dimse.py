@@ -26,6 +26,7 @@ from pynetdicom.sop_class import (
 )
 
 from daemon.config.sections import ClientTls
+from daemon.deliver.addresses import addresses_of
 from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import DaemonError, Permanent, Retryable
 
@@ -61,6 +62,8 @@ class Peer:
     host: str
     port: int
     tls: ClientTls | None = None
+    loopback_only: bool = False
+    """What it is sent must not leave this machine."""
 
     def __str__(self) -> str:
         return f"{self.ae_title}@{self.host}:{self.port}"
@@ -229,34 +232,38 @@ def _references(transaction_uid: str, files: Sequence[Outgoing]) -> Dataset:
 
 
 def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callable[..., object]]] = ()) -> Association:
-    """An established association.
+    """An established association with one of the peer's addresses, the first that takes a connection.
 
     Raises:
         NotOffered: the peer accepts none of the presentation contexts.
         Retryable: it cannot be reached, refuses, aborts, or shows no certificate that we trust.
+        Permanent: what is to be sent must not leave this machine, and the peer is elsewhere.
     """
-    connected: list[evt.Event] = []
-    try:
+    for address in addresses_of(peer.host, peer.port, loopback_only=peer.loopback_only):
+        connected: list[evt.Event] = []
         association = ae.associate(
-            peer.host,
+            address,
             peer.port,
             ae_title=peer.ae_title,
             max_pdu=0,
             tls_args=None if peer.tls is None else (_tls_context(peer.tls), peer.host),
             evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
         )
-    except (OSError, UnicodeError) as error:  # a name that does not resolve, or that cannot be one
-        raise Retryable(f"{peer} cannot be reached: {peer.host}: {error}: check the name and the network") from error
-    if association.is_established:
-        return association
+        if association.is_established:
+            return association
+        if connected:
+            raise _unwelcome(association, peer)
+    raise Retryable(f"{peer} cannot be reached: no {'TLS' if peer.tls else 'TCP'} connection")
+
+
+def _unwelcome(association: Association, peer: Peer) -> Retryable:
+    """Why a peer that took the connection gave no association."""
     if association.is_rejected:
-        raise Retryable(f"{peer} refused the association: {_refusal(association)}")
+        return Retryable(f"{peer} refused the association: {_refusal(association)}")
     if association.rejected_contexts:
         asked = ", ".join(sorted({context.abstract_syntax.name for context in association.rejected_contexts}))
-        raise NotOffered(f"{peer} accepted none of the presentation contexts: {asked}")
-    if connected:
-        raise Retryable(f"{peer} aborted the association or did not answer")
-    raise Retryable(f"{peer} cannot be reached: no {'TLS' if peer.tls else 'TCP'} connection")
+        return NotOffered(f"{peer} accepted none of the presentation contexts: {asked}")
+    return Retryable(f"{peer} aborted the association or did not answer")
 
 
 def _tls_context(tls: ClientTls) -> ssl.SSLContext:

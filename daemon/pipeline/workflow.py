@@ -361,7 +361,10 @@ def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
         return None
     if _holds_back(job, destination):
         return None
-    return deliver_to(store, job_id, _folder(job_id), there, context().settings.listener.ae_title)
+    settings = context().settings
+    return deliver_to(
+        store, job_id, _folder(job_id), there, settings.listener.ae_title, allow_demo=settings.model.allow_demo
+    )
 
 
 def _holds_back(job: Job, destination: str) -> bool:

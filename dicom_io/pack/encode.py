@@ -105,7 +105,7 @@ def encode_pack(
         return load_pack(out)
     with _appearing(out) as folder:
         objects = _write(context, volumes, options, predecessors, folder)
-        pack = Pack(objects=objects, identity=identity, study_uid=geometry.study_uid)
+        pack = Pack(objects, identity, geometry.study_uid, synthetic_only=content.banner is not None)
         check_objects(pack, sources, geometry, banner=content.banner)
         sync(save_manifest(folder, pack))
     return replace(pack, objects=tuple(_moved(item, folder, out) for item in objects))

@@ -45,11 +45,13 @@ class Pack:
         objects: The instances.
         identity: Digest of everything that affects their content.
         study_uid: The study that they belong to.
+        synthetic_only: Whether they are by weights that were trained on synthetic images only.
     """
 
     objects: tuple[PackObject, ...]
     identity: str
     study_uid: str
+    synthetic_only: bool
 
     def of_kind(self, kind: str) -> tuple[PackObject, ...]:
         """The instances of one kind, in order."""
@@ -70,7 +72,12 @@ def save_manifest(folder: Path, pack: Pack) -> Path:
         for item in pack.objects
     ]
     path = folder / MANIFEST
-    fields = {"identity": pack.identity, "study_uid": pack.study_uid, "objects": entries}
+    fields = {
+        "identity": pack.identity,
+        "study_uid": pack.study_uid,
+        "synthetic_only": pack.synthetic_only,
+        "objects": entries,
+    }
     path.write_text(json.dumps(fields, indent=1), encoding="utf-8")
     return path
 
@@ -85,9 +92,25 @@ def load_pack(folder: Path) -> Pack:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
         objects = tuple(_load_objects(folder, fields["objects"]))
-        return Pack(objects=objects, identity=fields["identity"], study_uid=fields["study_uid"])
+        return Pack(objects, fields["identity"], fields["study_uid"], bool(fields["synthetic_only"]))
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise PackError(f"{path}: expected the manifest of a pack of results: {error!r}") from error
+
+
+def is_synthetic_only(folder: Path) -> bool:
+    """Whether the results in a folder are by weights that were trained on synthetic images only.
+
+    Raises:
+        PackError: there is no manifest, or it does not say.
+    """
+    path = folder / MANIFEST
+    try:
+        flag = json.loads(path.read_text(encoding="utf-8"))["synthetic_only"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PackError(f"{path}: expected the manifest of a pack of results: {error!r}") from error
+    if not isinstance(flag, bool):
+        raise PackError(f"{path}: synthetic_only: expected true or false, got {flag!r}")
+    return flag
 
 
 def _load_objects(folder: Path, entries: list[dict[str, Any]]) -> Iterable[PackObject]:

@@ -49,6 +49,7 @@ def add_job(
     kinds: tuple[str, ...] = ("sr", "seg"),
     supersedes: str | None = None,
     senders: tuple[str, ...] = ("SCANNER",),
+    synthetic_only: bool = False,
 ) -> JobFolder:
     """A job with one small object of each kind as its results."""
     folder = JobFolder(root / job_id)
@@ -60,7 +61,7 @@ def add_job(
         dataset.save_as(folder.dicom / f"{kind}.dcm", enforce_file_format=True)
         if kind != "rejection":
             objects.append({"sop_instance_uid": dataset.SOPInstanceUID, "kind": kind, "file": f"{kind}.dcm"})
-    write_json(folder.dicom / "pack.json", {"objects": objects})
+    write_json(folder.dicom / "pack.json", {"objects": objects, "synthetic_only": synthetic_only})
     record = {"study_uid": "1.2.3", "calling_aets": list(senders), "completed": 0.0, "instances": []}
     write_json(folder.arrival, {**record, "supersedes": supersedes})
     write_json(folder.selection, {"chosen": "1.2.3.9", "series": [], "problems": [], "further": []})
@@ -77,9 +78,9 @@ def small_object(kind: str) -> Dataset:
     return dataset
 
 
-def deliver(store: JobStore, folder: JobFolder, there: Destination) -> float | None:
+def deliver(store: JobStore, folder: JobFolder, there: Destination, *, allow_demo: bool = False) -> float | None:
     """One turn, as the workflow takes it."""
-    return delivery.deliver_to(store, folder.root.name, folder, there, "US")
+    return delivery.deliver_to(store, folder.root.name, folder, there, "US", allow_demo=allow_demo)
 
 
 def outcomes(store: JobStore, job_id: str = "j1") -> dict[str, tuple[str, str, str]]:

@@ -54,6 +54,9 @@ def test_every_fault_is_reported_at_once_with_its_place_and_value(tmp_path: Path
     [
         ("[listener\n", "braingemma.toml"),
         ('[[destinations]]\nname = "a"\n', "ae_title, host, port must be set"),
+        ('[web]\nuser_header = "X-Remote-User"\n', "name the addresses of the reverse proxies in trusted_proxies"),
+        ('[web]\ntrusted_proxies = ["proxy.example"]\n', "does not appear to be an IPv4 or IPv6 address"),
+        ('[web]\nproxy_user = "no-such-account"\n', "expected an account of this machine"),
         ("[selection]\ninclude = [3]\n", "selection.include"),
     ],
 )
@@ -69,7 +72,8 @@ def test_wrong_files_are_refused_in_words(tmp_path: Path, text: str, expected: s
         ('[checks]\nnoise = "maybe"\n', "checks.noise"),
         (
             "[results]\ndeidentify = true\n"
-            '[review]\nverified_sr = true\norganization = "O"\n[web]\nuser_header = "X"\n',
+            '[review]\nverified_sr = true\norganization = "O"\n[web]\n'
+            'user_header = "X"\ntrusted_proxies = ["192.0.2.1"]\n',
             "results.deidentify: excludes review.verified_sr",
         ),
         (

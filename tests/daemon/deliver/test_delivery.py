@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> JobFolder:
         dataset.save_as(folder.dicom / f"{kind}.dcm")
         UIDS[kind] = str(dataset.SOPInstanceUID)
         objects.append({"sop_instance_uid": str(dataset.SOPInstanceUID), "kind": kind, "file": f"{kind}.dcm"})
-    write_json(folder.dicom / "pack.json", {"objects": objects})
+    write_json(folder.dicom / "pack.json", {"objects": objects, "synthetic_only": False})
     return folder
 
 
@@ -69,8 +69,8 @@ def test_success_is_sent_once(store: JobStore, folder: JobFolder) -> None:
     there = destination(port)
     plan(store, folder, there)
     try:
-        assert deliver_to(store, "j1", folder, there, "US") is None
-        assert deliver_to(store, "j1", folder, there, "US") is None
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is None
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is None
     finally:
         server.shutdown()
     assert sorted(got) == sorted(UIDS.values())
@@ -82,7 +82,7 @@ def test_a_warning_counts_as_sent_and_is_recorded(store: JobStore, folder: JobFo
     there = destination(port)
     plan(store, folder, there)
     try:
-        assert deliver_to(store, "j1", folder, there, "US") is None
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is None
     finally:
         server.shutdown()
     assert states(store) == {"sr": ("sent", "B000"), "seg": ("sent", "B000")}
@@ -95,11 +95,11 @@ def test_out_of_resources_waits_and_then_goes_through(store: JobStore, folder: J
     there = destination(port)
     plan(store, folder, there)
     try:
-        wait = deliver_to(store, "j1", folder, there, "US")
+        wait = deliver_to(store, "j1", folder, there, "US", allow_demo=False)
         assert wait is not None
         assert wait > 0
         assert states(store) == {"sr": ("waiting", "A700"), "seg": ("waiting", "A700")}
-        assert deliver_to(store, "j1", folder, there, "US") is None
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is None
     finally:
         server.shutdown()
     assert states(store) == {"sr": ("sent", "0000"), "seg": ("sent", "0000")}
@@ -111,7 +111,7 @@ def test_a_refused_context_does_not_hold_back_the_other_object(store: JobStore, 
     there = destination(port, attempts=1)
     plan(store, folder, there)
     try:
-        assert deliver_to(store, "j1", folder, there, "US") is None
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is None
     finally:
         server.shutdown()
     assert states(store) == {"sr": ("sent", "0000"), "seg": ("dead_letter", "")}
@@ -128,7 +128,7 @@ def test_an_abort_half_way_is_not_called_sent(store: JobStore, folder: JobFolder
     there = destination(port)
     plan(store, folder, there)
     try:
-        assert deliver_to(store, "j1", folder, there, "US") is not None
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is not None
     finally:
         server.shutdown()
     assert states(store) == {"sr": ("waiting", ""), "seg": ("waiting", "")}
@@ -139,8 +139,8 @@ def test_an_abort_half_way_is_not_called_sent(store: JobStore, folder: JobFolder
 def test_a_pacs_that_is_down_ends_in_the_dead_letter_with_the_reason(store: JobStore, folder: JobFolder) -> None:
     there = destination(free_port(), attempts=2)
     plan(store, folder, there)
-    assert deliver_to(store, "j1", folder, there, "US") is not None
-    assert deliver_to(store, "j1", folder, there, "US") is None
+    assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is not None
+    assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is None
     assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
     assert all("cannot be reached" in d.reason and d.attempts == 2 for d in store.deliveries("j1"))
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from delivery_support import add_job, deliver, make_store, outcomes
+from dicomweb_support import JSON, Server
 
 from daemon.config.sections import Destination
 from daemon.database.tables import COMMITMENTS
@@ -19,70 +17,6 @@ from daemon.deliver.delivery import plan_deliveries
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
 from daemon.trial.pacs import LOOPBACK, free_port
-
-JSON = "application/dicom+json"
-
-
-class Server:
-    """Answers what the test says, and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.stow: tuple[int, str, bytes] = (200, JSON, b"")
-        self.qido: tuple[int, str, bytes] = (200, JSON, b"[]")
-        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self, body: bytes) -> None:
-                headers = {k.lower(): v for k, v in self.headers.items()}
-                outer.requests.append((self.command, self.path, headers, body))
-                paged = "offset=" in self.path and "offset=0" not in self.path
-                status, kind, content = outer.stow if self.command == "POST" else outer.qido
-                content = b"[]" if paged else content
-                self.send_response(status)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def do_GET(self) -> None:
-                self._answer(b"")
-
-            def do_POST(self) -> None:
-                self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._http = ThreadingHTTPServer((LOOPBACK, 0), Handler)
-        self.url = f"http://{LOOPBACK}:{self._http.server_address[1]}/dicom-web"
-        self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02})
-        self._thread.start()
-
-    def says(self, status: int, *, stored: dict[str, int] | None = None, failed: dict[str, int] | None = None) -> None:
-        """Answer a STOW-RS by naming instances, each with its warning (0: none) or failure reason."""
-        body: dict[str, Any] = {}
-        if stored is not None:
-            body["00081199"] = {"vr": "SQ", "Value": [item(u, "00081196", w) for u, w in stored.items()]}
-        if failed is not None:
-            body["00081198"] = {"vr": "SQ", "Value": [item(u, "00081197", r) for u, r in failed.items()]}
-        self.stow = (status, JSON, json.dumps(body).encode())
-
-    def holds(self, *uids: str) -> None:
-        found = [{"00080018": {"vr": "UI", "Value": [uid]}} for uid in uids]
-        self.qido = (200, JSON, json.dumps(found).encode())
-
-    def stop(self) -> None:
-        self._http.shutdown()
-        self._thread.join()
-        self._http.server_close()
-
-
-def item(uid: str, tag: str, reason: int) -> dict[str, Any]:
-    fields: dict[str, Any] = {"00081155": {"vr": "UI", "Value": [uid]}}
-    if reason:
-        fields[tag] = {"vr": "US", "Value": [reason]}
-    return fields
 
 
 @pytest.fixture
@@ -144,6 +78,13 @@ def test_a_conflict_is_not_called_sent(server: Server, store: JobStore, job: Job
         ((202, JSON, b""), "does not name the instance"),
         ((409, "text/plain", b"?"), "does not name the instance"),
         ((200, JSON, b"{"), "not JSON"),
+        ((200, JSON, b'"stored"'), "no DICOM JSON"),
+        ((200, JSON, b"[[]]"), "no DICOM JSON"),
+        ((202, JSON, b'{"00081199": {"vr": "SQ", "Value": [{}]}}'), "no DICOM JSON"),
+        ((202, JSON, b'{"00081199": {"vr": "SQ", "Value": ["x"]}}'), "no DICOM JSON"),
+        ((202, JSON, b'{"00081199": {"vr": "??", "Value": 7}}'), "no DICOM JSON"),
+        ((202, JSON, b'{"nonsense": {"vr": "SQ"}}'), "no DICOM JSON"),
+        ((200, JSON, b"[" * 20_000), "JSON"),
     ],
 )
 def test_what_is_no_word_on_an_object_is_no_success(
@@ -208,3 +149,52 @@ def test_who_we_are_is_said_and_never_shown(server: Server, store: JobStore, job
         assert server.requests[-1][2]["authorization"] == expected
         assert "secret" not in repr(there)
     assert all("secret" not in d.reason for d in store.deliveries("j1"))
+
+
+@pytest.mark.parametrize("answer", [b"[7]", b'[{"00080018": []}]', b'[{"00080018": {"Value": 3}}]', b"{"])
+def test_an_answer_to_a_query_that_is_no_dicom_json_is_asked_for_again_and_not_for_ever(
+    server: Server, store: JobStore, job: JobFolder, answer: bytes
+) -> None:
+    server.says(200, stored={uid_of(store, k): 0 for k in ("sr", "seg")})
+    server.qido = (200, JSON, answer)
+    turns = 0
+    while deliver(store, job, to(server.url)) is not None:
+        turns += 1
+        assert turns < 20
+    assert {v[0] for v in outcomes(store).values()} == {"dead_letter"}
+    assert all("could not be asked" in d.reason for d in store.deliveries("j1"))
+
+
+def test_failed_is_not_called_stored_whatever_its_reason(server: Server, store: JobStore, job: JobFolder) -> None:
+    server.says(202, failed={uid_of(store, "sr"): 0xB000, uid_of(store, "seg"): 0x0110})
+    assert deliver(store, job, to(server.url)) is not None
+    assert {v[0] for v in outcomes(store).values()} == {"waiting"}
+
+
+def test_an_attempt_that_breaks_in_a_way_that_nobody_foresaw_counts_and_ends(
+    store: JobStore, job: JobFolder, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("deep in a library")
+
+    monkeypatch.setattr("daemon.deliver.dicomweb.DicomwebClient.store", break_down)
+    for _ in range(3):
+        wait = deliver(store, job, to(server.url))
+    assert wait is None
+    assert all(d.attempts == 3 and "ZeroDivisionError" in d.reason for d in store.deliveries("j1"))
+    assert {v[0] for v in outcomes(store).values()} == {"dead_letter"}
+
+
+@pytest.mark.parametrize("name", ["nobody.invalid", "a" * 64 + ".example", "two..dots"])
+@pytest.mark.parametrize("how", ["stow_url", "host"])
+def test_a_name_that_does_not_resolve_is_an_attempt_that_failed(
+    store: JobStore, tmp_path: Path, name: str, how: str
+) -> None:
+    where = {"stow_url": f"http://{name}/x"} if how == "stow_url" else {"ae_title": "PACS", "host": name, "port": 104}
+    there = Destination.model_validate({"name": "web", "max_attempts": 2, **where})
+    folder = add_job(store, tmp_path, "j1")
+    plan_deliveries(store, "j1", folder, [there])
+    assert deliver(store, folder, there) is not None
+    assert deliver(store, folder, there) is None
+    assert {(str(d.state), d.attempts) for d in store.deliveries("j1")} == {("dead_letter", 2)}
+    assert all(name[:20] in d.reason for d in store.deliveries("j1"))
