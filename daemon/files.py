@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dicom_io.files import whole as whole  # the same helper on both floors
+
 PRIVATE = 0o077
 """umask of every process of the service: what it writes is for its own user only."""
 
@@ -21,18 +23,9 @@ def make_private(folder: Path) -> Path:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole under its name, or not there: temporary name, fsync, rename, fsync."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    """Write a file durably, whole or not at all."""
+    with whole(path) as draft:
+        draft.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:

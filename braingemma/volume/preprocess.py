@@ -6,19 +6,14 @@ Array order of the tensor: (D, H, W) with D growing inferior→superior, H poste
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError
 from torch import Tensor
 
 from braingemma.configuration import BrainGemmaConfig, VolumeSettings
@@ -26,12 +21,11 @@ from braingemma.errors import VolumeError
 from braingemma.volume.brain import BrainMask, Mask, background_value, find_brain
 from braingemma.volume.loaded import LoadedVolume
 from braingemma.volume.resampling import Volume, resample_box
+from braingemma.volume.source import SourceVolume, check_source, read_source, require_contrast
 
 Float = npt.NDArray[np.float64]
 Settings = BrainGemmaConfig | VolumeSettings | None
 
-#: A volume with fewer slices than this along any axis is a localizer or a single picture, not a brain volume.
-MINIMUM_SLICES = 10
 NO_BRAIN = "No brain could be told from its surroundings: the whole volume was used."
 FALLBACK = (
     "Brain extraction (deepbet) found no brain of a plausible size: a simpler method found one. Its mask may leave "
@@ -106,11 +100,8 @@ def load_nifti_volume(
     settings = _settings(config, target_size)
     if settings.reading != "whole":
         return LoadedVolume.of(prepare_volume(path, settings).tensor, settings)
-    with _readable(path):  # without looking for a brain, of which this reading knows nothing
-        image = nibabel.load(path)
-        _check_header(image, Path(path).name)
-        volume = _voxels(nibabel.as_closest_canonical(image), Path(path).name)
-        return LoadedVolume.of(_whole_tensor(volume, settings)[0], settings)
+    voxels = read_source(path).voxels  # without looking for a brain, of which this reading knows nothing
+    return LoadedVolume.of(_whole_tensor(voxels, settings)[0], settings)
 
 
 def prepare_volume(
@@ -120,31 +111,7 @@ def prepare_volume(
     brain: BrainMask | None = None,
 ) -> PreparedVolume:
     """Read and prepare a NIfTI file; see `load_nifti_volume` and, for `brain`, `prepare_image`."""
-    with _readable(path):
-        return prepare_image(nibabel.load(path), config, target_size, Path(path).name, brain)
-
-
-def check_volume(path: str | Path) -> None:
-    """Refuse a NIfTI file that `prepare_volume` would refuse before it looks for a brain.
-
-    Raises:
-        VolumeError: see `load_nifti_volume`.
-    """
-    with _readable(path):
-        image = nibabel.load(path)
-        _check_header(image, Path(path).name)
-        _require_contrast(_voxels(nibabel.as_closest_canonical(image), Path(path).name), Path(path).name)
-
-
-@contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
-    """Say which file cannot be read, whatever nibabel raises."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise VolumeError(f"{path}: no such file") from error
-    except (ImageFileError, EOFError, OSError, HeaderDataError) as error:
-        raise VolumeError(f"{Path(path).name}: not a readable NIfTI volume: {error}") from error
+    return _prepared(read_source(path), _settings(config, target_size), Path(path).name, brain)
 
 
 def prepare_image(
@@ -166,17 +133,16 @@ def prepare_image(
     Raises:
         VolumeError: see `load_nifti_volume`.
     """
-    settings = _settings(config, target_size)
-    _check_header(image, name)
-    canonical = nibabel.as_closest_canonical(image)
-    volume = _voxels(canonical, name)
-    if settings.reading != "whole":
-        _require_contrast(volume, name)
-    affine = np.asarray(canonical.affine, dtype=np.float64)
+    return _prepared(check_source(image, name), _settings(config, target_size), name, brain)
+
+
+def _prepared(source: SourceVolume, settings: VolumeSettings, name: str, brain: BrainMask | None) -> PreparedVolume:
+    volume, affine = source.voxels, source.affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if settings.reading == "whole":
         found = find_brain(volume, spacing) if brain is None and volume.min() < volume.max() else brain
-        return _whole(image, volume, affine, found, settings)
+        return _whole(source, found, settings)
+    require_contrast(volume, name)
     mask, extraction, warnings = _foreground(volume, spacing, settings, name, brain)
     lower, upper = _box(mask, spacing, settings)
     clip = _normalize(volume, mask, settings)
@@ -196,14 +162,13 @@ def prepare_image(
         extraction=extraction,
         brain_volume_ml=float(mask.sum() * np.prod(spacing) / 1000),
         clip=clip,
-        warnings=(*_orientation_warnings(image), *warnings),
+        warnings=(*source.warnings, *warnings),
     )
 
 
-def _whole(
-    image: Any, volume: Volume, affine: Float, brain: BrainMask | None, settings: VolumeSettings
-) -> PreparedVolume:
+def _whole(source: SourceVolume, brain: BrainMask | None, settings: VolumeSettings) -> PreparedVolume:
     """The public code's reading; the brain's mask says where the brain is, and changes nothing in the tensor."""
+    volume, affine = source.voxels, source.affine
     mask = np.ones(volume.shape, bool) if brain is None else brain.mask
     tensor, clip = _whole_tensor(volume, settings)
     edges, sizes = _edges(volume.shape), settings.grid[::-1]
@@ -219,7 +184,7 @@ def _whole(
         extraction="none" if brain is None else brain.method,
         brain_volume_ml=float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000),
         clip=clip,
-        warnings=(*_orientation_warnings(image), *(() if clip[0] < clip[1] else (flat,))),
+        warnings=(*source.warnings, *(() if clip[0] < clip[1] else (flat,))),
     )
 
 
@@ -241,63 +206,6 @@ def _settings(config: Settings, target_size: tuple[int, int, int] | None) -> Vol
     if len(target_size) != 3 or min(target_size) < 1:
         raise VolumeError(f"target_size must be three positive sizes (D, H, W), got {target_size}")
     return VolumeSettings(**{**vars(settings), "grid": tuple(target_size)})
-
-
-# ---------------------------------------------------------------------- checks
-
-
-def _check_header(image: Any, name: str) -> None:
-    """What must hold before the voxels are read."""
-    shape = tuple(image.shape)
-    if len(shape) != 3:
-        raise VolumeError(f"{name}: expected one 3D volume, got {len(shape)} dimensions {shape}")
-    if min(shape) < MINIMUM_SLICES:
-        raise VolumeError(f"{name}: expected at least {MINIMUM_SLICES} slices along each axis, got {shape}")
-    affine = np.asarray(image.affine)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise VolumeError(f"{name}: the header's affine has no three independent axes: {affine.tolist()}")
-    if image.get_data_dtype().kind not in "iuf":
-        raise VolumeError(f"{name}: expected one number for each voxel, got data of type {image.get_data_dtype()}")
-    if _codes(image) == (0, 0):
-        raise VolumeError(
-            f"{name}: the header states no orientation (qform_code and sform_code are 0), so left and right are unknown"
-        )
-
-
-def _codes(image: Any) -> tuple[int, int] | None:
-    """(qform_code, sform_code); None for formats whose affine is always stated."""
-    header = image.header
-    if "qform_code" not in header or "sform_code" not in header:
-        return None
-    return int(header["qform_code"]), int(header["sform_code"])
-
-
-def _orientation_warnings(image: Any) -> tuple[str, ...]:
-    """Where the two affines of a NIfTI header disagree about the sides (nifti1.h, methods 2 and 3)."""
-    codes = _codes(image)
-    if codes is None or 0 in codes:
-        return ()
-    by_qform, by_sform = (nibabel.aff2axcodes(a) for a in (image.get_qform(), image.get_sform()))
-    if by_qform == by_sform:
-        return ()
-    return (
-        f"the header's qform says {''.join(by_qform)} and its sform {''.join(by_sform)}: the sform was used; "
-        "check left and right",
-    )
-
-
-def _voxels(canonical: Any, name: str) -> Volume:
-    """(X, Y, Z) float32, a copy that may be changed."""
-    volume = np.array(canonical.get_fdata(dtype=np.float32, caching="unchanged"))
-    bad = int(volume.size - np.isfinite(volume).sum())
-    if bad:
-        raise VolumeError(f"{name}: expected finite voxels, got {bad} that are NaN or infinite")
-    return volume
-
-
-def _require_contrast(volume: Volume, name: str) -> None:
-    if volume.min() == volume.max():
-        raise VolumeError(f"{name}: every voxel is {volume.flat[0]:g}; expected an image")
 
 
 # ---------------------------------------------------------------------- foreground, crop, values

@@ -14,11 +14,9 @@ import sqlalchemy as sa
 from daemon.assemble.gaps import Gap
 from daemon.assemble.index import SharedUids
 from daemon.database.tables import INSTANCES, InstanceState
-from daemon.files import read_json
+from daemon.jobs import records
+from daemon.jobs.folder import JobFolder
 
-ARRIVAL_FILE = "arrival.json"
-PART_OF = "part_of"
-"""In the record of a job of one further series (`daemon.pipeline.series_jobs`): the study's job that made it."""
 Row = sa.Row[tuple[Any, ...]]
 
 
@@ -53,16 +51,20 @@ def job_name(files: Mapping[str, Row]) -> str:
 
 
 def read_arrival(folder: Path) -> Arrival:
-    """The arrival of a job folder, from its `arrival.json`."""
-    record = read_json(folder / ARRIVAL_FILE)
+    """The arrival of a job folder, from its `arrival.json`.
+
+    Raises:
+        Permanent: the file is not there, or damaged.
+    """
+    record = records.Arrival.read(JobFolder(folder).arrival)
     return Arrival(
-        job_id=record["job_id"],
+        job_id=record.job_id,
         folder=folder,
-        study_uid=record["study_uid"],
-        series_uids=tuple(record["series_uids"]),
-        instances=len(record["instances"]),
-        supersedes=record["supersedes"],
-        set_aside=record.get("set_aside", ""),
+        study_uid=record.study_uid,
+        series_uids=record.series_uids,
+        instances=len(record.instances),
+        supersedes=record.supersedes,
+        set_aside=record.set_aside,
     )
 
 
@@ -76,7 +78,7 @@ def arrival_record(
     gaps: Sequence[Gap],
     duplicates: Sequence[Duplicate] = (),
     shared: Sequence[SharedUids] = (),
-) -> dict[str, Any]:
+) -> records.Arrival:
     """What `arrival.json` holds: where the instances came from, and what of the study is not among them.
 
     Args:
@@ -92,41 +94,44 @@ def arrival_record(
     """
     columns = [column.name for column in INSTANCES.columns if column.name not in ("state", "job_id", "file")]
     members = list(files.values())
-    return {
-        "job_id": job_id,
-        "study_uid": study_uid,
-        "series_uids": sorted({row.series_uid for row in members}),
-        "supersedes": supersedes,
-        "completed": now,
-        "first_received": min(row.received for row in members),
-        "last_received": max(row.last_received for row in members),
-        "calling_aets": sorted({row.calling_aet for row in members}),
-        "peers": sorted({row.peer for row in members}),
-        "repeats": sum(row.copies - 1 for row in members),
-        "own_results": sum(row.state == InstanceState.OWN_RESULT for row in rows),
-        "conflicts": [
-            {
-                "series_uid": copy.row.series_uid,
-                "sop_uid": copy.row.sop_uid,
-                "sha256": copy.row.sha256,
-                "calling_aet": copy.row.calling_aet,
-                "received": copy.row.received,
-                "same_pixels": copy.same_pixels,
-            }
+    return records.Arrival(
+        job_id=job_id,
+        study_uid=study_uid,
+        series_uids=tuple(sorted({row.series_uid for row in members})),
+        supersedes=supersedes,
+        completed=now,
+        first_received=min(row.received for row in members),
+        last_received=max(row.last_received for row in members),
+        calling_aets=tuple(sorted({row.calling_aet for row in members})),
+        peers=tuple(sorted({row.peer for row in members})),
+        repeats=sum(row.copies - 1 for row in members),
+        own_results=sum(row.state == InstanceState.OWN_RESULT for row in rows),
+        conflicts=tuple(
+            records.Conflict(
+                series_uid=copy.row.series_uid,
+                sop_uid=copy.row.sop_uid,
+                sha256=copy.row.sha256,
+                calling_aet=copy.row.calling_aet,
+                received=copy.row.received,
+                same_pixels=copy.same_pixels,
+            )
             for copy in duplicates
-        ],
-        "damaged": [
-            {"series_uid": row.series_uid, "sop_uid": row.sop_uid} for row in rows if row.state == InstanceState.DAMAGED
-        ],
-        "gaps": [gap.to_json() for gap in gaps],
-        "shared_uids": [asdict(entry) for entry in shared],
-        "instances": [
-            {"file": name, **{column: row._mapping[column] for column in columns}} for name, row in files.items()
-        ],
-    }
+        ),
+        damaged=tuple(
+            records.LostInstance(series_uid=row.series_uid, sop_uid=row.sop_uid)
+            for row in rows
+            if row.state == InstanceState.DAMAGED
+        ),
+        gaps=tuple(records.SeriesGap(**gap.to_json()) for gap in gaps),
+        shared_uids=tuple(records.SharedUids(**asdict(entry)) for entry in shared),
+        instances=tuple(
+            records.ReceivedInstance(file=name, **{column: row._mapping[column] for column in columns})
+            for name, row in files.items()
+        ),
+    )
 
 
-def record_of_what_failed(study_uid: str, rows: Sequence[Row], completed: float, reason: str) -> dict[str, Any]:
+def record_of_what_failed(study_uid: str, rows: Sequence[Row], completed: float, reason: str) -> records.Arrival:
     """The record of a job without instances: it says why a study could not be handed over.
 
     Args:
@@ -136,58 +141,52 @@ def record_of_what_failed(study_uid: str, rows: Sequence[Row], completed: float,
         reason: Why.
     """
     identity = ["set aside", study_uid, sorted((row.series_uid, row.sop_uid, row.sha256) for row in rows)]
-    return {
-        "job_id": "j" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
-        "study_uid": study_uid,
-        "series_uids": sorted({row.series_uid for row in rows}),
-        "supersedes": None,
-        "set_aside": reason,
-        "completed": completed,
-        "first_received": min((row.received for row in rows), default=completed),
-        "last_received": max((row.last_received for row in rows), default=completed),
-        "calling_aets": sorted({row.calling_aet for row in rows}),
-        "peers": sorted({row.peer for row in rows}),
-        "repeats": 0,
-        "own_results": 0,
-        "conflicts": [],
-        "damaged": [],
-        "gaps": [],
-        "shared_uids": [],
-        "instances": [],
-    }
+    return records.Arrival(
+        job_id="j" + hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16],
+        study_uid=study_uid,
+        series_uids=tuple(sorted({row.series_uid for row in rows})),
+        supersedes=None,
+        set_aside=reason,
+        completed=completed,
+        first_received=min((row.received for row in rows), default=completed),
+        last_received=max((row.last_received for row in rows), default=completed),
+        calling_aets=tuple(sorted({row.calling_aet for row in rows})),
+        peers=tuple(sorted({row.peer for row in rows})),
+        instances=(),
+    )
 
 
-def warnings_of(record: Mapping[str, Any], series_uid: str) -> list[str]:
+def warnings_of(record: records.Arrival, series_uid: str) -> list[str]:
     """What a report must say about how its series arrived, in sentences.
 
     Args:
-        record: The job's `arrival.json`.
+        record: The job's.
         series_uid: The series that is reported.
     """
-    mine = {
-        name: [entry for entry in record.get(name, ()) if entry["series_uid"] == series_uid]
-        for name in ("conflicts", "damaged", "gaps", "shared_uids")
-    }
+    conflicts = [entry for entry in record.conflicts if entry.series_uid == series_uid]
     found = []
-    other = [entry for entry in mine["conflicts"] if entry["same_pixels"] is not True]
+    other = [entry for entry in conflicts if entry.same_pixels is not True]
     if other:
-        unsure = "" if any(entry["same_pixels"] is False for entry in other) else ", as far as can be told,"
+        unsure = "" if any(entry.same_pixels is False for entry in other) else ", as far as can be told,"
         found.append(
             f"{len(other)} images of the series were sent a second time under the same SOP Instance UID with{unsure} "
             f"other pixels: the report describes those that came first."
         )
-    if len(other) < len(mine["conflicts"]):
-        number = len(mine["conflicts"]) - len(other)
+    if len(other) < len(conflicts):
+        number = len(conflicts) - len(other)
         found.append(f"{number} images of the series were sent a second time with another header: the first stands.")
-    if mine["damaged"]:
-        found.append(f"{len(mine['damaged'])} images of the series were lost on the disk and take no part.")
+    lost = sum(entry.series_uid == series_uid for entry in record.damaged)
+    if lost:
+        found.append(f"{lost} images of the series were lost on the disk and take no part.")
     found += [
-        f"The series seems to lack {gap['missing']} images ({gap['reason']}): what they show is not described."
-        for gap in mine["gaps"]
+        f"The series seems to lack {gap.missing} images ({gap.reason}): what they show is not described."
+        for gap in record.gaps
+        if gap.series_uid == series_uid
     ]
     found += [
-        f"{entry['instances']} images of the series share their SOP Instance UIDs with series "
-        f"{entry['other_series_uid']} of study {entry['study_uid']}: a PACS may take one for the other."
-        for entry in mine["shared_uids"]
+        f"{entry.instances} images of the series share their SOP Instance UIDs with series "
+        f"{entry.other_series_uid} of study {entry.study_uid}: a PACS may take one for the other."
+        for entry in record.shared_uids
+        if entry.series_uid == series_uid
     ]
     return found

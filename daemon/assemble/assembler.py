@@ -22,14 +22,11 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from pydicom import Dataset
 
 from daemon.assemble.arrival import (
-    ARRIVAL_FILE,
-    PART_OF,
     Arrival,
     Duplicate,
     Row,
@@ -46,8 +43,10 @@ from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import upsert
 from daemon.database.tables import ARRIVALS, INSTANCES, OF_A_JOB, UNDER_WAY, InstanceState
-from daemon.errors import Retryable
-from daemon.files import make_private_folder, read_json, sync_folder, write_json
+from daemon.errors import Permanent, Retryable
+from daemon.files import make_private_folder, sync_folder
+from daemon.jobs import records
+from daemon.jobs.folder import JobFolder
 from daemon.observe.logs import tag
 from daemon.spool.backpressure import set_behind
 from dicom_io.content.equipment import is_own_result
@@ -277,7 +276,7 @@ class Assembler:
                 self._duplicates(draft / "input", rows, files),
                 shared_uids(self.engine, study_uid),
             )
-            write_json(draft / ARRIVAL_FILE, arrival)
+            arrival.write(JobFolder(draft).arrival)
             sync_files(draft / "input")
             self._publish(draft, self.data.jobs / job_id)
         finally:
@@ -294,8 +293,8 @@ class Assembler:
         draft.mkdir(mode=0o700)
         try:
             (draft / "input").mkdir(mode=0o700)
-            write_json(draft / ARRIVAL_FILE, record)
-            self._publish(draft, self.data.jobs / record["job_id"])
+            record.write(JobFolder(draft).arrival)
+            self._publish(draft, self.data.jobs / record.job_id)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
         with self.engine.begin() as connection:
@@ -380,21 +379,21 @@ class Assembler:
             draft.rename(final)
         sync_folder(self.data.jobs)
 
-    def _note_arrival(self, arrival: dict[str, Any], files: dict[str, Row]) -> None:
+    def _note_arrival(self, arrival: records.Arrival, files: dict[str, Row]) -> None:
         with self.engine.begin() as connection:
             self._insert_arrival(connection, arrival)
             handed_over = [
-                {**instance_keys(row._mapping), "new_job_id": arrival["job_id"], "new_file": name}
+                {**instance_keys(row._mapping), "new_job_id": arrival.job_id, "new_file": name}
                 for name, row in files.items()
             ]
             connection.execute(_HAND_OVER, handed_over)
 
-    def _insert_arrival(self, connection: sa.Connection, arrival: dict[str, Any]) -> None:
+    def _insert_arrival(self, connection: sa.Connection, arrival: records.Arrival) -> None:
         row = {
-            "job_id": arrival["job_id"],
-            "study_uid": arrival["study_uid"],
-            "supersedes": arrival["supersedes"],
-            "created": arrival["completed"],
+            "job_id": arrival.job_id,
+            "study_uid": arrival.study_uid,
+            "supersedes": arrival.supersedes,
+            "created": arrival.completed,
             "submitted": False,
         }
         connection.execute(upsert(self.engine, ARRIVALS, row, update=()))
@@ -429,12 +428,11 @@ class Assembler:
 
     def _submit(self, job_id: str) -> Arrival | None:
         """Give a job to the pipeline; None where its folder was deleted before."""
-        try:
-            arrival = read_arrival(self.data.jobs / job_id)
-        except FileNotFoundError:
+        if not JobFolder(self.data.jobs / job_id).arrival.exists():
             log.warning("job %s was deleted before the pipeline took it", job_id)
             self._note_submitted(job_id)
             return None
+        arrival = read_arrival(self.data.jobs / job_id)
         self.submit(arrival)
         self._note_submitted(job_id)
         return arrival
@@ -460,13 +458,23 @@ class Assembler:
         """Take job folders into the index that it does not know: it was lost, or a crash came in between."""
         with self.engine.begin() as connection:
             known = set(connection.execute(sa.select(ARRIVALS.c.job_id)).scalars())
-            unknown = [path for path in self.data.jobs.glob(f"*/{ARRIVAL_FILE}") if path.parent.name not in known]
-            found = [record for path in unknown if (record := _record_of(path)) is not None]
-            for arrival in sorted(found, key=lambda entry: float(entry["completed"])):
+            for arrival in sorted(self._unknown_arrivals(known), key=lambda arrival: arrival.completed):
                 self._insert_arrival(connection, arrival)
-                for instance in arrival["instances"]:
-                    row = {**instance, "state": InstanceState.HANDED_OVER.value, "job_id": arrival["job_id"]}
+                for instance in arrival.instances:
+                    row = {**instance.to_json(), "state": InstanceState.HANDED_OVER.value, "job_id": arrival.job_id}
                     connection.execute(upsert(self.engine, INSTANCES, row, update=("state", "job_id", "file")))
+
+    def _unknown_arrivals(self, known: set[str]) -> list[records.Arrival]:
+        """Of job folders that the index does not know, but for those that were made of a job."""
+        found = []
+        for folder in sorted(self.data.jobs.iterdir()):
+            if folder.name.startswith(".") or folder.name in known or not JobFolder(folder).arrival.exists():
+                continue
+            try:
+                found.append(records.Arrival.read(JobFolder(folder).arrival))
+            except Permanent as error:
+                log.warning("left as it is: %s", error)
+        return [arrival for arrival in found if arrival.part_of is None]
 
     def reclaim(self) -> int:
         """Delete segments that nothing needs any more; bytes freed."""
@@ -478,17 +486,6 @@ _HAND_OVER = (
     .where(is_instance())
     .values(state=InstanceState.HANDED_OVER.value, job_id=sa.bindparam("new_job_id"), file=sa.bindparam("new_file"))
 )
-
-
-def _record_of(path: Path) -> dict[str, Any] | None:
-    """The record in a job's folder; None where it is of a job that was made of a job, or cannot be read."""
-    try:
-        record = read_json(path)
-        needed = (record["job_id"], record["study_uid"], record["supersedes"], float(record["completed"]))
-        return None if PART_OF in record or not needed else {**record, "instances": list(record["instances"])}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        log.warning("%s is no record of a job, left as it is: %s", path, error)
-        return None
 
 
 def _link(source: Path, target: Path) -> bool:

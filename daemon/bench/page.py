@@ -23,6 +23,7 @@ from daemon.database.tables import DELIVERIES, JOBS, VERDICTS, DeliveryState, Jo
 from daemon.errors import DaemonError
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Report, ReportFinding, ReportInput, ReportModel
 from daemon.jobs.report import INTENDED_USE, write_report
 from daemon.jobs.store import JobStore, now
 from daemon.observe.audit import AuditLog
@@ -136,26 +137,17 @@ def _write_job(folder: JobFolder) -> None:
     nibabel.save(nibabel.Nifti1Image(rng.integers(0, 2000, SHAPE, dtype=np.int16), affine), folder.volume)
     weights = np.repeat(rng.normal(size=(SHAPE[0], SHAPE[1], 1)), SHAPE[2], axis=2).astype(np.float32)
     nibabel.save(nibabel.Nifti1Image(weights, affine), folder.explain / "saliency.nii.gz")
-    finding = {
-        "finding": "lesion",
-        "presence": "present",
-        "laterality": "left",
-        "sites": ["frontal"],
-        "confidence": 0.9,
-    }
-    write_report(
-        folder,
-        {
-            "report": "The lesion area is in the left frontal lobe.",
-            "findings": [finding],
-            "input": {"series_uid": "1.2.3"},
-            "model": {"name": "bench"},
-            "explain": None,
-            "warnings": [],
-            "banner": None,
-            "intended_use": INTENDED_USE,
-        },
+    lesion = ReportFinding(finding="lesion", presence="present", laterality="left", sites=("frontal",), confidence=0.9)
+    report = Report(
+        report="The lesion area is in the left frontal lobe.",
+        findings=(lesion,),
+        input=ReportInput(series_uid="1.2.3", shape=SHAPE, spacing_mm=(1, 1, 1), orientation="RAS", sha256=""),
+        model=ReportModel(
+            name="bench", version="", weights_sha256="", format="", prompt="", generation={}, device="", quantization=""
+        ),
+        intended_use=INTENDED_USE,
     )
+    write_report(folder, report)
 
 
 def _ask(port: int, path: str) -> float:

@@ -21,7 +21,7 @@ from scipy import ndimage
 
 from daemon.database.tables import JobState
 from daemon.errors import DaemonError
-from daemon.files import read_json
+from daemon.jobs.records import Arrival
 from daemon.jobs.store import Job
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, EmbeddedPacs
@@ -114,13 +114,13 @@ def brats_like_volume(slices: int, *, seed: int = SEED) -> nibabel.Nifti1Image:
 def passage_of(job: Job, service: TrialService) -> Passage:
     """Take a finished job apart by what it and its files noted."""
     folder = service.folder_of(job)
-    arrival = read_json(folder.arrival)
+    arrival = Arrival.read(folder.arrival)
     encoded = (folder.dicom / MANIFEST).stat().st_mtime
     delivered = max(d.updated for d in service.store.deliveries(job.job_id))
     steps = dict(job.timings)
     parts = {
-        "notice that the study is complete": arrival["completed"] - arrival["last_received"] - QUIET_SECONDS,
-        "write the job's folder and queue it": job.created - arrival["completed"],
+        "notice that the study is complete": arrival.completed - arrival.last_received - QUIET_SECONDS,
+        "write the job's folder and queue it": job.created - arrival.completed,
         **steps,
         "between the steps": encoded - job.created - sum(steps.values()),
         "deliver": delivered - encoded,

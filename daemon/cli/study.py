@@ -21,6 +21,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Keep the working data too, in OUT/work.")] = False,
 ) -> None:
     """Run the main job end to end on loopback: a study goes in by C-STORE, an SR and an overlay come back."""
+    from daemon.jobs.records import ReportFinding
     from daemon.jobs.report import finding_line
     from daemon.trial.demo import demo as run
 
@@ -30,7 +31,7 @@ def demo(
     data.print(folder.report_text.read_text(encoding="utf-8"))
     data.print("The phantom was made with:")
     for finding in result.truth["findings"]:
-        data.print(f"  {finding_line(finding)}")
+        data.print(f"  {finding_line(ReportFinding.model_validate(finding))}")
     held = ", ".join(f"{n} {kind}" for kind, n in sorted(result.received.items()))
     data.print(f"\nThe {result.pacs} PACS holds beside the images, in the same study: {held}\n")
     for label, path in (

@@ -20,6 +20,7 @@ from daemon.deliver.outgoing import Outgoing, StoreOutcome
 from daemon.errors import DaemonError, Retryable
 from daemon.files import read_json
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Arrival
 from daemon.jobs.store import Delivery, JobStore
 from dicom_io.errors import PackError
 from dicom_io.pack.manifest import is_synthetic_only
@@ -58,7 +59,8 @@ def plan_deliveries(store: JobStore, job_id: str, folder: JobFolder, destination
 
 def takers(folder: JobFolder, destinations: Sequence[Destination]) -> list[Destination]:
     """The destinations to which results of a job go, by who sent its study."""
-    senders = read_json(folder.arrival)["calling_aets"] if folder.arrival.exists() else []
+    arrival = Arrival.read_if_there(folder.arrival)
+    senders = () if arrival is None else arrival.calling_aets
     return [destination for destination in destinations if destination.takes(senders)]
 
 

@@ -1,4 +1,4 @@
-"""`report.json`, `report.txt` and `report.html`: one dictionary, written in three forms."""
+"""`report.json`, `report.txt` and `report.html`: one record, written in three forms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 
 import jinja2
 
-from daemon.files import read_json, write_durably, write_json
+from daemon.files import write_durably
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Report, ReportFinding
 from dicom_io.content.report import RESEARCH_USE_LINE
 
 INTENDED_USE = (
@@ -39,56 +40,54 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def write_report(folder: JobFolder, report: Mapping[str, Any]) -> None:
-    """Write all three forms of `report` (see `docs/report-json.md` for its keys)."""
-    write_json(folder.report_json, dict(report))
+def write_report(folder: JobFolder, report: Report) -> None:
+    """Write all three forms of `report` (see `docs/report-json.md` for its fields)."""
+    report.write(folder.report_json)
     write_durably(folder.report_text, report_text(report).encode())
     write_durably(folder.report_html, report_html(folder, report).encode())
 
 
-def read_report(folder: JobFolder) -> dict[str, Any]:
+def read_report(folder: JobFolder) -> Report:
     """What `write_report` wrote last."""
-    return dict(read_json(folder.report_json))
+    return Report.read(folder.report_json)
 
 
-def finding_line(finding: Mapping[str, Any]) -> str:
+def finding_line(finding: ReportFinding) -> str:
     """One finding in words, for people."""
-    name = str(finding["finding"]).replace("_", " ")
-    words = [finding["laterality"] or "", ", ".join(finding["sites"])]
-    place = " ".join(word for word in words if word)
-    confidence = finding.get("confidence")
-    sure = "" if confidence is None else f" (confidence {confidence:.0%})"
-    return f"{name}: {finding['presence']}{f', {place}' if place else ''}{sure}"
+    place = _place(finding)
+    sure = "" if finding.confidence is None else f" (confidence {finding.confidence:.0%})"
+    return f"{_name(finding)}: {finding.presence}{f', {place}' if place else ''}{sure}"
 
 
-def findings_line(findings: Sequence[Mapping[str, Any]]) -> str:
+def findings_line(findings: Sequence[ReportFinding]) -> str:
     """What is present, in one line for a list of many reports."""
-    parts = []
-    for finding in findings:
-        if finding["presence"] == "present":
-            words = [
-                str(finding["finding"]).replace("_", " "),
-                finding["laterality"] or "",
-                ", ".join(finding["sites"]),
-            ]
-            parts.append(" ".join(word for word in words if word))
-    return "; ".join(parts) or "nothing stated as present"
+    present = [finding for finding in findings if finding.presence == "present"]
+    return "; ".join(f"{_name(f)} {_place(f)}".strip() for f in present) or "nothing stated as present"
 
 
-def report_text(report: Mapping[str, Any]) -> str:
+def _name(finding: ReportFinding) -> str:
+    return finding.finding.replace("_", " ")
+
+
+def _place(finding: ReportFinding) -> str:
+    """Side and sites; empty where the text states none."""
+    return " ".join(word for word in (finding.laterality or "", ", ".join(finding.sites)) if word)
+
+
+def report_text(report: Report) -> str:
     """The report as plain text, with the research-use line first."""
     lines = [RESEARCH_USE_LINE]
-    if report["banner"]:
-        lines.append(str(report["banner"]))
-    lines += ["", report["report"], "", "Findings read from the text:"]
-    lines += [f"  {finding_line(finding)}" for finding in report["findings"]]
-    if report["warnings"]:
-        lines += ["", "Warnings:", *(f"  {warning}" for warning in report["warnings"])]
-    lines += ["", report["intended_use"], ""]
+    if report.banner:
+        lines.append(report.banner)
+    lines += ["", report.report, "", "Findings read from the text:"]
+    lines += [f"  {finding_line(finding)}" for finding in report.findings]
+    if report.warnings:
+        lines += ["", "Warnings:", *(f"  {warning}" for warning in report.warnings)]
+    lines += ["", report.intended_use, ""]
     return "\n".join(lines)
 
 
-def report_html(folder: JobFolder, report: Mapping[str, Any]) -> str:
+def report_html(folder: JobFolder, report: Report) -> str:
     """One page that needs no other file: pictures are inside as data URLs."""
     pictures = [
         (caption, base64.b64encode(path.read_bytes()).decode())
@@ -105,19 +104,22 @@ def report_html(folder: JobFolder, report: Mapping[str, Any]) -> str:
     )
 
 
-def provenance_rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance_rows(report: Report) -> list[tuple[str, str]]:
     """Flat (name, value) rows of everything that the report was made from."""
+    words = {True: "passed", False: "NOT PASSED", None: "not known"}
     rows: list[tuple[str, str]] = []
-    for section in ("input", "model", "explain"):
-        for key, value in (report[section] or {}).items():
-            if key == "checks":
-                words = {True: "passed", False: "NOT PASSED", None: "not known"}
-                rows += [(f"check: {c['name']}", f"{words[c['passed']]}: {c['detail']}") for c in value]
-            elif isinstance(value, Mapping):
-                rows += [(f"{section}: {key}: {name}", _plain(inner)) for name, inner in value.items()]
-            else:
-                rows.append((f"{section}: {key}", _plain(value)))
+    for section, record in (("input", report.input), ("model", report.model), ("explain", report.explain)):
+        facts = {} if record is None else record.to_json()
+        facts.pop("checks", None)
+        rows += [row for key, value in facts.items() for row in _rows(f"{section}: {key}", value)]
+    rows += [(f"check: {check.name}", f"{words[check.passed]}: {check.detail}") for check in report.input.checks]
     return rows
+
+
+def _rows(name: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [(f"{name}: {inner}", _plain(said)) for inner, said in value.items()]
+    return [(name, _plain(value))]
 
 
 def _plain(value: Any) -> str:

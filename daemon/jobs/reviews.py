@@ -80,15 +80,15 @@ def add_review(
         raise DaemonError(f"job {job_id} has no report to judge")
     report = read_report(folder)
     edited, reason = edited.replace("\r\n", "\n").strip(), reason.strip()
-    _check(Verdict(verdict), report["report"], reason, edited)
+    _check(Verdict(verdict), report.report, reason, edited)
     row = {
         "job_id": job_id,
         "verdict": verdict,
         "reader": reader,
         "reason": reason,
-        "report": report["report"],
+        "report": report.report,
         "edited": edited if verdict == Verdict.EDIT else "",
-        "facts": json.dumps({key: report[key] for key in ("findings", "model", "input")}),
+        "facts": report.model_dump_json(include={"findings", "model", "input"}),
         "created": now(),
     }
     with engine.begin() as connection:

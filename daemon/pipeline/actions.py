@@ -15,9 +15,10 @@ from daemon.engine.identifiers import (
     REPORT_WORKFLOW,
 )
 from daemon.errors import DaemonError
-from daemon.files import make_private, read_json, write_json
+from daemon.files import make_private, whole
 from daemon.jobs.files import RECEIVED, JobFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Arrival
 from daemon.jobs.store import Job, JobStore
 from dicom_io.pack.manifest import MANIFEST
 
@@ -82,13 +83,12 @@ def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str
     new_id = "j" + hashlib.sha256(f"{job_id} anew".encode()).hexdigest()[:16]
     folder = JobFolder(old.root.parent / new_id)
     if not folder.root.exists():
-        partial = old.root.parent / f".{new_id}.part"
-        shutil.rmtree(partial, ignore_errors=True)  # left by a run that was killed
-        make_private(partial)
-        shutil.copytree(old.input, partial / "input", copy_function=os.link)
-        record = {**read_json(old.arrival), "job_id": new_id, "supersedes": job_id, "anew": True}
-        write_json(partial / old.arrival.name, record)
-        partial.rename(folder.root)
+        record = Arrival.read(old.arrival)
+        with whole(folder.root) as draft:
+            make_private(draft)
+            shutil.copytree(old.input, draft / "input", copy_function=os.link)
+            changes = {"job_id": new_id, "supersedes": job_id, "anew": True}
+            record.model_copy(update=changes).write(JobFolder(draft).arrival)
     files.keep(new_id, RECEIVED)
     store.add(new_id, study_uid=job.study_uid, supersedes=job_id)
     enqueue_report(engine, new_id)

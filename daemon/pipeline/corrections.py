@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import pydicom
 import sqlalchemy as sa
@@ -19,8 +18,8 @@ from pydicom import Dataset
 from daemon.assemble.part10 import UNDECODABLE, read_header
 from daemon.config.data_folder import DataFolder
 from daemon.database.tables import INSTANCES, InstanceState
-from daemon.files import read_json, write_json
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Arrival, Record, Selection
 from dicom_io import header
 
 log = logging.getLogger(__name__)
@@ -30,34 +29,20 @@ KEYWORDS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate",
 _TELLING = [str(s) for s in (InstanceState.PENDING, InstanceState.HANDED_OVER, InstanceState.CONFLICT)]
 
 
-@dataclass(frozen=True)
-class Correction:
-    """What is said of a patient now.
+class Correction(Record):
+    """`identity.json`: what is said of a patient now."""
 
-    Attributes:
-        values: Keyword to text, in Unicode, of each of `KEYWORDS` that says something.
-        changed: Keywords whose text differs from that of the reported series.
-    """
+    what: ClassVar[str] = "the corrected identity of a job's patient"
 
     values: Mapping[str, str]
+    """Keyword to text, in Unicode, of each of `KEYWORDS` that says something."""
     changed: tuple[str, ...]
+    """Keywords whose text differs from that of the reported series."""
 
     @property
     def named(self) -> str:
         """What was corrected, without saying to what: it stands in messages that leave the machine."""
         return ", ".join(self.changed)
-
-    def save(self, path: Path) -> None:
-        """Write it into a job's folder."""
-        write_json(path, {"values": dict(self.values), "changed": list(self.changed)})
-
-    @classmethod
-    def load(cls, path: Path) -> Correction | None:
-        """What `save` wrote; None where nothing was."""
-        if not path.exists():
-            return None
-        record = read_json(path)
-        return cls(record["values"], tuple(record["changed"]))
 
     def apply(self, dataset: Dataset) -> None:
         """Give an instance the corrected identity, in place."""
@@ -75,22 +60,22 @@ def find_correction(engine: sa.Engine, data: DataFolder, folder: JobFolder) -> C
         data: The data folder of the process that receives.
         folder: The job's, with `arrival.json` and `selection.json`.
     """
-    if not folder.arrival.exists():
+    arrival = Arrival.read_if_there(folder.arrival)
+    if arrival is None:
         return None
-    arrival = read_json(folder.arrival)
     reported = _reported(folder, arrival)
-    newest = _newest_after(engine, data, arrival["study_uid"], arrival["completed"])
+    newest = _newest_after(engine, data, arrival.study_uid, arrival.completed)
     if reported is None or newest is None:
         return None
     values = {k: _text(newest, k) for k in KEYWORDS if _text(newest, k)}
     changed = tuple(k for k, text in values.items() if text != _text(reported, k))
-    return Correction(values, changed) if changed and "PatientID" in values else None
+    return Correction(values=values, changed=changed) if changed and "PatientID" in values else None
 
 
-def _reported(folder: JobFolder, arrival: Mapping[str, Any]) -> Dataset | None:
+def _reported(folder: JobFolder, arrival: Arrival) -> Dataset | None:
     """Header of an instance of the reported series."""
-    chosen = read_json(folder.selection)["chosen"]
-    file = next((i["file"] for i in arrival["instances"] if i["series_uid"] == chosen), None)
+    chosen = Selection.read(folder.selection).chosen
+    file = next((i.file for i in arrival.instances if i.series_uid == chosen), None)
     return None if file is None else _read(folder.input / file)
 
 

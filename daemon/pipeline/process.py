@@ -8,8 +8,9 @@ from pathlib import Path
 
 from daemon.config.sections import Settings
 from daemon.errors import Rejected
-from daemon.files import make_private, read_json, write_json
+from daemon.files import make_private
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Selection
 from daemon.jobs.steps import NIFTI_STEPS, STEPS, steps_of
 from daemon.pipeline.steps.context import Progress
 from daemon.pipeline.steps.runner import Steps
@@ -50,7 +51,7 @@ def process(
             on_step(name)
         steps.run(name, folder)
     if settings.selection.report == "all" and names[0] == STEPS[0]:
-        for uid in read_json(folder.selection)["further"]:
+        for uid in Selection.read(folder.selection).further:
             _report_further(steps, folder, uid, names[1:], on_step)
     return folder
 
@@ -60,7 +61,8 @@ def _report_further(
 ) -> None:
     """One more series of the same input, in a folder of its own."""
     folder = JobFolder(make_private(best.root / FURTHER / series_uid), best.source)
-    write_json(folder.selection, {**read_json(best.selection), "chosen": series_uid, "further": []})
+    selection = Selection.read(best.selection)
+    selection.model_copy(update={"chosen": series_uid, "further": ()}).write(folder.selection)
     for name in names:
         if on_step is not None:
             on_step(f"{name}, series {series_uid}")

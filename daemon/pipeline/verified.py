@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,15 @@ from daemon.database.tables import JobState
 from daemon.deliver.delivery import takers
 from daemon.engine.client import enqueue_delivery
 from daemon.errors import DaemonError
-from daemon.files import read_json
 from daemon.jobs.files import JobFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Report, ReportFinding
 from daemon.jobs.report import read_report
 from daemon.jobs.reviews import Review, Verdict
 from daemon.jobs.store import Job, JobStore
-from dicom_io.content.equipment import MANUFACTURER
-from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from daemon.pipeline.steps.encode import result_content, result_sources
+from dicom_io.errors import DicomIoError
 from dicom_io.pack.verified import Verification, encode_verified
-from dicom_io.series.group import scan_folder
-from dicom_io.volume.geometry import SeriesGeometry
 
 VERIFYING = frozenset({Verdict.AGREE, Verdict.EDIT})
 """Verdicts that make a verified SR."""
@@ -52,26 +49,15 @@ def send_verified(
     """Write the SR beside the draft's, and queue it for every destination.
 
     Raises:
-        DaemonError: see `check_verifiable`.
+        DaemonError: see `check_verifiable`; or what was confirmed is no longer what the job holds.
     """
     folder = files.fetch(job.job_id)
     check_verifiable(job, folder)
     name = f"sr-verified-{review.review_id}.dcm"
-    saliency = folder.explain / "saliency.nii.gz"
-    uid = encode_verified(
-        source_files=_files_of_series(folder),
-        geometry=SeriesGeometry.load(folder.geometry),
-        volume_path=folder.volume,
-        saliency_path=saliency if saliency.exists() else None,
-        content=_content(read_report(folder), review),
-        verification=Verification(
-            review.reader,
-            settings.review.organization,
-            datetime.datetime.fromtimestamp(review.created, datetime.UTC),
-        ),
-        draft=folder.dicom,
-        out=folder.dicom / name,
-    )
+    try:
+        uid = _write(settings, folder, review, folder.dicom / name)
+    except DicomIoError as error:
+        raise DaemonError(str(error)) from error
     files.keep(job.job_id, "verified")
     destinations = takers(folder, settings.destinations)
     if not destinations:
@@ -82,32 +68,32 @@ def send_verified(
         enqueue_delivery(engine, f"{job.job_id}-v{review.review_id}:{destination.name}", job.job_id, destination.name)
 
 
-def _files_of_series(folder: JobFolder) -> list[Path]:
-    chosen = read_json(folder.selection)["chosen"]
-    series = next((s for s in scan_folder(folder.input).series if s.series_uid == chosen), None)
-    if series is None:
-        raise DaemonError(f"{folder.input}: the series of the report is no longer there")
-    return [Path(file) for file in series.files]
+def _write(settings: Settings, folder: JobFolder, review: Review, out: Path) -> str:
+    """The SR's UID; made from the same headers as the draft, so that it is of the same patient."""
+    sources, geometry = result_sources(settings, folder)
+    saliency = folder.explain / "saliency.nii.gz"
+    return encode_verified(
+        source_files=sources,
+        geometry=geometry,
+        volume_path=folder.volume,
+        saliency_path=saliency if saliency.exists() else None,
+        content=result_content(settings, folder, _left(read_report(folder), review)),
+        verification=Verification(
+            review.reader,
+            settings.review.organization,
+            datetime.datetime.fromtimestamp(review.created, datetime.UTC),
+        ),
+        draft=folder.dicom,
+        out=out,
+    )
 
 
-def _content(report: dict[str, Any], review: Review) -> ReportContent:
+def _left(report: Report, review: Review) -> Report:
     """What the reader leaves; findings of an edited text are read from it anew, without the model's confidence."""
     edited = review.verdict is Verdict.EDIT
-    findings = [f.to_json() for f in findings_from_text(review.text)] if edited else report["findings"]
-    model = {key: value for key, value in report["model"].items() if key not in ("name", "version", "weights_sha256")}
     how = "edited by the reader named as verifying observer" if edited else "confirmed by the verifying observer"
-    return ReportContent(
-        report_text=review.text,
-        findings=tuple(
-            FindingRecord(f["finding"], f["presence"], f["laterality"], tuple(f["sites"]), f.get("confidence"))
-            for f in findings
-        ),
-        warnings=(*report["warnings"], f"This text was {how}; the draft is named as predecessor."),
-        banner=report["banner"],
-        intended_use=report["intended_use"],
-        model=ModelIdentity(
-            report["model"]["name"], report["model"]["version"], report["model"]["weights_sha256"], MANUFACTURER,
-            {key: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for key, v in model.items()},
-        ),
-        explain=report["explain"],
-    )  # fmt: skip
+    said = f"This text was {how}; the draft is named as predecessor."
+    changes: dict[str, Any] = {"report": review.text, "warnings": (*report.warnings, said)}
+    if edited:
+        changes["findings"] = tuple(ReportFinding(**f.to_json()) for f in findings_from_text(review.text))
+    return report.model_copy(update=changes)

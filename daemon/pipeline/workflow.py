@@ -24,9 +24,10 @@ from daemon.deliver.confirmation import NOT_POSSIBLE
 from daemon.deliver.delivery import deliver_to, is_open, plan_deliveries
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
-from daemon.files import free_bytes, is_disk_full, read_json
+from daemon.files import free_bytes, is_disk_full
 from daemon.jobs.files import JobFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Arrival, Selection
 from daemon.jobs.report import findings_line, read_report
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Job, JobStore
@@ -242,8 +243,8 @@ def select(job_id: str) -> list[str]:
     finally:
         folder = _folder(job_id)
         if folder.selection.exists():
-            series = read_json(folder.selection)["series"]
-            context().store.put_verdicts(job_id, [(s["series_uid"], s["verdict"], s["reasons"]) for s in series])
+            series = Selection.read(folder.selection).series
+            context().store.put_verdicts(job_id, [(s.series_uid, s.verdict, s.reasons) for s in series])
     report_all = context().settings.selection.report == "all"
     return follow_choice(context().store, context().files, job_id, report_all=report_all)
 
@@ -257,7 +258,7 @@ def convert(job_id: str) -> list[str]:
 def report(job_id: str) -> list[str]:
     """The model writes."""
     _run("report", job_id)
-    _patient(context().store.update)(job_id, result=findings_line(read_report(_folder(job_id))["findings"]))
+    _patient(context().store.update)(job_id, result=findings_line(read_report(_folder(job_id)).findings))
     return []
 
 
@@ -278,7 +279,7 @@ def encode(job_id: str) -> list[str]:
     correction = find_correction(store.engine, settings.data, folder)
     job = store.get(job_id)
     if correction is not None and job is not None:
-        asked_for = job.runs > 1 or read_json(folder.arrival).get("anew")
+        asked_for = job.runs > 1 or Arrival.read(folder.arrival).anew
         if settings.patient.corrected == "wait" and not asked_for:
             why = (
                 f"the results wait: the patient's identity ({correction.named}) was corrected after the images came; "
@@ -286,7 +287,7 @@ def encode(job_id: str) -> list[str]:
             )
             store.update(job_id, reason=why)
             raise Permanent(why)
-        correction.save(folder.identity)
+        correction.write(folder.identity)
     _run("encode", job_id)
     return []
 
@@ -374,7 +375,7 @@ def _holds_back(job: Job, destination: str) -> bool:
     """
     settings, store, folder = context().settings, context().store, _folder(job.job_id)
     correction = find_correction(store.engine, settings.data, folder)
-    if correction is None or correction == Correction.load(folder.identity):
+    if correction is None or correction == Correction.read_if_there(folder.identity):
         return False
     reason = f"the patient's identity ({correction.named}) was corrected after the results were made"
     if settings.patient.corrected == "carry":

@@ -25,7 +25,8 @@ from daemon.engine.identifiers import EXECUTOR_ID
 from daemon.engine.lease import SoleReceiver
 from daemon.engine.recovery import count_deaths, give_every_job_a_workflow
 from daemon.errors import ConfigurationError
-from daemon.files import PRIVATE, make_private, read_json, write_json
+from daemon.files import PRIVATE, make_private, write_json
+from daemon.jobs import records
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.folder import JobFolder
 from daemon.observe import metrics
@@ -178,10 +179,10 @@ class _Parts:
         else:
             client.enqueue_report(self.engine, arrival.job_id)
         if new:
-            record = read_json(JobFolder(arrival.folder).arrival)
+            record = records.Arrival.read(JobFolder(arrival.folder).arrival)
             self.audit.write(
                 "received", job=arrival.job_id, study_uid=arrival.study_uid, series_uids=arrival.series_uids,
-                instances=arrival.instances, calling_aets=record["calling_aets"], peers=record["peers"],
+                instances=arrival.instances, calling_aets=list(record.calling_aets), peers=list(record.peers),
             )  # fmt: skip
 
     def take_commitments(self) -> None:

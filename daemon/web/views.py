@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from daemon.assemble.part10 import read_file_header
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState, JobState
-from daemon.files import read_json
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.report import INTENDED_USE, provenance_rows, read_report
+from daemon.jobs.records import Arrival, ReportFinding
+from daemon.jobs.report import provenance_rows, read_report
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Delivery, Job, now
 from dicom_io import header
@@ -146,7 +145,7 @@ class ReportView:
     """The report of a job."""
 
     text: str
-    findings: Sequence[Mapping[str, Any]]
+    findings: Sequence[ReportFinding]
     warnings: Sequence[str]
     banner: str | None
     intended_use: str
@@ -159,14 +158,18 @@ def report_of(folder: JobFolder) -> ReportView | None:
         return None
     report = read_report(folder)
     return ReportView(
-        report["report"], report["findings"], report["warnings"], report["banner"],
-        report.get("intended_use", INTENDED_USE), provenance_rows(report),
-    )  # fmt: skip
+        report.report,
+        report.findings,
+        report.warnings,
+        report.banner,
+        report.intended_use,
+        provenance_rows(report),
+    )
 
 
-def arrival_of(folder: JobFolder) -> Mapping[str, Any]:
-    """Who sent the instances, and when; empty where the job did not come by C-STORE."""
-    return dict(read_json(folder.arrival)) if folder.arrival.exists() else {}
+def arrival_of(folder: JobFolder) -> Arrival | None:
+    """Who sent the instances, and when; None where the job did not come by C-STORE."""
+    return Arrival.read_if_there(folder.arrival)
 
 
 def ago(seconds: float) -> str:

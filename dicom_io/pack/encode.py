@@ -17,7 +17,7 @@ from dicom_io.content.regions import SourceVolumes, key_slices, lesion_volume_ml
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import InstanceReference, read_sources
 from dicom_io.errors import PackError
-from dicom_io.files import save_durably, sync
+from dicom_io.files import sync, whole
 from dicom_io.objects.pm import encode_pm
 from dicom_io.objects.sc import encode_sc
 from dicom_io.objects.seg import encode_seg, segments
@@ -107,7 +107,7 @@ def encode_pack(
         objects = _write(context, volumes, options, predecessors, folder)
         pack = Pack(objects, identity, geometry.study_uid, synthetic_only=content.banner is not None)
         check_objects(pack, sources, geometry, banner=content.banner)
-        sync(save_manifest(folder, pack))
+        save_manifest(folder, pack)
     return replace(pack, objects=tuple(_moved(item, folder, out) for item in objects))
 
 
@@ -180,7 +180,8 @@ def _encoded(
 
 def _save(kind: str, path: Path, dataset: Dataset) -> PackObject:
     path.parent.mkdir(exist_ok=True)
-    save_durably(dataset, path)
+    dataset.save_as(path, enforce_file_format=True)
+    sync(path)
     return PackObject(
         path=path,
         kind=kind,
@@ -195,17 +196,9 @@ def _appearing(out: Path) -> Iterator[Path]:
     """A working folder beside `out` that becomes `out` if all goes well, and vanishes otherwise."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise PackError(f"{out}: expected an empty place for the results, found files that are no pack")
-    folder = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
-    folder.mkdir(parents=True)
-    try:
+    with whole(out) as folder:
+        folder.mkdir(parents=True)
         yield folder
-        for changed in (*(path for path in folder.iterdir() if path.is_dir()), folder):
-            sync(changed)
-        folder.rename(out)
-        sync(out.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _moved(item: PackObject, old: Path, new: Path) -> PackObject:

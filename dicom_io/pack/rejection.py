@@ -19,7 +19,7 @@ from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME, is_own_result
 from dicom_io.content.sources import CHARACTER_SET
 from dicom_io.content.uids import digest_uid
 from dicom_io.errors import PackError
-from dicom_io.files import save_durably
+from dicom_io.files import whole
 from dicom_io.pack.manifest import Pack, PackObject
 from dicom_io.pack.validate import dciodvfy_errors
 
@@ -47,14 +47,11 @@ def encode_rejection(replaced: Pack, out: Path) -> PackObject:
         PackError: the pack has no images, or the Key Object breaks a rule of the standard.
     """
     if not out.exists():
-        document = _document(replaced)
-        partial = out.with_name(f".{out.name}.partial")
-        save_durably(document, partial)
-        errors = dciodvfy_errors(partial)
-        if errors:
-            partial.unlink()
-            raise PackError(f"rejection: dciodvfy: {'; '.join(errors)}")
-        partial.rename(out)
+        with whole(out) as draft:
+            _document(replaced).save_as(draft, enforce_file_format=True)
+            errors = dciodvfy_errors(draft)
+            if errors:
+                raise PackError(f"rejection: dciodvfy: {'; '.join(errors)}")
     header = dcmread(out)
     return PackObject(
         path=out,

@@ -10,20 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.valuerep import DT, PersonName
 
 from dicom_io.content.context import ResultContext
 from dicom_io.content.regions import key_slices, load_volumes
 from dicom_io.content.report import ReportContent
-from dicom_io.content.sources import read_sources
+from dicom_io.content.sources import Sources, read_sources
 from dicom_io.errors import PackError
 from dicom_io.files import save_durably
 from dicom_io.objects.sr import encode_sr
 from dicom_io.pack.encode import reports_of
-from dicom_io.pack.manifest import load_pack
+from dicom_io.pack.manifest import Pack, load_pack
 from dicom_io.pack.sr_rules import report_faults
 from dicom_io.volume.geometry import SeriesGeometry
+
+SAME = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyInstanceUID")
+"""What a verified document and its draft have in common."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,14 @@ def encode_verified(
         Its SOP Instance UID: the same person saying the same at the same time is the same document.
 
     Raises:
-        PackError: the draft holds no SR, or the new one breaks a rule.
+        PackError: the draft holds no SR, is of another patient or study than the sources, or the new one breaks a rule.
     """
     pack = load_pack(draft)
     predecessors = reports_of(pack)
     if not predecessors:
         raise PackError(f"{draft}: expected an SR to verify, found none")
     sources = read_sources(source_files, geometry)
+    _check_same_patient(pack, sources)
     identity = "\n".join([pack.identity, "verified", content.report_text, *map(str, vars(verification).values())])
     context = ResultContext(sources, geometry, content, identity)
     shown = key_slices(load_volumes(geometry, content, volume_path, saliency_path, None))
@@ -80,6 +84,16 @@ def encode_verified(
     _verify(document, verification)
     save_durably(document, out)
     return str(document.SOPInstanceUID)
+
+
+def _check_same_patient(draft: Pack, sources: Sources) -> None:
+    """A reader confirms what they saw: the draft's identity, whatever was corrected or switched since."""
+    [report] = draft.of_kind("sr")
+    seen = dcmread(report.path, stop_before_pixels=True, specific_tags=list(SAME))
+    for keyword in SAME:
+        found, expected = str(sources.header.get(keyword) or ""), str(seen.get(keyword) or "")
+        if found != expected:
+            raise PackError(f"verified SR: expected the {keyword} of the draft, which was made before it changed")
 
 
 def _verify(document: Dataset, verification: Verification) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from dicom_io.errors import GeometryError
+from dicom_io.errors import FileError, GeometryError
+from dicom_io.files import whole
 
 Float = npt.NDArray[np.float64]
 
@@ -120,15 +121,23 @@ class SeriesGeometry:
         return np.asarray((last - first) / (len(self.slices) - 1), dtype=np.float64)
 
     def save(self, path: Path) -> None:
-        """Write as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
+        """Write as JSON, durably."""
+        with whole(path) as draft:
+            draft.write_text(json.dumps(dataclasses.asdict(self), indent=1), encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> SeriesGeometry:
-        """Read what `save` wrote."""
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        slices = tuple(SourceSlice(**{**s, "position": tuple(s["position"])}) for s in raw.pop("slices"))
-        return cls(
-            **{**raw, "pixel_spacing": tuple(raw["pixel_spacing"]), "orientation": tuple(raw["orientation"])},
-            slices=slices,
-        )
+        """Read what `save` wrote.
+
+        Raises:
+            FileError: the file cannot be read, or is no geometry.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            slices = tuple(SourceSlice(**{**s, "position": tuple(s["position"])}) for s in raw.pop("slices"))
+            return cls(
+                **{**raw, "pixel_spacing": tuple(raw["pixel_spacing"]), "orientation": tuple(raw["orientation"])},
+                slices=slices,
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileError(f"{path}: expected the geometry of a series: {error!r}") from error

@@ -6,7 +6,6 @@ for the order of its axes, and each slice must hold the pixels that pydicom deco
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from scipy import ndimage
 
 from dicom_io import header
 from dicom_io.errors import ConversionError, GeometryError
+from dicom_io.files import whole
 from dicom_io.series.group import Series
 from dicom_io.volume.converters import by_dicom2nifti, by_highdicom
 from dicom_io.volume.geometry import SeriesGeometry
@@ -152,11 +152,8 @@ def _save(volume: Array, affine: npt.NDArray[np.float64], path: Path) -> None:
     image.set_sform(affine, code="scanner")
     image.set_qform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
-    partial = path.with_name(f".partial-{path.name}")
-    nib.save(image, partial)
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(path)
+    with whole(path) as draft:
+        nib.save(image, draft)
 
 
 def resample_to_source(ras_image: nib.Nifti1Image, geometry: SeriesGeometry, order: int = 1) -> Array:

@@ -17,6 +17,7 @@ from pynetdicom.sop_class import (
     StorageCommitmentPushModelInstance,
     StudyRootQueryRetrieveInformationModelFind,
 )
+from record_support import a_selection, an_arrival
 
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Destination
@@ -62,9 +63,8 @@ def add_job(
         if kind != "rejection":
             objects.append({"sop_instance_uid": dataset.SOPInstanceUID, "kind": kind, "file": f"{kind}.dcm"})
     write_json(folder.dicom / "pack.json", {"objects": objects, "synthetic_only": synthetic_only})
-    record = {"study_uid": "1.2.3", "calling_aets": list(senders), "completed": 0.0, "instances": []}
-    write_json(folder.arrival, {**record, "supersedes": supersedes})
-    write_json(folder.selection, {"chosen": "1.2.3.9", "series": [], "problems": [], "further": []})
+    an_arrival(job_id, calling_aets=senders, supersedes=supersedes).write(folder.arrival)
+    a_selection("1.2.3.9").write(folder.selection)
     return folder
 
 

@@ -15,14 +15,14 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from record_support import a_report, a_selection
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
 from daemon.database.tables import JobState
-from daemon.files import write_json
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.report import INTENDED_USE, write_report
+from daemon.jobs.report import write_report
 from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
@@ -133,23 +133,8 @@ def _write_volume(folder: JobFolder) -> None:
 
 
 def _write_report(folder: JobFolder) -> None:
-    lesion = {
-        "finding": "lesion", "presence": "present", "laterality": "left", "sites": ["frontal"], "confidence": 0.91,
-    }  # fmt: skip
-    write_report(
-        folder,
-        {
-            "report": "The lesion area is in the left frontal lobe.",
-            "findings": [lesion],
-            "input": {"series_uid": "1.2.3", "shape": [46, 55, 43]},
-            "model": {"name": "demo", "version": "1", "weights_sha256": "0" * 64, "prompt": "p"},
-            "explain": None,
-            "warnings": ["Slices are 4 mm thick."],
-            "banner": BANNER,
-            "intended_use": INTENDED_USE,
-        },
-    )
-    write_json(folder.selection, {"chosen": "1.2.3", "series": [], "problems": []})
+    write_report(folder, a_report(warnings=["Slices are 4 mm thick."], banner=BANNER))
+    a_selection("1.2.3").write(folder.selection)
 
 
 def audit_lines(site: Site) -> list[dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""What every step works with: the settings, a place to tell progress, and the weights, loaded once and kept."""
+"""What every step works with: the settings, a place to tell progress, and the weights, loaded once and kept.
+
+No torch here, nor in the steps that do without the model: whoever runs the steps hands in how the model is loaded.
+"""
 
 from __future__ import annotations
 
@@ -26,21 +29,18 @@ class Context:
 
     Attributes:
         settings: The sections `model`, `checks`, `explain`, `results` and `selection` count.
+        load_model: Loads the model that the settings name.
         progress: Called with (done, total, what) while a step works.
     """
 
     settings: Settings
+    load_model: Callable[[Settings], BrainGemma3D]
     progress: Progress = say_nothing
 
     @cached_property
     def model(self) -> BrainGemma3D:
         """The model, loaded when it is first needed."""
-        from braingemma.model.braingemma3d import BrainGemma3D  # late: only two of the steps need torch
-
-        wanted = self.settings.model
-        return BrainGemma3D.from_pretrained(
-            wanted.weights, device=wanted.device, quantization=wanted.quantization
-        ).eval()
+        return self.load_model(self.settings)
 
     @cached_property
     def weights(self) -> WeightsInfo:

@@ -6,14 +6,12 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
-from braingemma.checkpoint.weights import WeightsInfo
-from braingemma.explain.grounding import LIKELY
 from daemon.config.sections import Settings
 from daemon.errors import Rejected
-from daemon.files import make_private, read_json
+from daemon.files import make_private
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Arrival, Report, ReportFinding, ReportModel
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
@@ -31,11 +29,11 @@ def encode(context: Context, folder: JobFolder) -> None:
     """The result pack; a pack that breaks a rule never gets as far as delivery."""
     report = _with_correction(folder)
     results = context.settings.results
-    sources, geometry = _sources(context.settings, folder)
+    sources, geometry = result_sources(context.settings, folder)
     earlier = _replaced_results(folder)
     replaced = load_pack(earlier) if earlier else None
-    identity = _identity(report, context.settings, Correction.load(folder.identity))
-    if replaced is not None and replaced.identity == identity and read_json(folder.arrival).get("anew"):
+    identity = _identity(report, context.settings, Correction.read_if_there(folder.identity))
+    if replaced is not None and replaced.identity == identity and Arrival.read(folder.arrival).anew:
         raise Rejected("reported anew, these weights and settings give the same results: nothing is replaced")
     saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
     pack = encode_pack(
@@ -44,7 +42,7 @@ def encode(context: Context, folder: JobFolder) -> None:
         volume_path=folder.volume,
         saliency_path=saliency if saliency.exists() else None,
         grounding_path=grounding if grounding.exists() else None,
-        content=_scrubbed_content(context, folder, report),
+        content=result_content(context.settings, folder, report),
         options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
         identity=identity,
         out=folder.dicom,
@@ -57,7 +55,7 @@ def encode(context: Context, folder: JobFolder) -> None:
         encode_rejection(replaced, folder.rejection)
 
 
-def _sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], SeriesGeometry]:
+def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], SeriesGeometry]:
     """The instances that results are made from, and their geometry.
 
     Where the patient was corrected, or results are to be de-identified, these are changed headers: encoders then
@@ -65,7 +63,7 @@ def _sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], SeriesG
     """
     files = [Path(file) for file in chosen_series(folder).files]
     geometry = SeriesGeometry.load(folder.geometry)
-    correction, wanted = Correction.load(folder.identity), settings.results.deidentify
+    correction, wanted = Correction.read_if_there(folder.identity), settings.results.deidentify
     if correction is None and not wanted:
         return files, geometry
     deidentifier = Deidentifier(load_key(settings.pseudonym_key)) if wanted else None
@@ -79,72 +77,68 @@ def _sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], SeriesG
     return targets, geometry if deidentifier is None else deidentifier.geometry(geometry)
 
 
-def _with_correction(folder: JobFolder) -> dict[str, Any]:
+def _with_correction(folder: JobFolder) -> Report:
     """The report, with a word about a correction of the patient where there was one."""
-    report, correction = read_report(folder), Correction.load(folder.identity)
+    report, correction = read_report(folder), Correction.read_if_there(folder.identity)
     if correction is None:
         return report
     said = f"The patient's identity ({correction.named}) was corrected after the images came."
-    if said not in report["warnings"]:
-        report = {**report, "warnings": [*report["warnings"], said]}
+    if said not in report.warnings:
+        report = report.model_copy(update={"warnings": (*report.warnings, said)})
         write_report(folder, report)
     return report
 
 
-def _scrubbed_content(context: Context, folder: JobFolder, report: dict[str, Any]) -> ReportContent:
+def result_content(settings: Settings, folder: JobFolder, report: Report) -> ReportContent:
     """What the results say; names of files, which may be a patient's, stand in no de-identified result."""
-    if context.settings.results.deidentify:
+    warnings = report.warnings
+    if settings.results.deidentify:
         names = [path.name for path in folder.input.rglob("*")]
-        report = {**report, "warnings": [scrub(warning, names) for warning in report["warnings"]]}
-    return _content(report, context.weights)
-
-
-def _content(report: dict[str, Any], weights: WeightsInfo) -> ReportContent:
-    estimate = report.get("lesion_estimate")
-    facts = {k: v for k, v in report["model"].items() if k not in ("name", "version", "weights_sha256")}
+        warnings = tuple(scrub(warning, names) for warning in warnings)
+    estimate = report.lesion_estimate
     return ReportContent(
-        report_text=report["report"],
-        findings=tuple(
-            FindingRecord(f["finding"], f["presence"], f["laterality"], tuple(f["sites"]), f["confidence"])
-            for f in report["findings"]
-        ),
-        warnings=tuple(report["warnings"]),
-        lesion_volume_ml=estimate["volume_ml"] if estimate and estimate["peak"] >= LIKELY else None,
-        banner=report["banner"],
-        intended_use=report["intended_use"],
-        model=ModelIdentity(
-            name=weights.name,
-            version=weights.version,
-            weights_sha256=weights.sha256,
-            manufacturer=MANUFACTURER,
-            parameters={k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in facts.items()},
-        ),
-        explain=report["explain"],
+        report_text=report.report,
+        findings=tuple(_finding(finding) for finding in report.findings),
+        warnings=warnings,
+        lesion_volume_ml=estimate.volume_ml if estimate and estimate.peak >= 0.5 else None,
+        banner=report.banner,
+        intended_use=report.intended_use,
+        model=_model(report.model),
+        explain=None if report.explain is None else report.explain.to_json(),
+    )
+
+
+def _finding(finding: ReportFinding) -> FindingRecord:
+    return FindingRecord(finding.finding, finding.presence, finding.laterality, finding.sites, finding.confidence)
+
+
+def _model(model: ReportModel) -> ModelIdentity:
+    return ModelIdentity(
+        name=model.name,
+        version=model.version,
+        weights_sha256=model.weights_sha256,
+        manufacturer=MANUFACTURER,
+        parameters={k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in model.parameters.items()},
     )
 
 
 def _replaced_results(folder: JobFolder) -> Path | None:
     """Results that this job's replace: of the latest of the jobs that it supersedes that came as far as results."""
-    while folder.arrival.exists():
-        supersedes = read_json(folder.arrival)["supersedes"]
-        if supersedes is None:
+    while (arrival := Arrival.read_if_there(folder.arrival)) is not None:
+        if arrival.supersedes is None:
             return None
-        folder = JobFolder(folder.root.parent / supersedes)
+        folder = JobFolder(folder.root.parent / arrival.supersedes)
         if (folder.dicom / MANIFEST).exists():
             return folder.dicom
     return None
 
 
-def _identity(report: dict[str, Any], settings: Settings, correction: Correction | None) -> str:
+def _identity(report: Report, settings: Settings, correction: Correction | None) -> str:
     """sha256 over everything that affects the content of the results: other inputs, other UIDs."""
-    what = {
-        "input": report["input"],
-        "report": report["report"],
-        "findings": report["findings"],
-        "model": report["model"],
-        "explain": [report["explain"], settings.explain.model_dump()],
-        "results": settings.results.model_dump(mode="json", exclude={"deidentify_key"}),
-    }
+    said = report.to_json()
+    what = {key: said[key] for key in ("input", "report", "findings", "measurements", "model")}
+    what["explain"] = [said["explain"], settings.explain.model_dump()]
+    what["results"] = settings.results.model_dump(mode="json", exclude={"deidentify_key"})
     if correction is not None:
         what["patient"] = dict(correction.values)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

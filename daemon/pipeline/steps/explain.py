@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 
 import nibabel
 import numpy as np
 
 from braingemma.explain.run import run_interpretability
 from braingemma.volume.brain import BrainMask
-from daemon.files import make_private, read_json
+from daemon.files import read_json, whole
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Report, ReportExplanation
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.report import voxel_digest
@@ -22,13 +23,24 @@ EXPLAINED = ("method", "samples", "segments", "seed", "explained", "r2", "faithf
 def explain(context: Context, folder: JobFolder) -> None:
     """The saliency volume and its pictures, beside the report."""
     report = read_report(folder)
+    with whole(folder.explain) as draft:
+        draft.mkdir(mode=0o700)
+        _draw(context, folder, report, draft)
+    weights = read_json(folder.explain / "lime_weights.json")
+    facts = {key: weights[key] for key in EXPLAINED}
+    facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
+    said = {"explain": ReportExplanation(**facts), "warnings": (*report.warnings, *weights["warnings"])}
+    write_report(folder, report.model_copy(update=said))
+
+
+def _draw(context: Context, folder: JobFolder, report: Report, out: Path) -> None:
+    """Maps, weights and pictures into the folder `out`."""
     settings = context.settings.explain
-    temporary = make_private(folder.root / ".explain.part")
     run_interpretability(
         model=context.model,
         mri_path=folder.volume,
-        report=report["report"],
-        output_dir=temporary,
+        report=report.report,
+        output_dir=out,
         lime_samples=settings.samples,
         n_segments=settings.segments,
         seed=settings.seed,
@@ -40,12 +52,6 @@ def explain(context: Context, folder: JobFolder) -> None:
         brain=_brain(folder),
         progress=lambda done, total: context.progress(done, total, "explaining, volume"),
     )
-    shutil.rmtree(folder.explain, ignore_errors=True)
-    temporary.rename(folder.explain)
-    weights = read_json(folder.explain / "lime_weights.json")
-    facts = {key: weights[key] for key in EXPLAINED}
-    facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
-    write_report(folder, {**report, "explain": facts, "warnings": [*report["warnings"], *weights["warnings"]]})
 
 
 def _brain(folder: JobFolder) -> BrainMask | None:

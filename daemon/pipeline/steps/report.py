@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -21,8 +20,9 @@ from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from daemon.assemble.arrival import warnings_of
 from daemon.config.sections import Checks
 from daemon.errors import Rejected
-from daemon.files import read_json
+from daemon.jobs import records
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Report
 from daemon.jobs.report import INTENDED_USE, write_report
 from daemon.pipeline.steps.context import Context
 
@@ -56,21 +56,18 @@ def report(context: Context, folder: JobFolder) -> None:
         *(check.detail for check in checks if check.passed is False),
         *(doubt.text for doubt in doubts(text.findings, probabilities, look)),
     ]
-    write_report(
-        folder,
-        {
-            "report": text.text,
-            "findings": [f.to_json() for f in with_verdicts(text.findings, probabilities, look)],
-            "lesion_estimate": None if look is None else look.to_json(),
-            "candidates": [candidate.to_json() for candidate in candidates],
-            "input": {**_input_facts(folder, prepared), "checks": [check.to_json() for check in checks]},
-            "model": _model_facts(context),
-            "explain": None,
-            "warnings": warnings,
-            "banner": context.weights.banner,
-            "intended_use": INTENDED_USE,
-        },
+    record = Report(
+        report=text.text,
+        findings=tuple(records.ReportFinding(**f.to_json()) for f in with_verdicts(text.findings, probabilities, look)),
+        lesion_estimate=None if look is None else records.LesionEstimate(**look.to_json()),
+        candidates=tuple(records.Candidate.model_validate(candidate.to_json()) for candidate in candidates),
+        input=_input_facts(folder, prepared, checks),
+        model=_model_facts(context),
+        warnings=tuple(warnings),
+        banner=context.weights.banner,
+        intended_use=INTENDED_USE,
     )
+    write_report(folder, record)
 
 
 def require_words(written: Candidate) -> None:
@@ -127,33 +124,34 @@ def _save_brain(folder: JobFolder, prepared: PreparedVolume) -> None:
     temporary.rename(folder.brain_mask)
 
 
-def _input_facts(folder: JobFolder, prepared: PreparedVolume) -> dict[str, Any]:
+def _input_facts(folder: JobFolder, prepared: PreparedVolume, checks: Sequence[Check]) -> records.ReportInput:
     image = nibabel.load(folder.volume)
-    chosen = read_json(folder.selection)["chosen"] if folder.selection.exists() else None
-    source = read_json(folder.source_facts) if folder.source_facts.exists() else {}
-    return {
-        "series_uid": chosen,
-        "file": source.get("file"),
-        "shape": [int(n) for n in image.shape],
-        "spacing_mm": [round(float(s), 4) for s in image.header.get_zooms()[:3]],
-        "orientation": "".join(nibabel.aff2axcodes(image.affine)),
-        "sha256": voxel_digest(image),
-        "preprocessing": prepared.facts(),
-    }
+    selection = records.Selection.read_if_there(folder.selection)
+    source = records.SourceFile.read_if_there(folder.source_facts)
+    return records.ReportInput(
+        series_uid=None if selection is None else selection.chosen,
+        file=None if source is None else source.file,
+        shape=tuple(int(n) for n in image.shape),
+        spacing_mm=tuple(round(float(s), 4) for s in image.header.get_zooms()[:3]),
+        orientation="".join(nibabel.aff2axcodes(image.affine)),
+        sha256=voxel_digest(image),
+        preprocessing=prepared.facts(),
+        checks=tuple(records.Check(**check.to_json()) for check in checks),
+    )
 
 
-def _model_facts(context: Context) -> dict[str, Any]:
+def _model_facts(context: Context) -> records.ReportModel:
     model, info = context.model, context.weights
-    return {
-        "name": info.name,
-        "version": info.version,
-        "weights_sha256": info.sha256,
-        "format": info.format,
-        "prompt": model.config.prompt,
-        "generation": model.generation_settings(**context.settings.model.decoding()).facts(),
-        "device": model.compute_device.type,
-        "quantization": model.quantization,
-    }
+    return records.ReportModel(
+        name=info.name,
+        version=info.version,
+        weights_sha256=info.sha256,
+        format=info.format,
+        prompt=model.config.prompt,
+        generation=model.generation_settings(**context.settings.model.decoding()).facts(),
+        device=model.compute_device.type,
+        quantization=model.quantization,
+    )
 
 
 def voxel_digest(image: nibabel.Nifti1Image) -> str:
@@ -165,18 +163,19 @@ def voxel_digest(image: nibabel.Nifti1Image) -> str:
 
 def _arrival_warnings(folder: JobFolder) -> list[str]:
     """What is to be known of how the instances of the series came by C-STORE."""
-    if not folder.arrival.exists():
-        return []
-    return warnings_of(read_json(folder.arrival), read_json(folder.selection)["chosen"])
+    arrival = records.Arrival.read_if_there(folder.arrival)
+    chosen = records.Selection.read(folder.selection).chosen if arrival is not None else None
+    return [] if arrival is None or chosen is None else warnings_of(arrival, chosen)
 
 
 def _conversion_warnings(folder: JobFolder) -> list[str]:
     """What was noticed on the way from DICOM: by the conversion, and files that take no part."""
-    if not folder.conversion.exists():
+    conversion = records.Conversion.read_if_there(folder.conversion)
+    if conversion is None:
         return []
-    warnings = list(read_json(folder.conversion)["warnings"])
-    problems = read_json(folder.selection)["problems"]
+    warnings = list(conversion.warnings)
+    problems = records.Selection.read(folder.selection).problems
     if problems:
-        first = f"{problems[0]['file']}: {problems[0]['reason']}"
+        first = f"{problems[0].file}: {problems[0].reason}"
         warnings.append(f"{len(problems)} files could not be read and take no part; the first: {first}")
     return warnings

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from braingemma.errors import BrainGemmaError, CheckpointError, ExplainError, GenerationError
+from braingemma.model.braingemma3d import BrainGemma3D
 from daemon.config.sections import Settings
 from daemon.errors import Permanent, Rejected
 from daemon.jobs.folder import JobFolder
@@ -32,7 +33,7 @@ class Steps:
     """The steps in one process; the model is loaded once and kept."""
 
     def __init__(self, settings: Settings, progress: Progress | None = None) -> None:
-        self.context = Context(settings, progress or say_nothing)
+        self.context = Context(settings, _load_model, progress or say_nothing)
         if settings.model.threads:
             torch.set_num_threads(settings.model.threads)
 
@@ -49,3 +50,9 @@ class Steps:
             raise Permanent(f"{step}: {error}") from error
         except (BrainGemmaError, DicomIoError) as error:
             raise Rejected(str(error)) from error
+
+
+def _load_model(settings: Settings) -> BrainGemma3D:
+    """The model that the settings name, ready to be asked."""
+    wanted = settings.model
+    return BrainGemma3D.from_pretrained(wanted.weights, device=wanted.device, quantization=wanted.quantization).eval()

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from daemon.errors import Permanent, Rejected
-from daemon.files import read_json, write_json
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Selection, SeriesVerdict, UnreadFile
 from daemon.pipeline.steps.context import Context
 from dicom_io.select.selection import SelectionRules, Verdict, rank
 from dicom_io.series.group import FileProblem, Series, scan_folder
@@ -23,22 +23,20 @@ def select(context: Context, folder: JobFolder) -> None:
     rules = context.settings.selection
     ranked = rank(scan.series, SelectionRules(include=rules.include, exclude=rules.exclude))
     accepted = [series for series, verdict in ranked if verdict.accepted]
-    write_json(
-        folder.selection,
-        {
-            "chosen": accepted[0].series_uid if accepted else None,
-            "further": [series.series_uid for series in accepted[1:]],
-            "series": [
-                {
-                    "series_uid": verdict.series_uid,
-                    "verdict": "accepted" if verdict.accepted else "refused",
-                    "reasons": [reason.line for reason in verdict.reasons],
-                }
-                for _, verdict in ranked
-            ],
-            "problems": [{"file": str(p.path.name), "reason": p.reason} for p in scan.problems],
-        },
+    selection = Selection(
+        chosen=accepted[0].series_uid if accepted else None,
+        further=tuple(series.series_uid for series in accepted[1:]),
+        series=tuple(
+            SeriesVerdict(
+                series_uid=verdict.series_uid,
+                verdict="accepted" if verdict.accepted else "refused",
+                reasons=tuple(reason.line for reason in verdict.reasons),
+            )
+            for _, verdict in ranked
+        ),
+        problems=tuple(UnreadFile(file=p.path.name, reason=p.reason) for p in scan.problems),
     )
+    selection.write(folder.selection)
     if not accepted:
         raise Rejected(_why_none(ranked, scan.problems, folder.input))
     _check_one_patient(accepted[0], scan.series)
@@ -46,7 +44,7 @@ def select(context: Context, folder: JobFolder) -> None:
 
 def chosen_series(folder: JobFolder) -> Series:
     """The series that `select` chose, read again from its files."""
-    chosen = read_json(folder.selection)["chosen"]
+    chosen = Selection.read(folder.selection).chosen
     for series in scan_folder(folder.input).series:
         if series.series_uid == chosen:
             return series

@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 from daemon.assemble.arrival import warnings_of
 from daemon.assemble.index import arrival_of_series, notes_on_study
 from daemon.database.tables import INSTANCES, InstanceState
-from daemon.files import read_json
+from daemon.jobs.records import Arrival
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_another_study_with_the_same_sop_uids_is_a_study_like_any_other(bench, s
     arrivals += bench.assembler.step(1025.0)
     assert [inputs(a) for a in arrivals] == [sorted(map(encode, first)), sorted(map(encode, second))]
     assert {row.state for row in bench.rows(INSTANCES)} == {InstanceState.HANDED_OVER}
-    [warning] = warnings_of(read_json(arrivals[1].folder / "arrival.json"), second[0].SeriesInstanceUID)
+    [warning] = warnings_of(Arrival.read(arrivals[1].folder / "arrival.json"), second[0].SeriesInstanceUID)
     assert f"{shared} images" in warning
     assert first[0].StudyInstanceUID in warning
     for mine, other in ((first, second), (second, first)):  # the first job may be over: its page says it
@@ -63,7 +63,7 @@ def test_two_series_of_a_study_that_share_sop_uids_are_both_handed_over(bench):
     bench.receive([*first, *second])
     [arrival] = bench.assembler.step(1010.0)
     assert inputs(arrival) == sorted(map(encode, [*first, *second]))
-    record = read_json(arrival.folder / "arrival.json")
+    record = Arrival.read(arrival.folder / "arrival.json")
     assert len(warnings_of(record, uid)) == len(warnings_of(record, first[0].SeriesInstanceUID)) == 1
 
 
@@ -83,7 +83,7 @@ def test_a_duplicate_by_its_uids_is_named_in_the_report(bench, change, said):
     [arrival] = bench.assembler.step(1010.0)
     assert inputs(arrival) == sorted(map(encode, series)), "those that came first"
     uid = series[0].SeriesInstanceUID
-    [warning] = warnings_of(read_json(arrival.folder / "arrival.json"), uid)
+    [warning] = warnings_of(Arrival.read(arrival.folder / "arrival.json"), uid)
     assert "2 images" in warning
     assert said in warning
     assert "2 duplicates" in arrival_of_series(bench.engine, uid)
@@ -115,6 +115,6 @@ def test_instances_lost_on_the_disk_are_named_in_the_report(bench):
         file.seek(-1, 1)
         file.write(bytes([last[0] ^ 1]))
     [arrival] = bench.assembler.step(1010.0)
-    [warning] = warnings_of(read_json(arrival.folder / "arrival.json"), series[0].SeriesInstanceUID)
+    [warning] = warnings_of(Arrival.read(arrival.folder / "arrival.json"), series[0].SeriesInstanceUID)
     assert "1 images" in warning
     assert "lost" in warning

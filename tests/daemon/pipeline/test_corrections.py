@@ -12,21 +12,24 @@ import pydicom
 import pytest
 import sqlalchemy as sa
 from pydicom import Dataset
+from record_support import a_report, an_arrival, an_instance
 
 from braingemma.checkpoint.weights import describe_weights
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Patient, Settings
 from daemon.database.engine import open_database
 from daemon.database.tables import INSTANCES, DeliveryState, InstanceState, JobState
-from daemon.errors import Permanent, Rejected
-from daemon.files import make_private, read_json, write_json
+from daemon.errors import DaemonError, Permanent, Rejected
+from daemon.files import make_private, read_json
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.report import INTENDED_USE, read_report, write_report
+from daemon.jobs.report import read_report, write_report
+from daemon.jobs.reviews import add_review
 from daemon.jobs.store import JobStore
 from daemon.pipeline import actions, workflow
 from daemon.pipeline.corrections import Correction, find_correction
 from daemon.pipeline.steps.runner import Steps
+from daemon.pipeline.verified import send_verified
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
 
@@ -44,29 +47,16 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     volume = make_phantom(900_001, spacing=(4.0, 4.0, 8.0)).volume
     files = write_series(volume, folder.input, overrides=OLD)
     first = pydicom.dcmread(files[0])
-    instances = [{"file": f.name, "series_uid": str(first.SeriesInstanceUID)} for f in files]
-    arrival = {"study_uid": str(first.StudyInstanceUID), "completed": COMPLETED, "supersedes": None,
-               "instances": instances}  # fmt: skip
-    write_json(folder.arrival, arrival)
+    instances = [an_instance(f.name, str(first.SeriesInstanceUID), n) for n, f in enumerate(files)]
+    an_arrival(study_uid=str(first.StudyInstanceUID), completed=COMPLETED, instances=instances).write(folder.arrival)
     steps = Steps(Settings())
     steps.run("select", folder)
     steps.run("convert", folder)
     weights = describe_weights("demo")
-    finding = {
-        "finding": "lesion",
-        "presence": "present",
-        "laterality": "left",
-        "sites": ["frontal"],
-        "confidence": 0.9,
-    }
-    model = {"name": weights.name, "version": weights.version, "weights_sha256": weights.sha256, "prompt": "p"}
     warning = f"1 files could not be read and take no part; the first: {files[2].name}: truncated"
-    write_report(
-        folder,
-        {"report": "A lesion in the left frontal lobe.", "findings": [finding], "lesion_estimate": None,
-         "input": {"series_uid": str(first.SeriesInstanceUID), "file": None}, "model": model, "explain": None,
-         "warnings": [warning], "banner": weights.banner, "intended_use": INTENDED_USE},
-    )  # fmt: skip
+    model = {"name": weights.name, "version": weights.version, "weights_sha256": weights.sha256}
+    text, given = "A lesion in the left frontal lobe.", {"series_uid": str(first.SeriesInstanceUID)}
+    write_report(folder, a_report(text, input=given, model=model, warnings=[warning], banner=weights.banner))
     return folder.root
 
 
@@ -134,14 +124,14 @@ def test_results_carry_the_corrected_identity_and_say_so(engine, job, tmp_path) 
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
     correction = find_correction(engine, DataFolder(tmp_path), job)
     assert correction is not None
-    correction.save(job.identity)
-    assert Correction.load(job.identity) == correction
+    correction.write(job.identity)
+    assert Correction.read(job.identity) == correction
     for path in encoded(job):
         result = pydicom.dcmread(path)
         assert {k: str(result[k].value) for k in NEW} == NEW
         assert b"OLDPID" not in path.read_bytes()
         assert b"Oldname" not in path.read_bytes()
-    [warning] = [w for w in read_report(job)["warnings"] if "corrected after the images came" in w]
+    [warning] = [w for w in read_report(job).warnings if "corrected after the images came" in w]
     assert warning in texts_in(pydicom.dcmread(job.dicom / "sr.dcm"))
     assert "NEWPID" not in warning
 
@@ -193,9 +183,57 @@ def test_a_study_of_two_patients_is_refused_whatever_is_in_the_flair(tmp_path) -
 def test_the_corrected_text_survives_any_character_set() -> None:
     dataset = Dataset()
     dataset.SpecificCharacterSet, dataset.PatientName, dataset.StudyDescription = "ISO_IR 100", "Jérôme", "Tête"
-    Correction({"PatientID": "P", "PatientName": "山田^太郎"}, ("PatientName",)).apply(dataset)
+    Correction(values={"PatientID": "P", "PatientName": "山田^太郎"}, changed=("PatientName",)).apply(dataset)
     assert (str(dataset.PatientName), dataset.StudyDescription) == ("山田^太郎", "Tête")
     assert dataset.SpecificCharacterSet == "ISO_IR 192"
+
+
+# ---------------------------------------------------------------------- what a reader verified
+
+
+def verified(job: JobFolder, engine: sa.Engine, **sections: Any) -> Dataset:
+    """The SR that a reader's word makes."""
+    store = JobStore(engine)
+    store.add("j1", study_uid="1.2", folder=str(job.root), supersedes=None)
+    store.update("j1", state=JobState.DONE)
+    review = add_review(engine, job, "j1", verdict="agree", reader="R")
+    settings = Settings.model_validate(sections)
+    done = store.get("j1")
+    assert done is not None
+    send_verified(settings, engine, store, LocalFiles(job.root.parent), done, review)
+    [path] = job.dicom.glob("sr-verified-*.dcm")
+    return pydicom.dcmread(path)
+
+
+@pytest.mark.parametrize("sections", [{}, {"patient": {"corrected": "carry"}}], ids=["as_received", "carried"])
+def test_a_verified_report_is_of_the_patient_of_its_draft(sections, engine, job) -> None:
+    if sections:
+        Correction(values=NEW, changed=("PatientID", "PatientName")).write(job.identity)
+    encoded(job, **sections)
+    draft, document = pydicom.dcmread(job.dicom / "sr.dcm"), verified(job, engine, **sections)
+    expected = NEW if sections else OLD
+    assert (document.PatientID, str(document.PatientName)) == (expected["PatientID"], expected["PatientName"])
+    for keyword in ("PatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyInstanceUID"):
+        assert document[keyword].value == draft[keyword].value
+    assert document.VerificationFlag == "VERIFIED"
+
+
+def test_a_verified_report_of_a_deidentified_draft_names_nobody(engine, job, tmp_path) -> None:
+    sections = {"results": {"deidentify": True}, "storage": {"folder": tmp_path}}
+    encoded(job, **sections)
+    document = verified(job, engine, **sections)
+    said = texts_in(document)
+    assert [value for value in (*OLD.values(), "Oldname") if value in said] == []
+    assert not [file.name for file in job.input.iterdir() if file.name in said]
+    assert document.StudyInstanceUID == pydicom.dcmread(job.dicom / "sr.dcm").StudyInstanceUID
+
+
+def test_what_changed_since_the_draft_is_not_verified(engine, job, tmp_path) -> None:
+    encoded(job)
+    Correction(values=NEW, changed=("PatientID", "PatientName")).write(job.identity)
+    with pytest.raises(DaemonError, match="expected the PatientID of the draft"):
+        verified(job, engine)
+    assert not list(job.dicom.glob("sr-verified-*"))
 
 
 # ---------------------------------------------------------------------- the pipeline's side of it
@@ -280,5 +318,5 @@ def test_results_under_the_corrected_identity_are_not_held_back(at_work, engine,
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
     correction = find_correction(engine, DataFolder(tmp_path), job)
     assert correction is not None
-    correction.save(job.identity)
+    correction.write(job.identity)
     assert not workflow._holds_back(at_work[0].get("j1"), "pacs")

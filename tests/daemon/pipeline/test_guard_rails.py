@@ -31,11 +31,11 @@ def t2_picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_failed_check_is_a_warning_in_every_form_of_the_report(t2_picture, tmp_path) -> None:
     folder = process(t2_picture, tmp_path, Settings.model_validate({"explain": {"enabled": False}}))
     report = read_report(folder)
-    [warning] = [w for w in report["warnings"] if "does not look like FLAIR" in w]
+    [warning] = [w for w in report.warnings if "does not look like FLAIR" in w]
     assert "fluid is not dark" in warning
     assert warning in folder.report_text.read_text()
     assert "does not look like FLAIR" in folder.report_html.read_text()
-    assert {c["name"]: c["passed"] for c in report["input"]["checks"]}["contrast"] is False
+    assert {c.name: c.passed for c in report.input.checks}["contrast"] is False
 
 
 def test_a_site_may_refuse_before_the_model_is_loaded(t2_picture, tmp_path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from record_support import a_selection, an_arrival, an_instance
 
 from daemon.assemble.assembler import Assembler
 from daemon.config.sections import Settings
@@ -42,13 +43,12 @@ class Site:
             for number in range(count):
                 file = f"{len(instances) + 1:06d}.dcm"
                 (folder.input / file).write_text(f"{uid} {number}")
-                sha256 = f"{uid}-{number}".ljust(64, "0")
-                instances.append({"file": file, "sop_uid": f"{uid}.{number}", "sha256": sha256, "series_uid": uid})
-        record = {"job_id": name, "study_uid": STUDY, "series_uids": sorted(series), "supersedes": supersedes,
-                  "completed": 1.0, "gaps": [], "calling_aets": ["SCANNER"], "instances": instances}  # fmt: skip
-        write_json(folder.arrival, record)
-        chosen, *further = best_first
-        write_json(folder.selection, {"chosen": chosen, "further": further, "series": [], "problems": []})
+                instances.append(an_instance(file, uid, number))
+        record = an_arrival(
+            name, study_uid=STUDY, series_uids=sorted(series), supersedes=supersedes, instances=instances
+        )
+        record.write(folder.arrival)
+        a_selection(*best_first).write(folder.selection)
         self.store.add(name, study_uid=STUDY, supersedes=supersedes)
         return folder
 

@@ -1,0 +1,302 @@
+"""The JSON files of a job's folder as typed records: each is read and written here and nowhere else.
+
+A record that cannot be read gives one error that names the file, what was expected and what came. Fields that this
+version does not know are kept, so that a record that a later version wrote loses nothing when it is written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from daemon.errors import Permanent
+from daemon.files import write_json
+
+Side = Literal["left", "right", "bilateral"]
+SHOWN = 60
+"""Characters of a wrong value that an error shows."""
+
+
+class Record(BaseModel):
+    """What all records have in common; they never change, `model_copy(update=...)` makes another one."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    what: ClassVar[str] = "a record"
+    """In errors: what the file was expected to be."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            Permanent: the file is not there, or not such a record.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise Permanent(f"{path}: expected {cls.what}, found no such file") from error
+        except OSError as error:
+            raise Permanent(f"{path}: expected {cls.what}: {error.strerror}") from error
+        except ValidationError as error:
+            raise Permanent(f"{path}: expected {cls.what}; {_faults(error)}") from error
+
+    @classmethod
+    def read_if_there(cls, path: Path) -> Self | None:
+        """As `read`; None where there is no such file."""
+        return cls.read(path) if path.exists() else None
+
+    def write(self, path: Path) -> None:
+        """Write it durably, whole or not at all."""
+        write_json(path, self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return self.model_dump(mode="json")
+
+
+def _faults(error: ValidationError) -> str:
+    """What was expected and what came, field by field, in one line."""
+    said = []
+    for fault in error.errors(include_url=False):
+        place = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "missing":
+            said.append(f"{place}: field missing")
+        else:
+            came = repr(fault["input"])
+            shown = came if len(came) <= SHOWN else f"{came[:SHOWN]}..."
+            said.append(f"{place + ': ' if place else ''}{fault['msg']}, got {shown}")
+    return "; ".join(said)
+
+
+class ReportFinding(Record):
+    """One finding of a report; `braingemma.findings` says what the names mean."""
+
+    finding: str
+    presence: Literal["present", "absent", "undetermined"]
+    laterality: Side | None = None
+    sites: tuple[str, ...] = ()
+    confidence: float | None = Field(None, ge=0, le=1)
+
+
+class LesionEstimate(Record):
+    """The lesion by the grounding map; `volume_ml` is that of the mask that every result shows."""
+
+    peak: float
+    volume_ml: float = Field(ge=0)
+    laterality: Side | None = None
+    sites: tuple[str, ...] = ()
+
+
+class Measurement(Record):
+    """One value that image processing measured."""
+
+    name: str
+    value: float
+    unit: str
+    """UCUM."""
+    method: str
+    laterality: Side | None = None
+
+
+class Candidate(Record):
+    """One of the texts from which the report was chosen."""
+
+    text: str
+    findings: tuple[ReportFinding, ...] = ()
+    score: float | None = None
+    taken: bool = False
+
+
+class Check(Record):
+    """What was looked at before the model saw the picture."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class ReportInput(Record):
+    """What the report is about."""
+
+    series_uid: str | None = None
+    file: str | None = None
+    shape: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
+    orientation: str
+    sha256: str
+    preprocessing: Mapping[str, Any] = {}
+    checks: tuple[Check, ...] = ()
+
+
+class ReportModel(Record):
+    """Who wrote it, and how."""
+
+    name: str
+    version: str
+    weights_sha256: str
+    format: str
+    prompt: str
+    generation: Mapping[str, Any]
+    device: str
+    quantization: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What decides its output, but for its identity."""
+        return {k: v for k, v in self.to_json().items() if k not in ("name", "version", "weights_sha256")}
+
+
+class ReportExplanation(Record):
+    """How the explanation was made, and how well it fits."""
+
+    method: str
+    samples: int | None = None
+    segments: int | None = None
+    seed: int | None = None
+    explained: Any = None
+    r2: float | None = None
+    faithfulness: Any = None
+    grounding: Any = None
+    saliency_sha256: str | None = None
+
+
+class Report(Record):
+    """`report.json`: see `docs/report-json.md`."""
+
+    what: ClassVar[str] = "the report of a job"
+
+    report: str
+    findings: tuple[ReportFinding, ...]
+    lesion_estimate: LesionEstimate | None = None
+    measurements: tuple[Measurement, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    input: ReportInput
+    model: ReportModel
+    explain: ReportExplanation | None = None
+    warnings: tuple[str, ...] = ()
+    banner: str | None = None
+    intended_use: str
+
+
+class SeriesVerdict(Record):
+    """What selection said of one series."""
+
+    series_uid: str
+    verdict: Literal["accepted", "refused"]
+    reasons: tuple[str, ...] = ()
+
+
+class UnreadFile(Record):
+    """A file that took no part."""
+
+    file: str
+    reason: str
+
+
+class Selection(Record):
+    """`selection.json`: the verdict on each series, and which is reported."""
+
+    what: ClassVar[str] = "the selection of a job"
+
+    chosen: str | None
+    further: tuple[str, ...] = ()
+    """Series that were accepted besides, the best first."""
+    series: tuple[SeriesVerdict, ...] = ()
+    problems: tuple[UnreadFile, ...] = ()
+
+
+class Conversion(Record):
+    """`conversion.json`: what was noticed on the way from DICOM to the volume."""
+
+    what: ClassVar[str] = "what the conversion of a job noticed"
+
+    warnings: tuple[str, ...] = ()
+
+
+class SourceFile(Record):
+    """`source.json`: the file that a person named, where the input was one."""
+
+    what: ClassVar[str] = "the input file of a job"
+
+    file: str
+
+
+class ReceivedInstance(Record):
+    """One instance in a job's input folder; further fields are those of the index of what was received."""
+
+    file: str
+    sop_uid: str
+    series_uid: str
+    sha256: str
+
+
+class Conflict(Record):
+    """An instance that came under a UID that other bytes had already."""
+
+    series_uid: str
+    sop_uid: str
+    sha256: str
+    calling_aet: str
+    received: float
+    same_pixels: bool | None
+    """Whether its pixels are those of the one that stands, where that is known."""
+
+
+class LostInstance(Record):
+    """An instance whose bytes are lost."""
+
+    series_uid: str
+    sop_uid: str
+
+
+class SharedUids(Record):
+    """Instances of a series whose SOP Instance UIDs stand in another series, too."""
+
+    series_uid: str
+    instances: int
+    study_uid: str
+    other_series_uid: str
+
+
+class SeriesGap(Record):
+    """Something that is missing from a series."""
+
+    series_uid: str
+    present: int
+    missing: int
+    reason: str
+
+
+class Arrival(Record):
+    """`arrival.json`: where a job's instances came from, and what of the study is not among them. Times: POSIX, s."""
+
+    what: ClassVar[str] = "the arrival of a job"
+
+    job_id: str
+    study_uid: str
+    series_uids: tuple[str, ...]
+    supersedes: str | None
+    """The earlier job whose results this one's replace."""
+    completed: float
+    first_received: float
+    last_received: float
+    calling_aets: tuple[str, ...]
+    peers: tuple[str, ...]
+    repeats: int = 0
+    own_results: int = 0
+    conflicts: tuple[Conflict, ...] = ()
+    damaged: tuple[LostInstance, ...] = ()
+    gaps: tuple[SeriesGap, ...] = ()
+    shared_uids: tuple[SharedUids, ...] = ()
+    instances: tuple[ReceivedInstance, ...]
+    part_of: str | None = None
+    """Of a job of one further series: the study's job that made it."""
+    study_supersedes: str | None = None
+    """Of a study's job whose `supersedes` was changed to that of the series: the study's earlier job."""
+    anew: bool = False
+    """Whether a person asked for the study to be reported again."""
+    set_aside: str = ""
+    """Why it is not to be worked on: the study could not be handed over."""
