@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from braingemma.explain.supervoxels import BrainBox, site_of
 from braingemma.findings.vocabulary import SITES, Laterality
+from braingemma.volume.brain import Mask
 from braingemma.volume.preprocess import PreparedVolume
 from braingemma.volume.resampling import resample_whole
 
@@ -38,7 +39,7 @@ class LesionEstimate:
 
     Attributes:
         peak: Highest lesion share of a patch, in [0, 1].
-        volume_ml: Sum over patches of share times size, ml; 0 where no patch reaches `LEAST_SHARE`.
+        volume_ml: Size of `lesion_mask`, ml; 0 where no patch reaches `LEAST_SHARE`.
         laterality: The patient's side; None where there is no volume.
         sites: Names out of `SITES`.
         left_share: Share of the volume on the patient's left, in [0, 1]; None where there is none.
@@ -50,6 +51,11 @@ class LesionEstimate:
     sites: tuple[str, ...]
     left_share: float | None = None
 
+    @property
+    def stated(self) -> bool:
+        """Whether the map is sure enough that the volume may stand in a report."""
+        return self.peak >= LIKELY and self.volume_ml > 0
+
     def to_json(self) -> dict[str, Any]:
         """As in `report.json`."""
         return {
@@ -60,24 +66,42 @@ class LesionEstimate:
         }
 
 
-def estimate_lesion(grounding: npt.NDArray[np.float32], prepared: PreparedVolume) -> LesionEstimate:
-    """Size, side and sites of the lesion on a grounding map.
+def lesion_mask(grounding: Float32, prepared: PreparedVolume) -> Mask:
+    """The lesion as every result shows and measures it: the voxels with the highest shares.
+
+    The map is coarse: around a small lesion no voxel reaches a half, and inside a large one the border's shares are
+    lost to any threshold. The sum of the shares over all voxels is the volume that the map expects, so as many voxels
+    are taken, the highest first.
 
     Args:
         grounding: (d, h, w) lesion share of each patch, as `BrainGemma3D.ground` gives it for one volume.
         prepared: The volume that it was made from.
+
+    Returns:
+        (X, Y, Z) on the grid of the RAS volume.
     """
+    image = nib.Nifti1Image(np.broadcast_to(np.uint8(0), prepared.source_shape), prepared.source_affine)
+    shares = grounding_on_grid(grounding, prepared.foreground.shape, prepared.grid_affine, image)
+    count = round(float(shares.sum(dtype=np.float64))) if grounding.max() >= LEAST_SHARE else 0
+    mask = np.zeros(shares.size, dtype=bool)
+    if count:
+        mask[np.argpartition(shares, -count, axis=None)[-count:]] = True
+    return mask.reshape(shares.shape)
+
+
+def estimate_lesion(grounding: Float32, prepared: PreparedVolume) -> LesionEstimate:
+    """Size, side and sites of the lesion on a grounding map; arguments as of `lesion_mask`."""
+    mask, peak = lesion_mask(grounding, prepared), float(grounding.max())
+    volume_ml = float(mask.sum()) * abs(float(np.linalg.det(prepared.source_affine[:3, :3]))) / 1000
     size = np.array(prepared.foreground.shape) / np.array(grounding.shape)  # voxels of a patch, (D, H, W)
-    patch_ml = float(size.prod()) * abs(float(np.linalg.det(prepared.grid_affine[:3, :3]))) / 1000
     index = np.argwhere(grounding >= LEAST_SHARE)
-    peak = float(grounding.max())
     if not len(index):
         return LesionEstimate(peak, 0.0, None, ())
     weights = grounding[tuple(index.T)].astype(float)
     centres = apply_affine(prepared.grid_affine, ((index + 0.5) * size - 0.5)[:, ::-1])  # RAS mm
     box = _brain_box(prepared)
     left = float(weights[centres[:, 0] < box.midline_mm].sum() / weights.sum())
-    return LesionEstimate(peak, float(weights.sum()) * patch_ml, _side(left), _sites(centres, weights, box), left)
+    return LesionEstimate(peak, volume_ml, _side(left), _sites(centres, weights, box), left)
 
 
 def _brain_box(prepared: PreparedVolume) -> BrainBox:

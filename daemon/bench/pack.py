@@ -17,7 +17,7 @@ import nibabel
 import numpy as np
 
 from daemon.bench.pipeline import SHAPE, brats_like_volume
-from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.pack.encode import PackOptions, encode_pack
 from dicom_io.pack.validate import dciodvfy_path
 from dicom_io.series.group import scan_folder
@@ -45,7 +45,7 @@ def bench_pack(folder: Path | None = None, *, slices: int = SHAPE[2], rounds: in
         files = write_series(brats_like_volume(slices), work / "source")
         [series] = scan_folder(work / "source").series
         conversion = convert_series(series, work / "volume_ras.nii.gz")
-        regions = _regions(conversion, work)
+        saliency, lesion, volume_ml = _regions(conversion, work)
         walls, cpus, objects = [], [], 0
         for number in range(rounds):
             say(f"pack {number + 1} of {rounds}")
@@ -54,9 +54,9 @@ def bench_pack(folder: Path | None = None, *, slices: int = SHAPE[2], rounds: in
                 source_files=files,
                 geometry=conversion.geometry,
                 volume_path=conversion.volume_path,
-                saliency_path=regions,
-                grounding_path=regions,
-                content=_content(),
+                saliency_path=saliency,
+                lesion_path=lesion,
+                content=_content(volume_ml),
                 options=PackOptions(),
                 identity="bench",
                 out=work / f"pack{number}",
@@ -77,19 +77,24 @@ def bench_pack(folder: Path | None = None, *, slices: int = SHAPE[2], rounds: in
     }
 
 
-def _regions(conversion: Conversion, work: Path) -> Path:
-    """Weights on the volume's grid: a block that supports, on the left, and one that speaks against."""
+def _regions(conversion: Conversion, work: Path) -> tuple[Path, Path, float]:
+    """Weights on the volume's grid: a block that supports, on the left, and one that speaks against.
+
+    Returns:
+        The weights, the mask of the block that supports, and its volume, mL.
+    """
     image = nibabel.load(conversion.volume_path)
     weights = np.zeros(image.shape, dtype=np.float32)
     r, a, s = image.shape
     weights[r // 4 : r * 2 // 5, a * 2 // 5 : a * 3 // 5, s * 2 // 5 : s * 3 // 5] = 0.7
     weights[r * 3 // 5 : r * 3 // 4, a * 2 // 5 : a * 3 // 5, s * 2 // 5 : s * 3 // 5] = -0.2
-    path = work / "regions.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(weights, image.affine), path)
-    return path
+    saliency, lesion = work / "saliency.nii.gz", work / "lesion.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(weights, image.affine), saliency)
+    nibabel.save(nibabel.Nifti1Image((weights > 0).astype(np.uint8), image.affine), lesion)
+    return saliency, lesion, float((weights > 0).sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1000
 
 
-def _content() -> ReportContent:
+def _content(volume_ml: float) -> ReportContent:
     return ReportContent(
         report_text="The lesion area is in the left parietal lobe. Edema is seen around it.",
         findings=(FindingRecord("lesion", "present", "left", ("parietal",), 0.9), FindingRecord("edema", "present")),
@@ -98,4 +103,5 @@ def _content() -> ReportContent:
         intended_use="Research use only; not a medical device.",
         model=ModelIdentity("none", "0", "0" * 64, "none", {}),
         explain={"method": "none", "samples": 0},
+        measurements=(MeasurementRecord("lesion_volume", round(volume_ml, 1), "mL", "none", "left"),),
     )

@@ -54,6 +54,11 @@ class JobFolder:
         return self.root / "geometry.json"
 
     @property
+    def lesion(self) -> Path:
+        """Mask of the estimated lesion on the volume's grid, where its volume is stated."""
+        return self.root / "lesion.nii.gz"
+
+    @property
     def report_text(self) -> Path:
         """The report with the research-use line."""
         return self.root / "report.txt"

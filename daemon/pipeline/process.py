@@ -84,7 +84,7 @@ def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
 def _forget_earlier_run(folder: JobFolder) -> None:
     """Remove what an earlier run left, so that nothing old stands beside the new; other files stay."""
     for path in (
-        folder.selection, folder.source_facts, folder.conversion, folder.volume, folder.geometry,
+        folder.selection, folder.source_facts, folder.conversion, folder.volume, folder.geometry, folder.lesion,
         folder.report_text, folder.report_json, folder.report_html,
     ):  # fmt: skip
         path.unlink(missing_ok=True)

@@ -44,6 +44,7 @@ LATERALITY: Code = codes.SCT.Laterality
 PRESENCE: Code = codes.DCM.PresenceOfProperty
 CERTAINTY: Code = codes.DCM.CertaintyOfFinding
 VOLUME: Code = codes.SCT.Volume
+MEASUREMENT_METHOD: Code = codes.SCT.MeasurementMethod
 DERIVATION: Code = codes.DCM.Derivation
 ESTIMATED: Code = codes.SCT.Estimated
 PERCENT: Code = codes.UCUM.Percent
@@ -96,6 +97,28 @@ FINDINGS: dict[str, Code] = {
     "mass_effect": Code("MASS_EFFECT", PRIVATE_SCHEME, "Mass effect"),
     "midline_shift": Code("MIDLINE_SHIFT", PRIVATE_SCHEME, "Midline shift"),
 }
+
+
+MEASUREMENTS: dict[str, Code] = {
+    "lesion_volume": codes.SCT.Volume,
+    "midline_shift": Code("MIDLINE_SHIFT", PRIVATE_SCHEME, "Midline shift"),
+    "ventricle_volume_left": codes.SCT.Volume,
+    "ventricle_volume_right": codes.SCT.Volume,
+}
+"""What is measured, by the name that it has in a report."""
+MEASURED_SITES: dict[str, Code] = {
+    "ventricle_volume_left": codes.SCT.LateralVentricle,
+    "ventricle_volume_right": codes.SCT.LateralVentricle,
+}
+"""Where it is measured, if not in the brain as a whole."""
+
+
+def measurement(name: str) -> Code:
+    """The concept of a measurement; one without a code gets a private one that is made of its name."""
+    if name in MEASUREMENTS:
+        return MEASUREMENTS[name]
+    meaning = name.replace("_", " ").strip()
+    return Code(name.upper()[:16], PRIVATE_SCHEME, meaning[:1].upper() + meaning[1:64])
 
 
 def private_scheme() -> CodingSchemeIdentificationItem:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from dicom_io.content.report import ReportContent
+from dicom_io.errors import PackError
 from dicom_io.volume.geometry import SeriesGeometry
 from dicom_io.volume.nifti import resample_to_source
 
@@ -23,8 +24,8 @@ BoolArray = npt.NDArray[np.bool_]
 TOP_SHARE = 0.9
 """The top supporting region holds weights of at least this share of the greatest one."""
 
-LESION_SHARE = 0.5
-"""A voxel counts as lesion where the grounding head sees at least this share of lesion in it."""
+VOLUME_TOLERANCE = 0.01
+"""Share by which the lesion that is drawn may differ from the volume that is stated."""
 
 FOREGROUND_SHARE = 0.1
 """A voxel counts as head where it reaches this share of the 99th percentile."""
@@ -38,7 +39,7 @@ class SourceVolumes:
         flair: Intensities.
         saliency: Weights; positive supports the draft, negative speaks against it. None: no explanation.
         support: Mask of the top supporting region; None where nothing supports a finding.
-        lesion: Mask of the estimated lesion; None where the weights give no estimate or the estimate is empty.
+        lesion: Mask of the estimated lesion, of the volume that the report states; None where there is none.
         no_support_reason: Why `support` is None, in words for the reader.
     """
 
@@ -54,19 +55,24 @@ def load_volumes(
     content: ReportContent,
     volume_path: Path,
     saliency_path: Path | None,
-    grounding_path: Path | None,
+    lesion_path: Path | None,
 ) -> SourceVolumes:
     """Bring the RAS volumes onto the source grid.
 
-    Saliency is constant within each supervoxel, so it is resampled without interpolation and keeps its exact weights.
+    Saliency is constant within each supervoxel, so it is resampled without interpolation and keeps its exact weights;
+    so is the mask of the lesion, which keeps its volume.
+
+    Raises:
+        PackError: the lesion's mask is of another volume than the report states.
     """
     flair = _on_source(volume_path, geometry, order=1)
     saliency = None if saliency_path is None else _on_source(saliency_path, geometry, order=0)
     reason = _no_support_reason(content, saliency)
     support = top_region(saliency) if saliency is not None and reason is None else None
     lesion = None
-    if grounding_path is not None and content.has_present_finding:
-        mask = _on_source(grounding_path, geometry, order=1) >= LESION_SHARE
+    if lesion_path is not None and content.has_present_finding:
+        mask = _on_source(lesion_path, geometry, order=0) > 0
+        _check_volume(mask, geometry, content)
         lesion = mask if mask.any() else None
     return SourceVolumes(flair, saliency, support, lesion, reason)
 
@@ -98,11 +104,17 @@ def top_region(saliency: FloatArray) -> BoolArray:
     return np.asarray(labels == labels[np.unravel_index(int(saliency.argmax()), saliency.shape)])
 
 
-def lesion_volume_ml(grounding_path: Path) -> float:
-    """Volume of the estimated lesion, ml, on the grid of the grounding volume."""
-    image = nib.load(grounding_path)
-    voxel_mm3 = abs(float(np.linalg.det(image.affine[:3, :3])))
-    return float((np.asarray(image.dataobj) >= LESION_SHARE).sum()) * voxel_mm3 / 1000
+def volume_ml(mask: BoolArray, geometry: SeriesGeometry) -> float:
+    """Volume of a mask on the source grid, ml."""
+    return float(mask.sum()) * float(np.prod(geometry.pixel_spacing)) * geometry.slice_spacing / 1000
+
+
+def _check_volume(mask: BoolArray, geometry: SeriesGeometry, content: ReportContent) -> None:
+    """What is drawn is what is stated: a reader who measures the segment finds the report's number."""
+    drawn, stated = volume_ml(mask, geometry), content.lesion_volume
+    if stated is None or abs(drawn - stated.value) > max(VOLUME_TOLERANCE * drawn, 0.1):
+        said = "none" if stated is None else f"{stated.value} {stated.unit}"
+        raise PackError(f"lesion: expected the volume of its mask, {drawn:.1f} mL, to be stated, got {said}")
 
 
 def brain_window(flair: FloatArray) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -63,6 +64,47 @@ class FindingRecord:
         return f"{codes.FINDINGS[self.finding].meaning}: {words}{certainty}"
 
 
+LESION_VOLUME = "lesion_volume"
+"""The measurement that the segmented lesion has."""
+
+
+@dataclass(frozen=True)
+class MeasurementRecord:
+    """One value that image processing measured.
+
+    Attributes:
+        name: Such as `lesion_volume` or `midline_shift`; one that `codes.MEASUREMENTS` lacks gets a private code.
+        value: In `unit`.
+        unit: UCUM, such as `mL` or `mm`.
+        method: How it was measured, in words.
+        laterality: `left`, `right`, `bilateral` or None.
+
+    Raises:
+        PackError: a value cannot be coded.
+    """
+
+    name: str
+    value: float
+    unit: str
+    method: str
+    laterality: str | None = None
+
+    def __post_init__(self) -> None:
+        """Only what can be coded may pass."""
+        if not self.name or not self.unit:
+            raise PackError(f"measurement: expected a name and a UCUM unit, got {self.name!r} and {self.unit!r}")
+        if not math.isfinite(self.value):
+            raise PackError(f"measurement {self.name}: expected a number, got {self.value}")
+        if self.laterality is not None:
+            _known("laterality", self.laterality, codes.LATERALITIES)
+
+    def sentence(self) -> str:
+        """The measurement in words, as `Lesion volume, left: 12.3 mL (lesion map)`."""
+        words = self.name.replace("_", " ")
+        side = "" if self.laterality is None or self.laterality in words.split() else f", {self.laterality}"
+        return f"{words[:1].upper()}{words[1:]}{side}: {self.value:.4g} {self.unit} ({self.method})"
+
+
 @dataclass(frozen=True)
 class ModelIdentity:
     """The model that wrote the report.
@@ -94,7 +136,7 @@ class ReportContent:
         intended_use: The statement of intended use.
         model: Who wrote it.
         explain: Method, samples, r2, faithfulness of the explanation; None where there is none.
-        lesion_volume_ml: Estimated lesion volume, ml; None where the weights cannot estimate it.
+        measurements: What image processing measured.
     """
 
     report_text: str
@@ -104,13 +146,18 @@ class ReportContent:
     intended_use: str
     model: ModelIdentity
     explain: dict[str, Any] | None = None
-    lesion_volume_ml: float | None = None
+    measurements: tuple[MeasurementRecord, ...] = ()
 
     def __post_init__(self) -> None:
         """An empty report must never look like a healthy one."""
         for what, text in (("report", self.report_text), ("intended use", self.intended_use)):
             if not wrap(text):
                 raise PackError(f"{what}: expected text, got {text!r}")
+
+    @property
+    def lesion_volume(self) -> MeasurementRecord | None:
+        """The one lesion volume that every result states; None where nothing was measured."""
+        return next((m for m in self.measurements if m.name == LESION_VOLUME), None)
 
     @property
     def has_present_finding(self) -> bool:

@@ -31,6 +31,7 @@ from dicom_io.content.report import (
     MODEL_LIMITS,
     RESEARCH_USE_LINE,
     FindingRecord,
+    MeasurementRecord,
     ModelIdentity,
     ReportContent,
     wrap,
@@ -151,10 +152,10 @@ def _findings(context: ResultContext, key_slices: Sequence[int]) -> Iterator[Con
     narrative = _text(codes.FINDING, f"{RESEARCH_USE_LINE}\n\n{content.report_text}")
     narrative.ContentSequence = ContentSequence([_key_image(context, index) for index in key_slices], is_root=False)
     yield narrative
-    volume = content.lesion_volume_ml
     for record in content.findings:
-        says_volume = record.finding == "lesion" and record.presence == "present"
-        yield _container(codes.FINDINGS_SECTION, _finding(record, volume if says_volume else None))
+        yield _container(codes.FINDINGS_SECTION, _finding(record))
+    for measured in content.measurements:
+        yield _container(codes.FINDINGS_SECTION, _measurement(measured))
 
 
 def _key_image(context: ResultContext, index: int) -> ImageContentItem:
@@ -168,7 +169,7 @@ def _key_image(context: ResultContext, index: int) -> ImageContentItem:
     )
 
 
-def _finding(record: FindingRecord, volume_ml: float | None) -> Iterator[ContentItem]:
+def _finding(record: FindingRecord) -> Iterator[ContentItem]:
     yield CodeContentItem(codes.FINDING, codes.FINDINGS[record.finding], CONTAINS)
     yield CodeContentItem(codes.PRESENCE, codes.PRESENCES[record.presence], CONTAINS)
     if record.laterality is not None:
@@ -177,18 +178,29 @@ def _finding(record: FindingRecord, volume_ml: float | None) -> Iterator[Content
         yield CodeContentItem(codes.FINDING_SITE, codes.SITES[site], CONTAINS)
     if record.confidence is not None:
         yield NumContentItem(codes.CERTAINTY, round(100 * record.confidence, 1), codes.PERCENT, None, CONTAINS)
-    if volume_ml is not None:
-        number = NumContentItem(codes.VOLUME, round(volume_ml, 2), codes.MILLILITRE, None, CONTAINS)
-        number.ContentSequence = ContentSequence(
-            [CodeContentItem(codes.DERIVATION, codes.ESTIMATED, HAS_CONCEPT_MOD)], is_root=False
-        )
-        yield number
+
+
+def _measurement(measured: MeasurementRecord) -> Iterator[ContentItem]:
+    """One value, said to be estimated by image processing: nobody measured it by hand."""
+    unit = Code(measured.unit, "UCUM", measured.unit)
+    number = NumContentItem(codes.measurement(measured.name), measured.value, unit, None, CONTAINS)
+    number.ContentSequence = ContentSequence(
+        [
+            CodeContentItem(codes.DERIVATION, codes.ESTIMATED, HAS_CONCEPT_MOD),
+            TextContentItem(codes.MEASUREMENT_METHOD, f"Image processing: {measured.method}", HAS_CONCEPT_MOD),
+        ],
+        is_root=False,
+    )
+    site = codes.MEASURED_SITES.get(measured.name, codes.BRAIN)
+    yield CodeContentItem(codes.FINDING_SITE, site, CONTAINS)
+    if measured.laterality is not None:
+        yield CodeContentItem(codes.LATERALITY, codes.LATERALITIES[measured.laterality], CONTAINS)
+    yield number
 
 
 def _impression(content: ReportContent) -> Iterator[ContentItem]:
     lines = [RESEARCH_USE_LINE, *content.impression()]
-    if content.lesion_volume_ml is not None:
-        lines.append(f"Estimated lesion volume: {content.lesion_volume_ml:.1f} ml (an estimate, not a measurement).")
+    lines += [f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements]
     for line in lines:
         yield _text(codes.IMPRESSION, line)
 

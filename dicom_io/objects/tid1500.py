@@ -35,7 +35,7 @@ from skimage.measure import find_contours
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
-from dicom_io.content.regions import BoolArray, SourceVolumes
+from dicom_io.content.regions import BoolArray, SourceVolumes, volume_ml
 from dicom_io.content.report import RESEARCH_USE_LINE
 from dicom_io.objects.seg import Segment, segments
 from dicom_io.objects.sr import evidence_headers
@@ -130,8 +130,8 @@ def _planar(context: ResultContext, number: int, segment: Segment) -> PlanarROIM
 def _volumetric(
     context: ResultContext, number: int, segment: Segment, segmentation: Segmentation
 ) -> VolumetricROIMeasurementsAndQualitativeEvaluations:
-    voxel_ml = float(np.prod(context.geometry.pixel_spacing)) * context.geometry.slice_spacing / 1000
-    volume = round(float(segment.mask.sum()) * voxel_ml, 3)
+    stated = context.content.lesion_volume if segment.property_type == codes.LESION else None
+    volume = round(volume_ml(segment.mask, context.geometry), 2) if stated is None else stated.value
     shown = np.flatnonzero(segment.mask.any(axis=(1, 2)))
     sources = [SourceImageForSegmentation(**_reference(context, int(index))) for index in shown]
     return VolumetricROIMeasurementsAndQualitativeEvaluations(

@@ -13,7 +13,7 @@ from pathlib import Path
 from pydicom import Dataset
 
 from dicom_io.content.context import ResultContext
-from dicom_io.content.regions import SourceVolumes, key_slices, lesion_volume_ml, load_volumes
+from dicom_io.content.regions import SourceVolumes, key_slices, load_volumes
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import InstanceReference, read_sources
 from dicom_io.errors import PackError
@@ -62,7 +62,7 @@ def encode_pack(
     geometry: SeriesGeometry,
     volume_path: Path,
     saliency_path: Path | None,
-    grounding_path: Path | None,
+    lesion_path: Path | None,
     content: ReportContent,
     options: PackOptions,
     identity: str,
@@ -77,7 +77,7 @@ def encode_pack(
         geometry: Geometry of the series.
         volume_path: RAS NIfTI of the series.
         saliency_path: RAS NIfTI of the saliency; None without explanation.
-        grounding_path: RAS NIfTI of the lesion share of each voxel; None where the weights do not ground.
+        lesion_path: RAS NIfTI, not 0 inside the lesion whose volume `content` states; None where there is none.
         content: What the results say.
         options: Which objects to make.
         identity: Digest of everything that affects the content; all UIDs follow from it.
@@ -97,8 +97,8 @@ def encode_pack(
     if (out / MANIFEST).is_file():
         return _existing(out, identity)
     sources = read_sources(source_files, geometry)
-    volumes = load_volumes(geometry, content, volume_path, saliency_path, grounding_path)
-    context = ResultContext(sources, geometry, _with_volume(content, grounding_path, volumes), identity)
+    volumes = load_volumes(geometry, content, volume_path, saliency_path, lesion_path)
+    context = ResultContext(sources, geometry, content, identity)
     if earlier is not None and _is_same(load_pack(earlier), context):
         with _appearing(out) as folder:
             shutil.copytree(earlier, folder, copy_function=os.link, dirs_exist_ok=True)
@@ -129,17 +129,6 @@ def _existing(out: Path, identity: str) -> Pack:
     if pack.identity != identity:
         raise PackError(f"{out}: expected an empty place or the pack of {identity}, found the pack of {pack.identity}")
     return pack
-
-
-def _with_volume(content: ReportContent, grounding_path: Path | None, volumes: SourceVolumes) -> ReportContent:
-    """Add the lesion volume where the caller left it to us, and say so where text and estimate disagree."""
-    volume = content.lesion_volume_ml
-    if volume is None and grounding_path is not None and volumes.lesion is not None:
-        volume = lesion_volume_ml(grounding_path)
-    if volume and not content.has_present_finding:
-        doubt = f"The weights estimate a lesion of {volume:.1f} ml, but the draft names no finding as present."
-        return replace(content, lesion_volume_ml=volume, warnings=(*content.warnings, doubt))
-    return replace(content, lesion_volume_ml=volume)
 
 
 def _write(

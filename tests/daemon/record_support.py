@@ -29,7 +29,7 @@ def a_selection(chosen: str | None, *further: str) -> Selection:
 
 def a_report(text: str = "The lesion area is in the left frontal lobe.", **changes: Any) -> Report:
     lesion = {
-        "finding": "lesion", "presence": "present", "laterality": "left", "sites": ["frontal"], "confidence": 0.9,
+        "finding": "lesion", "presence": "present", "laterality": "left", "sites": ["frontal"], "confidence": 0.91,
     }  # fmt: skip
     model = {
         "name": "demo", "version": "1", "weights_sha256": "0" * 64, "format": "braingemma", "prompt": "p",

@@ -6,7 +6,7 @@ import atexit
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from pydicom import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
-from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.content.uids import digest_uid
 from dicom_io.pack.encode import Pack, PackOptions, encode_pack
 from dicom_io.volume.geometry import SeriesGeometry, SourceSlice
@@ -28,6 +28,7 @@ PLANES = {
     "coronal": ((0, -1), (2, -1), (1, -1)),  # columns to the left, rows downward, slices to the back
     "sagittal": ((1, -1), (2, -1), (0, 1)),  # columns to the back, rows downward, slices to the right
 }
+VOLUME = MeasurementRecord("lesion_volume", 0.0, "mL", "lesion map of the model", "left")
 TILT = np.array([[0.94, -0.342, 0.0], [0.334, 0.917, -0.217], [0.074, 0.204, 0.976]])
 
 
@@ -39,7 +40,7 @@ class Case:
     geometry: SeriesGeometry
     volume_path: Path
     saliency_path: Path | None
-    grounding_path: Path | None
+    lesion_path: Path | None
     content: ReportContent
 
     def arguments(self, **changes: object) -> dict[str, object]:
@@ -48,7 +49,7 @@ class Case:
             "geometry": self.geometry,
             "volume_path": self.volume_path,
             "saliency_path": self.saliency_path,
-            "grounding_path": self.grounding_path,
+            "lesion_path": self.lesion_path,
             "content": self.content,
             "identity": "case",
         }
@@ -83,7 +84,7 @@ def content(**changes: object) -> ReportContent:
             "BrainGemma3D demo", "1", "ab" * 32, "BrainGemma3D for PACS", {"prompt": "Generate a report", "seed": "42"}
         ),
         "explain": {"method": "lime", "samples": 100, "r2": 0.8},
-        "lesion_volume_ml": 12.345,
+        "measurements": (VOLUME,),
     }
     return ReportContent(**(fields | changes))  # type: ignore[arg-type]
 
@@ -126,7 +127,7 @@ def make_case(
         image: RAS+ volume; default: `head`.
         tilted: Whether the patient lay askew.
         weights: Saliency; default: the ball supports, a slab on the right speaks against.
-        lesion: Lesion share; default: the ball.
+        lesion: Not 0 inside the lesion, whose volume is stated where `said` states one; default: the ball.
         edit: Changes the header of the slice with that index.
         said: What the model says.
         with_pixels: Whether the instances hold pixels: the encoders do not need them.
@@ -138,12 +139,20 @@ def make_case(
         image = nib.Nifti1Image(image.get_fdata().astype(np.float32), _tilt() @ image.affine)
     array = np.asanyarray(image.dataobj)
     weights = _default_weights(array.shape) if weights is None else weights
-    lesion = left_mark(array.shape).astype(np.float32) if lesion is None else lesion
-    paths = {name: folder / f"{name}.nii.gz" for name in ("volume_ras", "saliency", "grounding")}
+    lesion = (left_mark(array.shape) if lesion is None else lesion > 0).astype(np.uint8)
+    paths = {name: folder / f"{name}.nii.gz" for name in ("volume_ras", "saliency", "lesion")}
     for path, data in zip(paths.values(), (array, weights, lesion), strict=True):
         nib.save(nib.Nifti1Image(data, image.affine), path)
     files, geometry = _write_series(folder / "source", plane, array, image.affine, edit, with_pixels)
-    return Case(files, geometry, paths["volume_ras"], paths["saliency"], paths["grounding"], said or content())
+    said = stating(said or content(), lesion, image.affine)
+    return Case(files, geometry, paths["volume_ras"], paths["saliency"], paths["lesion"], said)
+
+
+def stating(said: ReportContent, lesion: np.ndarray, affine: np.ndarray) -> ReportContent:
+    """The content with the volume of this lesion in place of the one that it states, where it states one."""
+    value = round(float((lesion > 0).sum()) * abs(np.linalg.det(affine[:3, :3])) / 1000, 1)
+    measured = (replace(m, value=value) if m.name == VOLUME.name else m for m in said.measurements)
+    return replace(said, measurements=tuple(measured))
 
 
 def _default_weights(shape: tuple[int, ...]) -> np.ndarray:

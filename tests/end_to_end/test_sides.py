@@ -118,7 +118,7 @@ def test_a_left_mark_stays_left_from_slices_to_overlay(tmp_path: Path, plane: st
     # overlay
     pack = encode_pack(
         source_files=files, geometry=conversion.geometry, volume_path=conversion.volume_path, saliency_path=saliency,
-        grounding_path=None, content=content(), options=PackOptions(sr=False, pm=False, seg=False),
+        lesion_path=None, content=content(), options=PackOptions(sr=False, pm=False, seg=False),
         identity="sides", out=tmp_path / "dicom",
     )  # fmt: skip
     overlays = [pydicom.dcmread(item.path) for item in pack.of_kind("sc")]

@@ -23,7 +23,7 @@ from PIL import Image
 from viewer_support import OHIF, OneOrigin, ohif
 
 from daemon.trial.pacs import DICOM_WEB, Orthanc
-from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.pack.encode import Pack, PackOptions, encode_pack
 from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
@@ -66,12 +66,16 @@ def results(folder: Path) -> tuple[list[Path], Pack, str]:
     side = "left" if np.median(x) < 0 else "right"
     saliency = folder / "saliency.nii.gz"
     nibabel.save(nibabel.Nifti1Image(weights, volume.affine), saliency)
+    nibabel.save(
+        nibabel.Nifti1Image((lesion.get_fdata() > 0).astype(np.uint8), volume.affine), folder / "lesion.nii.gz"
+    )
+    volume_ml = round(float((lesion.get_fdata() > 0).sum()) * 2.5 * 2.5 * 5 / 1000, 1)
     pack = encode_pack(
         source_files=files,
         geometry=conversion.geometry,
         volume_path=conversion.volume_path,
         saliency_path=saliency,
-        grounding_path=saliency,
+        lesion_path=folder / "lesion.nii.gz",
         content=ReportContent(
             report_text=REPORT.format(side=side),
             findings=(
@@ -84,6 +88,7 @@ def results(folder: Path) -> tuple[list[Path], Pack, str]:
             intended_use="Research use only; not a medical device.",
             model=ModelIdentity("BrainGemma3D demo", "3", "ab" * 32, "BrainGemma3D for PACS", {"decoding": "greedy"}),
             explain={"method": "KernelSHAP", "samples": 42, "r2": 0.8},
+            measurements=(MeasurementRecord("lesion_volume", volume_ml, "mL", "lesion map of the model", side),),
         ),
         options=PackOptions(),
         identity="viewer",

@@ -11,12 +11,12 @@ from daemon.config.sections import Settings
 from daemon.errors import Rejected
 from daemon.files import make_private
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Arrival, Report, ReportFinding, ReportModel
+from daemon.jobs.records import Arrival, Measurement, Report, ReportFinding, ReportModel
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.select import chosen_series
-from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
+from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub
 from dicom_io.pack.encode import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
 from dicom_io.pack.rejection import encode_rejection, withdrawn
@@ -35,13 +35,13 @@ def encode(context: Context, folder: JobFolder) -> None:
     identity = _identity(report, context.settings, Correction.read_if_there(folder.identity))
     if replaced is not None and replaced.identity == identity and Arrival.read(folder.arrival).anew:
         raise Rejected("reported anew, these weights and settings give the same results: nothing is replaced")
-    saliency, grounding = folder.explain / "saliency.nii.gz", folder.explain / "grounding.nii.gz"
+    saliency = folder.explain / "saliency.nii.gz"
     pack = encode_pack(
         source_files=sources,
         geometry=geometry,
         volume_path=folder.volume,
         saliency_path=saliency if saliency.exists() else None,
-        grounding_path=grounding if grounding.exists() else None,
+        lesion_path=folder.lesion if folder.lesion.exists() else None,
         content=result_content(context.settings, folder, report),
         options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
         identity=identity,
@@ -95,12 +95,11 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
     if settings.results.deidentify:
         names = [path.name for path in folder.input.rglob("*")]
         warnings = tuple(scrub(warning, names) for warning in warnings)
-    estimate = report.lesion_estimate
     return ReportContent(
         report_text=report.report,
         findings=tuple(_finding(finding) for finding in report.findings),
         warnings=warnings,
-        lesion_volume_ml=estimate.volume_ml if estimate and estimate.peak >= 0.5 else None,
+        measurements=tuple(_measurement(measured) for measured in report.measurements),
         banner=report.banner,
         intended_use=report.intended_use,
         model=_model(report.model),
@@ -110,6 +109,10 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
 
 def _finding(finding: ReportFinding) -> FindingRecord:
     return FindingRecord(finding.finding, finding.presence, finding.laterality, finding.sites, finding.confidence)
+
+
+def _measurement(measured: Measurement) -> MeasurementRecord:
+    return MeasurementRecord(measured.name, measured.value, measured.unit, measured.method, measured.laterality)
 
 
 def _model(model: ReportModel) -> ModelIdentity:

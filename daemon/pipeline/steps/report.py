@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel
@@ -12,14 +13,17 @@ from braingemma.checkpoint.weights import WeightsInfo
 from braingemma.checks.domain import load_domain
 from braingemma.checks.input import Check, check_input
 from braingemma.errors import GenerationError
+from braingemma.explain.grounding import lesion_mask
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.reading.candidates import Candidate, write_candidates
 from braingemma.reading.doubts import Probabilities, doubts, with_verdicts
-from braingemma.reading.second_look import look_twice
+from braingemma.reading.second_look import LesionLook, look_twice
+from braingemma.volume.brain import Mask
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from daemon.assemble.arrival import warnings_of
 from daemon.config.sections import Checks
 from daemon.errors import Rejected
+from daemon.files import whole
 from daemon.jobs import records
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Report
@@ -61,6 +65,7 @@ def report(context: Context, folder: JobFolder) -> None:
         findings=tuple(records.ReportFinding(**f.to_json()) for f in with_verdicts(text.findings, probabilities, look)),
         lesion_estimate=None if look is None else records.LesionEstimate(**look.to_json()),
         candidates=tuple(records.Candidate.model_validate(candidate.to_json()) for candidate in candidates),
+        measurements=_measure(folder, prepared, look),
         input=_input_facts(folder, prepared, checks),
         model=_model_facts(context),
         warnings=tuple(warnings),
@@ -113,15 +118,34 @@ def _probabilities(model: BrainGemma3D, prepared: PreparedVolume) -> Probabiliti
     return known if isinstance(known, dict) else None
 
 
+def _measure(folder: JobFolder, prepared: PreparedVolume, look: LesionLook | None) -> tuple[records.Measurement, ...]:
+    """The lesion's volume where the map shows one, with the mask that has this volume beside the report."""
+    folder.lesion.unlink(missing_ok=True)  # of an earlier run
+    if look is None or not look.first.stated:
+        return ()
+    _save_mask(folder.lesion, folder, prepared, lesion_mask(look.patches, prepared))
+    measured = records.Measurement(
+        name="lesion_volume",
+        value=round(look.first.volume_ml, 1),
+        unit="mL",
+        method="lesion map of the model",
+        laterality=look.first.laterality,
+    )
+    return (measured,)
+
+
 def _save_brain(folder: JobFolder, prepared: PreparedVolume) -> None:
     """The brain mask beside the volume, on its grid."""
-    temporary = folder.root / ".brain_mask.part.nii.gz"
-    header = nibabel.load(folder.volume).header
-    mask = nibabel.Nifti1Image(prepared.brain.astype(np.uint8), prepared.source_affine, header)
-    mask.set_data_dtype(np.uint8)
-    mask.header.set_slope_inter(1, 0)
-    nibabel.save(mask, temporary)
-    temporary.rename(folder.brain_mask)
+    _save_mask(folder.brain_mask, folder, prepared, prepared.brain)
+
+
+def _save_mask(path: Path, folder: JobFolder, prepared: PreparedVolume, mask: Mask) -> None:
+    """A mask on the grid of the volume, with its header."""
+    image = nibabel.Nifti1Image(mask.astype(np.uint8), prepared.source_affine, nibabel.load(folder.volume).header)
+    image.set_data_dtype(np.uint8)
+    image.header.set_slope_inter(1, 0)
+    with whole(path) as draft:
+        nibabel.save(image, draft)
 
 
 def _input_facts(folder: JobFolder, prepared: PreparedVolume, checks: Sequence[Check]) -> records.ReportInput:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from braingemma.configuration import VolumeSettings
-from braingemma.explain.grounding import LesionEstimate, estimate_lesion, within_brain
+from braingemma.explain.grounding import LesionEstimate, estimate_lesion, lesion_mask, within_brain
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
 
 GRID = (16, 24, 20)
@@ -40,11 +40,24 @@ def test_side_and_lobe_follow_the_patch(prepared: PreparedVolume) -> None:
     assert estimate_lesion(patches((3, 5, 0), (3, 5, 4)), prepared).laterality == "bilateral"
 
 
-def test_volume_is_share_times_patch(prepared: PreparedVolume) -> None:
+@pytest.mark.parametrize("share", [0.4, 0.9])
+def test_the_volume_is_the_share_of_the_field_and_that_of_the_mask(prepared: PreparedVolume, share: float) -> None:
+    """However blurred the map is: a threshold would give nothing at 0.4 and too much or too little at 0.9."""
     field_ml = np.prod([n * s for n, s in zip(GRID[::-1], np.diag(prepared.grid_affine)[:3], strict=True)]) / 1000
-    one = estimate_lesion(patches((3, 5, 0), share=0.5), prepared)
-    assert one.volume_ml == pytest.approx(0.5 * abs(field_ml) / (4 * 6 * 5), rel=1e-3)
-    assert one.peak == pytest.approx(0.5)
+    shares = patches((1, 2, 1), (1, 3, 1), share=share) - np.float32(0.02)
+    one, mask = estimate_lesion(shares, prepared), lesion_mask(shares, prepared)
+    assert one.volume_ml == pytest.approx(float(shares.sum()) * abs(field_ml) / shares.size, rel=0.03)
+    assert mask.sum() * 8 / 1000 == pytest.approx(one.volume_ml)
+    assert one.peak == pytest.approx(share - 0.02)
+
+
+def test_the_mask_lies_where_the_map_is_highest(prepared: PreparedVolume) -> None:
+    """Left and right, front and back, bottom and top: the patient's, whatever order the file has."""
+    mask = lesion_mask(patches((3, 5, 0)), prepared)
+    right, front, top = np.argwhere(mask).mean(axis=0) / mask.shape
+    assert right < 0.35
+    assert front > 0.65
+    assert top > 0.65
 
 
 def test_a_flat_map_is_no_lesion(prepared: PreparedVolume) -> None:

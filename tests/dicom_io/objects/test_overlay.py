@@ -21,7 +21,7 @@ EVERY_ACQUISITION = [(plane, tilted) for plane in PLANES for tilted in (False, T
 
 
 def renderer_of(case: Case) -> OverlayRenderer:
-    volumes = load_volumes(case.geometry, case.content, case.volume_path, case.saliency_path, case.grounding_path)
+    volumes = load_volumes(case.geometry, case.content, case.volume_path, case.saliency_path, case.lesion_path)
     return OverlayRenderer(case.geometry, volumes, case.content)
 
 

