@@ -11,6 +11,11 @@ DicomIoError
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
+SHOWN = 60
+"""Characters of a wrong value that an error shows."""
+
 
 class DicomIoError(Exception):
     """Base of all errors raised on purpose by `dicom_io`; the text is fit for a user."""
@@ -38,3 +43,17 @@ class DeidentificationError(DicomIoError):
 
 class PackError(DicomIoError):
     """A result object fails the checks made before it may be sent."""
+
+
+def faults_of(error: ValidationError) -> str:
+    """What a record was expected to hold and what came, field by field, in one line."""
+    said = []
+    for fault in error.errors(include_url=False):
+        place = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "missing":
+            said.append(f"{place}: field missing")
+        else:
+            came = repr(fault["input"])
+            shown = came if len(came) <= SHOWN else f"{came[:SHOWN]}..."
+            said.append(f"{place + ': ' if place else ''}{fault['msg']}, got {shown}")
+    return "; ".join(said)

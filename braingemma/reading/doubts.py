@@ -133,7 +133,9 @@ def _by_map(lesion: Finding, look: LesionLook) -> list[Doubt]:
     if lesion.presence == "present":
         return _stated_lesion(lesion, look)
     if lesion.presence == "undetermined" and look.certainty == "likely":
-        text = f"The text does not say whether there is a lesion, but the lesion map shows {_what(look.first)}: read with care."
+        text = (
+            f"The text leaves open whether there is a lesion; the lesion map shows {_what(look.first)}: read with care."
+        )
         return [Doubt("lesion", "lesion map", "presence", text)]
     if lesion.presence == "absent" and look.certainty == "likely":
         return [

@@ -18,7 +18,7 @@ import numpy as np
 
 from daemon.bench.pipeline import SHAPE, brats_like_volume
 from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import dciodvfy_path
 from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
@@ -57,7 +57,7 @@ def bench_pack(folder: Path | None = None, *, slices: int = SHAPE[2], rounds: in
                 saliency_path=saliency,
                 lesion_path=lesion,
                 content=_content(volume_ml),
-                options=PackOptions(),
+                kinds=wanted(),
                 identity="bench",
                 out=work / f"pack{number}",
             )

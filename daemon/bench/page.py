@@ -33,6 +33,7 @@ from daemon.web.app import create_app
 from daemon.web.context import Page
 from daemon.web.server import WebServer
 from daemon.web.slices import StackCache
+from dicom_io.objects.kinds import SC
 from training.progress import Say
 
 OBJECTS_PER_JOB = 10
@@ -115,7 +116,7 @@ def fill(engine: sa.Engine, jobs: int) -> None:
             DELIVERIES.insert(),
             [
                 {"job_id": f"n{n // OBJECTS_PER_JOB:06d}", "destination": "pacs", "sop_instance_uid": f"2.25.{n}",
-                 "kind": "sc", "file": "x", "attempts": 1, "reason": "", "updated": began, "status": "0000",
+                 "kind": SC.name, "file": "x", "attempts": 1, "reason": "", "updated": began, "status": "0000",
                  "state": str(DeliveryState.WAITING if n % 500 == 0 else DeliveryState.SENT)}
                 for n in range(jobs * OBJECTS_PER_JOB)
             ],

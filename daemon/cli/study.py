@@ -24,6 +24,7 @@ def demo(
     from daemon.jobs.records import ReportFinding
     from daemon.jobs.report import finding_line
     from daemon.trial.demo import demo as run
+    from dicom_io.objects.kinds import SC
 
     with writing_to(out), working("loading") as say:
         result = run(out, pacs=pacs, keep=keep, say=say)
@@ -36,8 +37,8 @@ def demo(
     data.print(f"\nThe {result.pacs} PACS holds beside the images, in the same study: {held}\n")
     for label, path in (
         ("Look at this first", folder.report_html),
-        ("Structured Report", folder.dicom / "sr.dcm"),
-        ("Overlay, one picture a slice", folder.dicom / "sc"),
+        ("Structured Report", folder.sr),
+        ("Overlay, one picture a slice", (folder.dicom / SC.file()).parent),
         ("Pictures of the explanation", folder.explain),
         ("All results", folder.root),
     ):

@@ -17,13 +17,13 @@ from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
 from daemon.deliver.client import DestinationClient, client_for
 from daemon.deliver.confirmation import confirm
 from daemon.deliver.outgoing import Outgoing, StoreOutcome
-from daemon.errors import DaemonError, Retryable
-from daemon.files import read_json
+from daemon.errors import DaemonError, Permanent, Retryable
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival
 from daemon.jobs.store import Delivery, JobStore
 from dicom_io.errors import PackError
-from dicom_io.pack.manifest import is_synthetic_only
+from dicom_io.objects.kinds import BY_NAME, KINDS, REJECTION, SR
+from dicom_io.pack.manifest import Manifest, is_synthetic_only, read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,6 @@ FIRST_WAIT = 2.0
 
 LONGEST_WAIT = 900.0
 """Seconds between two attempts at the most."""
-
-ORDER = ("sr", "sc", "pm", "seg", "tid1500", "rejection")
-"""The report first; what withdraws earlier results last."""
 
 HELD_BACK = "held back until the new report is there"
 
@@ -45,7 +42,7 @@ def plan_deliveries(store: JobStore, job_id: str, folder: JobFolder, destination
     Returns:
         Names of the destinations that have something to wait for.
     """
-    objects = [(o["sop_instance_uid"], o["kind"], o["file"]) for o in read_json(folder.dicom / "pack.json")["objects"]]
+    objects = [(o.sop_instance_uid, o.kind, o.file) for o in _manifest(folder).objects]
     if not objects:
         return []
     taking = takers(folder, destinations)
@@ -55,6 +52,13 @@ def plan_deliveries(store: JobStore, job_id: str, folder: JobFolder, destination
     if not taking and destinations:
         log.warning("job %s: no destination takes results of studies from its senders", job_id)
     return [destination.name for destination in taking]
+
+
+def _manifest(folder: JobFolder) -> Manifest:
+    try:
+        return read_manifest(folder.dicom)
+    except PackError as error:
+        raise Permanent(str(error)) from error
 
 
 def takers(folder: JobFolder, destinations: Sequence[Destination]) -> list[Destination]:
@@ -72,7 +76,7 @@ def _rejections(
         return []
     if not any(store.deliveries(earlier, destination.name) for earlier in store.superseded_by(job_id)):
         return []
-    return [(Outgoing.read(folder.rejection).sop_instance_uid, "rejection", folder.rejection.name)]
+    return [(Outgoing.read(folder.rejection).sop_instance_uid, REJECTION.name, folder.rejection.name)]
 
 
 def backoff(attempt: int, jitter: float) -> float:
@@ -150,7 +154,7 @@ def _ready(deliveries: Sequence[Delivery]) -> list[Delivery]:
     waiting = sorted((d for d in deliveries if d.state is DeliveryState.WAITING), key=lambda d: _rank(d.kind))
     if all(d.state in (DeliveryState.UNCONFIRMED, DeliveryState.SENT) for d in _reports(deliveries)):
         return waiting
-    return [d for d in waiting if d.kind != "rejection"]
+    return [d for d in waiting if d.kind != REJECTION.name]
 
 
 def _reports_may_come(deliveries: Sequence[Delivery]) -> bool:
@@ -160,12 +164,12 @@ def _reports_may_come(deliveries: Sequence[Delivery]) -> bool:
 
 def _reports(deliveries: Sequence[Delivery]) -> list[Delivery]:
     """The report of a job, or all its objects where it has none."""
-    new = [d for d in deliveries if d.kind != "rejection"]
-    return [d for d in new if d.kind == "sr"] or new
+    new = [d for d in deliveries if d.kind != REJECTION.name]
+    return [d for d in new if d.kind == SR.name] or new
 
 
 def _rank(kind: str) -> int:
-    return ORDER.index(kind) if kind in ORDER else len(ORDER)
+    return KINDS.index(BY_NAME[kind]) if kind in BY_NAME else len(KINDS)
 
 
 def _send(

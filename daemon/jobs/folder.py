@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dicom_io.objects.kinds import REJECTION, SR
+
 
 @dataclass(frozen=True)
 class JobFolder:
@@ -89,6 +91,11 @@ class JobFolder:
         return self.root / ".headers"
 
     @property
+    def sr(self) -> Path:
+        """The report that went out."""
+        return self.dicom / SR.file()
+
+    @property
     def dicom(self) -> Path:
         """SR, SC, PM, SEG."""
         return self.root / "dicom"
@@ -96,4 +103,4 @@ class JobFolder:
     @property
     def rejection(self) -> Path:
         """Beside them: the Key Object that withdraws the images of the job that this one supersedes."""
-        return self.dicom / "rejection.dcm"
+        return self.dicom / REJECTION.file()

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from daemon.errors import Permanent
 from daemon.files import write_json
+from dicom_io.errors import faults_of
 
 Side = Literal["left", "right", "bilateral"]
-SHOWN = 60
-"""Characters of a wrong value that an error shows."""
 
 
 class Record(BaseModel):
@@ -41,7 +40,7 @@ class Record(BaseModel):
         except OSError as error:
             raise Permanent(f"{path}: expected {cls.what}: {error.strerror}") from error
         except ValidationError as error:
-            raise Permanent(f"{path}: expected {cls.what}; {_faults(error)}") from error
+            raise Permanent(f"{path}: expected {cls.what}; {faults_of(error)}") from error
 
     @classmethod
     def read_if_there(cls, path: Path) -> Self | None:
@@ -55,20 +54,6 @@ class Record(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """As plain values."""
         return self.model_dump(mode="json")
-
-
-def _faults(error: ValidationError) -> str:
-    """What was expected and what came, field by field, in one line."""
-    said = []
-    for fault in error.errors(include_url=False):
-        place = ".".join(str(part) for part in fault["loc"])
-        if fault["type"] == "missing":
-            said.append(f"{place}: field missing")
-        else:
-            came = repr(fault["input"])
-            shown = came if len(came) <= SHOWN else f"{came[:SHOWN]}..."
-            said.append(f"{place + ': ' if place else ''}{fault['msg']}, got {shown}")
-    return "; ".join(said)
 
 
 class ReportFinding(Record):

@@ -17,9 +17,7 @@ import sqlalchemy as sa
 
 from daemon.database.engine import upsert
 from daemon.database.tables import DELIVERIES, JOBS, OPEN_DELIVERIES, VERDICTS, DeliveryState, JobState
-
-REPLACED_KINDS = ("sc", "pm", "seg", "tid1500")
-"""What a later job replaces; the report stays, and its successor names it."""
+from dicom_io.objects.kinds import KINDS
 
 
 @dataclass(frozen=True)
@@ -266,9 +264,9 @@ class JobStore:
         self._move_deliveries(job_id, destination, (DeliveryState.DEAD,), values)
 
     def drop_replaced_deliveries(self, job_id: str, destination: str, by: str) -> None:
-        """Send no more images of a job whose results those of job `by` replace."""
+        """Send no more of a job than its report, whose successor names it: results of job `by` replace the rest."""
         values = {"state": DeliveryState.REPLACED, "reason": f"replaced by the results of job {by}"}
-        images = DELIVERIES.c.kind.in_(REPLACED_KINDS)
+        images = DELIVERIES.c.kind.in_([kind.name for kind in KINDS if kind.replaced])
         self._move_deliveries(job_id, destination, tuple(OPEN_DELIVERIES), values, images)
 
     def successor(self, job_id: str, destination: str) -> str | None:

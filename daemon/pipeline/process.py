@@ -14,6 +14,7 @@ from daemon.jobs.records import Selection
 from daemon.jobs.steps import NIFTI_STEPS, STEPS, steps_of
 from daemon.pipeline.steps.context import Progress
 from daemon.pipeline.steps.runner import Steps
+from dicom_io.pack.manifest import MANIFEST
 
 FURTHER = "further"
 """Folder of the further series below that of the best."""
@@ -90,8 +91,7 @@ def _forget_earlier_run(folder: JobFolder) -> None:
         path.unlink(missing_ok=True)
     if (folder.root / FURTHER).exists():
         shutil.rmtree(folder.root / FURTHER)
-    for path in (*folder.explain.glob("*"), *folder.dicom.glob("sc/*.dcm"), *folder.dicom.glob("*.*")):
+    for path in folder.explain.glob("*"):
         path.unlink()
-    for emptied in (folder.dicom / "sc", folder.dicom):
-        if emptied.exists():
-            emptied.rmdir()
+    if (folder.dicom / MANIFEST).exists():
+        shutil.rmtree(folder.dicom)

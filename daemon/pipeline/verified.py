@@ -22,6 +22,7 @@ from daemon.jobs.reviews import Review, Verdict
 from daemon.jobs.store import Job, JobStore
 from daemon.pipeline.steps.encode import result_content, result_sources
 from dicom_io.errors import DicomIoError
+from dicom_io.objects.kinds import SR
 from dicom_io.pack.verified import Verification, encode_verified
 
 VERIFYING = frozenset({Verdict.AGREE, Verdict.EDIT})
@@ -39,7 +40,7 @@ def check_verifiable(job: Job, folder: JobFolder) -> None:
     Raises:
         DaemonError: the job has not ended well, or did not come as DICOM with an SR.
     """
-    if job.state not in (JobState.DONE, JobState.DELIVERING) or not (folder.dicom / "sr.dcm").exists():
+    if job.state not in (JobState.DONE, JobState.DELIVERING) or not folder.sr.exists():
         raise DaemonError(f"job {job.job_id} is {job.state}: only a report that went out as an SR can be verified")
 
 
@@ -64,7 +65,7 @@ def send_verified(
         return
     store.update(job.job_id, state=JobState.DELIVERING)
     for destination in destinations:
-        store.put_deliveries(job.job_id, destination.name, [(uid, "sr", name)])
+        store.put_deliveries(job.job_id, destination.name, [(uid, SR.name, name)])
         enqueue_delivery(engine, f"{job.job_id}-v{review.review_id}:{destination.name}", job.job_id, destination.name)
 
 

@@ -45,6 +45,7 @@ PRESENCE: Code = codes.DCM.PresenceOfProperty
 CERTAINTY: Code = codes.DCM.CertaintyOfFinding
 VOLUME: Code = codes.SCT.Volume
 MEASUREMENT_METHOD: Code = codes.SCT.MeasurementMethod
+IMAGE_PROCESSING: Code = codes.DCM.ImageProcessing
 DERIVATION: Code = codes.DCM.Derivation
 ESTIMATED: Code = codes.SCT.Estimated
 PERCENT: Code = codes.UCUM.Percent
@@ -106,6 +107,8 @@ MEASUREMENTS: dict[str, Code] = {
     "ventricle_volume_right": codes.SCT.Volume,
 }
 """What is measured, by the name that it has in a report."""
+MEASURED_FINDINGS = {"lesion_volume": "lesion"}
+"""The finding that a measurement belongs to, where that is present."""
 MEASURED_SITES: dict[str, Code] = {
     "ventricle_volume_left": codes.SCT.LateralVentricle,
     "ventricle_volume_right": codes.SCT.LateralVentricle,

@@ -16,12 +16,11 @@ from pydicom.valuerep import DSfloat
 
 from dicom_io.content import codes
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
+from dicom_io.content.kind import ResultKind
 from dicom_io.content.report import RESEARCH_USE_LINE, ReportContent
 from dicom_io.content.sources import CHARACTER_SET, Sources
 from dicom_io.content.uids import device_uid, digest_uid
 from dicom_io.volume.geometry import SeriesGeometry
-
-SERIES_NUMBERS = {"sr": 9901, "sc": 9902, "pm": 9903, "seg": 9904, "tid1500": 9905, "rejection": 9906}
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,18 +63,18 @@ class ResultContext:
         model = self.content.model
         return (software_version(), as_lo(f"{model.name} {model.version}"), model.weights_sha256[:64])
 
-    def identification(self, kind: str, description: str) -> dict[str, Any]:
+    def identification(self, kind: ResultKind) -> dict[str, Any]:
         """Arguments that every highdicom object takes."""
         return {
-            "series_instance_uid": self.series_uid(kind),
-            "series_number": SERIES_NUMBERS[kind],
-            "sop_instance_uid": self.instance_uid(kind),
+            "series_instance_uid": self.series_uid(kind.name),
+            "series_number": kind.series_number,
+            "sop_instance_uid": self.instance_uid(kind.name),
             "instance_number": 1,
             "manufacturer": MANUFACTURER,
             "manufacturer_model_name": MODEL_NAME,
             "software_versions": list(self.software_versions),
             "device_serial_number": self.content.model.weights_sha256[:64],
-            "series_description": self.series_description(description),
+            "series_description": self.series_description(kind.series_description),
             "specific_character_set": CHARACTER_SET,
         }
 

@@ -9,6 +9,7 @@ from highdicom.pm import ParametricMap, RealWorldValueMapping
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext
 from dicom_io.content.regions import SourceVolumes
+from dicom_io.objects.kinds import PM
 
 
 def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:
@@ -41,7 +42,7 @@ def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:
         content_label="SALIENCY",
         content_description=context.content_description("Saliency of an AI draft"),
         content_creator_name="",
-        **context.identification("pm", "BrainGemma3D saliency map (research)"),
+        **context.identification(PM),
     )
     context.restore_references(image)
     context.finish(image)

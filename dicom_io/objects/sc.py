@@ -19,6 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext, decimals, orthonormal
 from dicom_io.content.regions import SourceVolumes
+from dicom_io.objects.kinds import SC
 from dicom_io.objects.overlay import OverlayRenderer, direction_letters
 
 OWN = frozenset({"SOPInstanceUID", "InstanceNumber", "ImagePositionPatient", "SourceImageSequence", "PixelData"})
@@ -50,7 +51,7 @@ def _shared(context: ResultContext, renderer: OverlayRenderer) -> SCImage:
         coordinate_system="PATIENT",
         patient_orientation=("L", "P"),  # overwritten below: highdicom takes single letters only
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        **context.identification("sc", "BrainGemma3D saliency overlay (research)"),
+        **context.identification(SC),
     )
     image.update({element.tag: element for element in context.sources.patient_and_study()})
     _describe(context, image)
@@ -68,7 +69,7 @@ def _instance(
     """
     image = Dataset()
     image.update(common)
-    image.SOPInstanceUID = context.instance_uid("sc", index)
+    image.SOPInstanceUID = context.instance_uid(SC.name, index)
     image.InstanceNumber = index + 1
     if context.geometry.frame_of_reference_uid:
         image.ImagePositionPatient = decimals(renderer.layout.position(context.geometry, index))

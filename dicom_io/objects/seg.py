@@ -15,6 +15,7 @@ from pydicom.sr.coding import Code
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext, as_lo
 from dicom_io.content.regions import BoolArray, SourceVolumes
+from dicom_io.objects.kinds import SEG
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,7 @@ def encode_seg(context: ResultContext, volumes: SourceVolumes) -> Segmentation:
         content_description=context.content_description("Regions of an AI draft"),
         content_creator_name="",
         omit_empty_frames=True,
-        **context.identification("seg", "BrainGemma3D regions (research)"),
+        **context.identification(SEG),
     )
     context.restore_references(image)
     context.finish(image)

@@ -37,6 +37,7 @@ from dicom_io.content.report import (
     wrap,
 )
 from dicom_io.content.sources import InstanceReference
+from dicom_io.objects.kinds import SR
 
 TEMPLATE_ID = "2000"
 CONTAINS = RelationshipTypeValues.CONTAINS
@@ -63,7 +64,7 @@ def encode_sr(
         is_verified=False,
         previous_versions=[_header_of(reference) for reference in predecessors] or None,
         coding_schemes=[codes.private_scheme()],
-        **context.identification("sr", "BrainGemma3D AI report (research)"),
+        **context.identification(SR),
     )
     context.finish(document)
     return document
@@ -152,9 +153,14 @@ def _findings(context: ResultContext, key_slices: Sequence[int]) -> Iterator[Con
     narrative = _text(codes.FINDING, f"{RESEARCH_USE_LINE}\n\n{content.report_text}")
     narrative.ContentSequence = ContentSequence([_key_image(context, index) for index in key_slices], is_root=False)
     yield narrative
+    left = list(content.measurements)
     for record in content.findings:
-        yield _container(codes.FINDINGS_SECTION, _finding(record))
-    for measured in content.measurements:
+        of_it = [
+            m for m in left if record.presence == "present" and codes.MEASURED_FINDINGS.get(m.name) == record.finding
+        ]
+        left = [m for m in left if m not in of_it]
+        yield _container(codes.FINDINGS_SECTION, [*_finding(record), *map(_measured, of_it)])
+    for measured in left:
         yield _container(codes.FINDINGS_SECTION, _measurement(measured))
 
 
@@ -181,21 +187,26 @@ def _finding(record: FindingRecord) -> Iterator[ContentItem]:
 
 
 def _measurement(measured: MeasurementRecord) -> Iterator[ContentItem]:
-    """One value, said to be estimated by image processing: nobody measured it by hand."""
-    unit = Code(measured.unit, "UCUM", measured.unit)
-    number = NumContentItem(codes.measurement(measured.name), measured.value, unit, None, CONTAINS)
-    number.ContentSequence = ContentSequence(
-        [
-            CodeContentItem(codes.DERIVATION, codes.ESTIMATED, HAS_CONCEPT_MOD),
-            TextContentItem(codes.MEASUREMENT_METHOD, f"Image processing: {measured.method}", HAS_CONCEPT_MOD),
-        ],
-        is_root=False,
-    )
+    """One value with what and where it was measured."""
     site = codes.MEASURED_SITES.get(measured.name, codes.BRAIN)
     yield CodeContentItem(codes.FINDING_SITE, site, CONTAINS)
     if measured.laterality is not None:
         yield CodeContentItem(codes.LATERALITY, codes.LATERALITIES[measured.laterality], CONTAINS)
-    yield number
+    yield _measured(measured)
+
+
+def _measured(measured: MeasurementRecord) -> NumContentItem:
+    """The value alone, said to be estimated by image processing: nobody measured it by hand (TID 1402, TID 1400)."""
+    unit = Code(measured.unit, "UCUM", measured.unit)
+    number = NumContentItem(codes.measurement(measured.name), measured.value, unit, None, CONTAINS)
+    number.ContentSequence = ContentSequence(
+        [
+            CodeContentItem(codes.MEASUREMENT_METHOD, codes.IMAGE_PROCESSING, HAS_CONCEPT_MOD),
+            CodeContentItem(codes.DERIVATION, codes.ESTIMATED, HAS_CONCEPT_MOD),
+        ],
+        is_root=False,
+    )
+    return number
 
 
 def _impression(content: ReportContent) -> Iterator[ContentItem]:

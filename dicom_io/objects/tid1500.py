@@ -37,6 +37,7 @@ from dicom_io.content.context import ResultContext
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
 from dicom_io.content.regions import BoolArray, SourceVolumes, volume_ml
 from dicom_io.content.report import RESEARCH_USE_LINE
+from dicom_io.objects.kinds import TID1500
 from dicom_io.objects.seg import Segment, segments
 from dicom_io.objects.sr import evidence_headers
 
@@ -72,7 +73,7 @@ def encode_tid1500(
         is_complete=True,
         is_final=False,
         is_verified=False,
-        **context.identification("tid1500", "BrainGemma3D AI regions SR (research)"),
+        **context.identification(TID1500),
     )
     context.finish(document)
     return document

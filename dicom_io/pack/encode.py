@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from pydicom import Dataset
 
 from dicom_io.content.context import ResultContext
+from dicom_io.content.kind import ResultKind
 from dicom_io.content.regions import SourceVolumes, key_slices, load_volumes
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import InstanceReference, read_sources
 from dicom_io.errors import PackError
 from dicom_io.files import sync, whole
+from dicom_io.objects.kinds import KINDS, PM, SC, SEG, SR, TID1500
 from dicom_io.objects.pm import encode_pm
 from dicom_io.objects.sc import encode_sc
 from dicom_io.objects.seg import encode_seg, segments
@@ -27,33 +29,24 @@ from dicom_io.pack.manifest import MANIFEST, Pack, PackObject, load_pack, save_m
 from dicom_io.pack.validate import check_objects
 from dicom_io.volume.geometry import SeriesGeometry
 
-__all__ = ["MANIFEST", "Pack", "PackObject", "PackOptions", "encode_pack", "load_pack", "reports_of"]
+__all__ = ["MANIFEST", "Pack", "PackObject", "encode_pack", "load_pack", "reports_of", "wanted"]
 
 
-@dataclass(frozen=True)
-class PackOptions:
-    """Which objects to make.
+def wanted(**switches: bool) -> tuple[ResultKind, ...]:
+    """The kinds to make: those of the default, but for what is switched on or off by its name.
 
-    Attributes:
-        sr: Enhanced SR, TID 2000.
-        sc: Secondary Capture overlay.
-        pm: Parametric Map of the saliency; needs a saliency map and a Frame of Reference.
-        seg: Segmentation of the supporting region and the lesion; needs one of them and a Frame of Reference.
-        tid1500: Comprehensive 3D SR with regions of interest, beside the Enhanced SR; needs a supporting region.
+    Raises:
+        PackError: none is left, there is no such kind, or TID 1500 is to go alone, which hides the report from viewers.
     """
-
-    sr: bool = True
-    sc: bool = True
-    pm: bool = True
-    seg: bool = True
-    tid1500: bool = False
-
-    def __post_init__(self) -> None:
-        """A TID 1500 document alone hides the report from viewers."""
-        if self.tid1500 and not self.sr:
-            raise PackError("results: tid1500 needs sr as well, since viewers do not show the text of TID 1500")
-        if not (self.sr or self.sc or self.pm or self.seg):
-            raise PackError("results: expected at least one of sr, sc, pm, seg, got none")
+    listed = {kind.name: kind for kind in KINDS if kind.listed}
+    if unknown := sorted(set(switches) - set(listed)):
+        raise PackError(f"results: expected some of {', '.join(listed)}, got {', '.join(unknown)}")
+    chosen = tuple(kind for kind in listed.values() if switches.get(kind.name, kind.by_default))
+    if TID1500 in chosen and SR not in chosen:
+        raise PackError("results: tid1500 needs sr as well, since viewers do not show the text of TID 1500")
+    if not chosen:
+        raise PackError(f"results: expected at least one of {', '.join(listed)}, got none")
+    return chosen
 
 
 def encode_pack(
@@ -64,7 +57,7 @@ def encode_pack(
     saliency_path: Path | None,
     lesion_path: Path | None,
     content: ReportContent,
-    options: PackOptions,
+    kinds: Collection[ResultKind],
     identity: str,
     out: Path,
     predecessors: Sequence[InstanceReference] = (),
@@ -79,7 +72,7 @@ def encode_pack(
         saliency_path: RAS NIfTI of the saliency; None without explanation.
         lesion_path: RAS NIfTI, not 0 inside the lesion whose volume `content` states; None where there is none.
         content: What the results say.
-        options: Which objects to make.
+        kinds: Which objects to make; see `wanted`.
         identity: Digest of everything that affects the content; all UIDs follow from it.
         out: Folder of the pack; appears whole or not at all. Holds it already: that pack is returned untouched.
         predecessors: Report documents that this one replaces.
@@ -88,7 +81,7 @@ def encode_pack(
             replaced.
 
     Returns:
-        The pack: `sr.dcm`, `sc/0001.dcm` ..., `pm.dcm`, `seg.dcm`, `tid1500.dcm`, as far as asked for and possible.
+        The pack, as far as asked for and possible; `dicom_io.objects.kinds` names the files.
 
     Raises:
         PackError: a check failed, the sources do not fit, or `out` holds another pack.
@@ -104,7 +97,7 @@ def encode_pack(
             shutil.copytree(earlier, folder, copy_function=os.link, dirs_exist_ok=True)
         return load_pack(out)
     with _appearing(out) as folder:
-        objects = _write(context, volumes, options, predecessors, folder)
+        objects = _write(context, volumes, kinds, predecessors, folder)
         pack = Pack(objects, identity, geometry.study_uid, synthetic_only=content.banner is not None)
         check_objects(pack, sources, geometry, banner=content.banner)
         save_manifest(folder, pack)
@@ -120,7 +113,7 @@ def reports_of(pack: Pack) -> tuple[InstanceReference, ...]:
     """The report documents of a pack, as its successor names them in `predecessors`."""
     return tuple(
         InstanceReference(item.sop_class_uid, item.sop_instance_uid, item.series_uid, pack.study_uid, 1)
-        for item in pack.of_kind("sr")
+        for item in pack.of_kind(SR.name)
     )
 
 
@@ -134,46 +127,48 @@ def _existing(out: Path, identity: str) -> Pack:
 def _write(
     context: ResultContext,
     volumes: SourceVolumes,
-    options: PackOptions,
+    kinds: Collection[ResultKind],
     predecessors: Sequence[InstanceReference],
     folder: Path,
 ) -> tuple[PackObject, ...]:
     """Encode into `folder`; a second thread writes while the next object is built."""
     with ThreadPoolExecutor(max_workers=1) as writer:
         pending: list[Future[PackObject]] = [
-            writer.submit(_save, kind, folder / name, dataset)
-            for kind, name, dataset in _encoded(context, volumes, options, predecessors)
+            writer.submit(_save, kind, folder / kind.file(number), dataset)
+            for kind, datasets in _encoded(context, volumes, kinds, predecessors)
+            for number, dataset in enumerate(datasets, start=1)
         ]
         return tuple(future.result() for future in pending)
 
 
 def _encoded(
-    context: ResultContext, volumes: SourceVolumes, options: PackOptions, predecessors: Sequence[InstanceReference]
-) -> Iterator[tuple[str, str, Dataset]]:
-    """Kind, file name and dataset of each object, in the order in which they are sent."""
+    context: ResultContext,
+    volumes: SourceVolumes,
+    kinds: Collection[ResultKind],
+    predecessors: Sequence[InstanceReference],
+) -> Iterator[tuple[ResultKind, Iterable[Dataset]]]:
+    """The objects of each kind, as far as the case has what they need, in the order in which they are sent."""
     in_space = context.geometry.frame_of_reference_uid is not None
-    shown = key_slices(volumes)
-    if options.sr:
-        yield "sr", "sr.dcm", encode_sr(context, shown, predecessors)
-    if options.sc:
-        for index, dataset in enumerate(encode_sc(context, volumes), start=1):
-            yield "sc", f"sc/{index:04d}.dcm", dataset
-    if options.pm and in_space and volumes.saliency is not None:
-        yield "pm", "pm.dcm", encode_pm(context, volumes)
-    segmentation = encode_seg(context, volumes) if options.seg and in_space and segments(volumes) else None
+    if SR in kinds:
+        yield SR, [encode_sr(context, key_slices(volumes), predecessors)]
+    if SC in kinds:
+        yield SC, encode_sc(context, volumes)
+    if PM in kinds and in_space and volumes.saliency is not None:
+        yield PM, [encode_pm(context, volumes)]
+    segmentation = encode_seg(context, volumes) if SEG in kinds and in_space and segments(volumes) else None
     if segmentation is not None:
-        yield "seg", "seg.dcm", segmentation
-    if options.tid1500 and segments(volumes):
-        yield "tid1500", "tid1500.dcm", encode_tid1500(context, volumes, segmentation)
+        yield SEG, [segmentation]
+    if TID1500 in kinds and segments(volumes):
+        yield TID1500, [encode_tid1500(context, volumes, segmentation)]
 
 
-def _save(kind: str, path: Path, dataset: Dataset) -> PackObject:
+def _save(kind: ResultKind, path: Path, dataset: Dataset) -> PackObject:
     path.parent.mkdir(exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     sync(path)
     return PackObject(
         path=path,
-        kind=kind,
+        kind=kind.name,
         sop_class_uid=str(dataset.SOPClassUID),
         sop_instance_uid=str(dataset.SOPInstanceUID),
         series_uid=str(dataset.SeriesInstanceUID),

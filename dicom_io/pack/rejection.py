@@ -14,23 +14,25 @@ from pydicom import Dataset, dcmread
 from pydicom.sr.codedict import codes as dictionary
 
 from dicom_io.content import codes
-from dicom_io.content.context import SERIES_NUMBERS, software_version
+from dicom_io.content.context import software_version
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME, is_own_result
 from dicom_io.content.sources import CHARACTER_SET
 from dicom_io.content.uids import digest_uid
 from dicom_io.errors import PackError
 from dicom_io.files import whole
+from dicom_io.objects.kinds import KINDS, REJECTION
 from dicom_io.pack.manifest import Pack, PackObject
 from dicom_io.pack.validate import dciodvfy_errors
 
-REJECTED_KINDS = ("sc", "pm", "seg")
-
 
 def withdrawn(replaced: Pack, by: Pack) -> tuple[PackObject, ...]:
-    """Images of a pack that its successor withdraws: none where the successor holds the same results."""
+    """Objects of a pack that its successor withdraws: none where the successor holds the same results."""
     kept = {item.sop_instance_uid for item in by.objects}
-    images = [item for kind in REJECTED_KINDS for item in replaced.of_kind(kind)]
-    return tuple(item for item in images if item.sop_instance_uid not in kept)
+    return tuple(item for item in _to_withdraw(replaced) if item.sop_instance_uid not in kept)
+
+
+def _to_withdraw(pack: Pack) -> list[PackObject]:
+    return [item for kind in KINDS if kind.withdrawn for item in pack.of_kind(kind.name)]
 
 
 def encode_rejection(replaced: Pack, out: Path) -> PackObject:
@@ -55,7 +57,7 @@ def encode_rejection(replaced: Pack, out: Path) -> PackObject:
     header = dcmread(out)
     return PackObject(
         path=out,
-        kind="rejection",
+        kind=REJECTION.name,
         sop_class_uid=str(header.SOPClassUID),
         sop_instance_uid=str(header.SOPInstanceUID),
         series_uid=str(header.SeriesInstanceUID),
@@ -63,7 +65,7 @@ def encode_rejection(replaced: Pack, out: Path) -> PackObject:
 
 
 def _document(replaced: Pack) -> KeyObjectSelectionDocument:
-    images = [item for kind in REJECTED_KINDS for item in replaced.of_kind(kind)]
+    images = _to_withdraw(replaced)
     if not images:
         raise PackError("rejection: expected images to withdraw, found none")
     headers = [dcmread(item.path, stop_before_pixels=True) for item in images]
@@ -78,14 +80,14 @@ def _document(replaced: Pack) -> KeyObjectSelectionDocument:
             observer_device_context=_observer(headers[0]),
             description="Replaced by results of other weights, settings or slices.",
         ),
-        series_instance_uid=digest_uid(images[0].sop_instance_uid, "rejection", "series"),
-        series_number=SERIES_NUMBERS["rejection"],
-        sop_instance_uid=digest_uid(images[0].sop_instance_uid, "rejection", 0),
+        series_instance_uid=digest_uid(images[0].sop_instance_uid, REJECTION.name, "series"),
+        series_number=REJECTION.series_number,
+        sop_instance_uid=digest_uid(images[0].sop_instance_uid, REJECTION.name, 0),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MODEL_NAME,
         software_versions=software_version(),
-        series_description="BrainGemma3D replaced results (research)",
+        series_description=REJECTION.series_description,
         specific_character_set=CHARACTER_SET,
     )
     document.ContributingEquipmentSequence = headers[0].ContributingEquipmentSequence

@@ -15,29 +15,17 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_for_tag
-from pydicom.uid import (
-    Comprehensive3DSRStorage,
-    EnhancedSRStorage,
-    ParametricMapStorage,
-    SecondaryCaptureImageStorage,
-    SegmentationStorage,
-)
 
 from dicom_io.content.equipment import is_own_result
+from dicom_io.content.kind import ResultKind
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import CHARACTER_SET, Sources, read_sources
 from dicom_io.errors import PackError
+from dicom_io.objects.kinds import BY_NAME, PM, SC, SEG, SR, TID1500
 from dicom_io.pack import sr_rules
 from dicom_io.pack.manifest import Pack, PackObject
 from dicom_io.volume.geometry import SeriesGeometry
 
-SOP_CLASSES = {
-    "sr": EnhancedSRStorage,
-    "sc": SecondaryCaptureImageStorage,
-    "pm": ParametricMapStorage,
-    "seg": SegmentationStorage,
-    "tid1500": Comprehensive3DSRStorage,
-}
 Faults = Iterator[str]
 
 
@@ -81,7 +69,7 @@ def check_objects(
     for item, dataset in headers.items():
         faults += [f"{item.path.name}: {fault}" for fault in _object_faults(item, dataset, received, geometry, pack)]
         faults += [f"{item.path.name}: {fault}" for fault in _banner_faults(dataset, banner)]
-    faults += _overlay_faults([headers[item] for item in pack.of_kind("sc")], geometry)
+    faults += _overlay_faults([headers[item] for item in pack.of_kind(SC.name)], geometry)
     faults += _repeated_uids(pack)
     if dciodvfy and not faults:
         for item in _representatives(pack):
@@ -139,14 +127,13 @@ def _object_faults(
 ) -> Faults:
     yield from _identity_faults(item, dataset, sources, geometry)
     yield from _reference_faults(dataset, sources, pack)
-    rules = _RULES.get(item.kind)
-    if rules is not None:
-        yield from rules(dataset, sources, geometry)
+    yield from _RULES[BY_NAME[item.kind]](dataset, sources, geometry)
 
 
 def _identity_faults(item: PackObject, dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
     expected = {
-        "SOPClassUID": SOP_CLASSES.get(item.kind, item.sop_class_uid),
+        "SOPClassUID": BY_NAME[item.kind].sop_class_uid,
+        "Modality": BY_NAME[item.kind].modality,
         "SOPInstanceUID": item.sop_instance_uid,
         "SeriesInstanceUID": item.series_uid,
         "StudyInstanceUID": geometry.study_uid,
@@ -263,15 +250,15 @@ def _repeated_uids(pack: Pack) -> Faults:
 
 
 def _representatives(pack: Pack) -> list[PackObject]:
-    overlays = pack.of_kind("sc")
-    others = [item for item in pack.objects if item.kind != "sc"]
+    overlays = pack.of_kind(SC.name)
+    others = [item for item in pack.objects if item.kind != SC.name]
     return [*others, *overlays[:1], *overlays[1:][-1:]]
 
 
-_RULES: dict[str, Callable[[Dataset, Sources, SeriesGeometry], Faults]] = {
-    "sr": _report_faults,
-    "sc": _picture_faults,
-    "pm": _volume_faults,
-    "seg": _volume_faults,
-    "tid1500": _regions_sr_faults,
+_RULES: dict[ResultKind, Callable[[Dataset, Sources, SeriesGeometry], Faults]] = {
+    SR: _report_faults,
+    SC: _picture_faults,
+    PM: _volume_faults,
+    SEG: _volume_faults,
+    TID1500: _regions_sr_faults,
 }

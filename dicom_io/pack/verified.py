@@ -19,6 +19,7 @@ from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import Sources, read_sources
 from dicom_io.errors import PackError
 from dicom_io.files import save_durably
+from dicom_io.objects.kinds import SR
 from dicom_io.objects.sr import encode_sr
 from dicom_io.pack.encode import reports_of
 from dicom_io.pack.manifest import Pack, load_pack
@@ -88,7 +89,7 @@ def encode_verified(
 
 def _check_same_patient(draft: Pack, sources: Sources) -> None:
     """A reader confirms what they saw: the draft's identity, whatever was corrected or switched since."""
-    [report] = draft.of_kind("sr")
+    [report] = draft.of_kind(SR.name)
     seen = dcmread(report.path, stop_before_pixels=True, specific_tags=list(SAME))
     for keyword in SAME:
         found, expected = str(sources.header.get(keyword) or ""), str(seen.get(keyword) or "")

@@ -23,10 +23,10 @@ from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Destination
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.deliver import delivery
-from daemon.files import write_json
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
 from daemon.trial.pacs import LOOPBACK
+from dicom_io.pack.manifest import Pack, PackObject, save_manifest
 
 KINDS = {
     "sr": "1.2.840.10008.5.1.4.1.1.88.22",
@@ -61,11 +61,17 @@ def add_job(
         dataset = small_object(kind)
         dataset.save_as(folder.dicom / f"{kind}.dcm", enforce_file_format=True)
         if kind != "rejection":
-            objects.append({"sop_instance_uid": dataset.SOPInstanceUID, "kind": kind, "file": f"{kind}.dcm"})
-    write_json(folder.dicom / "pack.json", {"objects": objects, "synthetic_only": synthetic_only})
+            objects.append(a_result(folder, kind, dataset))
+    save_manifest(folder.dicom, Pack(tuple(objects), identity=job_id, study_uid="1.2.3", synthetic_only=synthetic_only))
     an_arrival(job_id, calling_aets=senders, supersedes=supersedes).write(folder.arrival)
     a_selection("1.2.3.9").write(folder.selection)
     return folder
+
+
+def a_result(folder: JobFolder, kind: str, dataset: Dataset) -> PackObject:
+    """The entry of `<kind>.dcm` in a pack."""
+    uids = (str(dataset[k].value) for k in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID"))
+    return PackObject(folder.dicom / f"{kind}.dcm", kind, *uids)
 
 
 def small_object(kind: str) -> Dataset:

@@ -17,7 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.content.uids import digest_uid
-from dicom_io.pack.encode import Pack, PackOptions, encode_pack
+from dicom_io.pack.encode import Pack, encode_pack, wanted
 from dicom_io.volume.geometry import SeriesGeometry, SourceSlice
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -62,7 +62,7 @@ def default_pack() -> tuple[Case, Pack]:
     folder = Path(tempfile.mkdtemp(prefix="pack-"))
     atexit.register(shutil.rmtree, folder)
     case = make_case(folder)
-    return case, encode_pack(**case.arguments(options=PackOptions(tid1500=True), out=folder / "dicom"))
+    return case, encode_pack(**case.arguments(kinds=wanted(tid1500=True), out=folder / "dicom"))
 
 
 def content(**changes: object) -> ReportContent:

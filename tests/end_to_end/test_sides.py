@@ -16,7 +16,7 @@ from braingemma.explain.supervoxels import segment
 from braingemma.explain.targets import Target
 from braingemma.volume.preprocess import prepare_volume
 from dicom_io.content.report import FindingRecord, ModelIdentity, ReportContent
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.select.selection import judge
 from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
@@ -118,7 +118,7 @@ def test_a_left_mark_stays_left_from_slices_to_overlay(tmp_path: Path, plane: st
     # overlay
     pack = encode_pack(
         source_files=files, geometry=conversion.geometry, volume_path=conversion.volume_path, saliency_path=saliency,
-        lesion_path=None, content=content(), options=PackOptions(sr=False, pm=False, seg=False),
+        lesion_path=None, content=content(), kinds=wanted(sr=False, pm=False, seg=False),
         identity="sides", out=tmp_path / "dicom",
     )  # fmt: skip
     overlays = [pydicom.dcmread(item.path) for item in pack.of_kind("sc")]

@@ -24,7 +24,7 @@ from viewer_support import OHIF, OneOrigin, ohif
 
 from daemon.trial.pacs import DICOM_WEB, Orthanc
 from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
-from dicom_io.pack.encode import Pack, PackOptions, encode_pack
+from dicom_io.pack.encode import Pack, encode_pack, wanted
 from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
 from dicom_io.volume.nifti import convert_series
@@ -90,7 +90,7 @@ def results(folder: Path) -> tuple[list[Path], Pack, str]:
             explain={"method": "KernelSHAP", "samples": 42, "r2": 0.8},
             measurements=(MeasurementRecord("lesion_volume", volume_ml, "mL", "lesion map of the model", side),),
         ),
-        options=PackOptions(),
+        kinds=wanted(),
         identity="viewer",
         out=folder / "dicom",
     )

@@ -18,7 +18,8 @@ from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.select import chosen_series
 from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub
-from dicom_io.pack.encode import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
+from dicom_io.objects.kinds import KINDS
+from dicom_io.pack.encode import MANIFEST, encode_pack, load_pack, reports_of, wanted
 from dicom_io.pack.rejection import encode_rejection, withdrawn
 from dicom_io.volume.geometry import SeriesGeometry
 
@@ -43,15 +44,15 @@ def encode(context: Context, folder: JobFolder) -> None:
         saliency_path=saliency if saliency.exists() else None,
         lesion_path=folder.lesion if folder.lesion.exists() else None,
         content=result_content(context.settings, folder, report),
-        options=PackOptions(sr=results.sr, sc=results.sc, pm=results.pm, seg=results.seg, tid1500=results.tid1500),
+        kinds=wanted(**{kind.name: getattr(results, kind.name) for kind in KINDS if kind.listed}),
         identity=identity,
         out=folder.dicom,
         # A report under another identity is no predecessor that may be named (de-identified, or not any more).
         predecessors=reports_of(replaced) if replaced and replaced.study_uid == geometry.study_uid else (),
         earlier=earlier,
     )
-    wanted = any(destination.reject_replaced for destination in context.settings.destinations)
-    if wanted and replaced is not None and withdrawn(replaced, by=pack):
+    rejecting = any(destination.reject_replaced for destination in context.settings.destinations)
+    if rejecting and replaced is not None and withdrawn(replaced, by=pack):
         encode_rejection(replaced, folder.rejection)
 
 

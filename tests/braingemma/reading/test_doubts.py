@@ -42,7 +42,8 @@ def known(presence: float, left: float = 0.0, right: float = 0.0) -> dict:
         ("absent", None, look(0.9, "left"), "lesion map", "presence"),
         ("absent", None, look(0.1, "left", second=0.8), "second look", "presence"),
         ("absent", None, look(0.3, "left", second=0.4), None, None),
-        ("undetermined", None, look(0.9, "left"), None, None),
+        ("undetermined", None, look(0.9, "left"), "lesion map", "presence"),
+        ("undetermined", None, look(0.3, "left"), None, None),
     ],
 )
 def test_the_text_is_held_against_the_map(presence, side, seen, witness, about) -> None:

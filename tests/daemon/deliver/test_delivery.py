@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from delivery_support import a_result
 from pydicom.data import get_testdata_file
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
@@ -11,10 +12,10 @@ from daemon.config.sections import Destination
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import DeliveryState
 from daemon.deliver.delivery import backoff, deliver_to, plan_deliveries
-from daemon.files import write_json
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
 from daemon.trial.pacs import LOOPBACK, free_port
+from dicom_io.pack.manifest import Pack, save_manifest
 
 UIDS: dict[str, str] = {}
 
@@ -38,8 +39,8 @@ def folder(tmp_path: Path) -> JobFolder:
         dataset = pydicom.dcmread(get_testdata_file(source))
         dataset.save_as(folder.dicom / f"{kind}.dcm")
         UIDS[kind] = str(dataset.SOPInstanceUID)
-        objects.append({"sop_instance_uid": str(dataset.SOPInstanceUID), "kind": kind, "file": f"{kind}.dcm"})
-    write_json(folder.dicom / "pack.json", {"objects": objects, "synthetic_only": False})
+        objects.append(a_result(folder, kind, dataset))
+    save_manifest(folder.dicom, Pack(tuple(objects), identity="x", study_uid="1.2.3", synthetic_only=False))
     return folder
 
 

@@ -10,7 +10,7 @@ from results_factory import Case, flair_header, head, make_case
 
 from dicom_io.content.sources import CHARACTER_SET, normalised_header, read_sources
 from dicom_io.content.uids import digest_uid
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 
 KEPT = {
     "long id": {"PatientID": "X" * 70},
@@ -52,7 +52,7 @@ def test_identity_is_kept_as_received_even_where_it_is_illegal(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = small_case(tmp_path, monkeypatch, KEPT[name])
-    pack = encode_pack(**case.arguments(options=PackOptions(pm=False), out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=wanted(pm=False), out=tmp_path / "dicom"))
     assert {item.kind for item in pack.objects} == {"sr", "sc", "seg"}
     for item in pack.objects:
         made = dcmread(item.path, stop_before_pixels=True)
@@ -67,7 +67,7 @@ def test_what_does_not_identify_is_made_legal(name: str, tmp_path: Path, monkeyp
     (keyword,) = values
     found = read_sources(case.files, case.geometry).header.get(keyword)
     assert (None if found is None else str(found)) == expected
-    encode_pack(**case.arguments(options=PackOptions(sc=False), out=tmp_path / "dicom"))  # dciodvfy is content
+    encode_pack(**case.arguments(kinds=wanted(sc=False), out=tmp_path / "dicom"))  # dciodvfy is content
 
 
 def test_a_validators_complaint_about_anything_else_still_counts(
@@ -140,4 +140,4 @@ def test_equal_uids_of_study_and_space_are_the_senders_business(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     case = small_case(tmp_path, monkeypatch, {"FrameOfReferenceUID": digest_uid("study")})
-    assert encode_pack(**case.arguments(options=PackOptions(sc=False), out=tmp_path / "dicom")).objects
+    assert encode_pack(**case.arguments(kinds=wanted(sc=False), out=tmp_path / "dicom")).objects

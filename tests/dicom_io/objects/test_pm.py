@@ -13,10 +13,10 @@ from dicom_io.content.context import ResultContext
 from dicom_io.content.regions import load_volumes
 from dicom_io.content.sources import read_sources
 from dicom_io.objects.pm import encode_pm
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 
-PM_ONLY = PackOptions(sr=False, sc=False, seg=False)
+PM_ONLY = wanted(sr=False, sc=False, seg=False)
 
 
 def weights_at(case: Case, points_lps: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ def weights_at(case: Case, points_lps: np.ndarray) -> np.ndarray:
 def test_every_weight_lies_where_it_was(plane: str, tilted: bool, tmp_path: Path) -> None:
     """Read back by highdicom, whose patient coordinates are compared with those of the NIfTI."""
     case = make_case(tmp_path, plane, tilted=tilted)
-    pack = encode_pack(**case.arguments(options=PM_ONLY, out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=PM_ONLY, out=tmp_path / "dicom"))
     volume = hd.imread(pack.objects[0].path).get_volume(apply_real_world_transform=True)
     places = np.argwhere(np.ones(volume.shape, dtype=bool))[::37]
     points = np.c_[places, np.ones(len(places))] @ volume.affine[:3].T

@@ -16,7 +16,7 @@ from validators import pixelmed
 
 from dicom_io.content.uids import digest_uid
 from dicom_io.errors import SeriesError
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import dciodvfy_path
 from dicom_io.series.group import Series, scan_folder
 from dicom_io.volume.geometry import SeriesGeometry
@@ -61,11 +61,11 @@ def test_results_are_legal_for_every_volume(folder: str, tmp_path: Path) -> None
         # Most of these were stripped of their Frame of Reference; one is added, so that every kind is made.
         placed = replace(geometry, frame_of_reference_uid=geometry.frame_of_reference_uid or digest_uid("frame"))
         for name, space, options, kinds in (
-            ("received", geometry, PackOptions(pm=False, seg=False), {"sr", "sc"}),
-            ("placed", placed, PackOptions(sc=False, tid1500=True), {"sr", "pm", "seg", "tid1500"}),
+            ("received", geometry, wanted(pm=False, seg=False), {"sr", "sc"}),
+            ("placed", placed, wanted(sc=False, tid1500=True), {"sr", "pm", "seg", "tid1500"}),
         ):
             case = case_of(tmp_path / f"{number}-{name}", series, space)
-            pack = encode_pack(**case.arguments(options=options, out=tmp_path / f"{number}-{name}-d"))
+            pack = encode_pack(**case.arguments(kinds=options, out=tmp_path / f"{number}-{name}-d"))
             assert {item.kind for item in pack.objects} == kinds
             check_frames(case, pack.objects[0].path)
             made += 1
@@ -96,8 +96,8 @@ def check_frames(case: Case, report: Path) -> None:
 def test_pixelmed_accepts_the_report_of_every_volume(folder: str, tmp_path: Path) -> None:
     for number, (series, geometry) in enumerate(volumes(folder)):
         case = case_of(tmp_path / str(number), series, geometry)
-        options = PackOptions(sc=False, pm=False, seg=False)
-        pack = encode_pack(**case.arguments(options=options, out=tmp_path / f"{number}-d"))
+        options = wanted(sc=False, pm=False, seg=False)
+        pack = encode_pack(**case.arguments(kinds=options, out=tmp_path / f"{number}-d"))
         said = pixelmed(pack.objects[0].path)
         assert "Found Root Template TID_2000" in said, series.folder
         assert "Error" not in said, said

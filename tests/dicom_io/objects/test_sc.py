@@ -7,10 +7,10 @@ import pytest
 from pydicom import Dataset, dcmread
 from results_factory import PLANES, default_pack, left_mark, make_case
 
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 
-SC_ONLY = PackOptions(sr=False, pm=False, seg=False)
+SC_ONLY = wanted(sr=False, pm=False, seg=False)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_it_says_what_it_is(overlays: list[Dataset]) -> None:
 def test_a_viewer_finds_the_left_mark_at_its_place(plane: str, tilted: bool, tmp_path: Path) -> None:
     """As a viewer does: from the instances alone, without our layout."""
     case = make_case(tmp_path, plane, tilted=tilted)
-    pack = encode_pack(**case.arguments(options=SC_ONLY, out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=SC_ONLY, out=tmp_path / "dicom"))
     found = []
     for item in pack.objects:
         overlay = dcmread(item.path)
@@ -91,7 +91,7 @@ def mark_lps(volume_path: Path) -> np.ndarray:
 )
 def test_patient_orientation_follows_the_plane(plane: str, letters: list[str], tmp_path: Path) -> None:
     case = make_case(tmp_path, plane)
-    pack = encode_pack(**case.arguments(options=SC_ONLY, out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=SC_ONLY, out=tmp_path / "dicom"))
     assert list(dcmread(pack.objects[0].path).PatientOrientation) == letters
 
 
@@ -102,7 +102,7 @@ def test_lossy_sources_make_lossy_overlays(tmp_path: Path) -> None:
         header.LossyImageCompressionMethod = "ISO_10918_1"
 
     case = make_case(tmp_path, edit=lossy)
-    pack = encode_pack(**case.arguments(options=PackOptions(), out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=wanted(), out=tmp_path / "dicom"))
     for kind in ("sc", "pm", "seg"):
         header = dcmread(pack.of_kind(kind)[0].path, stop_before_pixels=True)
         assert header.LossyImageCompression == "01", kind

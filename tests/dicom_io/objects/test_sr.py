@@ -24,10 +24,10 @@ from dicom_io.content.report import (
 from dicom_io.content.sources import InstanceReference, read_sources
 from dicom_io.content.uids import digest_uid
 from dicom_io.objects.sr import encode_sr
-from dicom_io.pack.encode import PackOptions, encode_pack
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import check_sr, dciodvfy_errors, dciodvfy_path
 
-SR_ONLY = PackOptions(sc=False, pm=False, seg=False)
+SR_ONLY = wanted(sc=False, pm=False, seg=False)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_observer_is_a_device_that_changes_with_the_weights(report: Dataset, tmp
     ]
     said = content(model=ModelIdentity("BrainGemma3D demo", "1", "cd" * 32, "us"))
     case = make_case(tmp_path, said=said)
-    other = dcmread(encode_pack(**case.arguments(options=SR_ONLY, out=tmp_path / "d")).objects[0].path)
+    other = dcmread(encode_pack(**case.arguments(kinds=SR_ONLY, out=tmp_path / "d")).objects[0].path)
     assert uid != named(other, "121012")[0].UID
     equipment = [e for e in report.ContributingEquipmentSequence if e.Manufacturer == "BrainGemma3D for PACS"]
     assert [e.DeviceUID for e in equipment] == [uid]
@@ -150,7 +150,7 @@ def test_each_finding_is_a_container_with_flat_codes(report: Dataset) -> None:
 def test_a_side_gets_its_own_code_and_no_other(side: str, code: str, tmp_path: Path) -> None:
     said = content(report_text=f"{side} lesion", findings=(FindingRecord("lesion", "present", side),))
     case = make_case(tmp_path, said=said)
-    document = dcmread(encode_pack(**case.arguments(options=SR_ONLY, out=tmp_path / "d")).objects[0].path)
+    document = dcmread(encode_pack(**case.arguments(kinds=SR_ONLY, out=tmp_path / "d")).objects[0].path)
     sides = [coded(i)[0] for i in items(document) if i.ConceptNameCodeSequence[0].CodeValue == "272741003"]
     assert sides == [code]
     assert f"present, {side}" in plain(document)
@@ -169,7 +169,7 @@ def test_certainty_and_volume_are_numbers_with_units(report: Dataset) -> None:
     unit = measured.MeasurementUnitsCodeSequence[0]
     assert float(measured.NumericValue) == pytest.approx(left_mark().sum() * 0.064, abs=0.05)
     assert (unit.CodeValue, unit.CodingSchemeDesignator) == ("mL", "UCUM")
-    assert coded(volume.ContentSequence[0]) == ("414135002", "SCT")
+    assert [coded(item) for item in volume.ContentSequence] == [("110001", "DCM"), ("414135002", "SCT")]
     assert "Estimated by image processing: Lesion volume, left:" in plain(report)
 
 
@@ -206,7 +206,7 @@ def test_patient_and_study_are_as_received_in_utf_8(report: Dataset) -> None:
 def test_a_healthy_draft_says_so(tmp_path: Path) -> None:
     said = content(report_text="No lesion is seen.", findings=(FindingRecord("lesion", "absent"),), measurements=())
     case = make_case(tmp_path, said=said)
-    document = dcmread(encode_pack(**case.arguments(options=SR_ONLY, out=tmp_path / "d")).objects[0].path)
+    document = dcmread(encode_pack(**case.arguments(kinds=SR_ONLY, out=tmp_path / "d")).objects[0].path)
     assert "The draft names no abnormal finding as present." in plain(document)
     assert "118565006" not in {i.ConceptNameCodeSequence[0].CodeValue for i in items(document)}
 
@@ -218,7 +218,7 @@ def test_every_measurement_is_a_number_with_its_unit_side_and_how_it_came(tmp_pa
         MeasurementRecord("some_later_measurement", 0.5, "1", "something"),
     )
     case = make_case(tmp_path, said=content(measurements=measured))
-    document = encode_pack(**case.arguments(lesion_path=None, options=SR_ONLY, out=tmp_path / "d")).objects[0].path
+    document = encode_pack(**case.arguments(lesion_path=None, kinds=SR_ONLY, out=tmp_path / "d")).objects[0].path
     found = []
     for container in (item for item in items(dcmread(document)) if item.ValueType == "CONTAINER"):
         inside = {i.ConceptNameCodeSequence[0].CodeMeaning: i for i in container.get("ContentSequence", [])}
@@ -229,18 +229,19 @@ def test_every_measurement_is_a_number_with_its_unit_side_and_how_it_came(tmp_pa
             assert unit.CodingSchemeDesignator == "UCUM"
             name = number.ConceptNameCodeSequence[0].CodeMeaning
             found.append(
-                (name, float(value.NumericValue), unit.CodeValue, side, str(number.ContentSequence[1].TextValue))
+                (name, float(value.NumericValue), unit.CodeValue, side, [coded(i) for i in number.ContentSequence])
             )
+    how = [("110001", "DCM"), ("414135002", "SCT")]
     assert found == [
-        ("Midline shift", 3.25, "mm", "Left", "Image processing: brain halves"),
-        ("Volume", 11.4, "mL", "Right", "Image processing: tissue maps"),
-        ("Some later measurement", 0.5, "1", None, "Image processing: something"),
+        ("Midline shift", 3.25, "mm", "Left", how),
+        ("Volume", 11.4, "mL", "Right", how),
+        ("Some later measurement", 0.5, "1", None, how),
     ]
 
 
 def test_text_of_any_script_survives(tmp_path: Path) -> None:
     case = make_case(tmp_path, said=content(report_text="Läsion – 病変 \x07µ"))
-    document = dcmread(encode_pack(**case.arguments(options=SR_ONLY, out=tmp_path / "d")).objects[0].path)
+    document = dcmread(encode_pack(**case.arguments(kinds=SR_ONLY, out=tmp_path / "d")).objects[0].path)
     assert "Läsion – 病変 µ" in plain(document)
 
 

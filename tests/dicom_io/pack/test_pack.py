@@ -15,10 +15,10 @@ from validators import pixelmed
 from dicom_io.content.report import FindingRecord, ModelIdentity
 from dicom_io.content.uids import digest_uid
 from dicom_io.errors import FileError, PackError
-from dicom_io.pack.encode import MANIFEST, PackOptions, encode_pack, load_pack, reports_of
+from dicom_io.pack.encode import MANIFEST, encode_pack, load_pack, reports_of, wanted
 from dicom_io.pack.rejection import withdrawn
 
-QUICK = PackOptions(sc=False, pm=False)
+QUICK = wanted(sc=False, pm=False)
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -46,13 +46,13 @@ def test_the_pack_holds_what_was_asked_for_in_the_order_of_sending() -> None:
 
 def test_the_first_bytes_win(tmp_path: Path) -> None:
     case = make_case(tmp_path)
-    arguments = case.arguments(options=QUICK, out=tmp_path / "dicom")
+    arguments = case.arguments(kinds=QUICK, out=tmp_path / "dicom")
     first = encode_pack(**arguments)
     before = contents(tmp_path / "dicom")
     changed = arguments | {
         "content": content(report_text="Another text."),
         "source_files": [],
-        "options": PackOptions(),
+        "kinds": wanted(),
     }
     assert encode_pack(**changed) == first  # type: ignore[arg-type]
     assert contents(tmp_path / "dicom") == before
@@ -63,7 +63,7 @@ def test_same_identity_same_uids_other_identity_other_uids(tmp_path: Path) -> No
     case = make_case(tmp_path)
     uids = []
     for number, identity in enumerate(("one", "one", "two")):
-        pack = encode_pack(**case.arguments(options=QUICK, out=tmp_path / str(number), identity=identity))
+        pack = encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / str(number), identity=identity))
         uids.append({item.sop_instance_uid for item in pack.objects} | {item.series_uid for item in pack.objects})
     assert uids[0] == uids[1]
     assert uids[0].isdisjoint(uids[2])
@@ -71,20 +71,20 @@ def test_same_identity_same_uids_other_identity_other_uids(tmp_path: Path) -> No
 
 def test_a_late_slice_gives_other_uids(tmp_path: Path) -> None:
     case = make_case(tmp_path)
-    complete = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "complete"))
+    complete = encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "complete"))
     geometry = replace(case.geometry, slices=case.geometry.slices[:-1])
     early = encode_pack(
-        **case.arguments(options=QUICK, out=tmp_path / "early", geometry=geometry, source_files=case.files[:-1])
+        **case.arguments(kinds=QUICK, out=tmp_path / "early", geometry=geometry, source_files=case.files[:-1])
     )
     assert {i.sop_instance_uid for i in complete.objects}.isdisjoint(i.sop_instance_uid for i in early.objects)
 
 
 def test_another_pack_in_the_way_is_kept(tmp_path: Path) -> None:
     case = make_case(tmp_path)
-    encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "dicom"))
     before = contents(tmp_path / "dicom")
     with pytest.raises(PackError, match="or the pack of other, found the pack of case"):
-        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom", identity="other"))
+        encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "dicom", identity="other"))
     assert contents(tmp_path / "dicom") == before
 
 
@@ -93,7 +93,7 @@ def test_strange_files_in_the_way_are_kept(tmp_path: Path) -> None:
     (tmp_path / "dicom").mkdir()
     (tmp_path / "dicom" / "thesis.txt").write_text("mine")
     with pytest.raises(PackError, match="found files that are no pack"):
-        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+        encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "dicom"))
     assert (tmp_path / "dicom" / "thesis.txt").read_text() == "mine"
 
 
@@ -102,7 +102,7 @@ def test_a_killed_run_is_taken_up_anew(tmp_path: Path) -> None:
     (tmp_path / ".part-dicom" / "sc").mkdir(parents=True)
     (tmp_path / ".part-dicom" / "sr.dcm").write_bytes(b"half")
     (tmp_path / "dicom").mkdir()
-    pack = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "dicom"))
     assert load_pack(tmp_path / "dicom") == pack
     assert not (tmp_path / ".part-dicom").exists()
 
@@ -110,7 +110,7 @@ def test_a_killed_run_is_taken_up_anew(tmp_path: Path) -> None:
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
     case = make_case(tmp_path, said=content(model=ModelIdentity("model", "", "ab" * 32, "us")))
     with pytest.raises(PackError, match="expected text, found none"):  # the algorithm's version
-        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+        encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "dicom"))
     assert not (tmp_path / "dicom").exists()
     assert not (tmp_path / ".part-dicom").exists()
 
@@ -123,8 +123,8 @@ def test_an_empty_report_is_refused(field: str) -> None:
 
 def test_a_successor_names_the_report_it_replaces(tmp_path: Path) -> None:
     case = make_case(tmp_path)
-    old = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "old"))
-    arguments = case.arguments(options=QUICK, out=tmp_path / "new", identity="new", predecessors=reports_of(old))
+    old = encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "old"))
+    arguments = case.arguments(kinds=QUICK, out=tmp_path / "new", identity="new", predecessors=reports_of(old))
     new = encode_pack(**arguments)
     document = dcmread(new.of_kind("sr")[0].path)
     listed = document.PredecessorDocumentsSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence[0]
@@ -135,13 +135,13 @@ def test_a_successor_names_the_report_it_replaces(tmp_path: Path) -> None:
 def test_the_same_results_are_taken_over_and_not_encoded_again(tmp_path: Path) -> None:
     """An instance of another series that came late makes a new job with the same results: one UID, one content."""
     case = make_case(tmp_path)
-    old = encode_pack(**case.arguments(options=QUICK, out=tmp_path / "old"))
-    arguments = case.arguments(options=QUICK, out=tmp_path / "new", predecessors=reports_of(old))
+    old = encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "old"))
+    arguments = case.arguments(kinds=QUICK, out=tmp_path / "new", predecessors=reports_of(old))
     new = encode_pack(**arguments, earlier=tmp_path / "old")
     assert contents(tmp_path / "new") == contents(tmp_path / "old")
     assert [item.sop_instance_uid for item in new.objects] == [item.sop_instance_uid for item in old.objects]
     assert withdrawn(old, by=new) == ()
-    other = case.arguments(options=QUICK, out=tmp_path / "other", identity="other", predecessors=reports_of(old))
+    other = case.arguments(kinds=QUICK, out=tmp_path / "other", identity="other", predecessors=reports_of(old))
     changed = encode_pack(**other, earlier=tmp_path / "old")
     assert not {i.sop_instance_uid for i in changed.objects} & {i.sop_instance_uid for i in old.objects}
     assert withdrawn(old, by=changed) == old.of_kind("seg")
@@ -153,13 +153,13 @@ def test_rounded_directions_and_positions_are_no_obstacle(tmp_path: Path) -> Non
         header.ImagePositionPatient = [round(float(v), 1) for v in header.ImagePositionPatient]
 
     case = make_case(tmp_path, tilted=True, edit=rounded)
-    assert len(encode_pack(**case.arguments(options=PackOptions(tid1500=True), out=tmp_path / "dicom")).objects) == 40
+    assert len(encode_pack(**case.arguments(kinds=wanted(tid1500=True), out=tmp_path / "dicom")).objects) == 40
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "manifest"])
 def test_a_damaged_pack_is_not_sent(damage: str, tmp_path: Path) -> None:
     case = make_case(tmp_path)
-    encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+    encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "dicom"))
     path = tmp_path / "dicom" / "sr.dcm"
     if damage == "changed":
         path.write_bytes(path.read_bytes()[:-2] + b"xx")
@@ -168,7 +168,7 @@ def test_a_damaged_pack_is_not_sent(damage: str, tmp_path: Path) -> None:
     else:
         (tmp_path / "dicom" / MANIFEST).write_text(json.dumps({"identity": "case"}))
     with pytest.raises(PackError, match="expected the"):
-        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "dicom"))
+        encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "dicom"))
 
 
 def test_without_a_frame_of_reference_there_are_report_and_pictures_only(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_without_a_frame_of_reference_there_are_report_and_pictures_only(tmp_pat
 
     case = make_case(tmp_path, edit=unplaced)
     assert case.geometry.frame_of_reference_uid is None
-    pack = encode_pack(**case.arguments(options=PackOptions(), out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=wanted(), out=tmp_path / "dicom"))
     assert {item.kind for item in pack.objects} == {"sr", "sc"}
     overlay = dcmread(pack.of_kind("sc")[0].path)
     assert "FrameOfReferenceUID" not in overlay
@@ -189,15 +189,15 @@ def test_without_a_frame_of_reference_there_are_report_and_pictures_only(tmp_pat
 def test_without_an_explanation_there_are_report_and_grey_pictures(tmp_path: Path) -> None:
     case = make_case(tmp_path, said=content(explain=None))
     nothing = {"saliency_path": None, "lesion_path": None}
-    options = PackOptions(tid1500=True)
-    pack = encode_pack(**case.arguments(options=options, out=tmp_path / "dicom", **nothing))
+    options = wanted(tid1500=True)
+    pack = encode_pack(**case.arguments(kinds=options, out=tmp_path / "dicom", **nothing))
     assert {item.kind for item in pack.objects} == {"sr", "sc"}
 
 
 @pytest.mark.parametrize("plane", ["axial", "sagittal"])
 def test_one_lesion_volume_stands_everywhere(plane: str, tmp_path: Path) -> None:
     case = make_case(tmp_path, plane)
-    pack = encode_pack(**case.arguments(options=PackOptions(sc=False, pm=False, tid1500=True), out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=wanted(sc=False, pm=False, tid1500=True), out=tmp_path / "dicom"))
     sr, regions, segmentation = (dcmread(pack.of_kind(kind)[0].path) for kind in ("sr", "tid1500", "seg"))
     stated = case.content.measurements[0].value
     assert volumes_in(sr) == [stated]
@@ -223,9 +223,9 @@ def volumes_in(document: Dataset) -> list[float]:
 
 def test_options_must_make_sense() -> None:
     with pytest.raises(PackError, match="tid1500 needs sr"):
-        PackOptions(sr=False, tid1500=True)
+        wanted(sr=False, tid1500=True)
     with pytest.raises(PackError, match="at least one"):
-        PackOptions(sr=False, sc=False, pm=False, seg=False)
+        wanted(sr=False, sc=False, pm=False, seg=False)
 
 
 def test_sources_of_another_study_are_refused(tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_sources_of_another_study_are_refused(tmp_path: Path) -> None:
     stranger.save_as(tmp_path / "stranger.dcm")
     with pytest.raises(PackError, match="expected instances of study"):
         encode_pack(
-            **case.arguments(options=QUICK, out=tmp_path / "d", source_files=[*case.files, tmp_path / "stranger.dcm"])
+            **case.arguments(kinds=QUICK, out=tmp_path / "d", source_files=[*case.files, tmp_path / "stranger.dcm"])
         )
     with pytest.raises(PackError, match="1 of 36 slices have no file"):
-        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "d", source_files=case.files[1:]))
+        encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "d", source_files=case.files[1:]))
     (tmp_path / "text.dcm").write_text("no DICOM at all")
     with pytest.raises(FileError, match="expected a DICOM instance"):
-        encode_pack(**case.arguments(options=QUICK, out=tmp_path / "d", source_files=[tmp_path / "text.dcm"]))
+        encode_pack(**case.arguments(kinds=QUICK, out=tmp_path / "d", source_files=[tmp_path / "text.dcm"]))
 
 
 def test_findings_must_be_codable() -> None:
@@ -312,7 +312,7 @@ def test_results_of_old_headers_are_legal(kind: str, tmp_path: Path) -> None:
     zeros = np.zeros((20, 24, 12), dtype=np.float32)
     zeros[4:8, 12:16, 5:8] = 0.7
     case = make_case(tmp_path, image=small, weights=zeros, lesion=zeros, edit=OLD[kind])
-    pack = encode_pack(**case.arguments(options=PackOptions(tid1500=True), out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=wanted(tid1500=True), out=tmp_path / "dicom"))
     assert {item.kind for item in pack.objects} == {"sr", "sc", "pm", "seg", "tid1500"}
     received = dcmread(case.files[0])
     for item in pack.objects:
@@ -328,7 +328,7 @@ def test_results_of_old_headers_are_legal(kind: str, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_pixelmed_accepts_the_report_on_a_minimal_header(tmp_path: Path) -> None:
     case = make_case(tmp_path, edit=minimal)
-    pack = encode_pack(**case.arguments(options=PackOptions(sc=False, pm=False, seg=False), out=tmp_path / "dicom"))
+    pack = encode_pack(**case.arguments(kinds=wanted(sc=False, pm=False, seg=False), out=tmp_path / "dicom"))
     said = pixelmed(pack.of_kind("sr")[0].path)
     assert "Found Root Template TID_2000" in said
     assert "Error" not in said, said

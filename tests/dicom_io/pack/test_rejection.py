@@ -9,6 +9,7 @@ from results_factory import default_pack
 
 from dicom_io.content.equipment import is_own_result
 from dicom_io.errors import PackError
+from dicom_io.objects.kinds import KINDS
 from dicom_io.pack.rejection import encode_rejection
 from dicom_io.pack.validate import dciodvfy_errors
 
@@ -24,7 +25,7 @@ def test_the_images_of_the_replaced_pack_are_rejected(tmp_path: Path) -> None:
     assert str(document.PatientName) == "Böhm^Zoë"
     (study,) = document.CurrentRequestedProcedureEvidenceSequence
     listed = {i.ReferencedSOPInstanceUID for s in study.ReferencedSeriesSequence for i in s.ReferencedSOPSequence}
-    images = {i.sop_instance_uid for kind in ("sc", "pm", "seg") for i in pack.of_kind(kind)}
+    images = {i.sop_instance_uid for kind in KINDS if kind.withdrawn for i in pack.of_kind(kind.name)}
     assert listed == images
     assert pack.of_kind("sr")[0].sop_instance_uid not in listed
     assert item.series_uid not in {i.series_uid for i in pack.objects}

@@ -1,0 +1,67 @@
+"""The table of result kinds holds, and is the only place that names a kind."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from pydicom import dcmread
+from results_factory import default_pack
+
+from daemon.config.sections import Results
+from dicom_io.errors import PackError
+from dicom_io.objects.kinds import BY_NAME, KINDS, REJECTION, SC, SR
+from dicom_io.pack.encode import wanted
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_each_kind_differs_from_the_others() -> None:
+    for of_kind in ("name", "series_number", "series_description", "file_name"):
+        assert len({getattr(kind, of_kind) for kind in KINDS}) == len(KINDS), of_kind
+    assert (SR.file(), SC.file(7)) == ("sr.dcm", "sc/0007.dcm")
+    assert KINDS[0] is SR
+    assert KINDS[-1] is REJECTION
+
+
+def test_each_kind_that_a_pack_holds_has_a_switch_with_the_same_default() -> None:
+    listed = {kind.name: kind.by_default for kind in KINDS if kind.listed}
+    switches = {name: value for name, value in Results().model_dump().items() if name in BY_NAME}
+    assert switches == listed
+
+
+def test_what_is_replaced_is_withdrawn_and_the_report_is_neither() -> None:
+    """The lists of both disagreed once: regions of TID 1500 were replaced, but stood on in the archive."""
+    assert [kind.name for kind in KINDS if kind.replaced != kind.withdrawn] == []
+    assert not SR.replaced
+
+
+@pytest.mark.parametrize("name", [kind.name for kind in KINDS if kind.listed])
+def test_what_is_made_is_what_the_table_says(name: str) -> None:
+    kind, pack = BY_NAME[name], default_pack()[1]
+    found = pack.of_kind(name)
+    if not found:
+        pytest.skip("not in the default case")
+    header = dcmread(found[0].path, stop_before_pixels=True)
+    assert (header.SOPClassUID, header.Modality) == (kind.sop_class_uid, kind.modality)
+    assert header.SeriesNumber == kind.series_number
+    assert header.SeriesDescription.startswith(kind.series_description)
+    assert found[0].path.relative_to(pack.objects[0].path.parent).as_posix() == kind.file()
+
+
+def test_switches_must_make_sense() -> None:
+    assert wanted() == tuple(kind for kind in KINDS if kind.by_default)
+    with pytest.raises(PackError, match=r"expected some of sr, .*, got ct"):
+        wanted(ct=True)
+
+
+def test_no_other_file_names_a_kind() -> None:
+    """A new kind is one entry of the table: nothing else may list the kinds."""
+    found = []
+    for folder in ("daemon", "dicom_io"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name != "kinds.py":
+                constants = (n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant))
+                found += [f"{path.relative_to(ROOT)}: {value!r}" for value in constants if value in BY_NAME]
+    assert found == []
