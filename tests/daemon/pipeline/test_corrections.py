@@ -194,7 +194,7 @@ def test_the_corrected_text_survives_any_character_set() -> None:
 def verified(job: JobFolder, engine: sa.Engine, **sections: Any) -> Dataset:
     """The SR that a reader's word makes."""
     store = JobStore(engine)
-    store.add("j1", study_uid="1.2", folder=str(job.root), supersedes=None)
+    store.add("j1", study_uid="1.2", supersedes=None)
     store.update("j1", state=JobState.DONE)
     review = add_review(engine, job, "j1", verdict="agree", reader="R")
     settings = Settings.model_validate(sections)
