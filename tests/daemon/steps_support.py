@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from record_support import a_report
 
 QUICK_STEPS = r"""
 import json
 from daemon.errors import Rejected
+
+PACK = {"identity": "x", "study_uid": "1.2.3", "synthetic_only": False, "objects": []}
 
 class Steps:
     def __init__(self, settings, progress):
@@ -23,12 +26,12 @@ class Steps:
                 raise Rejected("no brain in " + folder.root.name)
             folder.selection.write_text(json.dumps({"chosen": None, "further": [], "series": [], "problems": []}))
         elif step == "report":
-            folder.report_json.write_text(json.dumps({"findings": []}))
+            folder.report_json.write_text('REPORT')
         elif step == "encode":
             folder.dicom.mkdir(exist_ok=True)
-            (folder.dicom / "pack.json").write_text(json.dumps({"objects": []}))
+            (folder.dicom / "pack.json").write_text(json.dumps(PACK))
         self.progress(1, 1, "working")
-"""
+""".replace("REPORT", a_report(findings=[]).model_dump_json())
 """Each notes itself in the job's folder, and leaves what the workflow reads; a job called `bad...` is refused."""
 
 
