@@ -172,7 +172,12 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the tables.")],
     weights: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")] = "demo",
     count: Annotated[int, typer.Option(min=1, help="Phantoms to draw, where no cases are named.")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first; training uses 200000 and up.")] = 7_000_000,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of the first: 7000000, hard ones 7100000; training uses 200000 and up.")
+    ] = None,
+    hard: Annotated[
+        bool, typer.Option("--hard", help="Phantoms as hard as scanners; lesions to insert from 1.2 times the brain.")
+    ] = False,
     cases: Annotated[Path | None, typer.Option(help="Folder that `braingemma phantom` wrote.")] = None,
     manifest: Annotated[Path | None, typer.Option(help="CSV or JSONL with image and report.")] = None,
     split: Annotated[str | None, typer.Option(help="Of the manifest: train, val or test.")] = None,
@@ -185,6 +190,8 @@ def evaluate(
         bool, typer.Option("--trust-remote-code", help="Run the code that lies in the checkpoint's folder.")
     ] = False,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Also report each volume mirrored.")] = True,
+    candidates: Annotated[int, typer.Option(min=1, help="Texts at most for each picture, as [model] candidates.")] = 8,
+    fade: Annotated[int, typer.Option(min=0, help="Lower the brightness of so many lesions step by step.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Judge reports on cases with truth, beside reports that never look."""
@@ -193,7 +200,10 @@ def evaluate(
     judged = judge.Judged(
         weights=weights if checkpoint is None else str(checkpoint),
         count=count,
-        seed=seed,
+        seed=seed if seed is not None else 7_100_000 if hard else 7_000_000,
+        hard=hard,
+        candidates=candidates,
+        fade=fade,
         folders=cases,
         manifest=manifest,
         split=split,
@@ -213,6 +223,7 @@ def phantom(
     out: Annotated[Path, typer.Option(help="Takes one folder for each case.")],
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first.")] = 0,
+    hard: Annotated[bool, typer.Option("--hard", help="As hard as scanners.")] = False,
     dicom: Annotated[bool, typer.Option("--dicom", help="Also write each as a DICOM series.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -224,7 +235,7 @@ def phantom(
         write_series(folder / "flair.nii.gz", folder / "dicom", overrides={"PatientID": folder.name})
 
     with writing_to(out), working("drawing") as say:
-        folders = phantoms(out, count, seed, say, as_series if dicom else None)
+        folders = phantoms(out, count, seed, say, as_series if dicom else None, "hard" if hard else "plain")
     if as_json:
         emit_json([str(folder) for folder in folders])
     else:

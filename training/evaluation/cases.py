@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from training.data.records import Record, raise_all, read_manifest
 from training.data.splits import chosen, stable_number
 from training.errors import DataError
 from training.evaluation.metrics import Findings
+from training.phantoms.generator import Difficulty
 from training.phantoms.insertion import insert_lesion
 from training.phantoms.phantom import make_phantom
 from training.phantoms.wording import write_report
@@ -47,10 +48,10 @@ class EvaluationCase:
     open: Callable[[], Pictures]
 
 
-def phantom_cases(seeds: Sequence[int]) -> Iterator[EvaluationCase]:
+def phantom_cases(seeds: Sequence[int], difficulty: Difficulty = "plain") -> Iterator[EvaluationCase]:
     """Phantoms as `braingemma phantom` draws them."""
     for seed in seeds:
-        phantom = make_phantom(seed)
+        phantom = make_phantom(seed, difficulty=difficulty)
         pictures = (phantom.volume, phantom.lesion)
         yield EvaluationCase(f"phantom-{seed}", phantom.findings, str(phantom.truth["report"]), _kept(*pictures))
 
@@ -93,20 +94,30 @@ def manifest_cases(path: Path, split: str | None = None) -> list[EvaluationCase]
     return [EvaluationCase(r.name, findings_from_text(r.report), r.report, _opener(r.image, r.mask)) for r in picked]
 
 
-def inserted_cases(scans: Sequence[Path], each: int = 8, seed: int = 0) -> Iterator[EvaluationCase]:
-    """Real scans without a mass: each as it is, and with one drawn lesion in turn in every lobe of both sides."""
+#: Brightness of inserted lesions over the brain's median, in turn.
+INSERTED_RATIOS: Final = (1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8)
+
+
+def inserted_cases(
+    scans: Sequence[Path], each: int = 8, seed: int = 0, *, hard: bool = False
+) -> Iterator[EvaluationCase]:
+    """Real scans without a mass: each as it is, and with one drawn lesion in turn in every lobe of both sides.
+
+    `hard`: as bright as `INSERTED_RATIOS` say, in each scan another one in the same lobe; otherwise that is drawn.
+    """
+    ratios = cycle(INSERTED_RATIOS if hard else (None,))
     for scan in scans:
         name = scan.name.removesuffix(".gz").removesuffix(".nii")
         absent = tuple(Finding(finding, "absent") for finding in FINDINGS)
         yield EvaluationCase(name, absent, _report_of(absent, name), _opener(scan, None))
         for number, (region, side) in zip(range(each), _places(), strict=False):
-            yield _inserted(scan, f"{name} + {side} {region}", seed + number, region, side)
+            yield _inserted(scan, f"{name} + {side} {region}", seed + number, region, side, next(ratios))
 
 
-def _inserted(scan: Path, label: str, seed: int, region: str, side: Laterality) -> EvaluationCase:
+def _inserted(scan: Path, label: str, seed: int, region: str, side: Laterality, ratio: float | None) -> EvaluationCase:
     """The scan with a lesion; one that cannot be read is a case whose picture fails to open."""
     try:
-        found = insert_lesion(load_picture(scan), seed, region=region, side=side)
+        found = insert_lesion(load_picture(scan), seed, region=region, side=side, brightness=ratio)
     except VolumeError as error:
         wanted = (Finding("lesion", "present", side, (region,)), *(Finding(n, "absent") for n in FINDINGS[1:]))
         return EvaluationCase(label, wanted, _report_of(wanted, label), _failing(str(error)))

@@ -18,6 +18,7 @@ from braingemma.findings.vocabulary import FINDINGS, Finding, mirror_text, mirro
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.errors import TrainingError
 from training.evaluation.cases import EvaluationCase, phantom_cases
+from training.evaluation.fade import RATIOS, FadedReading, fade_case, fade_curve
 from training.evaluation.metrics import (
     Findings,
     ReliabilityBin,
@@ -32,6 +33,15 @@ from training.evaluation.metrics import (
 )
 from training.evaluation.reporters import Grounding, ModelReporter, Reporter, judge_grounding
 from training.evaluation.text_measures import keyword_f1, text_intervals, text_measures
+from training.evaluation.uncertainty import (
+    Statement,
+    Witnesses,
+    auroc_wrong,
+    expected_calibration_error,
+    risk_coverage,
+    silent_errors,
+    statements,
+)
 from training.phantoms.wording import write_report
 
 #: What the tables show of `measure`, each F1 with its chance-corrected agreement.
@@ -53,6 +63,7 @@ HEADLINE: Final = (
     "lesion_presence_accuracy",
     "lesion_sensitivity",
     "healthy_specificity",
+    "crg",
     *(f"{name}_{kind}" for name in FINDINGS for kind in ("presence_f1", "kappa", "informedness")),
 )
 #: What a third-party model may raise on a case: torch and transformers raise these two.
@@ -71,6 +82,8 @@ class CaseResult:
     report: str
     mirrored: str | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
+    sides: dict[str, tuple[float, float]] = field(default_factory=dict)
+    doubted: frozenset[str] = frozenset()
     grounding: Grounding | None = None
     error: str | None = None
 
@@ -78,6 +91,10 @@ class CaseResult:
     def predicted(self) -> Findings:
         """What the report says."""
         return findings_from_text(self.report)
+
+    def statements(self) -> list[Statement]:
+        """What the report states of findings whose truth is known."""
+        return statements(self.truth, self.predicted, Witnesses(self.probabilities, self.sides, self.doubted))
 
     @property
     def healthy(self) -> bool:
@@ -127,6 +144,11 @@ class Evaluation:
         calibration: Expected calibration error of each finding.
         reliability: Its bins.
         grounding: Peak of the map inside the lesion, its side, its height on healthy cases.
+        risk_coverage: Share of wrong statements as the least certain are withheld.
+        auroc_wrong: How well doubt tells wrong statements from right ones.
+        silent_errors: Wrong statements without a warning.
+        ece: Calibration error of each finding's presence, and of all together.
+        fade: By brightness of the lesion; None where none was faded.
     """
 
     cases: tuple[CaseResult, ...]
@@ -137,6 +159,11 @@ class Evaluation:
     calibration: dict[str, float | None]
     reliability: dict[str, list[ReliabilityBin]]
     grounding: dict[str, float | None]
+    risk_coverage: dict[str, Any] | None
+    auroc_wrong: float | None
+    silent_errors: dict[str, Any]
+    ece: dict[str, float | None]
+    fade: dict[str, Any] | None
 
     @property
     def failed(self) -> int:
@@ -150,14 +177,28 @@ def evaluate_cases(
     *,
     flip: bool = True,
     samples: int = 300,
+    fade: int = 0,
     progress: Progress = lambda _done: None,
 ) -> Evaluation:
-    """Have every case reported, and judge the reports; intervals from `samples` draws."""
-    results = []
+    """Have every case reported, and judge the reports; intervals from `samples` draws.
+
+    `fade`: of how many lesions, the first that have a mask, the brightness is also lowered step by step.
+    """
+    results: list[CaseResult] = []
+    readings: list[FadedReading] = []
     for number, case in enumerate(cases, 1):
         results.append(judge_case(reporter, case, flip=flip))
+        if len(readings) < fade * len(RATIOS) and isinstance(reporter, ModelReporter):
+            readings += _faded(reporter, case, results[-1])
         progress(number)
-    return summarise(results, samples)
+    return summarise(results, samples, readings)
+
+
+def _faded(reporter: ModelReporter, case: EvaluationCase, result: CaseResult) -> list[FadedReading]:
+    """The case at each brightness; nothing where it failed, has no lesion, or no mask says where that is."""
+    present = finding(result.truth, "lesion").presence == "present"
+    masked = result.grounding is not None and result.grounding.inside is not None
+    return fade_case(reporter, case) if present and masked and result.error is None else []
 
 
 def evaluate_phantoms(
@@ -182,6 +223,8 @@ def judge_case(reporter: Reporter, case: EvaluationCase, *, flip: bool = True) -
         reading.report,
         reading.mirrored,
         dict(reading.probabilities),
+        dict(reading.sides),
+        reading.doubted,
         grounding,
     )
 
@@ -189,7 +232,7 @@ def judge_case(reporter: Reporter, case: EvaluationCase, *, flip: bool = True) -
 # ---- the tables
 
 
-def summarise(results: Sequence[CaseResult], samples: int = 300) -> Evaluation:
+def summarise(results: Sequence[CaseResult], samples: int = 300, readings: Sequence[FadedReading] = ()) -> Evaluation:
     """The model's measures beside those of reports that never look, on the same cases."""
     model = Row(tuple(c.truth for c in results), tuple(c.reference for c in results), tuple(c.report for c in results))
     pairs = model.pairs()
@@ -205,6 +248,7 @@ def summarise(results: Sequence[CaseResult], samples: int = 300) -> Evaluation:
         if (index := [i for i, h in enumerate(healthy) if h == wanted])
     }
     known = {name: _known(results, name) for name in FINDINGS}
+    stated = [statement for case in results for statement in case.statements()]
     return Evaluation(
         cases=tuple(results),
         table=table,
@@ -217,6 +261,11 @@ def summarise(results: Sequence[CaseResult], samples: int = 300) -> Evaluation:
         calibration={name: calibration_error(*answers) for name, answers in known.items()},
         reliability={name: reliability(*answers) for name, answers in known.items() if answers[0]},
         grounding=_grounding(results),
+        risk_coverage=risk_coverage(stated),
+        auroc_wrong=auroc_wrong(stated),
+        silent_errors=silent_errors(stated),
+        ece=expected_calibration_error(known),
+        fade=fade_curve(readings),
     )
 
 

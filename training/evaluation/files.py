@@ -48,6 +48,11 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "flip_consistency": evaluation.flip_consistency,
         "calibration_error": evaluation.calibration,
         "grounding": evaluation.grounding,
+        "risk_coverage": evaluation.risk_coverage,
+        "auroc_wrong": evaluation.auroc_wrong,
+        "silent_errors": evaluation.silent_errors,
+        "ece": evaluation.ece,
+        "fade": evaluation.fade,
         "intervals_95": evaluation.intervals,
         "table": evaluation.table,
         "apart": evaluation.apart,
@@ -84,6 +89,8 @@ def markdown(evaluation: Evaluation, title: str) -> str:
         *_measures(evaluation),
         "",
         *_keywords(evaluation),
+        "",
+        *_doubt(evaluation),
         "",
         *_notes(evaluation),
         "",
@@ -126,6 +133,26 @@ def _keywords(evaluation: Evaluation) -> list[str]:
     ]
     for row, values in evaluation.table.items():
         lines.append(_row([row, *(_cell(values.get(key)) for key in _KEYWORDS.values())]))
+    return lines
+
+
+def _doubt(evaluation: Evaluation) -> list[str]:
+    """What a reader can do with the model's doubt."""
+    silent = evaluation.silent_errors
+    lines = [
+        f"Statements on presence and side: {silent['statements']}, {silent['wrong']} wrong, {silent['silent']} of them "
+        f"without a warning ({_cell(silent['share'])} of all; {silent['lesion_silent']} on the lesion); warned though "
+        f"right: {_cell(silent['false_alarms'])}. AUROC of doubt for wrong statements: {_cell(evaluation.auroc_wrong)}."
+    ]
+    if evaluation.risk_coverage is not None:
+        risk = evaluation.risk_coverage["risk"]
+        cells = [_cell(value) for value in risk.values()]
+        lines += ["", *_head(["withheld, least certain first", *risk]), _row(["share wrong of the rest", *cells])]
+    if evaluation.fade is not None:
+        lines += ["", *_head(["brightness over the brain's", "lesions", "stated", "right side", "wrong, no warning"])]
+        for ratio, row in evaluation.fade.items():
+            shares = [_cell(row[key]) for key in ("stated", "right_side", "silent")]
+            lines.append(_row([ratio, str(row["lesions"]), *shares]))
     return lines
 
 

@@ -24,6 +24,9 @@ class Judged:
         weights: `demo`, a folder or a hub id; with a baseline, its checkpoint's folder.
         count: Phantoms to draw, where no cases are named.
         seed: Of the first, or of the inserted lesions.
+        hard: Whether the phantoms are hard ones, and inserted lesions faint ones too.
+        candidates: Texts at most for each picture, as `[model] candidates`.
+        fade: Of how many lesions the brightness is lowered step by step.
         folders: Cases that `braingemma phantom` wrote.
         manifest: Cases of a manifest.
         split: One split of it.
@@ -35,6 +38,9 @@ class Judged:
     weights: str = "demo"
     count: int = 60
     seed: int = 7_000_000
+    hard: bool = False
+    candidates: int = 8
+    fade: int = 0
     folders: Path | None = None
     manifest: Path | None = None
     split: str | None = None
@@ -54,7 +60,9 @@ def evaluate(judged: Judged, out: Path, say: Say, *, flip: bool = True) -> Evalu
 
     cases, described, total = _cases(judged)
     reporter = _reporter(judged)
-    found = evaluate_cases(reporter, cases, flip=flip, progress=lambda done: say(f"case {done}/{total}"))
+    found = evaluate_cases(
+        reporter, cases, flip=flip, fade=judged.fade, progress=lambda done: say(f"case {done}/{total}")
+    )
     write_evaluation(found, out, f"{reporter.name} on {described}")
     if found.cases and found.failed == len(found.cases):
         raise DataError(f"all {found.failed} cases failed, the first: {found.cases[0].name}: {found.cases[0].error}")
@@ -78,11 +86,17 @@ def _cases(judged: Judged) -> tuple[Iterable[EvaluationCase], str, int]:
     if judged.insert:
         each = 8
         total = len(judged.insert) * (each + 1)
-        drawn = sources.inserted_cases(judged.insert, each, judged.seed)
-        return drawn, f"{len(judged.insert)} real scans, as they are and with {each} inserted lesions each", total
+        drawn = sources.inserted_cases(judged.insert, each, judged.seed, hard=judged.hard)
+        faint = ", from 1.2 times the brain's brightness" if judged.hard else ""
+        return (
+            drawn,
+            f"{len(judged.insert)} real scans, as they are and with {each} inserted lesions each{faint}",
+            total,
+        )
     seeds = range(judged.seed, judged.seed + judged.count)
-    described = f"{judged.count} phantoms, seeds {judged.seed} to {judged.seed + judged.count - 1}"
-    return sources.phantom_cases(seeds), described, judged.count
+    kind = "hard phantoms" if judged.hard else "phantoms"
+    described = f"{judged.count} {kind}, seeds {judged.seed} to {judged.seed + judged.count - 1}"
+    return sources.phantom_cases(seeds, "hard" if judged.hard else "plain"), described, judged.count
 
 
 def _reporter(judged: Judged) -> Reporter:
@@ -90,7 +104,7 @@ def _reporter(judged: Judged) -> Reporter:
         from braingemma.model.braingemma3d import BrainGemma3D
         from training.evaluation.reporters import ModelReporter
 
-        return ModelReporter(BrainGemma3D.from_pretrained(judged.weights).eval())
+        return ModelReporter(BrainGemma3D.from_pretrained(judged.weights).eval(), judged.candidates)
     from training.evaluation.baselines import load_baseline
 
     return load_baseline(judged.baseline, Path(judged.weights), trust_remote_code=judged.trust_remote_code)

@@ -154,6 +154,22 @@ def clinical(pairs: Sequence[Pair]) -> dict[str, float | None]:
     }
 
 
+def crg_score(pairs: Sequence[Pair]) -> float | None:
+    """CRG score (Hamamci et al., MIDL 2025, arXiv 2505.17167) over the presence of all findings.
+
+    A false negative costs as much as a true positive gives, so weighted by how common positives are that denying all
+    and stating all are equally poor: 1 is perfect, 1/3 is what a report gets that denies everything. None without
+    positive or without negative truths.
+    """
+    counts = Counts.total([presence_counts(pairs, name) for name in FINDINGS])
+    positives, labels = counts.tp + counts.fn, counts.tp + counts.fn + counts.fp + counts.tn
+    if positives in (0, labels):
+        return None
+    most = (labels - positives) / 2
+    weight = most / positives
+    return most / (2 * most - (weight * (counts.tp - counts.fn) - counts.fp))
+
+
 def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
     """All measures of a set of (truth, predicted) findings; values are floats or None."""
     lesion = presence_counts(pairs, "lesion")
@@ -173,6 +189,7 @@ def measure(pairs: Sequence[Pair]) -> dict[str, Any]:
         "presence_f1": _mean([presence_counts(pairs, name).f1 for name in PRESENCE_FINDINGS]),
         "presence_kappa": pooled_kappa([_presence_pairs(pairs, name) for name in PRESENCE_FINDINGS]),
         **clinical(pairs),
+        "crg": crg_score(pairs),
     }
     for name in FINDINGS:
         counts = presence_counts(pairs, name)

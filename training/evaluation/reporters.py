@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import nibabel
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from braingemma.findings.vocabulary import FINDINGS
 from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.reading.candidates import write_candidates
+from braingemma.reading.doubts import doubts
+from braingemma.reading.second_look import look_twice
+from braingemma.volume.brain import BrainMask
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
 from training.data.phantom_cases import mask_on_grid
 
@@ -25,6 +27,8 @@ class Reading:
         report: Its report.
         mirrored: The report of the mirrored picture; None where it was not asked for.
         probabilities: Of the presence of each finding, where the weights tell.
+        sides: Of its left and right, where the weights tell.
+        doubted: Findings on which a warning was given.
         grounding: (d, h, w) lesion share of each patch of the model's grid, where the weights tell.
         prepared: The grid that `grounding` lies on.
     """
@@ -32,6 +36,8 @@ class Reading:
     report: str
     mirrored: str | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
+    sides: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    doubted: frozenset[str] = frozenset()
     grounding: NDArray[np.float32] | None = None
     prepared: PreparedVolume | None = None
 
@@ -48,32 +54,50 @@ class Reporter(Protocol):
 
 
 class ModelReporter:
-    """BrainGemma3D, by the path that serving takes."""
+    """BrainGemma3D, by the path that serving takes.
 
-    def __init__(self, model: BrainGemma3D) -> None:
+    Attributes:
+        model: The model.
+        candidates: Texts at most for each picture, as `[model] candidates`.
+    """
+
+    def __init__(self, model: BrainGemma3D, candidates: int = 1) -> None:
         self.model = model
+        self.candidates = 1 if model.config.published else candidates
 
     @property
     def name(self) -> str:
         """Name and version of the weights."""
         return f"{self.model.config.name} {self.model.config.version}"
 
-    def read(self, image: Any, name: str, /, *, flip: bool) -> Reading:
-        """One pass for the volume and its mirror image together."""
-        prepared = prepare_image(image, self.model.config, name=name)
+    def read(self, image: Any, name: str, /, *, flip: bool, brain: BrainMask | None = None) -> Reading:
+        """Report a picture; with `flip` its mirror image, which is not looked for a brain again."""
+        prepared = prepare_image(image, self.model.config, name=name, brain=brain)
+        reading = self._read(prepared)
+        return replace(reading, mirrored=self._read(_mirrored(prepared)).report) if flip else reading
+
+    def _read(self, prepared: PreparedVolume) -> Reading:
         volume = prepared.tensor.to(self.model.compute_device)
-        both = torch.cat([volume, volume.flip(-1)]) if flip else volume
-        written = self.model.generate_batch(both, settings=self.model.generation_settings(seed=0))
         found = self.model.finding_probabilities(volume)
-        known = found if isinstance(found, dict) else {}
-        patches = self.model.ground(volume)
+        known = found if isinstance(found, dict) else None
+        look = look_twice(self.model, prepared)
+        settings = self.model.generation_settings(seed=0)
+        written = write_candidates(self.model, volume, known, look, count=self.candidates, settings=settings)
+        taken = next(candidate for candidate in written if candidate.taken)
         return Reading(
-            report=written[0].text,
-            mirrored=written[1].text if flip else None,
-            probabilities={n: float(known[n]["presence"]) for n in FINDINGS if n in known},
-            grounding=None if patches is None else patches[0].float().cpu().numpy(),
+            report=taken.text,
+            probabilities={n: float(p["presence"]) for n, p in (known or {}).items()},
+            sides={n: (float(p["left"]), float(p["right"])) for n, p in (known or {}).items()},
+            doubted=frozenset(doubt.finding for doubt in doubts(taken.findings, known, look)),
+            grounding=None if look is None else look.patches,
             prepared=prepared,
         )
+
+
+def _mirrored(prepared: PreparedVolume) -> PreparedVolume:
+    """The prepared volume seen in a mirror, on the same grid."""
+    foreground = np.ascontiguousarray(prepared.foreground[..., ::-1])
+    return replace(prepared, tensor=prepared.tensor.flip(-1), foreground=foreground)
 
 
 def mirror_image(image: Any) -> Any:

@@ -20,11 +20,13 @@ from training.phantoms.lesions import draw_lesion, paint_visible
 from training.phantoms.phantom import Phantom
 from training.phantoms.truth import located_findings
 
+#: With one brightness asked for, the core is so much brighter, in parts of the brain's median.
+CORE_ABOVE_EDEMA = 0.2
 #: The standard brain's box in MNI mm: left to right, back to front, bottom to top.
 _BOX = np.array([[-71.0, 71.0], [-107.0, 73.0], [-66.0, 80.0]], np.float32)
 
 
-def insert_lesion(image: Any, seed: int, *, region: str, side: str) -> Phantom:
+def insert_lesion(image: Any, seed: int, *, region: str, side: str, brightness: float | None = None) -> Phantom:
     """A real volume with one drawn lesion in it.
 
     Args:
@@ -32,6 +34,8 @@ def insert_lesion(image: Any, seed: int, *, region: str, side: str) -> Phantom:
         seed: Of the drawing.
         region: One of `training.phantoms.anatomy.REGIONS` that a lesion may be centred in.
         side: The patient's "left" or "right".
+        brightness: How many times as bright as the brain's median the edema is; the core is a little brighter. None
+            draws both.
 
     Raises:
         VolumeError: no brain was found.
@@ -51,7 +55,7 @@ def insert_lesion(image: Any, seed: int, *, region: str, side: str) -> Phantom:
     deep = ndimage.distance_transform_edt(brain.mask, sampling=spacing)
     tissue = Tissue(np.zeros_like(volume), np.full_like(volume, 0.5), -deep.astype(np.float32))
     masks = paint_visible(lesion, rng, grid, standard, regions, tissue)
-    changed = _brighten(volume, brain.mask, masks, spacing, rng)
+    changed = _brighten(volume, brain.mask, masks, spacing, rng, brightness)
     findings = located_findings(regions, standard, masks, set())
     truth = {"seed": seed, "findings": [f.to_json() for f in findings], "report": ""}
     return Phantom(
@@ -72,14 +76,18 @@ def _standard(mask: Any) -> Floats:
     return np.stack(np.meshgrid(*axes, indexing="ij"))
 
 
-def _brighten(volume: Floats, brain: Any, masks: Any, spacing: Any, rng: np.random.Generator) -> Floats:
+def _brighten(
+    volume: Floats, brain: Any, masks: Any, spacing: Any, rng: np.random.Generator, brightness: float | None
+) -> Floats:
     """Edema and core brighter than the tissue they replace, necrosis near fluid; borders softened by about 1 mm."""
     typical = float(np.median(volume[brain]))
     image = volume.astype(np.float32).copy()
     fluid = np.clip(1.2 - image / (0.6 * typical), 0, 1)
-    levels = ((masks.edema, rng.uniform(1.4, 1.8), 0.8), (masks.core, rng.uniform(1.3, 1.7), 0.4))
-    for mask, level, spares in levels:
+    edema, core = 0.75 * rng.uniform(1.4, 1.8), 0.75 * rng.uniform(1.3, 1.7)
+    if brightness is not None:  # what is replaced has the median's brightness, more or less
+        edema, core = brightness - 0.35, brightness + CORE_ABOVE_EDEMA - 0.35
+    for mask, level, spares in ((masks.edema, edema, 0.8), (masks.core, core, 0.4)):
         soft = ndimage.gaussian_filter(mask.astype(np.float32), 1.0 / spacing) * (1 - spares * fluid)
-        image = image * (1 - soft) + (0.35 * image + level * 0.75 * typical) * soft
+        image = image * (1 - soft) + (0.35 * image + level * typical) * soft
     soft = ndimage.gaussian_filter(masks.necrosis.astype(np.float32), 1.0 / spacing)
     return (image * (1 - soft) + rng.uniform(0.25, 0.5) * typical * soft).astype(np.float32)

@@ -430,7 +430,14 @@ def _paint_all(
 # ---- truth
 
 
-def phantoms(out: Path, count: int, seed: int, say: Say, each: Callable[[Path], None] | None = None) -> list[Path]:
+def phantoms(
+    out: Path,
+    count: int,
+    seed: int,
+    say: Say,
+    each: Callable[[Path], None] | None = None,
+    difficulty: Difficulty = "plain",
+) -> list[Path]:
     """Write phantoms of the seeds `seed` ... `seed + count - 1`, one folder each.
 
     Args:
@@ -439,6 +446,7 @@ def phantoms(out: Path, count: int, seed: int, say: Say, each: Callable[[Path], 
         seed: Of the first.
         say: Told what is being done.
         each: Called with each folder when it is written.
+        difficulty: Of all of them.
 
     Raises:
         DataError: count or seed makes no sense.
@@ -448,7 +456,7 @@ def phantoms(out: Path, count: int, seed: int, say: Say, each: Callable[[Path], 
     folders = []
     for number in range(count):
         folder = out / f"phantom-{seed + number}"
-        write_phantom(folder, make_phantom(seed + number))
+        write_phantom(folder, make_phantom(seed + number, difficulty=difficulty))
         if each is not None:
             each(folder)
         folders.append(folder)
