@@ -231,6 +231,42 @@ def _references(transaction_uid: str, files: Sequence[Outgoing]) -> Dataset:
     return dataset
 
 
+class Checkpoint:
+    """Where the thread of an association rests while a request of ours is under way; in place of pynetdicom's event.
+
+    That thread takes every message that it finds from the queue, also the answer that a request waits for, and
+    pynetdicom's pause does not hold it for certain: `_is_paused` still says yes when the thread has just gone on. On a
+    busy machine it was descheduled there, took the answer as soon as that came, and the request waited until its time
+    was over. Here `clear` returns only when the thread rests, or has ended.
+    """
+
+    def __init__(self, association: threading.Thread) -> None:
+        self._association = association
+        self._changed = threading.Condition()
+        self._open, self._rests = True, False
+
+    def wait(self) -> None:
+        """Rest until `set`, called by the association's thread."""
+        with self._changed:
+            while not self._open:
+                self._rests = True
+                self._changed.notify_all()
+                self._changed.wait()
+
+    def clear(self) -> None:
+        """Let the association's thread rest, and wait until it does."""
+        with self._changed:
+            self._open = False
+            while self._association.is_alive() and not self._rests:
+                self._changed.wait(0.05)
+
+    def set(self) -> None:
+        """Let it go on."""
+        with self._changed:
+            self._open, self._rests = True, False
+            self._changed.notify_all()
+
+
 def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callable[..., object]]] = ()) -> Association:
     """An established association with one of the peer's addresses, the first that takes a connection.
 
@@ -250,6 +286,7 @@ def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callab
             evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
         )
         if association.is_established:
+            association._reactor_checkpoint = Checkpoint(association)
             return association
         if connected:
             raise _unwelcome(association, peer)

@@ -55,6 +55,10 @@ class Outgoing:
             raise DaemonError(f"{path} cannot be read: {error.strerror}") from error
 
 
+DUPLICATE = 0x0111
+"""Duplicate SOP Instance (PS3.7 C.5.9)."""
+
+
 @dataclass(frozen=True)
 class StoreOutcome:
     """What the peer said to one C-STORE.
@@ -71,8 +75,12 @@ class StoreOutcome:
 
     @property
     def stored(self) -> bool:
-        """Success, or a warning (PS3.4 B.2.3: 0xB000, 0xB006, 0xB007), with which the instance is stored too."""
-        return self.status == 0x0000 or (self.status is not None and self.status >> 12 == 0xB)
+        """Whether the peer says that it has the instance.
+
+        By Success, by a warning (PS3.4 B.2.3: 0xB000, 0xB006, 0xB007), or as a duplicate (PS3.7 C.5.9), as it has it
+        from an earlier attempt whose answer was lost.
+        """
+        return self.status in (0x0000, DUPLICATE) or (self.status is not None and self.status >> 12 == 0xB)
 
 
 OnOutcome = Callable[[StoreOutcome], None]

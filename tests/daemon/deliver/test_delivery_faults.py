@@ -164,6 +164,26 @@ def test_a_warning_is_recorded_and_confirmed(start: Any, store: JobStore, folder
     assert all("0xB000" in d.reason for d in store.deliveries("j1"))
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_a_duplicate_is_sent_where_it_is_held(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock, held: bool
+) -> None:
+    """The answer to an earlier attempt was lost: the PACS has the object, and refuses it as a duplicate."""
+
+    def answer(event: Any) -> int:
+        if held:
+            pacs.held[str(event.request.AffectedSOPInstanceUID)] = event.dataset
+        return 0x0111
+
+    pacs = start(answer=answer, find=True)
+    until_settled(store, folder, pacs.destination(max_attempts=3), clock)
+    if held:
+        assert outcomes(store) == {k: (SENT, "0111", "C-FIND") for k in ("sr", "seg")}
+        assert len(pacs.received) == 2
+    else:
+        assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
+
+
 @pytest.mark.parametrize("how", [{"find": True}, {"commitment": "same"}])
 def test_accepts_and_forgets(start: Any, store: JobStore, folder: JobFolder, clock: Clock, how: Any) -> None:
     pacs = start(forgets=True, **how)
