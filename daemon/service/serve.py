@@ -6,6 +6,7 @@ import fcntl
 import functools
 import logging
 import os
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -83,6 +84,8 @@ def serve(settings: Settings) -> NoReturn:
     """Run until SIGTERM or SIGINT, then end the process: associations first, then the rest, in under 10 s."""
     os.umask(PRIVATE)
     stop = stop_on_signals()
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))  # of receivers, too, which inherit it
     data = settings.data
     info = check_weights(settings)
     make_private(data.root)
