@@ -1,0 +1,1 @@
+"""Many studies in, one table out."""

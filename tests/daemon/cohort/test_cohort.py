@@ -1,0 +1,191 @@
+"""Many studies into one table: what is found, what a row says, that each case is done once."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from daemon.cohort.batch import Batch, CaseRecord
+from daemon.cohort.bids import write_bids
+from daemon.cohort.cases import find_cases
+from daemon.cohort.page import write_page
+from daemon.cohort.table import COLUMNS, rows_of, write_csv, write_parquet
+from daemon.config.sections import Settings
+from daemon.errors import DaemonError, Rejected
+from dicom_io.series_writer import write_series
+from training.phantoms.phantom import make_phantom, write_phantom
+
+SPACING = (4.0, 4.0, 6.0)
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One phantom whose lesion is on the right."""
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, make_phantom(900_001, spacing=SPACING))
+    return folder / "flair.nii.gz"
+
+
+def test_dicom_in_any_nesting_becomes_a_case_for_each_study(volume: Path, tmp_path: Path) -> None:
+    source = tmp_path / "archive"
+    for number in (1, 2):
+        identity = {"PatientID": f"P{number}", "StudyInstanceUID": f"1.2.3.{number}", "Manufacturer": "ACME"}
+        write_series(volume, source / f"a{number}" / "deep", overrides=identity)
+    moved = next((source / "a1" / "deep").iterdir())
+    (source / "elsewhere").mkdir()
+    moved.rename(source / "elsewhere" / "x")
+    (source / "notes.txt").write_text("not DICOM")
+    found = find_cases(source)
+    assert len(found.cases) == 2
+    assert len({len(case.files) for case in found.cases}) == 1
+    assert sorted(facts.patient_id for case in found.cases for facts in case.facts.values()) == ["P1", "P2"]
+    assert [file.name for file, _ in found.problems] == ["notes.txt"]
+    assert all("P1" not in case.name for case in found.cases)
+
+
+def test_a_bids_data_set_gives_its_flairs_with_subject_and_scanner(tmp_path: Path) -> None:
+    for subject, session in (("01", "a"), ("01", "b"), ("02", "a")):
+        anat = tmp_path / f"sub-{subject}" / f"ses-{session}" / "anat"
+        anat.mkdir(parents=True)
+        for suffix in ("FLAIR", "T1w"):
+            (anat / f"sub-{subject}_ses-{session}_{suffix}.nii.gz").touch()
+        said = {"Manufacturer": "Siemens", "ManufacturersModelName": "Prisma", "MagneticFieldStrength": 3}
+        (anat / f"sub-{subject}_ses-{session}_FLAIR.json").write_text(json.dumps(said))
+    cases = find_cases(tmp_path).cases
+    assert [case.subject for case in cases] == ["sub-01_ses-a", "sub-01_ses-b", "sub-02_ses-a"]
+    assert {case.facts[""].field_strength_t for case in cases} == {3.0}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_list_names_its_cases(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "x.nii.gz").touch()
+    rows = [{"case": "first", "path": "x.nii.gz"}, {"case": "gone", "path": "nowhere.nii"}]
+    file = tmp_path / f"list.{kind}"
+    if kind == "csv":
+        file.write_text("case,path\n" + "".join(f"{r['case']},{r['path']}\n" for r in rows))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [case.name for case in find_cases(file).cases] == ["first", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("l.csv", "case,file_name\na,b\n", "row 1: expected a column path"),
+        ("l.jsonl", "[1]\n", "line 1: expected a JSON object"),
+        ("l.jsonl", "{\n", "expected JSON lines"),
+        ("l.csv", "case,path\n../x,y.nii\n", "expected a case of letters"),
+        ("l.txt", "", "expected a folder, or a list"),
+    ],
+)
+def test_lists_that_cannot_be_read_are_one_line(tmp_path: Path, name: str, text: str, expected: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(Rejected, match=expected):
+        find_cases(tmp_path / name)
+
+
+def quick(**more: object) -> Settings:
+    return Settings.model_validate({"explain": {"enabled": False}, "model": {"threads": 1}, **more})
+
+
+@pytest.fixture(scope="module")
+def done(volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A batch of a study in DICOM, the same as NIfTI, and a file that is no image; run twice."""
+    root = tmp_path_factory.mktemp("batch")
+    source = root / "source"
+    write_series(volume, source / "study", overrides={"PatientID": "MRN-1", "PatientName": "MARKER^NAME"})
+    shutil.copyfile(volume, source / "one.nii.gz")
+    (source / "broken.nii.gz").write_text("no image")
+    said: list[str] = []
+    first = Batch(find_cases(source), root / "out", quick(), said.append).run()
+    assert (first.reported, first.refused, first.failed, first.skipped) == (2, 1, 0, 0)
+    again = Batch(find_cases(source), root / "out", quick(), said.append).run()
+    assert (again.reported, again.skipped) == (0, 3)
+    assert any(text.startswith("case 3/3") for text in said)
+    return root / "out"
+
+
+def test_each_case_has_a_row_with_its_side(volume: Path, done: Path, tmp_path: Path) -> None:
+    truth = json.loads((volume.parent / "truth.json").read_text())["findings"][0]["laterality"]
+    assert truth in ("left", "right")
+    rows = rows_of(done)
+    write_csv(rows, tmp_path / "cases.csv")
+    write_parquet(rows, tmp_path / "cases.parquet")
+    with (tmp_path / "cases.csv").open(newline="") as file:
+        read = {row["case"]: row for row in csv.DictReader(file)}
+    assert list(next(iter(read.values()))) == list(COLUMNS)
+    assert read["broken"]["status"] == "refused"
+    assert read["broken"]["reason"]
+    reported = [row for row in read.values() if row["status"] == "reported"]
+    assert {row["lesion_laterality"] for row in reported} == {truth}
+    assert {row["patient_id"] for row in reported} == {"", "MRN-1"}
+    table = pq.read_table(tmp_path / "cases.parquet")
+    assert table.column_names == list(COLUMNS)
+    assert table.num_rows == 3
+    assert table.schema.field("lesion_confidence").type == "double"
+
+
+def test_a_folder_takes_cases_of_the_same_options_only(done: Path) -> None:
+    with pytest.raises(DaemonError, match="name another folder"):
+        Batch(find_cases(done.parent / "source"), done, quick(explain={"enabled": True}), lambda _: None).run()
+
+
+def test_the_page_shows_each_case_and_says_what_it_is(done: Path) -> None:
+    write_page(rows_of(done), done, "Demo weights")
+    html = (done / "index.html").read_text()
+    assert html.count("<tr data-status") == 3
+    assert html.count("data:image/jpeg") == 2
+    assert 'src="http' not in html
+    assert "RESEARCH USE ONLY" in html.upper()
+
+
+def test_a_derivative_data_set_has_a_line_for_each_subject(done: Path, tmp_path: Path) -> None:
+    write_bids(rows_of(done), done, tmp_path / "bids")
+    assert json.loads((tmp_path / "bids" / "dataset_description.json").read_text())["DatasetType"] == "derivative"
+    lines = (tmp_path / "bids" / "phenotype" / "braingemma.tsv").read_text().splitlines()
+    assert len(lines) == 4
+    assert {len(line.split("\t")) for line in lines} == {len(lines[0].split("\t"))}
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("bids-validator-deno (PyPI) is not installed")
+    checked = subprocess.run(
+        [validator, tmp_path / "bids", "--json"], capture_output=True, text=True, check=False,
+        env={**os.environ, "NO_COLOR": "1"},
+    )  # fmt: skip
+    issues = json.loads(checked.stdout)["issues"]["issues"]
+    assert not [issue for issue in issues if issue["severity"] == "error"]
+
+
+def test_a_case_that_another_process_works_on_is_left_to_it(done: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.nii.gz").write_text("no image")
+    out = tmp_path / "out"
+    (out / ".work").mkdir(parents=True)
+    with (out / ".work" / "x.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert Batch(find_cases(tmp_path), out, quick(), lambda _: None).run().skipped == 1
+    assert Batch(find_cases(tmp_path), out, quick(), lambda _: None).run().refused == 1
+    assert CaseRecord.read(out / "cases" / "x" / "case.json").status == "refused"
+
+
+def test_a_deidentified_batch_names_nobody(volume: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    identity = {"PatientID": "MARKERMRN", "PatientName": "MARKERNAME^X", "StudyInstanceUID": "1.2.3.4711"}
+    write_series(volume, source / "MARKERFOLDER", overrides={**identity, "SeriesDescription": "t1 mprage"})
+    settings = quick(results={"deidentify": True, "deidentify_key": str(tmp_path / "key")})
+    assert Batch(find_cases(source), tmp_path / "out", settings, lambda _: None).run().refused == 1
+    write_csv(rows_of(tmp_path / "out"), tmp_path / "out" / "cases.csv")
+    for file in (tmp_path / "out").rglob("*"):
+        assert "MARKER" not in str(file.relative_to(tmp_path))
+    for file in ("cases.csv", "batch.json"):
+        text = (tmp_path / "out" / file).read_text()
+        assert "MARKER" not in text
+        assert "1.2.3.4711" not in text
