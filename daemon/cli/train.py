@@ -191,6 +191,9 @@ def evaluate(
     ] = False,
     flip: Annotated[bool, typer.Option("--flip/--no-flip", help="Also report each volume mirrored.")] = True,
     candidates: Annotated[int, typer.Option(min=1, help="Texts at most for each picture, as [model] candidates.")] = 8,
+    score: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER: radgraph, ratescore or green with local weights; repeatable.")
+    ] = None,
     fade: Annotated[int, typer.Option(min=0, help="Lower the brightness of so many lesions step by step.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -204,6 +207,7 @@ def evaluate(
         hard=hard,
         candidates=candidates,
         fade=fade,
+        scores=tuple(score or ()),
         folders=cases,
         manifest=manifest,
         split=split,

@@ -149,6 +149,7 @@ class Evaluation:
         silent_errors: Wrong statements without a warning.
         ece: Calibration error of each finding's presence, and of all together.
         fade: By brightness of the lesion; None where none was faded.
+        report_scores: Means of `training.evaluation.report_scores`, those that were asked for.
     """
 
     cases: tuple[CaseResult, ...]
@@ -164,6 +165,7 @@ class Evaluation:
     silent_errors: dict[str, Any]
     ece: dict[str, float | None]
     fade: dict[str, Any] | None
+    report_scores: dict[str, float] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:

@@ -53,6 +53,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "silent_errors": evaluation.silent_errors,
         "ece": evaluation.ece,
         "fade": evaluation.fade,
+        "report_scores": evaluation.report_scores,
         "intervals_95": evaluation.intervals,
         "table": evaluation.table,
         "apart": evaluation.apart,
@@ -148,6 +149,10 @@ def _doubt(evaluation: Evaluation) -> list[str]:
         risk = evaluation.risk_coverage["risk"]
         cells = [_cell(value) for value in risk.values()]
         lines += ["", *_head(["withheld, least certain first", *risk]), _row(["share wrong of the rest", *cells])]
+    if evaluation.report_scores:
+        lines.append(
+            "Report scores: " + ", ".join(f"{n} {_cell(v)}" for n, v in evaluation.report_scores.items()) + "."
+        )
     if evaluation.fade is not None:
         lines += ["", *_head(["brightness over the brain's", "lesions", "stated", "right side", "wrong, no warning"])]
         for ratio, row in evaluation.fade.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ class Judged:
         hard: Whether the phantoms are hard ones, and inserted lesions faint ones too.
         candidates: Texts at most for each picture, as `[model] candidates`.
         fade: Of how many lesions the brightness is lowered step by step.
+        scores: `NAME=FOLDER` of report scores that need weights of their own.
         folders: Cases that `braingemma phantom` wrote.
         manifest: Cases of a manifest.
         split: One split of it.
@@ -41,6 +42,7 @@ class Judged:
     hard: bool = False
     candidates: int = 8
     fade: int = 0
+    scores: tuple[str, ...] = ()
     folders: Path | None = None
     manifest: Path | None = None
     split: str | None = None
@@ -57,12 +59,18 @@ def evaluate(judged: Judged, out: Path, say: Say, *, flip: bool = True) -> Evalu
     """
     from training.evaluation.evaluate import evaluate_cases
     from training.evaluation.files import write_evaluation
+    from training.evaluation.report_scores import parse_folders, report_scores
 
+    folders = parse_folders(judged.scores)
     cases, described, total = _cases(judged)
     reporter = _reporter(judged)
     found = evaluate_cases(
         reporter, cases, flip=flip, fade=judged.fade, progress=lambda done: say(f"case {done}/{total}")
     )
+    if folders:
+        say("report scores")
+        references, reports = ([getattr(case, text) for case in found.cases] for text in ("reference", "report"))
+        found = replace(found, report_scores=report_scores(folders, references, reports))
     write_evaluation(found, out, f"{reporter.name} on {described}")
     if found.cases and found.failed == len(found.cases):
         raise DataError(f"all {found.failed} cases failed, the first: {found.cases[0].name}: {found.cases[0].error}")
