@@ -19,7 +19,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
-from pydicom.uid import UID
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
 
 # What pydicom's lazy conversion raises on malformed values (VR unknown, bad length, text that is no number or date,
 # unknown character set, broken deflate stream).
@@ -37,6 +37,10 @@ MALFORMED = (
     zlib.error,
     BytesLengthException,
 )
+
+
+LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+"""Encodings that cannot be without loss; JPEG 2000 and HTJ2K may."""
 
 
 def value(dataset: Dataset, keyword: str) -> Any:
@@ -73,6 +77,19 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
         if not math.isfinite(number_):
             return ()
         result.append(number_)
+    return tuple(result)
+
+
+def finite_numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+    """The values of a numeric element that are finite numbers; others, such as fill values, are passed over."""
+    result: list[float] = []
+    for item in texts(dataset, keyword):
+        try:
+            number_ = float(item)
+        except ValueError:
+            continue
+        if math.isfinite(number_):
+            result.append(number_)
     return tuple(result)
 
 
@@ -137,6 +154,14 @@ def functional_group(dataset: Dataset, index: int, sequence: str) -> Dataset | N
         if found:
             return found[0]
     return None
+
+
+def is_lossy(dataset: Dataset) -> bool:
+    """Whether the picture was once compressed with loss (PS3.3 C.7.6.1.1.5), or comes so."""
+    if text(dataset, "LossyImageCompression") == "01" or text(dataset, "LossyImageCompressionMethod"):
+        return True
+    meta = getattr(dataset, "file_meta", None)
+    return meta is not None and uid(meta, "TransferSyntaxUID") in LOSSY_SYNTAXES
 
 
 @contextmanager

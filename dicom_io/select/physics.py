@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pydicom.dataset import Dataset
-
 from dicom_io import header
 from dicom_io.series.group import Series
+from dicom_io.series.timing import Timing, read_timing, scanning_sequence
 
 CSF_T1_MS = 4200.0
 """T1 of cerebrospinal fluid, ms, nearly the same at all field strengths."""
@@ -55,70 +54,37 @@ class Acquisition:
     @property
     def described(self) -> str:
         """TI, TE and TR as messages show them."""
-        shown = "/".join(f"{v:g}" for v in self.inversions_ms) or "absent"
-        te = f"{self.echo_ms:g}" if self.echo_ms is not None else "absent"
-        tr = f"{self.repetition_ms:g}" if self.repetition_ms is not None else "absent"
         words = {True: ", inversion recovery", False: ", no inversion recovery", None: ""}[self.inversion_recovery]
-        return f"TI {shown}, TE {te}, TR {tr} ms{words}"
+        return f"{Timing(self.repetition_ms, self.echo_ms, self.inversions_ms).described}{words}"
 
 
 def read_acquisition(series: Series) -> Acquisition:
-    """Timing of a series' first instance, classic or enhanced."""
-    first = series.header
-    if header.is_multiframe(first):
-        return _enhanced(first)
-    sequence = {t.upper() for t in header.texts(first, "ScanningSequence")}
+    """Timing of a series, from all its instances: what the first does not tell, a later one may."""
+    timing = Timing(None, None, ())
+    sequence: frozenset[str] = frozenset()
+    for head in series.headers:
+        timing = timing.filled_by(read_timing(head))
+        sequence = sequence or scanning_sequence(head)
+    says = _first_text(series, "MRModifierSequence", "InversionRecovery")
+    pulse = _first_text(series, "MRPulseSequenceSequence", "EchoPulseSequence")
     return Acquisition(
-        repetition_ms=_positive(header.number(first, "RepetitionTime")),
-        echo_ms=_positive(header.number(first, "EchoTime")),
-        inversions_ms=_inversions(header.numbers(first, "InversionTime")),
-        inversion_recovery=("IR" in sequence) if sequence else None,
-        gradient_echo="GR" in sequence and "SE" not in sequence,
-        contrast=header.text(first, "AcquisitionContrast").upper(),
+        repetition_ms=timing.repetition_ms,
+        echo_ms=timing.echo_ms,
+        inversions_ms=timing.inversions_ms,
+        inversion_recovery={"YES": True, "NO": False}.get(says, ("IR" in sequence) if sequence else None),
+        gradient_echo=pulse == "GRADIENT" or ("GR" in sequence and "SE" not in sequence),
+        contrast=_first_text(series, "MRImageFrameTypeSequence", "AcquisitionContrast"),
         diffusion_b=max(header.number(h, "DiffusionBValue") or 0.0 for h in series.headers),
     )
 
 
-def _enhanced(dataset: Dataset) -> Acquisition:
-    """Functional groups first; some vendors repeat the classic attributes at the top and leave the groups out."""
-
-    def holder(sequence: str, keyword: str) -> Dataset:
-        found = header.functional_group(dataset, 0, sequence)
-        return found if found is not None and keyword in found else dataset
-
-    recovery = header.text(holder("MRModifierSequence", "InversionRecovery"), "InversionRecovery").upper()
-    sequence = {t.upper() for t in header.texts(dataset, "ScanningSequence")}
-    echo = holder("MREchoSequence", "EffectiveEchoTime")
-    echo_keyword = "EffectiveEchoTime" if "EffectiveEchoTime" in echo else "EchoTime"
-    inversion = holder("MRModifierSequence", "InversionTimes")
-    inversion_keyword = "InversionTimes" if "InversionTimes" in inversion else "InversionTime"
-    timing = holder("MRTimingAndRelatedParametersSequence", "RepetitionTime")
-    says = {"YES": True, "NO": False}.get(recovery)
-    return Acquisition(
-        repetition_ms=_positive(header.number(timing, "RepetitionTime")),
-        echo_ms=_positive(header.number(echo, echo_keyword)),
-        inversions_ms=_inversions(header.numbers(inversion, inversion_keyword)),
-        inversion_recovery=says if says is not None else (("IR" in sequence) if sequence else None),
-        gradient_echo=header.text(dataset, "EchoPulseSequence").upper() == "GRADIENT",
-        contrast=_contrast(dataset),
-    )
-
-
-def _contrast(dataset: Dataset) -> str:
-    frame_type = header.functional_group(dataset, 0, "MRImageFrameTypeSequence")
-    for holder in (frame_type, dataset):
-        if holder is not None and (found := header.text(holder, "AcquisitionContrast").upper()):
-            return found
+def _first_text(series: Series, sequence: str, keyword: str) -> str:
+    """Text in capitals of the first instance that has it, in the first frame's functional group or at the top."""
+    for head in series.headers:
+        for holder in (header.functional_group(head, 0, sequence), head):
+            if holder is not None and (found := header.text(holder, keyword).upper()):
+                return found
     return ""
-
-
-def _positive(value: float | None) -> float | None:
-    """Vendors write 0 for "not applicable"."""
-    return value if value is not None and value > 0 else None
-
-
-def _inversions(values: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(v for v in values if v > 0)
 
 
 def nulling_inversion_ms(repetition_ms: float) -> float:
@@ -149,7 +115,7 @@ def contradictions(acquisition: Acquisition, *, named: bool) -> list[str]:
         )
         if value is not None and not low <= value <= high
     ]
-    if len(set(acquisition.inversions_ms)) > 1:
+    if len(acquisition.inversions_ms) > 1:
         found.append("several inversion times (double inversion recovery)")
     if acquisition.gradient_echo:
         found.append("gradient echo")

@@ -18,7 +18,7 @@ from dicom_io import header
 from dicom_io.errors import DicomIoError, SeriesError
 from dicom_io.select import physics
 from dicom_io.select.naming import BRAIN_PARTS, OTHER_BODY_PARTS, UNSAID_PARTS, Name, fold, read_name
-from dicom_io.series.group import Series
+from dicom_io.series.group import Series, contrasts
 from dicom_io.volume.geometry import SeriesGeometry
 from dicom_io.volume.stack import series_geometry
 
@@ -38,6 +38,10 @@ DERIVED_TYPES = re.compile(
 
 BENIGN_DERIVATIONS = frozenset({"DIS2D", "DIS3D", "DIS", "NORM", "FIL", "FILTERED", "DND"})
 """Words in ImageType of corrections in place: the picture keeps its slices and its meaning."""
+
+
+LOSSY_COMPRESSION = "113040"
+"""Code (DCM) of a derivation that is lossy compression (PS3.16 CID 7203)."""
 
 
 @dataclass(frozen=True)
@@ -150,15 +154,18 @@ def judge(series: Series, rules: SelectionRules | None = None) -> Verdict:
     """
     with header.quiet("pydicom"):  # pydicom warns of odd values when they are first looked at
         case = _case(series, rules or SelectionRules())
-        reasons = tuple(rule(case) for rule in RULES)
+        reasons = (*(rule(case) for rule in RULES), *(Reason("parts", True, note) for note in series.notes))
         accepted = all(r.passed for r in reasons)
         score, merits = _score(case) if accepted else (0.0, "")
         return Verdict(series.series_uid, accepted, score, reasons, merits)
 
 
 def rank(series_list: Iterable[Series], rules: SelectionRules | None = None) -> list[tuple[Series, Verdict]]:
-    """Judge several series: accepted ones first, best first, each with its place; then refused ones in their order."""
-    judged = [(series, judge(series, rules)) for series in series_list]
+    """Judge several series: accepted ones first, best first, each with its place; then refused ones in their order.
+
+    Acquisitions that share one SeriesInstanceUID are judged apart.
+    """
+    judged = [(one, judge(one, rules)) for series in series_list for one in contrasts(series)]
     ranked = sorted(judged, key=lambda pair: (not pair[1].accepted, -pair[1].score))
     of = sum(verdict.accepted for _, verdict in ranked)
     return [(s, _placed(v, place, of) if v.accepted else v) for place, (s, v) in enumerate(ranked, start=1)]
@@ -188,12 +195,15 @@ def _case(series: Series, rules: SelectionRules) -> _Case:
 
 
 def _name(series: Series) -> Name:
-    """What the series is called; ProtocolName counts only where it names the series and not the whole examination."""
-    description = header.text(series.header, "SeriesDescription")
-    texts = [description, *(header.text(series.header, k) for k in ("SequenceName", "PulseSequenceName"))]
-    vendor = header.text(series.header, "Manufacturer").upper()
-    if not description or any(v in vendor for v in SERIES_PROTOCOL_VENDORS):
-        texts.append(header.text(series.header, "ProtocolName"))
+    """What the series is called, by all its instances.
+
+    ProtocolName counts only where it names the series and not the whole examination.
+    """
+    descriptions = series.distinct("SeriesDescription")
+    texts = [*descriptions, *(t for k in ("SequenceName", "PulseSequenceName") for t in series.distinct(k))]
+    vendor = " ".join(series.distinct("Manufacturer")).upper()
+    if not descriptions or any(v in vendor for v in SERIES_PROTOCOL_VENDORS):
+        texts += series.distinct("ProtocolName")
     return read_name(texts)
 
 
@@ -208,9 +218,11 @@ def _matching(series: Series, entries: Iterable[Mapping[str, str]]) -> str:
 
 
 def _modality_rule(case: _Case) -> Reason:
-    found = UID(header.uid(case.series.header, "SOPClassUID"))
-    passed = case.series.modality == "MR" and found in MR_IMAGE_CLASSES
-    return Reason("modality", passed, f"{case.series.modality or 'no modality'}, {found.name or 'no SOP class'}")
+    modalities = case.series.distinct("Modality")
+    classes = [UID(u) for u in dict.fromkeys(header.uid(h, "SOPClassUID") for h in case.series.headers)]
+    passed = modalities == ("MR",) and all(found in MR_IMAGE_CLASSES for found in classes)
+    shown = ", ".join(found.name or "no SOP class" for found in classes)
+    return Reason("modality", passed, f"{', '.join(modalities) or 'no modality'}, {shown}")
 
 
 def _site_rule(case: _Case) -> Reason:
@@ -230,9 +242,19 @@ def _image_type_rule(case: _Case) -> Reason:
             return Reason("image type", False, f"{shown}: {', '.join(telling)}")
         if "SECONDARY" in words:
             return Reason("image type", False, f"{shown}: made after the examination")
-        if "DERIVED" in words and not words & BENIGN_DERIVATIONS:
+        if "DERIVED" in words and not words & BENIGN_DERIVATIONS and not _derived_by_compression(head, types):
             return Reason("image type", False, f"{shown}: derived from other images")
-    return Reason("image type", True, "\\".join(_image_types(case.series.header)) or "absent")
+    shown = "\\".join(_image_types(case.series.header)) or "absent"
+    return Reason(
+        "image type", True, f"{shown}, compressed with loss" if header.is_lossy(case.series.header) else shown
+    )
+
+
+def _derived_by_compression(head: Dataset, types: tuple[str, ...]) -> bool:
+    """Whether DERIVED need mean no more than that the archive compressed with loss (PS3.3 C.7.6.1.1.2)."""
+    primary = "PRIMARY" in (t.upper() for t in types)
+    codes = {header.text(i, "CodeValue") for i in header.items(head, "DerivationCodeSequence")}
+    return primary and header.is_lossy(head) and codes <= {LOSSY_COMPRESSION}
 
 
 def _image_types(head: Dataset) -> tuple[str, ...]:
@@ -272,10 +294,12 @@ def _physics_rule(case: _Case) -> Reason:
 
 def _body_part_rule(case: _Case) -> Reason:
     head = case.series.header
-    part = header.text(head, "BodyPartExamined")
-    regions = [header.text(i, "CodeMeaning") for i in header.items(head, "AnatomicRegionSequence")]
-    shown = ", ".join(t for t in (part, *regions) if t) or "absent"
-    for text in (fold(t) for t in (part, *regions) if t):
+    parts = [
+        *case.series.distinct("BodyPartExamined"),
+        *(header.text(i, "CodeMeaning") for i in header.items(head, "AnatomicRegionSequence")),
+    ]
+    shown = ", ".join(t for t in parts if t) or "absent"
+    for text in (fold(t) for t in parts if t):
         if not UNSAID_PARTS.fullmatch(text) and (not BRAIN_PARTS.search(text) or "spin" in text):
             return Reason("body part", False, f"{shown}: not the head")
     words = fold(header.text(head, "SeriesDescription"))
@@ -332,7 +356,7 @@ def _score(case: _Case) -> tuple[float, str]:
     named, timed = bool(case.name.flair or case.included), not physics.absent(case.acquisition)
     voxel = geometry.pixel_spacing[0] * geometry.pixel_spacing[1] * geometry.slice_spacing
     extent = len(geometry.slices) * geometry.slice_spacing
-    plain = not header.text(case.series.header, "ContrastBolusAgent")
+    plain = not case.series.distinct("ContrastBolusAgent")
     score = 0.2 * named + 0.2 * timed + 0.25 / (1.0 + voxel / 4.0) + 0.25 * min(1.0, extent / 150.0) + 0.1 * plain
     merits = (
         "named FLAIR" if named else "not named",

@@ -1,13 +1,14 @@
 """Files of a folder, grouped into series; what cannot be read is kept aside with a reason.
 
-Grouping is by SeriesInstanceUID alone. Whether the instances of a series belong together (one patient, one orientation,
-one echo, ...) is judged later, by `selection.judge` and `stack.series_geometry`, so that the reason can be told.
+Grouping is by study and SeriesInstanceUID, then by what `parts` finds. Whether the instances of a series are one
+regular volume of one patient is judged later, by `selection.judge` and `stack.series_geometry`, so that the reason can
+be told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pydicom.dataset import Dataset
@@ -15,7 +16,8 @@ from pydicom.dataset import Dataset
 from dicom_io import header
 from dicom_io.errors import FileError, SeriesError
 from dicom_io.series.file import read_header
-from dicom_io.series.repeats import without_repeats
+from dicom_io.series.parts import Member, Part, apart, joined
+from dicom_io.series.repeats import Repeat, without_repeats
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,17 @@ class FileProblem:
 
 @dataclass(frozen=True)
 class Series:
-    """Instances that share one SeriesInstanceUID.
+    """Instances that are one acquisition: as a rule those that share a SeriesInstanceUID; see `parts`.
 
     Attributes:
-        series_uid: SeriesInstanceUID.
+        series_uid: SeriesInstanceUID, of the first instance.
         study_uid: StudyInstanceUID of the first instance.
         modality: Modality of the first instance; empty where absent.
         folder: Folder that holds all files, at any depth.
         files: Paths, one for each header, ordered by InstanceNumber, then by path.
         headers: Datasets without pixel data, in the order of `files`.
+        part: 1, 2, ... of what `contrasts` split it into; 0 otherwise.
+        notes: What a reader of the result should know of how the instances were brought together.
     """
 
     series_uid: str
@@ -50,6 +54,8 @@ class Series:
     folder: Path
     files: tuple[Path, ...]
     headers: tuple[Dataset, ...] = field(repr=False)
+    part: int = 0
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that every file has its header."""
@@ -125,8 +131,8 @@ def scan_files(folder: Path, files: Iterable[Path]) -> FolderScan:
             except FileError as error:
                 problems.append(FileProblem(path, str(error)))
         kept, repeated = without_repeats(read)
-        series = _group(folder, kept)
-    problems += [FileProblem(path, reason) for path, reason in repeated]
+        series = _group(folder, kept, repeated)
+    problems += [FileProblem(repeat.path, repeat.reason) for repeat in repeated]
     problems.sort(key=lambda p: p.path)
     return FolderScan(series=tuple(series), problems=tuple(problems))
 
@@ -146,26 +152,62 @@ def load_series(folder: Path, files: Iterable[Path]) -> Series:
     return scan.series[0]
 
 
-def _group(folder: Path, read: list[tuple[Path, Dataset]]) -> list[Series]:
-    groups: dict[str, list[tuple[Path, Dataset]]] = {}
+def contrasts(series: Series) -> tuple[Series, ...]:
+    """The acquisitions that share one SeriesInstanceUID, as a rule one; see `parts.apart`."""
+    members = [Member(path, head) for path, head in zip(series.files, series.headers, strict=True)]
+    parts = apart(members)
+    if len(parts) == 1:
+        return (series,)
+    return tuple(
+        replace(
+            series,
+            files=tuple(m.path for m in part.members),
+            headers=tuple(m.header for m in part.members),
+            part=number,
+            notes=(*series.notes, *part.notes),
+        )
+        for number, part in enumerate(parts, start=1)
+    )
+
+
+def _group(folder: Path, read: list[tuple[Path, Dataset]], repeated: list[Repeat]) -> list[Series]:
+    groups: dict[tuple[str, str], list[Member]] = {}
     for path, dataset in read:
-        groups.setdefault(header.uid(dataset, "SeriesInstanceUID"), []).append((path, dataset))
-    series = [_series(folder, uid, members) for uid, members in groups.items()]
-    return sorted(series, key=lambda s: (s.number if s.number is not None else 1 << 31, s.series_uid))
+        key = (header.uid(dataset, "StudyInstanceUID"), header.uid(dataset, "SeriesInstanceUID"))
+        groups.setdefault(key, []).append(Member(path, dataset))
+    parts = joined(sorted(group, key=_order) for group in groups.values())
+    studies: dict[str, set[str]] = {}
+    for study, uid in groups:
+        studies.setdefault(uid, set()).add(study)
+    series = [_series(folder, part, repeated, studies) for part in parts]
+    return sorted(series, key=lambda s: (s.number if s.number is not None else 1 << 31, s.series_uid, s.study_uid))
 
 
-def _series(folder: Path, uid: str, members: list[tuple[Path, Dataset]]) -> Series:
-    def order(member: tuple[Path, Dataset]) -> tuple[int, Path]:
-        number = header.whole_number(member[1], "InstanceNumber")
-        return (number if number is not None else 1 << 31, member[0])
+def _order(member: Member) -> tuple[int, Path]:
+    number = header.whole_number(member.header, "InstanceNumber")
+    return (number if number is not None else 1 << 31, member.path)
 
-    members = sorted(members, key=order)
-    first = members[0][1]
+
+def _series(folder: Path, part: Part, repeated: list[Repeat], studies: dict[str, set[str]]) -> Series:
+    members = sorted(part.members, key=_order)
+    first = members[0].header
+    uid = header.uid(first, "SeriesInstanceUID")
+    clashes = [r for r in repeated if r.other_pixels and r.series_uid == uid]
+    named = (
+        f"{len(clashes)} instances came a second time under one SOP Instance UID with other pixels; the first of each "
+        f"was taken. {clashes[0].path.name} {clashes[0].reason}",
+    ) if clashes else ()  # fmt: skip
     return Series(
         series_uid=uid,
         study_uid=header.uid(first, "StudyInstanceUID"),
         modality=header.text(first, "Modality"),
         folder=folder,
-        files=tuple(path for path, _ in members),
-        headers=tuple(dataset for _, dataset in members),
+        files=tuple(m.path for m in members),
+        headers=tuple(m.header for m in members),
+        notes=(*part.notes, *named, *_of_other_studies(uid, header.uid(first, "StudyInstanceUID"), studies)),
     )
+
+
+def _of_other_studies(series_uid: str, study_uid: str, studies: dict[str, set[str]]) -> tuple[str, ...]:
+    others = sorted(studies[series_uid] - {study_uid})
+    return (f"instances of study {', '.join(others)} have the same series UID and take no part",) if others else ()

@@ -5,7 +5,6 @@ Both are imported lazily, and with care: importing dicom2nifti rewrites pydicom'
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,14 +13,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pydicom.charset
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
 
 from dicom_io import header
 from dicom_io.errors import ConversionError
 from dicom_io.volume.geometry import LPS_TO_RAS
-from dicom_io.volume.pixels import DECODING_ERRORS
 from dicom_io.volume.stack import ORIENTATION_TOLERANCE, SPACING_TOLERANCE, TILT_TOLERANCE
+from dicom_io.volume.values import DECODING_ERRORS
 
 REFUSALS = (*DECODING_ERRORS, AssertionError, ArithmeticError, OSError)
 """What the converters raise on a series that they cannot take."""
@@ -33,7 +31,7 @@ def by_dicom2nifti(datasets: list[Dataset]) -> nib.Nifti1Image:
     """Convert by dicom2nifti.
 
     Args:
-        datasets: All instances of one series whose geometry has been validated.
+        datasets: All instances of one series whose geometry has been validated, in native little endian.
 
     Returns:
         The image on whatever axes dicom2nifti chose; its voxel values are rescaled.
@@ -72,18 +70,6 @@ def quiet_dicom2nifti() -> Iterator[Any]:
                 getattr(dicom2nifti.settings, f"enable_validate_{name}")()
 
 
-def _with_frame_of_reference(dataset: Dataset) -> Dataset:
-    """The dataset, or a shallow copy that names a Frame of Reference, without which highdicom places no image.
-
-    De-identified series often lack it; that the slices share one space was judged with the geometry.
-    """
-    if header.uid(dataset, "FrameOfReferenceUID"):
-        return dataset
-    placed = copy.copy(dataset)
-    placed.FrameOfReferenceUID = f"{header.uid(dataset, 'SeriesInstanceUID')}.1"
-    return placed
-
-
 def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
     """Convert by highdicom's `Volume`; same arguments, result and error as `by_dicom2nifti`."""
     import highdicom as hd
@@ -98,7 +84,6 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
     }
     try:
         with header.quiet("highdicom", "pydicom"):
-            datasets = [_with_frame_of_reference(_little_endian(d)) for d in datasets]
             if "PerFrameFunctionalGroupsSequence" not in datasets[0]:
                 volume = hd.get_volume_from_series(datasets, orientation_tol=ORIENTATION_TOLERANCE, **options)
             elif len(datasets) == 1:
@@ -108,17 +93,3 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
     except REFUSALS as error:
         raise ConversionError(f"highdicom: {error}") from error
     return nib.Nifti1Image(np.asarray(volume.array), LPS_TO_RAS @ volume.affine)
-
-
-def _little_endian(dataset: Dataset) -> Dataset:
-    """The same instance in little endian: highdicom takes no big endian."""
-    if dataset.file_meta.TransferSyntaxUID != ExplicitVRBigEndian:
-        return dataset
-    pixels = dataset.pixel_array
-    other = Dataset()
-    other.update(dataset)
-    other.file_meta = FileMetaDataset()
-    other.file_meta.update(dataset.file_meta)
-    other.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    other.PixelData = pixels.astype(pixels.dtype.newbyteorder("<")).tobytes()
-    return other

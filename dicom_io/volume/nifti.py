@@ -14,11 +14,13 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.uid import UID
 from scipy import ndimage
 
 from dicom_io import header
 from dicom_io.errors import ConversionError, GeometryError
 from dicom_io.files import whole
+from dicom_io.header import is_lossy
 from dicom_io.series.group import Series
 from dicom_io.volume.converters import by_dicom2nifti, by_highdicom
 from dicom_io.volume.geometry import SeriesGeometry
@@ -70,22 +72,21 @@ def convert_series(series: Series, out_path: Path) -> Conversion:
         volume, notes = _converted(SourcePixels(series, geometry))
     affine, _ = ras_grid(geometry)
     _save(volume, affine, out_path)
-    return Conversion(geometry=geometry, volume_path=out_path, warnings=(*notes, *_completeness(series, geometry)))
+    warnings = (*series.notes, *notes, *_header_notes(series, geometry), *_completeness(series, geometry))
+    return Conversion(geometry=geometry, volume_path=out_path, warnings=warnings)
 
 
 def _converted(pixels: SourcePixels) -> tuple[Array, tuple[str, ...]]:
     """RAS voxels of the first converter that agrees with the headers, and notes for the reader."""
+    datasets = pixels.converted()
     failures: list[str] = []
     for convert in CONVERTERS:
         try:
-            volume = _agreed(convert(list(pixels.datasets.values())), pixels)
+            volume = _agreed(convert(datasets), pixels)
         except ConversionError as error:
             failures.append(str(error))
             continue
-        notes = [f"converted by another way, since {failure}" for failure in failures]
-        if pixels.inverted:
-            notes.append("MONOCHROME1: grey values were mirrored, so that bright means bright")
-        return volume, tuple(notes)
+        return volume, (*(f"converted by another way, since {failure}" for failure in failures), *pixels.notes)
     raise ConversionError("; ".join(failures))
 
 
@@ -107,12 +108,10 @@ def _agreed(image: nib.Nifti1Image, pixels: SourcePixels) -> Array:
             f"{geometry.affine_ras.round(3).tolist()}, got {data.shape} with {image.affine.round(3).tolist()}"
         )
     on_source = to_source.apply(data)  # (columns, rows, slices)
-    volume = np.empty(source_shape, dtype=_storage_type(on_source, pixels))
+    volume = np.empty(source_shape, dtype=np.float32 if on_source.dtype.kind == "f" else on_source.dtype)
     for index in range(source_shape[2]):
         expected = pixels.slice(index).T
         got = on_source[..., index]
-        if pixels.inverted:
-            got = pixels.invert(got, geometry.slices[index])
         if not _same(got, expected):
             raise ConversionError(f"the converted voxels of {geometry.slices[index].file} are not its own pixels")
         volume[..., index] = got
@@ -123,16 +122,33 @@ def _agreed(image: nib.Nifti1Image, pixels: SourcePixels) -> Array:
     return to_ras.apply(volume)
 
 
-def _storage_type(data: Array, pixels: SourcePixels) -> npt.DTypeLike:
-    if data.dtype.kind == "f" or pixels.inverted:
-        return np.float32
-    return data.dtype
-
-
 def _same(got: Array, expected: Array) -> bool:
     if got.dtype.kind != "f" and expected.dtype.kind != "f":
         return bool(np.array_equal(got, expected))
     return bool(np.allclose(got, expected, rtol=1e-5, atol=1e-5))
+
+
+def _header_notes(series: Series, geometry: SeriesGeometry) -> tuple[str, ...]:
+    """What the headers say that a reader should know: loss, UIDs that are none, a space without a name."""
+    notes: list[str] = []
+    lossy = next((h for h in series.headers if is_lossy(h)), None)
+    if lossy is not None:
+        ratio = header.text(lossy, "LossyImageCompressionRatio")
+        notes.append("the pictures were compressed with loss" + (f", by a ratio of {ratio}" if ratio else ""))
+    uids = (
+        series.study_uid,
+        series.series_uid,
+        geometry.frame_of_reference_uid or "",
+        geometry.slices[0].sop_instance_uid,
+    )
+    illegal = [u for u in uids if u and not UID(u).is_valid]
+    if illegal:
+        notes.append(f"UIDs that are not legal (PS3.5 9.1) are kept as received, such as {illegal[0]!r}")
+    if geometry.frame_of_reference_uid is None:
+        notes.append(
+            "the series has no FrameOfReferenceUID: no parametric map and no segmentation can refer to its space"
+        )
+    return tuple(notes)
 
 
 def _completeness(series: Series, geometry: SeriesGeometry) -> tuple[str, ...]:
@@ -144,6 +160,11 @@ def _completeness(series: Series, geometry: SeriesGeometry) -> tuple[str, ...]:
     announced = header.whole_number(series.header, "ImagesInAcquisition")
     if announced is not None and announced > len(geometry.slices):
         notes.append(f"the header announces {announced} images in the acquisition, {len(geometry.slices)} came")
+    for uid in series.distinct("ConcatenationUID"):  # PS3.3 C.7.6.16.2.2.4
+        came = [h for h in series.headers if header.text(h, "ConcatenationUID") == uid]
+        total = max(header.whole_number(h, "InConcatenationTotalNumber") or 0 for h in came)
+        if total > len(came):
+            notes.append(f"a concatenation of {total} instances came with {len(came)}")
     return tuple(notes)
 
 

@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from dicom_io import header
 from dicom_io.errors import GeometryError
 from dicom_io.series.group import Series
+from dicom_io.series.timing import Timing, read_timing
 
 Float = npt.NDArray[np.float64]
 Lookup = Callable[[str, str], Dataset | None]
@@ -60,6 +61,7 @@ class Plane:
         pixel_spacing: (between rows, between columns), mm.
         thickness: SliceThickness, mm; None where absent.
         distinctions: Texts of the attributes of `DISTINCTIONS` that are present.
+        timing: Of its acquisition.
     """
 
     path: Path
@@ -74,6 +76,7 @@ class Plane:
     pixel_spacing: tuple[float, float]
     thickness: float | None
     distinctions: Mapping[str, str]
+    timing: Timing
 
     @property
     def name(self) -> str:
@@ -160,6 +163,7 @@ def _plane(path: Path, dataset: Dataset, frame_number: int | None, look_up: Look
         pixel_spacing=(float(spacing[0]), float(spacing[1])),
         thickness=header.number(measures, "SliceThickness") if measures is not None else None,
         distinctions=_distinctions(look_up, classic=frame_number is None),
+        timing=read_timing(dataset, (frame_number or 1) - 1),
     )
 
 

@@ -50,6 +50,8 @@ def check_one_patient(series: Series) -> None:
     """
     for keyword in ("PatientID", "StudyInstanceUID", "FrameOfReferenceUID"):
         found = {header.text(h, keyword) for h in series.headers}
+        if keyword == "FrameOfReferenceUID":
+            found.discard("")  # said by some of the slices, it holds for the stack that they form
         if len(found) > 1:
             shown = ", ".join(repr(v) for v in sorted(found))
             raise SeriesError(f"series {series.series_uid}: expected one {keyword}, got {len(found)}: {shown}")
@@ -61,15 +63,17 @@ def stack_geometry(series: Series, planes: Sequence[Plane]) -> SeriesGeometry:
     _check_same_grid(planes)
     ordered = sort_planes(planes)
     _check_repeats(ordered)
+    spacing = _slice_spacing(ordered)
+    _check_one_contrast(ordered)
     first = ordered[0]
     return SeriesGeometry(
         series_uid=series.series_uid,
         study_uid=series.study_uid,
-        frame_of_reference_uid=header.uid(series.header, "FrameOfReferenceUID") or None,
+        frame_of_reference_uid=next((u for h in series.headers if (u := header.uid(h, "FrameOfReferenceUID"))), None),
         rows=first.rows,
         columns=first.columns,
         pixel_spacing=first.pixel_spacing,
-        slice_spacing=_slice_spacing(ordered),
+        slice_spacing=spacing,
         orientation=_six(first.orientation),
         slices=tuple(_source_slice(series.folder, p) for p in ordered),
     )
@@ -143,6 +147,18 @@ def _check_repeats(ordered: Sequence[Plane]) -> None:
         f"expected one image at each slice position, got {len(ordered)} images at {len(places)} positions{differing}; "
         f"several lie at {where}"
     )
+
+
+def _check_one_contrast(ordered: Sequence[Plane]) -> None:
+    """Refuse a regular stack whose slices are of two acquisitions, such as frames of two echoes side by side."""
+    known = ordered[0].timing
+    for plane in ordered[1:]:
+        if known.conflicts(plane.timing):
+            raise GeometryError(
+                f"two contrasts in one stack: {ordered[0].name} has {known.described}, {plane.name} "
+                f"{plane.timing.described}"
+            )
+        known = known.filled_by(plane.timing)
 
 
 def group_by_position(ordered: Sequence[Plane]) -> list[list[Plane]]:

@@ -42,3 +42,31 @@ def assert_same_voxels(got: nib.Nifti1Image, expected: nib.Nifti1Image, toleranc
     ours = np.asanyarray(got.dataobj).reshape(-1).astype(np.float64)
     scale = max(float(np.abs(theirs).max()), 1.0)
     assert np.abs(ours - theirs).max() <= 1e-5 * scale
+
+
+def decompressed_by_gdcm(path: Path) -> None:
+    """Put a compressed file's pixels into native cells, in place, by GDCM."""
+    import gdcm
+
+    reader = gdcm.ImageReader()
+    reader.SetFileName(str(path))
+    assert reader.Read()
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer = gdcm.ImageWriter()
+    writer.SetFileName(str(path))
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    assert writer.Write()
+
+
+def displayed_by_dcmtk(path: Path) -> np.ndarray:
+    """(rows, columns) in [0, 1]: what dcmtk shows of a native image, black the lowest value and white the highest."""
+    shown = subprocess.run(
+        ["dcmj2pnm", "--no-overlays", "--min-max-window", "--write-16-bit-pnm", str(path)],
+        check=True, capture_output=True, timeout=60,
+    ).stdout.split()  # fmt: skip
+    columns, rows, white = (int(n) for n in shown[1:4])
+    return np.array(shown[4:], dtype=np.float64).reshape(rows, columns) / white

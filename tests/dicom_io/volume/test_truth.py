@@ -136,7 +136,7 @@ def test_every_folder_is_in_one_list(shared_dicom: Path) -> None:
 @pytest.mark.parametrize("name", VOLUMES)
 def test_both_converters_agree_where_both_work(name: str, shared_dicom: Path) -> None:
     series = only_series(shared_dicom / name)
-    datasets = list(SourcePixels(series, series_geometry(series)).datasets.values())
+    datasets = SourcePixels(series, series_geometry(series)).converted()
     try:
         first, second = by_dicom2nifti(datasets), by_highdicom(datasets)
     except ConversionError as refusal:
