@@ -14,6 +14,10 @@ from daemon.config.load import load_settings
 from daemon.config.sections import Explain, Model
 from daemon.errors import DaemonError
 
+StudyOption = Annotated[
+    str | None, typer.Option("--study", metavar="UID", help="The study to take, of several patients or days.")
+]
+
 
 def demo(
     pacs: Annotated[Literal["embedded", "orthanc"], typer.Option(help="Which trial PACS.")] = "embedded",
@@ -66,6 +70,7 @@ def process(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Longest report, tokens.", show_default="256")
     ] = None,
+    study: StudyOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -93,7 +98,7 @@ def process(
         from daemon.pipeline.process import process as run
 
         folder = run(
-            source, out, settings,
+            source, out, settings, study_uid=study,
             progress=lambda done, total, text: say(f"{text} {done}/{total}"),
             on_step=say,
         )  # fmt: skip
@@ -106,12 +111,15 @@ def process(
 
 def select(
     folder: Annotated[Path, typer.Argument(help="Folder of DICOM files, any nesting.")],
+    study: StudyOption = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say for every series found whether it would be reported, and why."""
+    from dicom_io.errors import SeriesError
     from dicom_io.select.selection import SelectionRules, rank
     from dicom_io.series.group import scan_folder
+    from dicom_io.series.studies import of_one_study, studies_of
 
     rules = load_settings(config).selection
     if not folder.is_dir():
@@ -119,7 +127,12 @@ def select(
             f"{folder}: expected a folder of DICOM files, found {'a file' if folder.exists() else 'nothing'}"
         )
     scan = scan_folder(folder)
-    ranked = rank(scan.series, SelectionRules(include=rules.include, exclude=rules.exclude))
+    series, unclear = scan.series, None
+    try:
+        series = of_one_study(scan.series, study)
+    except SeriesError as error:  # each is judged all the same, but none comes before another
+        unclear = DaemonError(f"{folder}: {error}")
+    ranked = rank(series, SelectionRules(include=rules.include, exclude=rules.exclude))
     rows = [
         {
             "series_uid": verdict.series_uid,
@@ -130,7 +143,7 @@ def select(
     ]
     problems = [{"file": str(p.path), "reason": p.reason} for p in scan.problems]
     if as_json:
-        emit_json({"series": rows, "problems": problems})
+        emit_json({"series": rows, "problems": problems, "studies": [s.study_uid for s in studies_of(scan.series)]})
     else:
         for row in rows:
             data.print(f"{row['verdict']}: series {row['series_uid']}")
@@ -140,6 +153,8 @@ def select(
             messages.print(f"not read: {problem['file']}: {problem['reason']}", markup=False)
     if not rows:
         raise DaemonError(f"{folder}: expected DICOM instances, found none ({len(problems)} files could not be read)")
+    if unclear is not None:
+        raise unclear
 
 
 def batch(

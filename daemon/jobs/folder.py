@@ -10,10 +10,17 @@ from dicom_io.objects.kinds import REJECTION, SR
 
 @dataclass(frozen=True)
 class JobFolder:
-    """Where each step of one job finds its input and puts its output."""
+    """Where each step of one job finds its input and puts its output.
+
+    Attributes:
+        root: The folder.
+        source: The input, where a person named it.
+        study_uid: The one study of the input that counts; None: there must be no choice between patients or days.
+    """
 
     root: Path
     source: Path | None = None
+    study_uid: str | None = None
 
     @property
     def input(self) -> Path:
@@ -27,7 +34,7 @@ class JobFolder:
 
     @property
     def conversion(self) -> Path:
-        """What the conversion noticed (DICOM input only)."""
+        """What the conversion, or the import of a NIfTI file, noticed."""
         return self.root / "conversion.json"
 
     @property

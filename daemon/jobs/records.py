@@ -189,12 +189,14 @@ class Selection(Record):
     chosen: str | None
     further: tuple[str, ...] = ()
     """Series that were accepted besides, the best first."""
+    parts: Mapping[str, int] = {}
+    """Of series UIDs under which several acquisitions came: which of them is meant (`dicom_io.series.group.contrasts`)."""
     series: tuple[SeriesVerdict, ...] = ()
     problems: tuple[UnreadFile, ...] = ()
 
 
 class Conversion(Record):
-    """`conversion.json`: what was noticed on the way from DICOM to the volume."""
+    """`conversion.json`: what was noticed on the way from DICOM, or from a NIfTI file, to the volume."""
 
     what: ClassVar[str] = "what the conversion of a job noticed"
 

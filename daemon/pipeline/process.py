@@ -26,6 +26,7 @@ def process(
     out: Path,
     settings: Settings,
     *,
+    study_uid: str | None = None,
     progress: Progress | None = None,
     on_step: Callable[[str], None] | None = None,
 ) -> JobFolder:
@@ -36,6 +37,7 @@ def process(
         out: Folder for the results; made where it is missing. Results of an earlier run in it are replaced. With
             `[selection] report = "all"`, those of further series lie in `further/<series UID>` below it.
         settings: The sections `model`, `explain`, `results` and `selection` count.
+        study_uid: The study of the folder to report; needed where it holds several patients or days.
         progress: Called with (done, total, what) while a step works.
         on_step: Called with each step's name before it starts.
 
@@ -44,7 +46,7 @@ def process(
     """
     names = _steps_for(source, settings)
     make_private(out)
-    folder = JobFolder(out, source)
+    folder = JobFolder(out, source, study_uid)
     _forget_earlier_run(folder)
     steps = Steps(settings, progress)
     for name in names:
@@ -61,7 +63,7 @@ def _report_further(
     steps: Steps, best: JobFolder, series_uid: str, names: tuple[str, ...], on_step: Callable[[str], None] | None
 ) -> None:
     """One more series of the same input, in a folder of its own."""
-    folder = JobFolder(make_private(best.root / FURTHER / series_uid), best.source)
+    folder = JobFolder(make_private(best.root / FURTHER / series_uid), best.source, best.study_uid)
     selection = Selection.read(best.selection)
     selection.model_copy(update={"chosen": series_uid, "further": ()}).write(folder.selection)
     for name in names:
@@ -75,7 +77,7 @@ def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
         return steps_of(STEPS, explain=settings.explain.enabled)
     if not source.exists():
         raise Rejected(f"{source}: expected a NIfTI file or a folder of DICOM files, found nothing there")
-    if not source.name.endswith(NIFTI_ENDINGS):
+    if not source.name.lower().endswith(NIFTI_ENDINGS):
         raise Rejected(
             f"{source}: expected a NIfTI file ({' or '.join(NIFTI_ENDINGS)}) or a folder of DICOM files, got neither"
         )

@@ -10,7 +10,8 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Selection, SeriesVerdict, UnreadFile
 from daemon.pipeline.steps.context import Context
 from dicom_io.select.selection import SelectionRules, Verdict, rank
-from dicom_io.series.group import FileProblem, Series, scan_folder
+from dicom_io.series.group import FileProblem, Series, contrasts, scan_folder
+from dicom_io.series.studies import of_one_study
 
 
 def select(context: Context, folder: JobFolder) -> None:
@@ -18,14 +19,17 @@ def select(context: Context, folder: JobFolder) -> None:
 
     Raises:
         Rejected: no series is a brain FLAIR; `selection.json` says why for each.
+        SeriesError: there are studies of several patients or days, and none was named.
     """
     scan = scan_folder(folder.input)
     rules = context.settings.selection
-    ranked = rank(scan.series, SelectionRules(include=rules.include, exclude=rules.exclude))
+    candidates = of_one_study(scan.series, folder.study_uid)
+    ranked = rank(candidates, SelectionRules(include=rules.include, exclude=rules.exclude))
     accepted = [series for series, verdict in ranked if verdict.accepted]
     selection = Selection(
         chosen=accepted[0].series_uid if accepted else None,
-        further=tuple(series.series_uid for series in accepted[1:]),
+        further=tuple(uid for uid in dict.fromkeys(s.series_uid for s in accepted) if uid != accepted[0].series_uid),
+        parts={series.series_uid: series.part for series in reversed(accepted) if series.part},
         series=tuple(
             SeriesVerdict(
                 series_uid=verdict.series_uid,
@@ -39,15 +43,16 @@ def select(context: Context, folder: JobFolder) -> None:
     selection.write(folder.selection)
     if not accepted:
         raise Rejected(_why_none(ranked, scan.problems, folder.input))
-    _check_one_patient(accepted[0], scan.series)
+    _check_one_patient(accepted[0], candidates)
 
 
 def chosen_series(folder: JobFolder) -> Series:
     """The series that `select` chose, read again from its files."""
-    chosen = Selection.read(folder.selection).chosen
+    selection = Selection.read(folder.selection)
+    chosen, part = selection.chosen, selection.parts.get(selection.chosen or "", 0)
     for series in scan_folder(folder.input).series:
-        if series.series_uid == chosen:
-            return series
+        if series.series_uid == chosen and folder.study_uid in (None, series.study_uid):
+            return next((one for one in contrasts(series) if one.part == part), series)
     raise Permanent(f"{folder.input}: the chosen series {chosen} is no longer there")
 
 

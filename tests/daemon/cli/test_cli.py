@@ -101,6 +101,24 @@ def test_select_names_the_values_that_each_rule_saw(tmp_path: Path) -> None:
     assert any("t2_tse_tra" in reason for reason in found["refused"]["reasons"])
 
 
+def test_neither_select_nor_process_chooses_between_patients(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    head = nib.Nifti1Image(rng.integers(0, 900, (48, 56, 32)).astype(np.int16), np.diag([4.0, 4.0, 5.0, 1.0]))
+    for number, patient in ((1, "ONE"), (2, "TWO")):
+        uids = {"StudyInstanceUID": f"1.2.{number}", "SeriesInstanceUID": f"1.2.{number}.1"}
+        write_series(head, tmp_path / "in" / patient, overrides={"PatientID": patient, **uids})
+    both = braingemma("select", tmp_path / "in", "--json")
+    assert both.returncode == 1
+    assert {row["verdict"] for row in json.loads(both.stdout)["series"]} == {"accepted"}
+    result = braingemma("process", tmp_path / "in", "--out", tmp_path / "out", "--no-explain")
+    assert result.returncode == 1
+    for said in (one_line(both), one_line(result)):
+        assert all(part in said for part in ("--study UID", "1.2.1 (ONE", "1.2.2 (TWO"))
+    one = braingemma("select", tmp_path / "in", "--study", "1.2.2", "--json")
+    assert one.returncode == 0
+    assert [row["series_uid"] for row in json.loads(one.stdout)["series"]] == ["1.2.2.1"]
+
+
 def test_select_of_nothing_is_an_error(tmp_path: Path) -> None:
     result = braingemma("select", tmp_path)
     assert result.returncode == 1
