@@ -162,7 +162,7 @@ def _prepared(source: SourceVolume, settings: VolumeSettings, name: str, brain: 
         extraction=extraction,
         brain_volume_ml=float(mask.sum() * np.prod(spacing) / 1000),
         clip=clip,
-        warnings=(*source.warnings, *warnings),
+        warnings=(*source.warnings, *warnings, *source.doubts),
     )
 
 

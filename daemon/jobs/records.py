@@ -190,7 +190,7 @@ class Selection(Record):
     further: tuple[str, ...] = ()
     """Series that were accepted besides, the best first."""
     parts: Mapping[str, int] = {}
-    """Of series UIDs under which several acquisitions came: which of them is meant (`dicom_io.series.group.contrasts`)."""
+    """Of series UIDs under which several acquisitions came: which of them is meant, by `contrasts`."""
     series: tuple[SeriesVerdict, ...] = ()
     problems: tuple[UnreadFile, ...] = ()
 

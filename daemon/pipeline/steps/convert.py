@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nibabel
 
-from braingemma.volume.source import read_source, require_contrast
+from braingemma.volume.source import read_image
 from daemon.files import whole
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Conversion, SourceFile
@@ -23,7 +23,8 @@ def convert(_context: Context, folder: JobFolder) -> None:
 def import_nifti(_context: Context, folder: JobFolder) -> None:
     """The NIfTI file `source` to `volume_ras.nii.gz`: same voxels, axes in RAS order by the header alone."""
     path = folder.input
-    require_contrast(read_source(path).voxels, path.name)  # what is wrong, in the words of the report step
+    image, warnings = read_image(path)
     with whole(folder.volume) as draft:
-        nibabel.save(nibabel.as_closest_canonical(nibabel.load(path)), draft)
+        nibabel.save(image, draft)
     SourceFile(file=path.name).write(folder.source_facts)
+    Conversion(warnings=warnings).write(folder.conversion)

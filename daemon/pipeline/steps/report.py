@@ -55,8 +55,7 @@ def report(context: Context, folder: JobFolder) -> None:
     require_words(text)
     warnings = [
         *_arrival_warnings(folder),
-        *_conversion_warnings(folder),
-        *prepared.warnings,
+        *dict.fromkeys((*_conversion_warnings(folder), *prepared.warnings)),  # both look at a NIfTI header
         *(check.detail for check in checks if check.passed is False),
         *(doubt.text for doubt in doubts(text.findings, probabilities, look)),
     ]
@@ -193,12 +192,13 @@ def _arrival_warnings(folder: JobFolder) -> list[str]:
 
 
 def _conversion_warnings(folder: JobFolder) -> list[str]:
-    """What was noticed on the way from DICOM: by the conversion, and files that take no part."""
+    """What was noticed on the way to the volume: by the conversion or import, and files that take no part."""
     conversion = records.Conversion.read_if_there(folder.conversion)
     if conversion is None:
         return []
     warnings = list(conversion.warnings)
-    problems = records.Selection.read(folder.selection).problems
+    selection = records.Selection.read_if_there(folder.selection)
+    problems = selection.problems if selection is not None else ()
     if problems:
         first = f"{problems[0].file}: {problems[0].reason}"
         warnings.append(f"{len(problems)} files could not be read and take no part; the first: {first}")
