@@ -35,6 +35,7 @@ from pydicom.uid import UID, ImplicitVRLittleEndian
 
 from dicom_io import header
 from dicom_io.errors import DeidentificationError, FileError
+from dicom_io.reading import read_dataset
 from dicom_io.volume.geometry import SeriesGeometry
 
 EDITION = "dicomfields_2026c"
@@ -178,7 +179,7 @@ def rewrite_file(source: Path, out: Path, *changes: Callable[[Dataset], None], p
     """
     try:
         with header.quiet("pydicom"):
-            dataset = pydicom.dcmread(source, stop_before_pixels=not pixels)
+            dataset = read_dataset(source, pixels=pixels)
             for change in changes:
                 change(dataset)
             dataset.save_as(out, enforce_file_format=True)

@@ -39,6 +39,8 @@ MALFORMED = (
 )
 
 
+FARTHEST_MM = 1e6
+"""Larger coordinates are no places; differences of those that are allowed keep 0.1 nm."""
 LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
 """Encodings that cannot be without loss; JPEG 2000 and HTJ2K may."""
 
@@ -78,6 +80,12 @@ def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
             return ()
         result.append(number_)
     return tuple(result)
+
+
+def vector(dataset: Dataset, keyword: str, count: int) -> tuple[float, ...]:
+    """A place or direction in a patient: `count` numbers of at most a kilometre; empty where it is none."""
+    found = numbers(dataset, keyword)
+    return found if len(found) == count and all(abs(n) <= FARTHEST_MM for n in found) else ()
 
 
 def finite_numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:

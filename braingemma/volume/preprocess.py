@@ -184,7 +184,7 @@ def _whole(source: SourceVolume, brain: BrainMask | None, settings: VolumeSettin
         extraction="none" if brain is None else brain.method,
         brain_volume_ml=float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000),
         clip=clip,
-        warnings=(*source.warnings, *(() if clip[0] < clip[1] else (flat,))),
+        warnings=(*source.warnings, *source.doubts, *(() if clip[0] < clip[1] else (flat,))),
     )
 
 

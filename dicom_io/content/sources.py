@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pydicom import DataElement, Dataset, dcmread
+from pydicom import DataElement, Dataset
 from pydicom.config import RAISE
 from pydicom.datadict import dictionary_VM
 from pydicom.errors import InvalidDicomError
@@ -20,6 +20,7 @@ from pydicom.valuerep import PersonName, validate_value
 
 from dicom_io.errors import FileError, PackError
 from dicom_io.header import MALFORMED
+from dicom_io.reading import read_dataset
 from dicom_io.volume.geometry import SeriesGeometry
 
 CHARACTER_SET = "ISO_IR 192"
@@ -167,8 +168,8 @@ def normalised_header(received: Dataset) -> Dataset:
 
 def _read(path: Path) -> Dataset:
     try:
-        dataset = dcmread(path, stop_before_pixels=True)
-    except (InvalidDicomError, OSError, EOFError) as error:
+        dataset = read_dataset(path, pixels=False)
+    except (InvalidDicomError, OSError, *MALFORMED) as error:
         raise FileError(f"{path}: expected a DICOM instance: {error}") from error
     missing = [
         keyword

@@ -10,13 +10,11 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
-import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
-    DeflatedExplicitVRLittleEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
@@ -25,8 +23,8 @@ from pydicom.uid import (
 
 from dicom_io import header
 from dicom_io.errors import FileError
+from dicom_io.reading import MOST_PIXELS, PIXEL_DATA, Opened, opened, read_opened
 
-PIXEL_DATA = 0x7FE00010
 ITEM = 0xFFFEE000
 SEQUENCE_END = 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
@@ -42,16 +40,17 @@ def read_header(path: Path) -> FileDataset:
         path: A DICOM Part 10 file.
 
     Returns:
-        The dataset without pixel data.
+        The dataset without pixel data. Its attribute `mended` names the elements that had no value representation.
 
     Raises:
-        FileError: It is not DICOM, lacks the UIDs that every instance has, or is truncated.
+        FileError: It is not DICOM, lacks the UIDs that every instance has, is truncated, or is larger than any picture.
     """
     try:
-        with path.open("rb") as stream:
-            dataset = pydicom.dcmread(stream, stop_before_pixels=True)
+        with opened(path, pixels=False) as file:
+            dataset = read_opened(file, pixels=False)
             _check_identity(dataset)
-            _check_pixels(dataset, stream, path)
+            _check_pixels(dataset, file)
+            dataset.mended = file.mended
     except InvalidDicomError as error:
         raise FileError("not a DICOM file: the DICM prefix of a Part 10 file is missing") from error
     except OSError as error:
@@ -77,22 +76,20 @@ def _check_identity(dataset: FileDataset) -> None:
         raise FileError(f"truncated or incomplete header: expected {', '.join(absent)}, got none")
 
 
-def _check_pixels(dataset: FileDataset, stream: BinaryIO, path: Path) -> None:
+def _check_pixels(dataset: FileDataset, file: Opened) -> None:
     """Measure the pixel data of an image; anything else has none to measure."""
     rows, columns = (header.whole_number(dataset, k) for k in ("Rows", "Columns"))
     if rows is None and columns is None and not _is_image_class(dataset):
         return
     if not rows or not columns or min(rows, columns) < 1:
         raise FileError(f"truncated or incomplete header: expected Rows and Columns, got {rows} and {columns}")
-    if dataset.file_meta.TransferSyntaxUID == DeflatedExplicitVRLittleEndian:
-        _check_deflated(dataset, path)
-        return
-    size = path.stat().st_size
-    length = _pixel_data_length(dataset, stream)
+    if (decoded := native_length(dataset)) > MOST_PIXELS:
+        raise FileError(f"expected at most {MOST_PIXELS >> 20} MiB of decoded pixels, got {decoded >> 20} MiB")
+    length = _pixel_data_length(dataset, file.stream)
     if length == UNDEFINED:
-        _check_fragments(dataset, stream, size)
+        _check_fragments(dataset, file.stream, file.size)
     else:
-        _check_native(dataset, length, size - stream.tell())
+        _check_native(dataset, length, file.size - file.stream.tell())
 
 
 def _is_image_class(dataset: FileDataset) -> bool:
@@ -128,12 +125,6 @@ def _check_native(dataset: FileDataset, length: int, available: int) -> None:
     expected = native_length(dataset)
     if min(length, available) < expected:
         raise FileError(f"truncated: expected {expected} bytes of pixel data, got {min(length, available)}")
-
-
-def _check_deflated(dataset: FileDataset, path: Path) -> None:
-    """The whole dataset is one compressed stream, so the pixel data must be inflated to be measured."""
-    pixels = header.value(pydicom.dcmread(path), "PixelData")
-    _check_native(dataset, len(pixels or b""), len(pixels or b""))
 
 
 def _check_fragments(dataset: FileDataset, stream: BinaryIO, size: int) -> None:

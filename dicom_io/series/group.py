@@ -204,10 +204,16 @@ def _series(folder: Path, part: Part, repeated: list[Repeat], studies: dict[str,
         folder=folder,
         files=tuple(m.path for m in members),
         headers=tuple(m.header for m in members),
-        notes=(*part.notes, *named, *_of_other_studies(uid, header.uid(first, "StudyInstanceUID"), studies)),
+        notes=(*part.notes, *named, *_mended(members), *_of_other_studies(first, studies)),
     )
 
 
-def _of_other_studies(series_uid: str, study_uid: str, studies: dict[str, set[str]]) -> tuple[str, ...]:
+def _mended(members: list[Member]) -> tuple[str, ...]:
+    found = ", ".join(dict.fromkeys(name for m in members for name in getattr(m.header, "mended", ())))
+    return (f"elements without a value representation were read by the dictionary: {found}",) if found else ()
+
+
+def _of_other_studies(first: Dataset, studies: dict[str, set[str]]) -> tuple[str, ...]:
+    series_uid, study_uid = header.uid(first, "SeriesInstanceUID"), header.uid(first, "StudyInstanceUID")
     others = sorted(studies[series_uid] - {study_uid})
     return (f"instances of study {', '.join(others)} have the same series UID and take no part",) if others else ()

@@ -96,7 +96,7 @@ def _likeness(member: Member, number: str) -> tuple[str, ...]:
     """What slices of one acquisition have in common; empty where the slice does not say where it lies."""
     head = member.header
     direction = _direction(head)
-    if direction is None or not header.numbers(head, "ImagePositionPatient"):
+    if direction is None or not header.vector(head, "ImagePositionPatient", 3):
         return ()
     timing = read_timing(head)
     texts = (
@@ -174,8 +174,8 @@ def _crowded(group: Sequence[Member]) -> bool:
     """Whether slices lie closer than they are thick, or at one place."""
     direction = _direction(group[0].header)
     thickness = header.number(group[0].header, "SliceThickness")
-    positions = [header.numbers(m.header, "ImagePositionPatient") for m in group]
-    if direction is None or not thickness or any(len(p) != 3 for p in positions):
+    positions = [header.vector(m.header, "ImagePositionPatient", 3) for m in group]
+    if direction is None or not thickness or not all(positions):
         return False
     normal = np.cross(direction[:3], direction[3:])
     steps = np.diff(np.sort(np.array(positions) @ normal))
@@ -204,7 +204,7 @@ def _unplaced(members: Sequence[Member]) -> list[Member]:
     def is_placed(member: Member) -> bool:
         group = header.functional_group(member.header, 0, "PlanePositionSequence")
         holder = group if group is not None else member.header
-        return len(header.numbers(holder, "ImagePositionPatient")) == 3 and _direction(member.header) is not None
+        return bool(header.vector(holder, "ImagePositionPatient", 3)) and _direction(member.header) is not None
 
     return [m for m in members if not is_placed(m)]
 
@@ -244,8 +244,8 @@ _ODD: tuple[tuple[str, Callable[[Sequence[Member]], list[Member]]], ...] = (
 
 def _direction(head: Dataset) -> Float | None:
     group = header.functional_group(head, 0, "PlaneOrientationSequence")
-    found = header.numbers(group if group is not None else head, "ImageOrientationPatient")
-    return np.array(found) if len(found) == 6 else None
+    found = header.vector(group if group is not None else head, "ImageOrientationPatient", 6)
+    return np.array(found) if found else None
 
 
 def _grouped(members: Iterable[Member], key: Callable[[Member], Key]) -> dict[Key, list[Member]]:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from pydicom.dataset import Dataset
 
 from dicom_io import header
+from dicom_io.reading import read_dataset
 
 Read = tuple[Path, Dataset]
 
@@ -73,7 +73,7 @@ def _without_known_uids(read: Iterable[Read]) -> tuple[list[Read], list[Repeat]]
 def _same_pixels(one: Path, other: Path) -> bool:
     """Whether two files hold one picture; where they are encoded in two ways, as decoded."""
     with header.quiet("pydicom"):
-        a, b = pydicom.dcmread(one), pydicom.dcmread(other)
+        a, b = read_dataset(one), read_dataset(other)
         if header.value(a, "PixelData") == header.value(b, "PixelData"):
             return True
         if a.file_meta.TransferSyntaxUID == b.file_meta.TransferSyntaxUID:
@@ -111,7 +111,7 @@ def _copies(paths: list[Path]) -> dict[Path, Path]:
     copies: dict[Path, Path] = {}
     for path in paths:
         with header.quiet("pydicom"):
-            pixels = header.value(pydicom.dcmread(path), "PixelData") or b""
+            pixels = header.value(read_dataset(path), "PixelData") or b""
         original = first.setdefault(hashlib.sha256(pixels).digest(), path)
         if original != path:
             copies[path] = original

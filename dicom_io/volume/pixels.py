@@ -17,6 +17,7 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
 from dicom_io import header
 from dicom_io.errors import ConversionError
+from dicom_io.reading import read_dataset
 from dicom_io.series.group import Series
 from dicom_io.volume.geometry import SeriesGeometry, SourceSlice
 from dicom_io.volume.values import (
@@ -197,7 +198,7 @@ def _decoded(path: Path) -> tuple[Dataset, StoredValues]:
     """Read one instance and decode it."""
     try:
         with header.quiet("pydicom"):
-            dataset = pydicom.dcmread(path)
+            dataset = read_dataset(path)
             return dataset, stored_values(dataset)
     except ConversionError as error:
         raise ConversionError(f"{path.name}: {error}") from error

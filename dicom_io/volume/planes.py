@@ -137,9 +137,11 @@ def _plane(path: Path, dataset: Dataset, frame_number: int | None, look_up: Look
 
     def vector(sequence: str, keyword: str, count: int) -> Float:
         holder = look_up(sequence, keyword)
-        found = header.numbers(holder, keyword) if holder is not None else ()
-        if len(found) != count:
-            raise GeometryError(f"{name}: expected {count} numbers in {keyword}, got {len(found)}")
+        found = header.vector(holder, keyword, count) if holder is not None else ()
+        if not found:
+            got = len(header.numbers(holder, keyword)) if holder is not None else 0
+            beyond = " beyond all measure" if got == count else ""
+            raise GeometryError(f"{name}: expected {count} numbers in {keyword}, got {got}{beyond}")
         return np.array(found, dtype=np.float64)
 
     spacing = vector("PixelMeasuresSequence", "PixelSpacing", 2)

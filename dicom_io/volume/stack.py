@@ -24,6 +24,8 @@ SPACING_TOLERANCE = 0.03
 """How far a slice may lie off the regular grid, as a share of the slice spacing."""
 POSITION_TOLERANCE = 0.02
 """How far a slice may lie off the regular grid in any case, mm: positions are often rounded to 0.01 mm."""
+MOST_MISSING = 10
+"""Slices that a gap may hold, over those that came; larger ones are no gaps but another place."""
 NAMED_AT_MOST = 8
 """Positions that a message lists before it only counts the rest."""
 
@@ -220,7 +222,7 @@ def _refuse_steps(ordered: Sequence[Plane], steps: Float) -> None:
     spacing = _common_step(steps)
     counts = np.rint(steps / spacing)
     regular = np.abs(steps - counts * spacing) <= np.maximum(SPACING_TOLERANCE * steps, POSITION_TOLERANCE)
-    if not regular.all() or counts.max() < 2 or counts.min() < 1:
+    if not regular.all() or counts.max() < 2 or counts.min() < 1 or counts.sum() > MOST_MISSING * len(counts):
         raise GeometryError(
             f"unequal slice spacing: expected one distance, got {steps.min():.3f} to {steps.max():.3f} mm, largest "
             f"between {ordered[int(steps.argmax())].name} and {ordered[int(steps.argmax()) + 1].name}"
