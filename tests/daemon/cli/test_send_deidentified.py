@@ -18,7 +18,7 @@ from dicom_io.series_writer import write_series
 
 def test_images_arrive_without_identities_and_the_same_in_every_run(tmp_path: Path) -> None:
     volume = nibabel.Nifti1Image(np.arange(16 * 16 * 5, dtype=np.int16).reshape(16, 16, 5), np.diag([8, 8, 20, 1.0]))
-    files = write_series(volume, tmp_path / "in", overrides={"PatientID": "PID-4711", "PatientName": "Geheim^Ottilie"})
+    files = write_series(volume, tmp_path / "in", overrides={"PatientID": "PID-SECR", "PatientName": "Geheim^Ottilie"})
     screen = pydicom.dcmread(files[4])
     screen.BurnedInAnnotation = "YES"
     screen.save_as(files[4])
@@ -41,7 +41,7 @@ def test_images_arrive_without_identities_and_the_same_in_every_run(tmp_path: Pa
     assert len({d.SOPInstanceUID for d in received}) == 4  # the second run brought the same instances
     assert len({d.StudyInstanceUID for d in received}) == 1
     assert "Ottilie" not in str(received)
-    assert "4711" not in str(received)
+    assert "PID-SECR" not in str(received)
     assert {d.PatientIdentityRemoved for d in received} == {"YES"}
     assert (tmp_path / "data" / "pseudonyms.key").exists()
 
