@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.tables import metadata
+from daemon.errors import Permanent
 from daemon.files import make_private
 
 BUSY_SECONDS = 30.0
@@ -85,8 +86,44 @@ def open_database(settings: Settings) -> sa.Engine:
     """The daemon's database in its private folder, with its tables."""
     make_private(settings.data.root)
     engine = make_engine(database_url(settings.engine.database_url, settings.data))
-    create_tables(engine)
+    try:
+        create_tables(engine)
+    except sa.exc.OperationalError:
+        raise
+    except sa.exc.DatabaseError as error:
+        if engine.dialect.name != "sqlite":
+            raise
+        raise Permanent(damaged(engine, str(error.orig))) from error
     return engine
+
+
+def check_database(engine: sa.Engine) -> None:
+    """Look whether a SQLite is sound, before anything counts on it.
+
+    Raises:
+        Permanent: it is damaged; the text says what to do.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    try:
+        with engine.connect() as connection:
+            [said] = connection.execute(sa.text("PRAGMA quick_check(1)")).scalars().all()
+    except sa.exc.OperationalError:
+        raise  # locked, or the disk: not damaged
+    except sa.exc.DatabaseError as error:
+        said = str(error.orig)
+    if said != "ok":
+        raise Permanent(damaged(engine, said))
+
+
+def damaged(engine: sa.Engine, said: str) -> str:
+    """What to do about a damaged SQLite."""
+    path = engine.url.database
+    return (
+        f"{path}: the database is damaged ({said}). Stop the service, move the file away with its -wal and -shm (keep "
+        "them) or put a copy from a backup in its place, and start: what was received is found again in spool and "
+        "job folders and reported again, and what the audit log calls sent is not sent again"
+    )
 
 
 def open_index(settings: Settings, engine: sa.Engine) -> sa.Engine:

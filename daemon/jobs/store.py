@@ -213,7 +213,19 @@ class JobStore:
                     "file": file, "state": DeliveryState.WAITING, "status": "", "attempts": 0, "reason": "",
                     "updated": now(), "transaction_uid": "", "checks": 0, "confirmed": "",
                 }  # fmt: skip
-                connection.execute(upsert(self.engine, DELIVERIES, row, update=()))
+                connection.execute(upsert(self.engine, DELIVERIES, row, update=("kind", "file")))
+
+    def restore_delivery(
+        self, job_id: str, destination: str, sop_instance_uid: str, *, state: DeliveryState, status: str
+    ) -> None:
+        """Put back what another record says of an object, where none is there; its plan adds what it is."""
+        row = {
+            "job_id": job_id, "destination": destination, "sop_instance_uid": sop_instance_uid, "kind": "", "file": "",
+            "state": state, "status": status, "attempts": 1, "reason": "", "updated": now(), "transaction_uid": "",
+            "checks": 0, "confirmed": "audit log" if state is DeliveryState.SENT else "",
+        }  # fmt: skip
+        with self._writing() as connection:
+            connection.execute(upsert(self.engine, DELIVERIES, row, update=()))
 
     def note_delivery(
         self, job_id: str, destination: str, sop_instance_uid: str, *, state: DeliveryState, status: str, reason: str

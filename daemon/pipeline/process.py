@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,8 @@ from dicom_io.pack.manifest import MANIFEST
 
 FURTHER = "further"
 """Folder of the further series below that of the best."""
+UID = re.compile(r"[0-9](\.?[0-9]+)*")
+"""Digits, with single dots between them."""
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 
 
@@ -63,13 +67,18 @@ def _report_further(
     steps: Steps, best: JobFolder, series_uid: str, names: tuple[str, ...], on_step: Callable[[str], None] | None
 ) -> None:
     """One more series of the same input, in a folder of its own."""
-    folder = JobFolder(make_private(best.root / FURTHER / series_uid), best.source, best.study_uid)
+    folder = JobFolder(make_private(best.root / FURTHER / folder_name(series_uid)), best.source, best.study_uid)
     selection = Selection.read(best.selection)
     selection.model_copy(update={"chosen": series_uid, "further": ()}).write(folder.selection)
     for name in names:
         if on_step is not None:
             on_step(f"{name}, series {series_uid}")
         steps.run(name, folder)
+
+
+def folder_name(uid: str) -> str:
+    """The UID where it is one (PS3.5 9.1), else a name made of it: what a file says must not choose a place on disk."""
+    return uid if UID.fullmatch(uid) else "no-uid-" + hashlib.sha256(uid.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ ended whenever the parent does not wait for the end of a step: what it would sti
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -210,6 +211,8 @@ def _for_steps(settings: Settings) -> Settings:
 def main() -> None:
     """The child: answers one request after the other until its standard input ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # where memory runs out, this process ends and not its parent
+        Path("/proc/self/oom_score_adj").write_text("500")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers

@@ -24,9 +24,9 @@ from braingemma.checkpoint.weights import WEIGHT_SUFFIXES, find_folder
 from braingemma.errors import BrainGemmaError
 from daemon.config.load import without_password
 from daemon.config.sections import Settings
-from daemon.database.engine import database_url, make_engine
+from daemon.database.engine import check_database, database_url, make_engine
 from daemon.deliver.client import client_for
-from daemon.errors import ConfigurationError, DaemonError
+from daemon.errors import ConfigurationError, DaemonError, Permanent
 from daemon.files import read_json
 
 CARD_GPU_GB = 16
@@ -213,7 +213,7 @@ def _certificates(settings: Settings) -> Iterator[Check]:
 def _database(settings: Settings) -> Iterator[Check]:
     url = settings.engine.database_url
     if not url:
-        yield Check("database", True, f"SQLite {sqlite3.sqlite_version} in the data folder")
+        yield _sqlite(settings)
         return
     engine = make_engine(database_url(url, settings.data))
     try:
@@ -225,6 +225,22 @@ def _database(settings: Settings) -> Iterator[Check]:
         yield Check("database", True, f"PostgreSQL {version} answers")
     finally:
         engine.dispose()
+
+
+def _sqlite(settings: Settings) -> Check:
+    path = settings.data.database
+    if not path.exists():
+        return Check("database", True, f"SQLite {sqlite3.sqlite_version}; {path} will be made")
+    engine = make_engine(database_url("", settings.data))
+    try:
+        check_database(engine)
+    except Permanent as error:
+        return Check("database", False, str(error))
+    except sa.exc.SQLAlchemyError as error:
+        return Check("database", False, f"{path}: {str(error).splitlines()[0]}")
+    finally:
+        engine.dispose()
+    return Check("database", True, f"SQLite {sqlite3.sqlite_version}; {path} is sound")
 
 
 def _shared(settings: Settings) -> Iterator[Check]:

@@ -18,7 +18,7 @@ from daemon.assemble.arrival import Arrival
 from daemon.assemble.assembler import Assembler
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
-from daemon.database.engine import open_database, open_index
+from daemon.database.engine import check_database, open_database, open_index
 from daemon.database.tables import JobState
 from daemon.deliver.commitment import take_reports
 from daemon.engine import client
@@ -38,6 +38,7 @@ from daemon.pipeline import workflow
 from daemon.pipeline.step_process import StepProcess
 from daemon.receive.processes import start_receivers
 from daemon.service import retention
+from daemon.service.restore import restore_deliveries
 from daemon.service.wiring import (
     check_weights,
     end_process,
@@ -142,7 +143,10 @@ class _Parts:
         self.stop = stop
         data = settings.data
         metrics.share_with_children(data.metrics)
+        is_new = not settings.engine.database_url and not data.database.exists()
         self.engine = open_database(settings)
+        for database in (self.engine, open_index(settings, self.engine)):
+            check_database(database)
         self.audit = AuditLog(data.audit)
         self.health = Health(settings, self.engine)
         self.receiver = SoleReceiver(self.engine) if self.engine.dialect.name == "postgresql" else None
@@ -151,6 +155,8 @@ class _Parts:
         self.lease = take_lease(settings, self.engine, "serve") if settings.engine.work else None
         self.files = job_files(settings, self.engine, data.jobs, self.lease)
         self.store = make_store(self.engine, self.audit, self.files, self.lease)
+        if is_new:
+            restore_deliveries(self.store, data.audit)
         self.steps = StepProcess(settings) if settings.engine.work else None
         if self.steps is not None:
             executor_id = EXECUTOR_ID if self.lease is None else self.lease.executor_id

@@ -4,7 +4,8 @@ Three ways in, by configuration:
 
 - loopback and nothing else set: whoever can reach loopback on this machine;
 - `[web] token`: whoever shows it, as `Authorization: Bearer` or by the login form, which sets a cookie;
-- `[web] user_header`: whom a reverse proxy at one of `trusted_proxies` names in that header.
+- `[web] user_header`: whom a reverse proxy at one of `trusted_proxies` names in that header; with `proxy_user` only
+  a program of that account, where the proxy runs on this machine, as any local program can write a header.
 
 Requests that change something must come from our own pages: a form token bound to the person, and `Origin` and
 `Sec-Fetch-Site` where the browser sends them. The `Host` header must name us, so that another site's name that is made
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import pwd
 import secrets
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
@@ -23,6 +26,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 
 from daemon.config.sections import Web, is_loopback
+from daemon.web.owner import owner_of
 
 COOKIE = "braingemma"
 SAFE_METHODS = frozenset({"GET", "HEAD"})
@@ -112,8 +116,27 @@ class Access:
         return self._digest(f"form {identity.how} {identity.user}")
 
     def session(self) -> str:
-        """The cookie of a person who showed the token: it does not hold the token, and ends when the token changes."""
-        return hmac.new(self.web.token.get_secret_value().encode(), b"session", hashlib.sha256).hexdigest()
+        """The cookie of a person who showed the token.
+
+        It does not hold the token, and ends after `session_hours` and when the token changes.
+        """
+        return self._signed(int(time.time() + self.session_seconds))
+
+    @property
+    def session_seconds(self) -> int:
+        """How long a session lasts."""
+        return int(self.web.session_hours * 3600)
+
+    def _signed(self, end: int) -> str:
+        key = self.web.token.get_secret_value().encode()
+        return f"{end}.{hmac.new(key, f'session until {end}'.encode(), hashlib.sha256).hexdigest()}"
+
+    def _is_session(self, cookie: str) -> bool:
+        """Whether it is a cookie of ours whose time is not over."""
+        end = cookie.partition(".")[0]
+        if not (end.isascii() and end.isdecimal() and len(end) < 12):
+            return False
+        return hmac.compare_digest(cookie.encode(), self._signed(int(end)).encode()) and time.time() < int(end)
 
     def is_token(self, shown: str) -> bool:
         """Whether it is the configured token, compared in constant time."""
@@ -121,15 +144,24 @@ class Access:
         return bool(token) and hmac.compare_digest(shown.encode(), token.encode())
 
     def _shows(self, request: Request) -> bool:
-        cookie = request.cookies.get(COOKIE, "").encode()
-        return self._shows_bearer(request) or hmac.compare_digest(cookie, self.session().encode())
+        return self._shows_bearer(request) or self._is_session(request.cookies.get(COOKIE, ""))
 
     def _shows_bearer(self, request: Request) -> bool:
         scheme, _, shown = request.headers.get("authorization", "").partition(" ")
         return scheme.lower() == "bearer" and self.is_token(shown.strip())
 
     def _from_trusted(self, request: Request) -> bool:
-        return _client(request) in self.web.trusted_proxies
+        """Whether one of the named proxies asks; on this machine also: a program of its account."""
+        client = _client(request)
+        if client not in self.web.trusted_proxies:
+            return False
+        return not self.web.proxy_user or not is_loopback(client) or self._is_of_proxy_user(request)
+
+    def _is_of_proxy_user(self, request: Request) -> bool:
+        client, server = request.client, request.scope.get("server")
+        if client is None or server is None:
+            return False
+        return owner_of((client.host, client.port), tuple(server)) == pwd.getpwnam(self.web.proxy_user).pw_uid
 
     def _digest(self, text: str) -> str:
         return hmac.new(self._secret, text.encode(), hashlib.sha256).hexdigest()

@@ -102,7 +102,10 @@ async def login(request: Request) -> Response:
         return render(request, "login.html", status=401, wrong=True)
     response = RedirectResponse("/", 303)
     secure = request.url.scheme == "https"
-    response.set_cookie(access.COOKIE, keeper.session(), httponly=True, samesite="strict", secure=secure)
+    response.set_cookie(
+        access.COOKIE, keeper.session(), httponly=True, samesite="strict", secure=secure,
+        max_age=keeper.session_seconds,
+    )  # fmt: skip
     return response
 
 

@@ -10,6 +10,7 @@ import pytest
 from e2e_support import sections
 
 from daemon.database.tables import JobState
+from daemon.errors import DaemonError
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
@@ -49,3 +50,31 @@ def test_what_was_in_flight_goes_on_in_a_copied_folder(pacs: EmbeddedPacs, tmp_p
         assert not service.data.exists()
     finally:
         again.stop()
+
+
+def test_a_damaged_database_stops_the_start_in_one_line_and_a_new_one_sends_nothing_twice(
+    pacs: EmbeddedPacs, study: list[Path], tmp_path: Path
+) -> None:
+    service = TrialService(tmp_path / "daemon", sections(pacs.port, explain={"enabled": False}))
+    database = service.settings.data.database
+    service.start()
+    try:
+        service.send(study)
+        [job] = service.wait_for_jobs(1, seconds=300)
+        sent = {d.sop_instance_uid for d in service.store.deliveries(job.job_id)}
+        assert service.stop() == 0
+        sound = database.read_bytes()
+        database.write_bytes(b"\0" * 100 + sound[100:])
+        with pytest.raises(DaemonError, match="the database is damaged"):
+            service.start()
+        assert "Traceback" not in service.log.read_text()
+        for path in database.parent.glob("daemon.sqlite*"):
+            path.rename(path.with_name(f"damaged-{path.name}"))
+        service.start()
+        [again] = service.wait_for_jobs(1, seconds=300)
+        assert (again.job_id, again.state) == (job.job_id, JobState.DONE)
+        deliveries = service.store.deliveries(again.job_id)
+        assert {d.sop_instance_uid for d in deliveries} == sent
+        assert {(str(d.state), d.attempts, d.confirmed) for d in deliveries} == {("sent", 1, "audit log")}
+    finally:
+        service.stop()

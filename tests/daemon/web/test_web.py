@@ -3,9 +3,14 @@
 import io
 import json
 import logging
+import os
+import pwd
+import subprocess
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from daemon.database.tables import JobState
 from daemon.errors import ConfigurationError
 
 TOKEN = "a-token-of-24-characters"
+BY_PROXY = {"user_header": "X-Remote-User", "trusted_proxies": ["127.0.0.1"]}
 
 
 @pytest.fixture
@@ -127,7 +133,7 @@ def test_retry_and_cancel_need_our_own_form(site: Site) -> None:
 
 def test_basic_credentials_which_browsers_add_by_themselves_are_no_form_token(tmp_path: Path) -> None:
     """A proxy that asks for Basic passwords hands the header on: a form of another site would carry it, too."""
-    site = start_site(tmp_path, {"user_header": "X-Remote-User", "token": TOKEN})
+    site = start_site(tmp_path, {**BY_PROXY, "token": TOKEN})
     try:
         add_job(site, "j1", JobState.QUEUED, reported=False)
         for authorization in ("Basic cmVhZGVyOng=", "Bearer wrong"):
@@ -135,6 +141,52 @@ def test_basic_credentials_which_browsers_add_by_themselves_are_no_form_token(tm
             assert site.ask("/jobs/j1/cancel", method="POST", form={}, **headers)[0] == 403
         headers = {"Authorization": f"Bearer {TOKEN}"}
         assert site.ask("/jobs/j1/cancel", method="POST", form={}, **headers)[0] == 303
+    finally:
+        site.server.stop()
+
+
+def test_a_local_program_that_names_a_reader_is_not_believed(tmp_path: Path) -> None:
+    """Beside a proxy on the same machine any program can write its header; the kernel knows whose connection it is."""
+    me = pwd.getpwuid(os.getuid()).pw_name
+    other = next(entry.pw_name for entry in pwd.getpwall() if entry.pw_uid not in (0, os.getuid()))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    mine = start_site(tmp_path / "a", {**BY_PROXY, "proxy_user": me})
+    others = start_site(tmp_path / "b", {**BY_PROXY, "proxy_user": other})
+    try:
+        assert mine.ask("/", X_Remote_User="reader")[0] == 200
+        assert others.ask("/", X_Remote_User="reader")[0] == 403
+        if os.getuid() == 0:
+            for site, status in ((mine, 403), (others, 200)):
+                program = (
+                    "import http.client\n"
+                    f"c = http.client.HTTPConnection('127.0.0.1', {site.server.port}, timeout=60)\n"
+                    "c.request('GET', '/', headers={'X-Remote-User': 'reader'})\n"
+                    "print(c.getresponse().status)"
+                )
+                done = subprocess.run(
+                    ["/usr/bin/env", "-i", "python3", "-c", program], user=other, cwd="/", capture_output=True,
+                    text=True, check=False, timeout=60,
+                )  # fmt: skip
+                assert done.stdout.strip() == str(status), done.stderr
+    finally:
+        mine.server.stop()
+        others.server.stop()
+
+
+def test_a_session_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = start_site(tmp_path, {"token": TOKEN, "session_hours": 2})
+    try:
+        headers = site.ask("/login", method="POST", form={"token": TOKEN})[1]
+        assert "Max-Age=7200" in headers["set-cookie"]
+        cookie = headers["set-cookie"].partition(";")[0]
+        assert site.ask("/", Cookie=cookie)[0] == 200
+        end, _, digest = cookie.partition("=")[2].partition(".")
+        for forged in (f"{int(end) + 9}.{digest}", digest, f".{digest}", f"{end}.", "", "9" * 5000, f"-{end}.{digest}"):
+            assert site.ask("/", Cookie=f"braingemma={forged}")[0] == 401
+        now = time.time()
+        monkeypatch.setattr("daemon.web.access.time", SimpleNamespace(time=lambda: now + 2 * 3600 + 1))
+        assert site.ask("/", Cookie=cookie)[0] == 401
     finally:
         site.server.stop()
 
@@ -166,9 +218,7 @@ def test_a_job_that_was_replaced_says_so_and_names_the_newest(site: Site) -> Non
 
 
 def test_a_reader_is_told_before_a_word_of_his_becomes_a_verified_report(tmp_path: Path) -> None:
-    site = start_site(
-        tmp_path, {"user_header": "X-Remote-User"}, review={"verified_sr": True, "organization": "Test Clinic"}
-    )
+    site = start_site(tmp_path, BY_PROXY, review={"verified_sr": True, "organization": "Test Clinic"})
     try:
         add_job(site, "j1")
         text = site.ask("/jobs/j1", X_Remote_User="reader")[2].decode()
@@ -227,8 +277,8 @@ def test_a_token_opens_by_header_and_by_cookie(tmp_path: Path) -> None:
 def test_a_proxy_names_the_reader_and_only_from_its_address(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    trusting = start_site(tmp_path / "a", {"user_header": "X-Remote-User"})
-    distrusting = start_site(tmp_path / "b", {"user_header": "X-Remote-User", "trusted_proxies": ["192.0.2.9"]})
+    trusting = start_site(tmp_path / "a", BY_PROXY)
+    distrusting = start_site(tmp_path / "b", {**BY_PROXY, "trusted_proxies": ["192.0.2.9"]})
     try:
         add_job(trusting, "j1")
         assert trusting.ask("/")[0] == 403
