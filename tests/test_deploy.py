@@ -37,6 +37,12 @@ def test_systemd_accepts_the_unit(tmp_path: Path, unit: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_memory_is_bounded_and_a_childs_death_is_only_the_childs(unit: str) -> None:
+    lines = (DEPLOY / unit).read_text().splitlines()
+    assert {"MemoryMax=75%", "OOMPolicy=continue"} <= set(lines)
+
+
 @needs_systemd
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_calls_the_unit_safe(tmp_path: Path, unit: str) -> None:

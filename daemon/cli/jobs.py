@@ -78,19 +78,20 @@ def jobs_list(
 @jobs_app.command("show")
 def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show one job: state, timings, verdicts on its series, deliveries."""
-    _, _, store = _store(config)
+    settings, _, store = _store(config)
     job = actions.job_or_error(store, job_id)
+    facts = {**job.to_json(), "folder": str(settings.data.job(job_id))}
     verdicts, deliveries = store.verdicts(job_id=job_id), store.deliveries(job_id)
     if as_json:
         emit_json(
             {
-                **job.to_json(),
+                **facts,
                 "series": [dataclasses.asdict(v) for v in verdicts],
                 "deliveries": [dataclasses.asdict(d) for d in deliveries],
             }
         )
         return
-    for name, value in job.to_json().items():
+    for name, value in facts.items():
         data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
     for verdict in verdicts:
         data.print(f"series {verdict.series_uid}: {verdict.verdict}")

@@ -118,9 +118,9 @@ def check_database(engine: sa.Engine) -> None:
 
 def damaged(engine: sa.Engine, said: str) -> str:
     """What to do about a damaged SQLite."""
-    path = engine.url.database
+    path, why = engine.url.database, " ".join(said.split())
     return (
-        f"{path}: the database is damaged ({said}). Stop the service, move the file away with its -wal and -shm (keep "
+        f"{path}: the database is damaged ({why}). Stop the service, move the file away with its -wal and -shm (keep "
         "them) or put a copy from a backup in its place, and start: what was received is found again in spool and "
         "job folders and reported again, and what the audit log calls sent is not sent again"
     )

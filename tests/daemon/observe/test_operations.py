@@ -5,12 +5,15 @@ import json
 import logging
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from daemon.config.sections import Settings
-from daemon.database.engine import make_engine
+from daemon.database.engine import create_tables, make_engine
+from daemon.database.tables import JobState
 from daemon.errors import DaemonError
+from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog, check_chain
 from daemon.observe.health import Health
 from daemon.observe.logs import JobFilter, JsonLines, about_job
@@ -79,3 +82,36 @@ def test_health_names_what_does_not_run_and_a_full_disk(tmp_path: Path) -> None:
     full = Health(Settings.model_validate({"storage": {"folder": tmp_path, "min_free_gb": 1e6}}), engine)
     [obstacle] = full.obstacles()
     assert "expected at least 1e+06 GB" in obstacle
+
+
+def test_health_turns_red_while_work_waits_and_none_makes_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("daemon.observe.health.time", SimpleNamespace(monotonic=lambda: now))
+    engine = make_engine(f"sqlite:///{tmp_path / 'x.sqlite'}")
+    create_tables(engine)
+    store = JobStore(engine)
+    settings = Settings.model_validate(
+        {"storage": {"folder": tmp_path, "min_free_gb": 0}, "engine": {"step_seconds": 60}}
+    )
+    health = Health(settings, engine)
+    now += 3600
+    assert health.stalled() == [], "nothing waits"
+    store.add("j1", study_uid="1.2", supersedes=None)
+    store.add("j2", study_uid="1.3", supersedes=None)
+    assert health.stalled() == []
+    now += 31
+    assert health.stalled() == ["2 jobs wait, and none made progress for 31 s"]
+    assert health.stalled() == health.obstacles()
+    assert health.faults() == [], "the watchdog does not start the service again for it: a step has its own limit"
+    store.update("j1", progress="explaining 1/100")
+    assert health.stalled() == []
+    now += 31
+    assert health.stalled()
+    store.update("j1", state=JobState.DONE)
+    store.update("j2", state=JobState.FAILED)
+    assert health.stalled() == []
+    now += 3600
+    assert health.stalled() == []
+    engine.dispose()

@@ -1,4 +1,5 @@
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +38,19 @@ def add(store: JobStore, folder: Path, job_id: str, state: JobState, *, days_old
     values = {"state": str(state), "updated": now() - days_old * DAY, "created": now() - days_old * DAY}
     with store.engine.begin() as connection:
         connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(**values))
+
+
+def test_a_copy_of_the_data_folder_is_on_its_own(store: JobStore, settings: Settings, tmp_path: Path) -> None:
+    """Places in it were once noted by their full path: a purge in the copy removed the jobs of the original."""
+    add(store, settings.storage.folder, "old", JobState.DONE, days_old=3)
+    store.engine.dispose()
+    copy = shutil.copytree(tmp_path, tmp_path.with_name(f"{tmp_path.name}-copy"))
+    elsewhere = Settings.model_validate({"storage": {**settings.storage.model_dump(), "folder": copy}})
+    engine = open_database(elsewhere)
+    assert [p.job_id for p in purge(JobStore(engine), elsewhere, dry_run=False)] == ["old"]
+    engine.dispose()
+    assert not elsewhere.data.job("old").exists()
+    assert (settings.data.job("old") / "x").read_bytes() == b"12345"
 
 
 def test_each_state_has_its_time_and_what_was_not_delivered_stays(store: JobStore, settings: Settings) -> None:
@@ -104,7 +118,7 @@ def test_a_study_that_has_another_job_keeps_its_index(store: JobStore, settings:
 
 
 def test_instances_kept_aside_go_with_their_study(store: JobStore, settings: Settings) -> None:
-    from daemon.database.tables import INSTANCES, InstanceState
+    from daemon.database.tables import INSTANCES, CleanText, InstanceState
 
     folder = settings.storage.folder
     known, old, young = (folder / "conflicts" / f"1.2.{n}.{'ab' * 8}.dcm" for n in (1, 2, 3))
@@ -114,7 +128,7 @@ def test_instances_kept_aside_go_with_their_study(store: JobStore, settings: Set
     for path in (known, old):
         os.utime(path, (now() - 2 * DAY, now() - 2 * DAY))
     with store.engine.begin() as connection:
-        row = dict.fromkeys((c.name for c in INSTANCES.columns if isinstance(c.type, sa.String)), "1.2.1")
+        row = dict.fromkeys((c.name for c in INSTANCES.columns if isinstance(c.type, CleanText)), "1.2.1")
         numbers = dict.fromkeys(("data_offset", "data_length", "received", "last_received"), 1)
         sha = {"sha256": "ab" * 32, "state": InstanceState.CONFLICT.value}
         connection.execute(sa.insert(INSTANCES).values({**row, **numbers, **sha}))
