@@ -61,10 +61,16 @@ def request(
 
 
 def take_reports(engine: sa.Engine, folder: Path) -> int:
-    """Move the reports that receivers wrote into the database; how many."""
+    """Move the reports that receivers wrote into the database; how many. One that is damaged is renamed, and stays."""
     files = sorted(folder.glob("report-*.json")) if folder.is_dir() else []
     for file in files:
-        record_answer(engine, read_kept(file))
+        try:
+            report = read_kept(file)
+        except (ValueError, LookupError, TypeError) as error:
+            log.warning("%s: not a report on storage commitment: %r; renamed", file.name, error)
+            file.rename(file.with_suffix(".damaged"))
+            continue
+        record_answer(engine, report)
         file.unlink()
     return len(files)
 

@@ -126,3 +126,15 @@ def test_a_report_nested_without_end_is_refused_and_the_next_is_taken(receiver: 
     report = Dataset()
     report.TransactionUID = "1.2.3"
     assert send_report(receiver, report, role=True) == 0x0000
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"transaction_uid": "1.2"}', '{"committed": 3}'])
+def test_a_damaged_report_does_not_keep_the_next_one_from_being_taken(tmp_path: Path, content: str) -> None:
+    folder = DataFolder(tmp_path).commitment_reports
+    folder.mkdir()
+    (folder / "report-1.1.json").write_text(content)
+    take_event(folder, b"\x08\x00\x95\x11UI\x04\x001.2\0", EXPLICIT)
+    store = make_store(tmp_path)
+    commitment.take_reports(store.engine, folder)
+    assert [path.name for path in folder.iterdir()] == ["report-1.1.damaged"]
+    store.engine.dispose()

@@ -3,13 +3,11 @@ from pathlib import Path
 import pytest
 
 from daemon.config.data_folder import DataFolder
-from daemon.config.sections import Settings
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import DeliveryState, JobState
 from daemon.errors import DaemonError
 from daemon.jobs.store import JobStore
 from daemon.pipeline.actions import cancel
-from daemon.service.retention import purge
 
 
 @pytest.fixture
@@ -76,19 +74,3 @@ def test_cancel_only_what_has_not_ended(store: JobStore) -> None:
         cancel(store, "j1")
     with pytest.raises(DaemonError, match="no job 'j2'"):
         cancel(store, "j2")
-
-
-def test_purge_removes_only_old_ended_jobs(store: JobStore, tmp_path: Path) -> None:
-    settings = Settings.model_validate({"storage": {"folder": tmp_path, "keep_days": 0}})
-    for job_id, state in (("done", JobState.DONE), ("failed", JobState.FAILED), ("running", JobState.RUNNING)):
-        folder = settings.data.job(job_id)
-        folder.mkdir(parents=True)
-        (folder / "x").write_bytes(b"12345")
-        add(store, job_id)
-        store.update(job_id, state=state)
-    assert [(p.job_id, p.size) for p in purge(store, settings, dry_run=True)] == [("done", 5)]
-    assert settings.data.job("done").exists()
-    purge(store, settings, dry_run=False)
-    assert not settings.data.job("done").exists()
-    assert settings.data.job("failed").exists()
-    assert sorted(job.job_id for job in store.recent()) == ["failed", "running"]
