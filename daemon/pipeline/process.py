@@ -78,7 +78,11 @@ def _report_further(
 
 def folder_name(uid: str) -> str:
     """The UID where it is one (PS3.5 9.1), else a name made of it: what a file says must not choose a place on disk."""
-    return uid if UID.fullmatch(uid) else "no-uid-" + hashlib.sha256(uid.encode("utf-8", "replace")).hexdigest()[:16]
+    return (
+        uid
+        if UID.fullmatch(uid) and len(uid) <= 64
+        else "no-uid-" + hashlib.sha256(uid.encode("utf-8", "replace")).hexdigest()[:16]
+    )
 
 
 def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
