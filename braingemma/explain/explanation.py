@@ -36,8 +36,14 @@ from braingemma.explain.targets import ALL_FINDINGS, Target
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-DEFAULT_METHOD = "kernelshap"
-"""The best by `braingemma bench explain`, see docs/explanations.md."""
+DEFAULT_METHOD = "balanced"
+"""LIME without chance: as good as KernelSHAP by `braingemma bench explain`, see docs/explanations.md."""
+METHOD_TITLES = {
+    "balanced": "LIME, balanced design",
+    "lime": "LIME, random samples",
+    "kernelshap": "KernelSHAP, paired coalitions",
+    "leave_one_out": "Each region left out",
+}
 DEFAULT_REPLACEMENT = "mirror"
 """Ordinary tissue of the other side takes a lesion away and leaves a brain; the best by the same table."""
 FOCUS = 0.08
@@ -53,7 +59,7 @@ class ExplainSettings:
 
     Attributes:
         method: One of `attribution.METHODS`.
-        samples: Perturbed volumes that the method may ask for (leave-one-out has a fixed number).
+        samples: Perturbed volumes that the method may ask for at most (leave-one-out has a fixed number).
         segments: Supervoxels wanted.
         seed: Of the perturbations.
         replacement: What replaced supervoxels show, one of `perturbation.FILLINGS`.
@@ -98,7 +104,8 @@ class Explanation:
         by_target: Weights of all targets, each (F,).
         grounding: The model's own lesion map and how far the weights agree with it, see `grounding_agreement`;
             None where the weights have no such map.
-        evaluations: Volumes that were scored.
+        samples: Volumes of the method's design, as run.
+        evaluations: Volumes that were scored in all, those of the curves included.
         change: (X, Y, Z) how much replacing changes each voxel, see `relative_change`; None: not known.
         warnings: What a reader must know.
     """
@@ -114,9 +121,15 @@ class Explanation:
     curves: Curves | None = None
     by_target: dict[str, Float] = field(default_factory=dict)
     grounding: dict[str, Any] | None = None
+    samples: int = 0
     evaluations: int = 0
     change: Float32 | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """The method and what it cost, for a reader."""
+        return f"{METHOD_TITLES[self.settings.method]}, {self.samples} volumes"
 
     @property
     def drawn(self) -> bool:
@@ -151,7 +164,9 @@ class Explanation:
         asked = asdict(self.settings)
         return {
             "method": asked.pop("method"),
-            "samples": asked.pop("samples"),
+            "description": self.description,
+            "samples": self.samples,
+            "samples_at_most": asked.pop("samples"),
             "segments": len(self.weights),
             "evaluations": self.evaluations,
             "seed": asked.pop("seed"),
@@ -200,7 +215,8 @@ def explain_prepared(
     ask = mask_scorer(
         supervoxels, volume, grid_affine, scorer, settings.replacement, scoring or ScoringSettings(settings.batch_size)
     )
-    ask.planned = len(np.unique(masks, axis=0)) + 2 * len(curve_steps(features)) - 4
+    samples = len(np.unique(masks, axis=0))
+    ask.planned = samples + 2 * len(curve_steps(features)) - 4
     scores = ask(masks)
     fits = [method.fit(masks, scores[:, column]) for column in range(scores.shape[1])]
     measured = curves(fits[0].weights, lambda wanted: ask(wanted)[:, 0])
@@ -215,6 +231,7 @@ def explain_prepared(
         r2=fits[0].r2,
         curves=measured,
         by_target={t.name: f.weights for t, f in zip(targets, fits, strict=True)},
+        samples=samples,
         evaluations=ask.evaluations,
         change=relative_change(ask, supervoxels, grid_affine),
     )

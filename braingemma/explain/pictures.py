@@ -86,12 +86,6 @@ def position_text(plane: Plane, millimetres: float) -> str:
     return f"{positive if rounded >= 0 else negative} {abs(rounded)} mm"
 
 
-def point_text(point_mm: tuple[float, float, float]) -> str:
-    """A RAS point for a reader: "L 32 A 20 S 14 mm"."""
-    letters = (f"{d[1] if round(v) >= 0 else d[0]} {abs(round(v))}" for d, v in zip(DIRECTIONS, point_mm, strict=True))
-    return f"{' '.join(letters)} mm"
-
-
 def acquired_plane(affine: Float) -> Plane:
     """The plane of thick slices; axial where the voxels are about as thick as wide."""
     spacing = voxel_sizes(affine)

@@ -1,7 +1,8 @@
 """The three pictures of an explanation, for a radiologist's eye.
 
-Radiological convention (axial and coronal: patient left on the right of the picture), marks burned in, positions
-in mm, red for and blue against what was explained. No pyplot: figures belong to their caller, threads do not mix.
+Radiological convention (axial and coronal: patient left on the right of the picture), marks burned in, positions in mm,
+red for and blue against what was explained, lines around the strongest region and the lesion map. No pyplot: figures
+belong to their caller, threads do not mix.
 """
 
 from __future__ import annotations
@@ -29,12 +30,10 @@ from braingemma.explain.pictures import (
     MARKS,
     Plane,
     View,
-    acquired_plane,
     blend,
     grey,
     montage,
     outline,
-    point_text,
     position_text,
 )
 from braingemma.explain.supervoxels import Region, Supervoxels
@@ -53,6 +52,15 @@ SMALL_EFFECT = 0.02
 """Nats per token below which an effect is not told from noise."""
 LEAST_SHOWN = 0.05
 """Supervoxels below this share of the greatest weight are not shown among the most influential."""
+LEAST_COLOUR = 0.4
+"""Share of full colour below which nothing is coloured: faint tints over half the brain say nothing."""
+SLICE_MM, LEAST_AREA = 4.0, 0.02
+"""Slices on the sheet are at least this far apart, and hold this share of the brain in the fullest slice."""
+MAP_LEVEL, FAINT_MAP = 0.5, 0.15
+"""The lesion map's line is where it reaches the first, or half its peak where that is lower; maps that stay below the
+second have none."""
+REGION_COLOUR, MAP_COLOUR = (1.0, 0.85, 0.1), (0.1, 0.95, 0.95)
+"""Lines: yellow around the strongest region, cyan around what the lesion map shows."""
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 COLOURS = LinearSegmentedColormap.from_list("against_for", [AGAINST_COLOUR, (0.45, 0.45, 0.45), FOR_COLOUR])
 TEXT = "#f2f2f2"
@@ -70,6 +78,8 @@ class Scene:
         weights: (F,) of the supervoxels.
         drawn: False: nothing supports a finding, so no overlay is laid and the pictures say so.
         title: First line of each picture: what was explained and how.
+        grounding: (X, Y, Z) the model's lesion map in [0, 1]; None where the weights have none.
+        bilateral: Whether the report states a lesion on both sides: then both sides are shown.
         banner: What must be said about the weights; None for nothing.
         alpha: Opacity of full colour.
         clip_q: Quantile of |saliency| in the brain that gets full colour.
@@ -82,6 +92,8 @@ class Scene:
     drawn: bool
     title: str
     banner: str | None = None
+    grounding: Float32 | None = None
+    bilateral: bool = False
     alpha: float = 0.45
     clip_q: float = 0.99
 
@@ -115,43 +127,89 @@ class Scene:
 
     @property
     def statement(self) -> str:
-        """What the colours say."""
-        return "Red: speaks for the finding. Blue: speaks against it." if self.drawn else NOTHING_LINE
+        """What colours and lines say."""
+        said = [NOTHING_LINE]
+        if self.drawn:
+            said = [f"Red: speaks for the finding, blue: against it, from {LEAST_COLOUR:.0%} of the strongest on."]
+            said.append("Yellow line: strongest region" + (" of each side." if len(self.strongest) > 1 else "."))
+        if self.map_level is not None:
+            said.append(f"Cyan line: lesion map at {self.map_level:.2f}.")
+        return " ".join(said)
 
-    def view(self, pixel_mm: float, free: Plane | None = None) -> View:
-        """Cut to the brain with a margin; the axis of plane `free` is left whole."""
+    @cached_property
+    def strongest(self) -> tuple[Region, ...]:
+        """The region that speaks most for the finding, of each side where both are stated; none where none does."""
+        regions = [r for r in self.supervoxels.regions if self.drawn and self.weights[r.label - 1] >= SMALL_EFFECT]
+        best = sorted(regions, key=lambda r: -self.weights[r.label - 1])
+        if not self.bilateral:
+            return tuple(best[:1])
+        sides = [next((r for r in best if r.side == side), None) for side in ("left", "right")]
+        return tuple(sorted((r for r in sides if r), key=lambda r: -self.weights[r.label - 1])) or tuple(best[:1])
+
+    @cached_property
+    def map_level(self) -> float | None:
+        """Where the lesion map's line runs; None where it shows nothing."""
+        peak = 0.0 if self.grounding is None else float(self.grounding.max())
+        return None if peak < FAINT_MAP else min(MAP_LEVEL, peak / 2)
+
+    def view(self, pixel_mm: float) -> View:
+        """Cut to the brain with a margin."""
         box = _brain_box(self.supervoxels)
-        if free is not None:
-            box[AXIS[free]] = (0, self.volume.shape[AXIS[free]])
         return View(self.supervoxels.affine, (box[0], box[1], box[2]), pixel_mm)
 
     def tile(self, view: View, plane: Plane, index: int, *, overlay: bool = True) -> Float32:
-        """One slice as RGB, with or without the overlay."""
+        """One slice as RGB, with or without colours and lines."""
         picture = grey(view.cut(self.volume, plane, index), self.window)
         if not overlay:
             return picture
-        return blend(picture, view.cut(self.saliency, plane, index), self.limit, self.alpha)
+        weights = view.cut(self.saliency, plane, index)
+        weights = np.where(np.abs(weights) >= LEAST_COLOUR * self.limit, weights, np.float32(0))
+        return self.lines(blend(picture, weights, self.limit, self.alpha), view, plane, index)
+
+    def lines(self, picture: Float32, view: View, plane: Plane, index: int) -> Float32:
+        """The strongest regions and the lesion map as lines in a copy of a tile."""
+        for region in self.strongest:
+            inside = view.cut(self.supervoxels.labels == region.label, plane, index, smooth=False) > 0.5
+            picture = outline(picture, inside, REGION_COLOUR, width=1)
+        if self.grounding is not None and self.map_level is not None:
+            picture = outline(picture, view.cut(self.grounding, plane, index) >= self.map_level, MAP_COLOUR, width=1)
+        return picture
 
 
 def draw_overlay_slices(scene: Scene, path: Path) -> None:
-    """Every slice of the acquired plane with the overlay on one sheet."""
-    plane = acquired_plane(scene.supervoxels.affine)
-    indices = range(scene.volume.shape[AXIS[plane]])
-    columns, tile_width = _sheet_layout(scene, plane, len(indices))
-    view = scene.view(1.0, free=plane)
-    view = View(view.affine, view.box, view.tile_shape(plane)[1] / tile_width)
-    tiles = [scene.tile(view, plane, i) for i in indices]
-    labels = [position_text(plane, view.position(plane, i)) for i in indices]
-    _sheet(scene, tiles, [plane] * len(tiles), labels, columns, path)
+    """Axial slices through the whole brain with the overlay on one sheet."""
+    indices = _slices(scene)
+    columns, tile_width = _sheet_layout(scene, "axial", len(indices))
+    view = scene.view(1.0)
+    view = View(view.affine, view.box, view.tile_shape("axial")[1] / tile_width)
+    tiles = [scene.tile(view, "axial", i) for i in indices]
+    labels = [position_text("axial", view.position("axial", i)) for i in indices]
+    _sheet(scene, tiles, ["axial"] * len(tiles), labels, columns, path)
+
+
+def _slices(scene: Scene) -> list[int]:
+    """Axial slices with brain in them, at least SLICE_MM apart, the middle of each strongest region among them."""
+    areas = (scene.supervoxels.labels > 0).sum(axis=(0, 1))
+    used = np.flatnonzero(areas >= LEAST_AREA * areas.max())
+    step = max(1, round(SLICE_MM / float(voxel_sizes(scene.supervoxels.affine)[2])))
+    first = int(used[0])
+    if scene.strongest:
+        first += (_middle(scene.supervoxels, scene.strongest[0])[2] - first) % step
+    return list(range(first, int(used[-1]) + 1, step))
 
 
 def draw_grid(scene: Scene, path: Path) -> None:
-    """2 x 3: the slices through the map's peak in three planes, without overlay above, with it below."""
+    """2 x 3: the slices through the strongest region in three planes, without overlay above, with it below.
+
+    Where the report states a lesion on both sides, so for the strongest region of each.
+    """
     view = scene.view(_pixel_mm(scene, 560))
-    centre = _peak(scene)
-    tiles = [scene.tile(view, plane, centre[AXIS[plane]], overlay=o) for o in (False, True) for plane in PLANES]
-    labels = [f"{p}  {position_text(p, view.position(p, centre[AXIS[p]]))}" for p in PLANES] * 2
-    _sheet(scene, _padded(tiles), [*PLANES, *PLANES], labels, 3, path, gap=28)
+    tiles, planes, labels = [], [], []
+    for centre in _centres(scene):
+        tiles += [scene.tile(view, plane, centre[AXIS[plane]], overlay=o) for o in (False, True) for plane in PLANES]
+        planes += [*PLANES, *PLANES]
+        labels += [f"{p}  {position_text(p, view.position(p, centre[AXIS[p]]))}" for p in PLANES] * 2
+    _sheet(scene, _padded(tiles), planes, labels, 3, path, gap=28)
 
 
 def draw_top_supervoxels(scene: Scene, path: Path, count: int = 4) -> None:
@@ -160,18 +218,27 @@ def draw_top_supervoxels(scene: Scene, path: Path, count: int = 4) -> None:
         draw_grid(scene, path)
         return
     view = scene.view(_pixel_mm(scene, 440))
-    regions = scene.supervoxels.regions
-    strength = np.abs(scene.weights)
-    least = LEAST_SHOWN * strength.max()
-    top = [regions[n] for n in np.argsort(-strength, kind="stable")[:count] if strength[n] >= least]
+    top = _most_influential(scene, count)
     tiles, labels, notes = [], [], []
     for rank, region in enumerate(top, start=1):
         weight = float(scene.weights[region.label - 1])
         middle = _middle(scene.supervoxels, region)
         tiles += [_outlined(scene, view, plane, middle, region, weight) for plane in PLANES]
         labels += [f"{p}  {position_text(p, view.position(p, middle[AXIS[p]]))}" for p in PLANES]
-        notes.append(_note(rank, region, weight))
+        notes.append(_note(scene, rank, region))
     _sheet(scene, _padded(tiles), list(PLANES) * len(top), labels, 3, path, notes)
+
+
+def _most_influential(scene: Scene, count: int) -> list[Region]:
+    """Up to `count` regions by the size of their weight, the strongest of each stated side among them."""
+    strength = np.abs(scene.weights)
+    order = [scene.supervoxels.regions[n] for n in np.argsort(-strength, kind="stable")]
+    order = [r for r in order if strength[r.label - 1] >= LEAST_SHOWN * strength.max()]
+    kept = [*order[:count]]
+    for region in scene.strongest:
+        if region not in kept:
+            kept[-1] = region
+    return kept
 
 
 def _outlined(
@@ -183,17 +250,18 @@ def _outlined(
     tinted = blend(
         grey(view.cut(scene.volume, plane, index), scene.window), inside * np.float32(weight), abs(weight), 0.15
     )
-    return outline(tinted, inside, colour)
+    return scene.lines(outline(tinted, inside, colour), view, plane, index)
 
 
-def _note(rank: int, region: Region, weight: float) -> str:
-    """One line on a supervoxel."""
-    verdict = "for" if weight > 0 else "against"
+def _note(scene: Scene, rank: int, region: Region) -> str:
+    """One line on a supervoxel; its side is the patient's, against the brain's own midline."""
+    weight = float(scene.weights[region.label - 1])
+    verdict = "for the finding" if weight > 0 else "against the finding"
     place = region.site if region.side == "midline" else f"{region.side} {region.site}"
-    return (
-        f"{rank}. {verdict} {weight:+.3f} nats/token   {place}   {region.size_ml:.0f} ml   "
-        f"centre {point_text(region.centroid_mm)}"
-    )
+    offset = region.centroid_mm[0] - scene.supervoxels.box.midline_mm
+    share = f"{abs(weight) / float(np.abs(scene.weights).max()):.0%} of the strongest"
+    middle = f"centre {abs(offset):.0f} mm {'left' if offset < 0 else 'right'} of the midline"
+    return f"{rank}. speaks {verdict}, {share}   {place}   {region.size_ml:.0f} ml   {middle}"
 
 
 def _middle(supervoxels: Supervoxels, region: Region) -> tuple[int, int, int]:
@@ -204,13 +272,12 @@ def _middle(supervoxels: Supervoxels, region: Region) -> tuple[int, int, int]:
     return int(nearest[0]), int(nearest[1]), int(nearest[2])
 
 
-def _peak(scene: Scene) -> tuple[int, int, int]:
-    """Middle of the best supporter; middle of the brain where nothing is drawn or nothing supports."""
-    best = int(np.argmax(scene.weights))
-    if scene.drawn and scene.weights[best] > 0:
-        return _middle(scene.supervoxels, scene.supervoxels.regions[best])
+def _centres(scene: Scene) -> list[tuple[int, int, int]]:
+    """Middle of each strongest region; middle of the brain where nothing is drawn or nothing supports."""
+    if scene.strongest:
+        return [_middle(scene.supervoxels, region) for region in scene.strongest]
     x, y, z = ((low + high) // 2 for low, high in _brain_box(scene.supervoxels))
-    return x, y, z
+    return [(x, y, z)]
 
 
 def _brain_box(supervoxels: Supervoxels) -> list[tuple[int, int]]:
@@ -233,7 +300,7 @@ def _pixel_mm(scene: Scene, tile_pixels: int) -> float:
 
 def _sheet_layout(scene: Scene, plane: Plane, count: int) -> tuple[int, int]:
     """Columns and tile width in pixels of the sheet of all slices: about as wide as high, tiles of 120..320."""
-    rows, columns = scene.view(1.0, free=plane).tile_shape(plane)
+    rows, columns = scene.view(1.0).tile_shape(plane)
     across = max(1, min(count, round(float(np.sqrt(count * rows / columns * 1.2)))))
     return across, int(np.clip(SHEET_WIDTH / across, 120, 320))
 
@@ -310,7 +377,9 @@ def _colour_bar(figure: Figure, scene: Scene, left: float, total_w: float, heigh
     high = min(320.0, rows * 0.7)
     axes = figure.add_axes((left / total_w, (bottom + (rows - high) / 2) / total_h, 18 / total_w, high / total_h))
     bar = figure.colorbar(ScalarMappable(Normalize(-scene.limit, scene.limit), COLOURS), cax=axes)
-    bar.set_ticks([-scene.limit, 0, scene.limit], labels=[f"{-scene.limit:.2g}", "0", f"{scene.limit:+.2g}"])
+    least = LEAST_COLOUR * scene.limit
+    bar.set_ticks([-scene.limit, -least, least, scene.limit], labels=["strong", "", "", "strong"])
+    bar.ax.axhspan(-least, least, color="black")  # what lies between is not coloured
     bar.ax.tick_params(colors=TEXT, labelsize=9)
     axes.set_title("for", color=TEXT, size=10)
-    axes.set_xlabel("against\n\nnats per\ntoken", color=TEXT, size=10)
+    axes.set_xlabel("against", color=TEXT, size=10)

@@ -36,14 +36,6 @@ BATCH_VOXELS = 2**23
 """Voxels of the perturbed volumes in memory at once, unless a batch size is asked for."""
 
 
-METHOD_TITLES = {
-    "balanced": "LIME by a balanced design",
-    "lime": "LIME",
-    "kernelshap": "Paired KernelSHAP",
-    "leave_one_out": "Leave-one-out",
-}
-
-
 def explain_report(
     model: Any,
     image: nib.Nifti1Image,
@@ -113,13 +105,14 @@ def run_interpretability(
         mri_path: NIfTI volume that the report is about.
         report: Its report, as the model wrote it.
         output_dir: Folder to write to; made where it is absent.
-        lime_samples: Perturbed volumes that the method may score.
+        lime_samples: Perturbed volumes that the method may score at most.
         n_segments: Supervoxels.
         alpha: Opacity of the strongest colour.
         clip_q: Quantile of |saliency| in the brain that gets the strongest colour.
         seed: Of the perturbations.
         prompt: None: the prompt of the weights.
-        method: "balanced", "lime", "kernelshap" or "leave_one_out".
+        method: "balanced" (LIME on an orthogonal design), "lime" (the model card's random samples), "kernelshap" or
+            "leave_one_out".
         replacement: What replaced tissue shows: "blur", "mirror" or "constant".
         target: "findings" (the words that carry a present finding), "report" (every word), "side" (why left and
             not right), or one finding: "lesion", "edema", "necrosis", "ventricular_compression".
@@ -160,6 +153,8 @@ def run_interpretability(
         found.drawn,
         _title(found),
         banner if banner is not None else model.config.banner,
+        grounding,
+        _both_sides(report),
         alpha,
         clip_q,
     )
@@ -208,6 +203,11 @@ def other_side(found: Explanation, report: str) -> tuple[str, ...]:
     )
 
 
+def _both_sides(report: str) -> bool:
+    """Whether the report states a lesion on both sides."""
+    return any(f.finding == "lesion" and f.laterality == "bilateral" for f in findings_from_text(report))
+
+
 def _ras_image(path: Path) -> nib.Nifti1Image:
     """The volume in canonical order; `prepare_volume` has refused what is not one finite 3D volume."""
     return nib.as_closest_canonical(nib.load(path))
@@ -223,10 +223,8 @@ def _title(found: Explanation) -> str:
     """First lines of the pictures."""
     if found.target is None:
         return "The report states no present finding."
-    name = METHOD_TITLES[found.settings.method]
     words = ", ".join(dict.fromkeys(w.lower() for w in found.target.words))
-    fit = "" if found.r2 is None else f", R² {found.r2:.2f}"
-    return f"{name}, {found.evaluations} volumes{fit}. Explained: {words}. {' '.join(found.warnings)}".strip()
+    return f"{found.description}. Explained: {words}. {' '.join(found.warnings)}".strip()
 
 
 def _write(folder: Path, image: nib.Nifti1Image, found: Explanation, scene: Scene, grounding: Float32 | None) -> None:

@@ -48,7 +48,7 @@ def bench_explain(
     from training.evaluation.explanations import bench_explain as run
 
     drawn = explain_cases(seed=seed, count=count, folder=cases, insert=tuple(insert or ()))
-    variants = [v for v in VARIANTS if not quick or v in (("kernelshap", "mirror"), ("lime", "mirror"))]
+    variants = [v for v in VARIANTS if not quick or v in (("balanced", "mirror"), ("lime", "mirror"))]
     with working("loading") as say:
         model = BrainGemma3D.from_pretrained(weights).eval()
         result = run(

@@ -226,12 +226,12 @@ class Explain(Section):
     enabled: bool = True
     """Compute it."""
     samples: int = Field(100, ge=10)
-    """Perturbed volumes."""
+    """Perturbed volumes at most; a balanced design of 20 supervoxels takes 48."""
     segments: int = Field(20, ge=2)
     """Supervoxels asked for."""
     seed: int = Field(42, ge=0)
     """Seed of the perturbations."""
-    method: Literal["kernelshap", "balanced", "lime", "leave_one_out"] = "kernelshap"
+    method: Literal["kernelshap", "balanced", "lime", "leave_one_out"] = "balanced"
     """How perturbed volumes become weights; `braingemma bench explain` compares them."""
     replacement: Literal["mirror", "blur", "constant"] = "mirror"
     """What replaced tissue shows."""

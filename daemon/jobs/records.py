@@ -138,7 +138,9 @@ class ReportExplanation(Record):
     """How the explanation was made, and how well it fits."""
 
     method: str
+    description: str | None = None
     samples: int | None = None
+    samples_at_most: int | None = None
     segments: int | None = None
     seed: int | None = None
     explained: Any = None

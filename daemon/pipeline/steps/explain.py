@@ -16,7 +16,10 @@ from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.report import voxel_digest
 
-EXPLAINED = ("method", "samples", "segments", "seed", "explained", "r2", "faithfulness", "grounding")
+EXPLAINED = (
+    "method", "description", "samples", "samples_at_most", "segments", "seed", "explained", "r2", "faithfulness",
+    "grounding",
+)  # fmt: skip
 """What `report.json` takes over from `lime_weights.json`."""
 
 

@@ -269,7 +269,9 @@ def test_all_files_are_written_on_the_grid_of_the_volume(
     assert np.asarray(nib.load(tmp_path / "out/saliency.nii.gz").dataobj) == pytest.approx(saliency)
     record = json.loads((tmp_path / "out/lime_weights.json").read_text())
     assert record["method"] == "lime"
-    assert record["samples"] == 20
+    run = len(np.unique(METHODS["lime"].masks(len(weights), 20, 42), axis=0))  # equal draws are scored once
+    assert record["samples"] == run <= record["samples_at_most"] == 20
+    assert record["description"] == f"LIME, random samples, {run} volumes"
     assert record["seed"] == 42
     assert record["settings"]["alpha"] == 0.45
     assert record["weights"] == pytest.approx(weights.tolist())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import explain_support as support
@@ -16,12 +17,23 @@ from braingemma.explain.pictures import (
     blend,
     montage,
     outline,
-    point_text,
     position_text,
     to_picture,
 )
-from braingemma.explain.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
-from braingemma.explain.supervoxels import segment
+from braingemma.explain.plots import (
+    LEAST_COLOUR,
+    MAP_COLOUR,
+    REGION_COLOUR,
+    Scene,
+    _centres,
+    _most_influential,
+    _note,
+    _slices,
+    draw_grid,
+    draw_overlay_slices,
+    draw_top_supervoxels,
+)
+from braingemma.explain.supervoxels import BrainBox, segment
 
 
 def scene_of(image: nib.Nifti1Image, *, drawn: bool = True, **changes: object) -> Scene:
@@ -80,7 +92,6 @@ def test_positions_for_a_reader() -> None:
     assert position_text("axial", -7.2) == "I 7 mm"
     assert position_text("sagittal", -12.0) == "L 12 mm"
     assert position_text("coronal", 12.0) == "A 12 mm"
-    assert point_text((-32.2, 20.0, -14.0)) == "L 32 A 20 I 14 mm"
 
 
 def test_view_keeps_proportions_in_mm_and_tells_positions(scene: Scene) -> None:
@@ -118,22 +129,93 @@ def test_montage_places_tiles_row_by_row() -> None:
     assert [sheet[r, c, 0] for r, c in corners] == [1, 2, 3]
 
 
-def test_every_slice_is_on_the_sheet(tmp_path: Path) -> None:
-    thick = scene_of(support.head((4.0, 4.0, 8.0)), banner="Synthetic images only.")
+def test_the_sheet_has_axial_slices_of_the_brain_and_no_others(tmp_path: Path) -> None:
+    image = support.head((4.0, 4.0, 2.0))
+    with_neck = np.zeros((*image.shape[:2], image.shape[2] + 40), np.float32)
+    with_neck[:, :, 40:] = np.asarray(image.dataobj)
+    affine = image.affine.copy()
+    affine[2, 3] -= 40 * affine[2, 2]
+    tall = scene_of(nib.Nifti1Image(with_neck, affine), banner="Synthetic images only.")
+    indices = _slices(tall)
+    areas = (tall.supervoxels.labels > 0).sum(axis=(0, 1))
+    brain = np.flatnonzero(areas >= 0.02 * areas.max())
+    assert set(np.diff(indices)) == {2}, "4 mm apart"
+    assert brain[0] <= indices[0] <= brain[0] + 1
+    assert brain[-1] - 1 <= indices[-1] <= brain[-1]
+    assert _centres(tall)[0][2] in indices, "the slice of the strongest region is shown"
     path = tmp_path / "overlay_slices.png"
-    draw_overlay_slices(thick, path)
-    tiles = thick.volume.shape[2]
-    red = redness(path)
-    assert min(red.shape) > 600
-    assert tiles == 20
-    assert (red > 40).sum() > 2000
+    draw_overlay_slices(tall, path)
+    assert min(redness(path).shape) > 600
+    assert (redness(path) > 40).sum() > 2000
+
+
+def lines(tile: np.ndarray, colour: tuple[float, float, float]) -> int:
+    """Pixels of a tile that a line of this colour crosses."""
+    return int((np.abs(tile - np.array(colour)).max(axis=-1) < 0.02).sum())
+
+
+def test_the_strongest_region_and_the_lesion_map_are_lines_in_every_picture(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mapped = replace(scene, grounding=np.where(scene.saliency > 0, np.float32(0.8), np.float32(0)))
+    x, y, z = _centres(mapped)[0]
+    for plane, index in (("sagittal", x), ("coronal", y), ("axial", z)):
+        tile = mapped.tile(mapped.view(1.0), plane, index)  # type: ignore[arg-type]
+        assert lines(tile, MAP_COLOUR) > 20
+        assert lines(mapped.tile(mapped.view(1.0), plane, index, overlay=False), MAP_COLOUR) == 0  # type: ignore[arg-type]
+        assert lines(replace(mapped, grounding=None).tile(mapped.view(1.0), plane, index), REGION_COLOUR) > 20  # type: ignore[arg-type]
+    assert "Cyan line: lesion map at 0.40" in mapped.statement
+    assert "Cyan" not in replace(scene, grounding=np.zeros_like(scene.saliency)).statement
+    drawn: list[str] = []
+    monkeypatch.setattr(Scene, "lines", lambda _self, picture, *_: drawn.append("lines") or picture)
+    for draw in (draw_overlay_slices, draw_grid, draw_top_supervoxels):
+        drawn.clear()
+        draw(mapped, tmp_path / "picture.png")
+        assert drawn
+
+
+def test_both_sides_are_shown_where_the_report_states_both(tmp_path: Path) -> None:
+    one = scene_of(support.head((4.0, 4.0, 4.0)))
+    order = np.argsort([r.centroid_mm[0] for r in one.supervoxels.regions])
+    weights = np.zeros(len(order))
+    weights[order[:5]] = [1.0, 0.9, 0.8, 0.7, 0.6]  # the left speaks louder than all of the right
+    weights[order[-1]] = 0.2
+    both = replace(one, weights=weights, saliency=one.supervoxels.paint(weights), bilateral=True)
+    assert [r.side for r in both.strongest] == ["left", "right"]
+    assert [c[0] < both.volume.shape[0] / 2 for c in _centres(both)] == [True, False]
+    assert "right" in {r.side for r in _most_influential(both, 4)}
+    assert len(_most_influential(both, 4)) == 4
+    assert [r.side for r in replace(both, bilateral=False).strongest] == ["left"]
+    draw_grid(both, tmp_path / "both.png")
+    draw_grid(replace(both, bilateral=False), tmp_path / "one.png")
+    heights = [redness(tmp_path / name).shape[0] for name in ("both.png", "one.png")]
+    assert heights[0] > 1.7 * heights[1]
+
+
+def test_a_regions_side_is_told_against_the_brains_midline(scene: Scene) -> None:
+    """A head that lies off the scanner's centre: coordinates of the scanner would name the other side."""
+    region = scene.strongest[0]
+    moved = replace(scene, supervoxels=replace(scene.supervoxels, box=BrainBox((30, -90, -70), (170, 90, 80))))
+    away = replace(region, centroid_mm=(70.0, 0.0, 0.0), side="left", site="frontal")
+    assert _note(moved, 1, away).startswith("1. speaks for the finding, 100% of the strongest   left frontal")
+    assert _note(moved, 1, away).endswith("centre 30 mm left of the midline")
+
+
+def test_faint_weights_are_not_coloured(scene: Scene) -> None:
+    """Below a stated share of the strongest there is no tint."""
+    index = int(np.median(np.argwhere(scene.saliency > 0)[:, 2]))
+    faint = scene.supervoxels.paint(np.where(scene.weights > 0, scene.weights, 0.3 * scene.weights.max()))
+    tinted = replace(scene, saliency=faint, clip_q=1.0)
+    coloured = [np.ptp(s.tile(s.view(4.0), "axial", index), axis=-1) > 0.02 for s in (tinted, scene)]
+    assert abs(int(coloured[0].sum()) - int(coloured[1].sum())) < 0.05 * coloured[1].sum()
+    assert f"{LEAST_COLOUR:.0%} of the strongest" in scene.statement
 
 
 def test_the_three_pictures_show_the_map_and_a_colour_bar(scene: Scene, tmp_path: Path) -> None:
     draw_grid(scene, tmp_path / "grid.png")
     draw_top_supervoxels(scene, tmp_path / "top.png")
     for name in ("grid.png", "top.png"):
-        assert (redness(tmp_path / name) > 60).sum() > 5000
+        assert (redness(tmp_path / name) > 60).sum() > 3000
     red = redness(tmp_path / "grid.png")
     bar = red[:, -95:-60]
     assert (bar > 150).any()
@@ -159,7 +241,8 @@ def test_noise_stays_faint(scene: Scene) -> None:
     assert (tile[..., 0] - tile[..., 2]).max() < 0.02
 
 
-def test_alpha_and_clip_are_checked_and_used(scene: Scene) -> None:
+def test_alpha_and_clip_are_checked_and_used(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Scene, "lines", lambda _self, picture, *_: picture)
     with pytest.raises(ExplainError, match="alpha"):
         Scene(scene.volume, scene.saliency, scene.supervoxels, scene.weights, True, "", alpha=1.5)
     with pytest.raises(ExplainError, match="one shape"):

@@ -38,17 +38,17 @@ def case() -> BenchCase:
 def test_a_model_that_sees_the_lesion_scores_high_on_every_measure() -> None:
     torch.manual_seed(0)
     model = SeeingModel(tiny_config(), tiny_tokenizer()).eval()
-    variants = (("lime", "mirror"), ("kernelshap", "mirror"), ("leave_one_out", "constant"))
+    variants = (("lime", "mirror"), ("balanced", "mirror"), ("leave_one_out", "constant"))
     result = bench_explain(model, [case()], variants=variants, samples=50, segments=10)
     assert result["cases"] == 1
-    assert set(result["methods"]) == {"lime/mirror", "kernelshap/mirror", "leave_one_out/constant"}
+    assert set(result["methods"]) == {"lime/mirror", "balanced/mirror", "leave_one_out/constant"}
     for means in result["methods"].values():
         assert means["pointing_dilated"] == 1
         assert means["mass_ratio"] > 4
         assert means["deletion_auc"] < means["insertion_auc"]
-    own = result["methods"]["kernelshap/mirror"]
+    own = result["methods"]["balanced/mirror"]
     assert own["seed_agreement"] == pytest.approx(1)
-    assert own["volumes"] == 22
+    assert own["volumes"] == 24
     assert own["top_overlaps"] == 1
     assert result["targets"]["pointing"] == {"found": 1.0, "needed": "at least 0.85", "met": True}
     assert (

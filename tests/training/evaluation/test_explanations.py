@@ -61,9 +61,9 @@ def test_cases_from_folders_and_their_errors(tmp_path: Path) -> None:
 @pytest.mark.timeout(1800)
 def test_what_an_explanation_must_reach(model: BrainGemma3D) -> None:
     """All but speed, which `braingemma bench explain` measures."""
-    variants = (("kernelshap", "mirror"), ("lime", "mirror"))
+    variants = (("balanced", "mirror"), ("lime", "mirror"))
     result = bench_explain(model, explain_cases(seed=830_000, count=20), variants=variants)
-    own, lime = result["methods"]["kernelshap/mirror"], result["methods"]["lime/mirror"]
+    own, lime = result["methods"]["balanced/mirror"], result["methods"]["lime/mirror"]
     measured_elsewhere = {"speed_ratio", "deletion_auc"}  # the second is a tie within the noise of 20 phantoms
     missed = [name for name, target in result["targets"].items() if not target["met"]]
     assert set(missed) <= measured_elsewhere, result["targets"]
@@ -77,9 +77,9 @@ def test_what_an_explanation_must_reach(model: BrainGemma3D) -> None:
 @pytest.mark.skipif(not REAL, reason="no real volumes beside the checkout")
 def test_lesions_drawn_into_real_scans_are_pointed_at(model: BrainGemma3D) -> None:
     cases = explain_cases(seed=5, count=4, insert=tuple(REAL))
-    result = bench_explain(model, cases, variants=(("kernelshap", "mirror"),), samples=42)
+    result = bench_explain(model, cases, variants=(("balanced", "mirror"),), samples=42)
     assert result["cases"] >= 12
-    assert result["methods"]["kernelshap/mirror"]["top_overlaps"] >= 0.8
+    assert result["methods"]["balanced/mirror"]["top_overlaps"] >= 0.8
 
 
 def test_the_explanation_is_on_the_grid_of_a_sagittal_scan(model: BrainGemma3D) -> None:
