@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from daemon.config.sections import Destination
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
 from daemon.deliver.client import DestinationClient, client_for
-from daemon.deliver.confirmation import confirm
+from daemon.deliver.confirmation import NOT_POSSIBLE, confirm
 from daemon.deliver.outgoing import Outgoing, StoreOutcome
 from daemon.errors import DaemonError, Permanent, Retryable
 from daemon.jobs.folder import JobFolder
@@ -110,7 +110,7 @@ def deliver_to(
     try:
         stays = is_synthetic_only(folder.dicom) and not allow_demo
     except PackError as error:
-        store.give_up_delivery(job_id, destination.name, str(error))
+        give_up_all(store, job_id, destination.name, str(error))
         return None
     client = client_for(destination, calling_aet, loopback_only=stays)
     reason, give_up = _send_all(store, job_id, folder, destination, client)
@@ -131,6 +131,14 @@ def deliver_to(
     wait = backoff(max(attempts, 1), random.random())
     log.warning("job %s: %s: %s; next attempt in %.0f s", job_id, destination.name, reason, wait)
     return wait if pause is None else min(wait, pause)
+
+
+def give_up_all(store: JobStore, job_id: str, destination: str, reason: str) -> None:
+    """Nothing can be done for a destination any more: what waits is dead, what was accepted is believed."""
+    store.give_up_delivery(job_id, destination, reason)
+    for d in store.deliveries(job_id, destination):
+        if d.state is DeliveryState.UNCONFIRMED:
+            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
 
 
 def _send_all(

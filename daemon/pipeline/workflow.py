@@ -20,8 +20,7 @@ from dbos import error as dbos_error
 
 from daemon.config.sections import Settings
 from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
-from daemon.deliver.confirmation import NOT_POSSIBLE
-from daemon.deliver.delivery import deliver_to, is_open, plan_deliveries
+from daemon.deliver.delivery import deliver_to, give_up_all, is_open, plan_deliveries
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
 from daemon.files import free_bytes, is_disk_full
@@ -354,11 +353,7 @@ def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
     if job is None or job.state is JobState.CANCELLED:
         return None
     if there is None:
-        reason = f"destination {destination!r} is no longer in the configuration"
-        store.give_up_delivery(job_id, destination, reason)
-        for d in store.deliveries(job_id, destination):
-            if d.state is DeliveryState.UNCONFIRMED:
-                store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
+        give_up_all(store, job_id, destination, f"destination {destination!r} is no longer in the configuration")
         return None
     if _holds_back(job, destination):
         return None

@@ -13,6 +13,7 @@ from delivery_support import FaultyPacs, add_job, deliver, make_store, outcomes
 from dicomweb_support import Server
 
 from daemon.config.sections import Destination
+from daemon.database.tables import DeliveryState
 from daemon.deliver.delivery import plan_deliveries
 from daemon.files import write_json
 from daemon.jobs.folder import JobFolder
@@ -140,8 +141,13 @@ def test_a_pack_that_does_not_say_goes_nowhere(
     there = by_dimse(LOOPBACK)
     folder = job_for(store, tmp_path, there)
     write_json(folder.dicom / "pack.json", manifest)
+    accepted, waiting = store.deliveries("j1")
+    uid = accepted.sop_instance_uid
+    store.note_delivery("j1", "pacs", uid, state=DeliveryState.UNCONFIRMED, status="0000", reason="")
     assert deliver(store, folder, there) is None
-    assert all("synthetic_only" in d.reason for d in store.deliveries("j1"))
+    states = {d.sop_instance_uid: str(d.state) for d in store.deliveries("j1")}
+    assert states == {uid: "sent", waiting.sop_instance_uid: "dead_letter"}, "nothing is left open for ever"
+    assert any("synthetic_only" in d.reason for d in store.deliveries("j1"))
     assert connected == []
 
 
