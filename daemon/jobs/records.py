@@ -213,6 +213,17 @@ class SourceFile(Record):
     file: str
 
 
+class CorrectedIdentity(Record):
+    """`identity.json`: what is said of a patient now."""
+
+    what: ClassVar[str] = "the corrected identity of a job's patient"
+
+    values: Mapping[str, str]
+    """Keyword to text, in Unicode, of each attribute that says something."""
+    changed: tuple[str, ...]
+    """Keywords whose text differs from that of the reported series."""
+
+
 class ReceivedInstance(Record):
     """One instance in a job's input folder; further fields are those of the index of what was received."""
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from PIL import Image
 
 from daemon.files import write_durably
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Report, ReportFinding
-from dicom_io.content.report import RESEARCH_USE_LINE
+from daemon.jobs.records import Measurement, Report, ReportFinding
+from daemon.jobs.study import study_rows
+from dicom_io.content.report import LESION_VOLUME, RESEARCH_USE_LINE, in_words
 
 INTENDED_USE = (
     "Research, teaching and prototyping only. Not for diagnosis, not for emergencies, not cleared by any authority. "
@@ -30,6 +33,8 @@ PICTURES = (
     ("overlay_slices.png", "Every slice with the overlay"),
 )
 """Pictures of the explanation with their captions, in the order of the page."""
+PICTURE_SIZE = (1600, 4000)
+"""Most pixels, width and height, of a picture on the page."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -40,11 +45,17 @@ _TEMPLATES = jinja2.Environment(
 )
 
 
-def write_report(folder: JobFolder, report: Report) -> None:
-    """Write all three forms of `report` (see `docs/report-json.md` for its fields)."""
+def write_report(folder: JobFolder, report: Report, *, named: bool = True) -> None:
+    """Write all three forms of `report` (see `docs/report-json.md` for its fields).
+
+    Args:
+        folder: The job's.
+        report: What to write.
+        named: Whether the page says whose study it is; not where results are to go without identities.
+    """
     report.write(folder.report_json)
     write_durably(folder.report_text, report_text(report).encode())
-    write_durably(folder.report_html, report_html(folder, report).encode())
+    write_durably(folder.report_html, report_html(folder, report, named=named).encode())
 
 
 def read_report(folder: JobFolder) -> Report:
@@ -57,6 +68,29 @@ def finding_line(finding: ReportFinding) -> str:
     place = _place(finding)
     sure = "" if finding.confidence is None else f" (confidence {finding.confidence:.0%})"
     return f"{_name(finding)}: {finding.presence}{f', {place}' if place else ''}{sure}"
+
+
+def impression(report: Report) -> list[str]:
+    """The report in a few lines: what is present, what is not, what was measured."""
+    said = [finding_line(finding) for finding in report.findings]
+    if not any(finding.presence == "present" for finding in report.findings):
+        said.insert(0, "The draft names no abnormal finding as present.")
+    return [*said, *map(measurement_line, report.measurements)]
+
+
+def measurement_line(measured: Measurement) -> str:
+    """One measurement in words, for people."""
+    name = measured.name.replace("_", " ")
+    side = "" if measured.laterality is None or measured.laterality in name.split() else f", {measured.laterality}"
+    return f"{name}{side}: {measured.value:.4g} {measured.unit}, estimated by image processing ({measured.method})"
+
+
+def finding_rows(report: Report) -> list[tuple[ReportFinding, str]]:
+    """Each finding with what was measured of it, in words; a dash where nothing was."""
+    sizes = [f"{m.value:.4g} {m.unit}" for m in report.measurements if m.name == LESION_VOLUME]
+    return [
+        (f, sizes[0] if sizes and f.finding == "lesion" and f.presence == "present" else "–") for f in report.findings
+    ]
 
 
 def findings_line(findings: Sequence[ReportFinding]) -> str:
@@ -87,21 +121,31 @@ def report_text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def report_html(folder: JobFolder, report: Report) -> str:
+def report_html(folder: JobFolder, report: Report, *, named: bool = True) -> str:
     """One page that needs no other file: pictures are inside as data URLs."""
     pictures = [
-        (caption, base64.b64encode(path.read_bytes()).decode())
-        for name, caption in PICTURES
-        if (path := folder.explain / name).exists()
+        (caption, "webp", _embedded(path)) for name, caption in PICTURES if (path := folder.explain / name).exists()
     ]
     page = _TEMPLATES.get_template("report.html")
     return page.render(
         report=report,
         research_use=RESEARCH_USE_LINE,
         pictures=pictures,
-        finding_line=finding_line,
+        study=study_rows(folder) if named else [],
+        impression=impression(report),
+        finding_rows=finding_rows(report),
         rows=provenance_rows(report),
     )
+
+
+def _embedded(picture: Path) -> str:
+    """A picture as the page holds it, base64: smaller than the file, so that the page can be sent by mail."""
+    with Image.open(picture) as image:
+        shown = image.convert("RGB")
+    shown.thumbnail(PICTURE_SIZE)
+    compressed = io.BytesIO()
+    shown.save(compressed, "WEBP", quality=75)
+    return base64.b64encode(compressed.getvalue()).decode()
 
 
 def provenance_rows(report: Report) -> list[tuple[str, str]]:
@@ -118,13 +162,5 @@ def provenance_rows(report: Report) -> list[tuple[str, str]]:
 
 def _rows(name: str, value: Any) -> list[tuple[str, str]]:
     if isinstance(value, Mapping):
-        return [(f"{name}: {inner}", _plain(said)) for inner, said in value.items()]
-    return [(name, _plain(value))]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value)
-    return str(value)
+        return [(f"{name}: {inner}", in_words(said)) for inner, said in value.items()]
+    return [(name, in_words(value))]

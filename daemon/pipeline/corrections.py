@@ -7,9 +7,7 @@ late series, or one that was sent again under the same SOP Instance UID. The lat
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 import pydicom
 import sqlalchemy as sa
@@ -19,7 +17,7 @@ from daemon.assemble.part10 import UNDECODABLE, read_header
 from daemon.config.data_folder import DataFolder
 from daemon.database.tables import INSTANCES, InstanceState
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Arrival, Record, Selection
+from daemon.jobs.records import Arrival, CorrectedIdentity, Selection
 from dicom_io import header
 
 log = logging.getLogger(__name__)
@@ -29,15 +27,8 @@ KEYWORDS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate",
 _TELLING = [str(s) for s in (InstanceState.PENDING, InstanceState.HANDED_OVER, InstanceState.CONFLICT)]
 
 
-class Correction(Record):
-    """`identity.json`: what is said of a patient now."""
-
-    what: ClassVar[str] = "the corrected identity of a job's patient"
-
-    values: Mapping[str, str]
-    """Keyword to text, in Unicode, of each of `KEYWORDS` that says something."""
-    changed: tuple[str, ...]
-    """Keywords whose text differs from that of the reported series."""
+class Correction(CorrectedIdentity):
+    """What is said of a patient now, and how an instance takes it over."""
 
     @property
     def named(self) -> str:

@@ -22,6 +22,7 @@ from daemon.jobs import overview
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.reviews import all_reviews, count_reviews, reviews_of
 from daemon.jobs.store import Job
+from daemon.jobs.study import study_rows
 from daemon.pipeline.verified import verifies
 from daemon.web import exposition, views
 from daemon.web.context import Page, identity_of, page_of, render
@@ -128,7 +129,7 @@ def job(request: Request) -> Response:
         ended=found.state in FINAL_STATES,
         can_retry=found.state in FINAL_STATES - {JobState.DONE},
         steps=views.steps_of(found),
-        study=views.study_of(folder),
+        study=study_rows(folder),
         arrival=views.arrival_of(folder),
         arrival_notes=notes_on_study(open_index(page.settings, page.engine), found.study_uid),
         report=views.report_of(folder),

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.assemble.part10 import read_file_header
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState, JobState
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, ReportFinding
-from daemon.jobs.report import provenance_rows, read_report
+from daemon.jobs.report import finding_rows, impression, provenance_rows, read_report
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Delivery, Job, now
-from dicom_io import header
 
 MARKED_STEPS = (*STEPS, DELIVER)
 """The row of steps on a job's page."""
@@ -34,14 +32,6 @@ STATE_WORDS = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
 }
-
-STUDY_FIELDS = (
-    ("PatientName", "Patient"),
-    ("PatientID", "Patient ID"),
-    ("StudyDate", "Study date"),
-    ("StudyDescription", "Study"),
-    ("AccessionNumber", "Accession"),
-)
 
 
 @dataclass(frozen=True)
@@ -124,28 +114,13 @@ def result_files_of(folder: JobFolder) -> list[ResultFile]:
     return found
 
 
-def study_of(folder: JobFolder) -> list[tuple[str, str]]:
-    """Whose study it is, from the header of a received instance: shown on the job's page only."""
-    first = next((p for p in sorted(folder.input.glob("*.dcm"))), None)
-    if first is None:
-        return []
-    found = read_file_header(first, [keyword for keyword, _ in STUDY_FIELDS])
-    return [(label, _plain(keyword, text)) for keyword, label in STUDY_FIELDS if (text := header.text(found, keyword))]
-
-
-def _plain(keyword: str, value: str) -> str:
-    """A value as people write it: PS3.5 6.2 writes dates as 20260102."""
-    if keyword == "StudyDate" and len(value) == 8:
-        return f"{value[:4]}-{value[4:6]}-{value[6:]}"
-    return value
-
-
 @dataclass(frozen=True)
 class ReportView:
     """The report of a job."""
 
     text: str
-    findings: Sequence[ReportFinding]
+    findings: Sequence[tuple[ReportFinding, str]]
+    impression: Sequence[str]
     warnings: Sequence[str]
     banner: str | None
     intended_use: str
@@ -159,7 +134,8 @@ def report_of(folder: JobFolder) -> ReportView | None:
     report = read_report(folder)
     return ReportView(
         report.report,
-        report.findings,
+        finding_rows(report),
+        impression(report),
         report.warnings,
         report.banner,
         report.intended_use,

@@ -59,9 +59,9 @@ class ResultContext:
 
     @property
     def software_versions(self) -> tuple[str, ...]:
-        """Our version and the model's, each as one LO value."""
+        """Our version, the model's, and its weights, each as one LO value that stays legal with a pad behind it."""
         model = self.content.model
-        return (software_version(), as_lo(f"{model.name} {model.version}"), model.weights_sha256[:64])
+        return (software_version(), as_lo(f"{model.name} {model.version}"), f"weights {model.weights_sha256[:32]}")
 
     def identification(self, kind: ResultKind) -> dict[str, Any]:
         """Arguments that every highdicom object takes."""

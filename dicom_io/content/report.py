@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ MODEL_LIMITS = (
     "mainly on glioblastoma and may miss or misname everything else; it must not be used in emergencies."
 )
 """Stands in every SR."""
+
+LISTED = 6
+"""Longest list that is said in full."""
 
 LINE_WIDTH = 88
 """Longest line of SR text, characters: viewers show it in an element that does not wrap."""
@@ -114,14 +117,14 @@ class ModelIdentity:
         version: Its version.
         weights_sha256: Digest of its weights, hexadecimal.
         manufacturer: Who made it.
-        parameters: What else decides its output: prompt, decoding, quantisation, device class, ...
+        parameters: What else decides its output: prompt, decoding, quantisation, device class, ...; said `in_words`.
     """
 
     name: str
     version: str
     weights_sha256: str
     manufacturer: str
-    parameters: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,17 @@ class ReportContent:
             yield "The draft names no abnormal finding as present."
         for record in self.findings:
             yield record.sentence()
+
+
+def in_words(value: object) -> str:
+    """A value as a person reads it: rounded, no brackets; a long list is only counted."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {in_words(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(in_words, value)) if len(value) <= LISTED else f"({len(value)} values)"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def wrap(text: str) -> str:

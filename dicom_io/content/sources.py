@@ -60,6 +60,15 @@ PATIENT_AND_STUDY = (
 )
 """What results take over from the source (PS3.3 C.7.1.1, C.7.2.1, C.7.2.2)."""
 
+REQUEST = (
+    "AccessionNumber",
+    "PlacerOrderNumberImagingServiceRequest",
+    "FillerOrderNumberImagingServiceRequest",
+    "RequestedProcedureID",
+    "RequestedProcedureDescription",
+)
+"""What is said of an order, empty if need be (PS3.3 C.17.2)."""
+
 ABOUT_SOURCE = (
     "PositionReferenceIndicator",
     "LossyImageCompression",
@@ -94,10 +103,12 @@ class Sources:
         header: Patient and study attributes of the instance that holds the first slice; ISO_IR 192, type 2
             attributes present.
         instances: Every received instance.
+        requests: Items of a Referenced Request Sequence (PS3.3 C.17.2): what was ordered, as far as the source says.
     """
 
     header: Dataset
     instances: tuple[InstanceReference, ...]
+    requests: tuple[Dataset, ...] = ()
 
     def patient_and_study(self) -> Dataset:
         """The part of the header that every result carries."""
@@ -139,7 +150,7 @@ def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sour
     if missing:
         raise PackError(f"sources: {len(missing)} of {len(geometry.slices)} slices have no file, first {missing[0]}")
     first = next(h for h in headers if h.SOPInstanceUID == geometry.slices[0].sop_instance_uid)
-    return Sources(header=normalised_header(first), instances=tuple(instances.values()))
+    return Sources(normalised_header(first), tuple(instances.values()), tuple(_requests(first)))
 
 
 def normalised_header(received: Dataset) -> Dataset:
@@ -164,6 +175,26 @@ def normalised_header(received: Dataset) -> Dataset:
     header.StudyInstanceUID = received.StudyInstanceUID
     header.SpecificCharacterSet = CHARACTER_SET
     return header
+
+
+def _requests(received: Dataset) -> Iterator[Dataset]:
+    """Each requested procedure that the source names, or the order that its accession number names."""
+    try:
+        named = list(received.get("RequestAttributesSequence") or [])
+    except MALFORMED:
+        named = []
+    if not named and not received.get("AccessionNumber"):
+        return
+    for source in named or [Dataset()]:
+        item = Dataset()
+        item.StudyInstanceUID = received.StudyInstanceUID
+        item.ReferencedStudySequence = []
+        for keyword in REQUEST:
+            element = _legal_element(source, keyword) or _legal_element(received, keyword)
+            setattr(item, keyword, "" if element is None else element.value)
+        codes = _legal_element(source, "RequestedProcedureCodeSequence")
+        item.RequestedProcedureCodeSequence = [] if codes is None else codes.value
+        yield item
 
 
 def _read(path: Path) -> Dataset:

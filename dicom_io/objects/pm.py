@@ -5,11 +5,21 @@ from __future__ import annotations
 import numpy as np
 from highdicom.content import VOILUTTransformation
 from highdicom.pm import ParametricMap, RealWorldValueMapping
+from highdicom.sr import CodedConcept
+from pydicom import Dataset
 
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext
 from dicom_io.content.regions import SourceVolumes
 from dicom_io.objects.kinds import PM
+
+
+def _anatomy() -> Dataset:
+    """What every frame shows (PS3.3 C.7.6.16.2.8), which highdicom leaves out and readers ask for."""
+    item = Dataset()
+    item.AnatomicRegionSequence = [CodedConcept.from_code(codes.BRAIN)]
+    item.FrameLaterality = "U"  # unpaired
+    return item
 
 
 def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:
@@ -44,6 +54,7 @@ def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:
         content_creator_name="",
         **context.identification(PM),
     )
+    image.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_anatomy()]
     context.restore_references(image)
     context.finish(image)
     context.comment(image)

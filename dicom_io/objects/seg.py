@@ -17,6 +17,9 @@ from dicom_io.content.context import ResultContext, as_lo
 from dicom_io.content.regions import BoolArray, SourceVolumes
 from dicom_io.objects.kinds import SEG
 
+RED, YELLOW = (55.0, 76.0, 60.0), (87.0, -2.0, 84.0)
+"""CIELab. What supports the draft is red everywhere; the outline of the lesion must differ from it."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -49,10 +52,10 @@ def _segments(volumes: SourceVolumes) -> Iterator[Segment]:
             "Strongest support for the AI draft",
             codes.SPATIAL_CONCEPT,
             codes.SELECTED_REGION,
-            (87, -2, 84),
+            RED,
         )
     if volumes.lesion is not None:
-        yield Segment(volumes.lesion, "Lesion as estimated by AI", codes.ABNORMAL_STRUCTURE, codes.LESION, (60, 60, 40))
+        yield Segment(volumes.lesion, "Lesion as estimated by AI", codes.ABNORMAL_STRUCTURE, codes.LESION, YELLOW)
 
 
 def encode_seg(context: ResultContext, volumes: SourceVolumes) -> Segmentation:

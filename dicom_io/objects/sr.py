@@ -6,7 +6,6 @@ item, each finding is a container of its own, and text is hard-wrapped.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from highdicom.sr import (
@@ -34,6 +33,7 @@ from dicom_io.content.report import (
     MeasurementRecord,
     ModelIdentity,
     ReportContent,
+    in_words,
     wrap,
 )
 from dicom_io.content.sources import InstanceReference
@@ -62,6 +62,7 @@ def encode_sr(
         is_complete=True,
         is_final=False,
         is_verified=False,
+        requested_procedures=list(context.sources.requests) or None,
         previous_versions=[_header_of(reference) for reference in predecessors] or None,
         coding_schemes=[codes.private_scheme()],
         **context.identification(SR),
@@ -98,9 +99,9 @@ def _root(context: ResultContext, key_slices: Sequence[int]) -> ContainerContent
         [
             CodeContentItem(codes.LANGUAGE, codes.ENGLISH, HAS_CONCEPT_MOD),
             *_observer(context),
-            _container(codes.CURRENT_PROCEDURE_DESCRIPTIONS, _procedure(content)),
-            _container(codes.FINDINGS_SECTION, _findings(context, key_slices)),
             _container(codes.IMPRESSIONS_SECTION, _impression(content)),
+            _container(codes.FINDINGS_SECTION, _findings(context, key_slices)),
+            _container(codes.CURRENT_PROCEDURE_DESCRIPTIONS, _procedure(content)),
         ],
         is_root=False,
     )
@@ -116,43 +117,41 @@ def _observer(context: ResultContext) -> Iterator[ContentItem]:
         (codes.DEVICE_OBSERVER_NAME, f"{model.name} {model.version}"),
         (codes.DEVICE_OBSERVER_MANUFACTURER, MANUFACTURER),
         (codes.DEVICE_OBSERVER_MODEL_NAME, MODEL_NAME),
-        (codes.DEVICE_OBSERVER_SERIAL_NUMBER, model.weights_sha256),
+        (codes.DEVICE_OBSERVER_SERIAL_NUMBER, model.weights_sha256[:12]),
     ):
         yield TextContentItem(name, value, HAS_OBS_CONTEXT)
 
 
+def _impression(content: ReportContent) -> Iterator[ContentItem]:
+    """What a reader must know first, in one text each, so that it fits a screen: what it is, what is in doubt, what."""
+    yield _text(codes.IMPRESSION, "\n".join(line for line in (RESEARCH_USE_LINE, content.banner) if line))
+    if content.warnings:
+        yield _text(codes.IMPRESSION, "\n".join(f"Warning: {warning}" for warning in content.warnings))
+    measured = [f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements]
+    yield _text(codes.IMPRESSION, "\n".join([*content.impression(), *measured]))
+
+
 def _procedure(content: ReportContent) -> Iterator[ContentItem]:
-    """What was done, by which algorithm (TID 4019), and how far it may be trusted."""
+    """How far it may be trusted, by which algorithm it was made (TID 4019), and how."""
     yield _text(codes.PROCEDURE_DESCRIPTION, RESEARCH_USE_LINE)
-    if content.banner:
-        yield _text(codes.PROCEDURE_DESCRIPTION, content.banner)
     yield _text(codes.PROCEDURE_DESCRIPTION, content.intended_use)
     yield _text(codes.PROCEDURE_DESCRIPTION, MODEL_LIMITS)
-    for warning in content.warnings:
-        yield _text(codes.PROCEDURE_DESCRIPTION, f"Warning: {warning}")
-    yield from _algorithm(content.model)
     if content.explain:
-        said = "; ".join(f"{key}: {_plain(value)}" for key, value in content.explain.items())
-        yield _text(codes.PROCEDURE_DESCRIPTION, f"Explanation (saliency of the draft's findings): {said}")
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        said = f"Explanation (saliency of the draft's findings): {in_words(content.explain)}"
+        yield _text(codes.PROCEDURE_DESCRIPTION, said)
+    yield from _algorithm(content.model)
 
 
 def _algorithm(model: ModelIdentity) -> Iterator[ContentItem]:
     yield _text(codes.ALGORITHM_NAME, f"{model.name} ({model.manufacturer})")
     yield _text(codes.ALGORITHM_VERSION, model.version)
-    yield _text(codes.ALGORITHM_PARAMETERS, f"weights SHA-256: {model.weights_sha256}")
     for name, value in sorted(model.parameters.items()):
-        yield _text(codes.ALGORITHM_PARAMETERS, f"{name}: {value}")
+        yield _text(codes.ALGORITHM_PARAMETERS, f"{name.replace('_', ' ')}: {in_words(value)}")
+    yield _text(codes.ALGORITHM_PARAMETERS, f"weights SHA-256: {model.weights_sha256}")
 
 
 def _findings(context: ResultContext, key_slices: Sequence[int]) -> Iterator[ContentItem]:
     content = context.content
-    narrative = _text(codes.FINDING, f"{RESEARCH_USE_LINE}\n\n{content.report_text}")
-    narrative.ContentSequence = ContentSequence([_key_image(context, index) for index in key_slices], is_root=False)
-    yield narrative
     left = list(content.measurements)
     for record in content.findings:
         of_it = [
@@ -162,6 +161,9 @@ def _findings(context: ResultContext, key_slices: Sequence[int]) -> Iterator[Con
         yield _container(codes.FINDINGS_SECTION, [*_finding(record), *map(_measured, of_it)])
     for measured in left:
         yield _container(codes.FINDINGS_SECTION, _measurement(measured))
+    narrative = _text(codes.FINDING, f"{RESEARCH_USE_LINE}\n\n{content.report_text}")
+    narrative.ContentSequence = ContentSequence([_key_image(context, index) for index in key_slices], is_root=False)
+    yield narrative
 
 
 def _key_image(context: ResultContext, index: int) -> ImageContentItem:
@@ -207,13 +209,6 @@ def _measured(measured: MeasurementRecord) -> NumContentItem:
         is_root=False,
     )
     return number
-
-
-def _impression(content: ReportContent) -> Iterator[ContentItem]:
-    lines = [RESEARCH_USE_LINE, *content.impression()]
-    lines += [f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements]
-    for line in lines:
-        yield _text(codes.IMPRESSION, line)
 
 
 def _text(name: Code, text: str) -> TextContentItem:

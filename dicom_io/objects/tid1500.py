@@ -73,6 +73,7 @@ def encode_tid1500(
         is_complete=True,
         is_final=False,
         is_verified=False,
+        requested_procedures=list(context.sources.requests) or None,
         **context.identification(TID1500),
     )
     context.finish(document)

@@ -139,7 +139,7 @@ def _text_faults(document: Dataset) -> Faults:
             yield f"{path}: expected lines of at most {LINE_WIDTH} characters, found a longer one"
         if "\n" in text.replace("\r\n", ""):
             yield f"{path}: expected CRLF between lines"
-    shown = [text for path, text in texts if "/" in path.strip("/")]
+    shown = [text for path, text in texts if "/" in path.strip("/")]  # below the sections
     if not shown or not shown[0].startswith(RESEARCH_USE_LINE):
         yield f"first line: expected {RESEARCH_USE_LINE!r}, found {shown[0][:80]!r}" if shown else "expected text"
 

@@ -106,4 +106,4 @@ def _verify(document: Dataset, verification: Verification) -> None:
     observer.VerifyingObserverIdentificationCodeSequence = []
     document.VerificationFlag = "VERIFIED"
     document.VerifyingObserverSequence = [observer]
-    document.SeriesDescription = "BrainGemma3D report, checked by a reader"
+    document.SeriesDescription = "AI report, checked by a reader - BrainGemma3D (research)"

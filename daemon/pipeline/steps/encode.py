@@ -28,7 +28,7 @@ MANUFACTURER = "BrainGemma3D for PACS (open source)"
 
 def encode(context: Context, folder: JobFolder) -> None:
     """The result pack; a pack that breaks a rule never gets as far as delivery."""
-    report = _with_correction(folder)
+    report = _with_correction(context.settings, folder)
     results = context.settings.results
     sources, geometry = result_sources(context.settings, folder)
     earlier = _replaced_results(folder)
@@ -78,7 +78,7 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
     return targets, geometry if deidentifier is None else deidentifier.geometry(geometry)
 
 
-def _with_correction(folder: JobFolder) -> Report:
+def _with_correction(settings: Settings, folder: JobFolder) -> Report:
     """The report, with a word about a correction of the patient where there was one."""
     report, correction = read_report(folder), Correction.read_if_there(folder.identity)
     if correction is None:
@@ -86,7 +86,7 @@ def _with_correction(folder: JobFolder) -> Report:
     said = f"The patient's identity ({correction.named}) was corrected after the images came."
     if said not in report.warnings:
         report = report.model_copy(update={"warnings": (*report.warnings, said)})
-        write_report(folder, report)
+        write_report(folder, report, named=not settings.results.deidentify)
     return report
 
 
@@ -122,7 +122,7 @@ def _model(model: ReportModel) -> ModelIdentity:
         version=model.version,
         weights_sha256=model.weights_sha256,
         manufacturer=MANUFACTURER,
-        parameters={k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in model.parameters.items()},
+        parameters=model.parameters,
     )
 
 

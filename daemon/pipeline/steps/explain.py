@@ -33,7 +33,7 @@ def explain(context: Context, folder: JobFolder) -> None:
     facts = {key: weights[key] for key in EXPLAINED}
     facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
     said = {"explain": ReportExplanation(**facts), "warnings": (*report.warnings, *weights["warnings"])}
-    write_report(folder, report.model_copy(update=said))
+    write_report(folder, report.model_copy(update=said), named=not context.settings.results.deidentify)
 
 
 def _draw(context: Context, folder: JobFolder, report: Report, out: Path) -> None:

@@ -71,7 +71,7 @@ def report(context: Context, folder: JobFolder) -> None:
         banner=context.weights.banner,
         intended_use=INTENDED_USE,
     )
-    write_report(folder, record)
+    write_report(folder, record, named=not context.settings.results.deidentify)
 
 
 def require_words(written: Candidate) -> None:

@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[3]
 def test_each_kind_differs_from_the_others() -> None:
     for of_kind in ("name", "series_number", "series_description", "file_name"):
         assert len({getattr(kind, of_kind) for kind in KINDS}) == len(KINDS), of_kind
+    assert len({kind.series_description[:12] for kind in KINDS}) == len(KINDS), "OHIF cuts them there"
+    assert all(len(f"{kind.series_description}, synthetic-trained demo") <= 64 for kind in KINDS)
     assert (SR.file(), SC.file(7)) == ("sr.dcm", "sc/0007.dcm")
     assert KINDS[0] is SR
     assert KINDS[-1] is REJECTION

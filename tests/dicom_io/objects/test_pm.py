@@ -47,7 +47,7 @@ def test_header_says_what_it_is() -> None:
     assert image.SOPClassUID == "1.2.840.10008.5.1.4.1.1.30"
     assert image.ContentDescription == "Saliency of an AI draft; trained on synthetic images only"
     assert "trained on synthetic images only" in image.ImageComments
-    assert image.SeriesDescription == "BrainGemma3D saliency map (research), synthetic-trained demo"
+    assert image.SeriesDescription == "AI map - BrainGemma3D (research), synthetic-trained demo"
     assert image.SpecificCharacterSet == "ISO_IR 192"
     assert str(image.PatientName) == "Böhm^Zoë"
     assert image.FrameOfReferenceUID == case.geometry.frame_of_reference_uid

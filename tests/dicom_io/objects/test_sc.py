@@ -47,7 +47,7 @@ def test_it_says_what_it_is(overlays: list[Dataset]) -> None:
     assert list(overlay.ImageType) == ["DERIVED", "SECONDARY", "OVERLAY"]
     assert "trained on synthetic images only" in overlay.ImageComments
     assert overlay.ImageComments.startswith("UNVERIFIED AI DRAFT")
-    assert overlay.SeriesDescription == "BrainGemma3D saliency overlay (research), synthetic-trained demo"
+    assert overlay.SeriesDescription == "AI overlay - BrainGemma3D (research), synthetic-trained demo"
     assert overlay.SpecificCharacterSet == "ISO_IR 192"
     assert (str(overlay.PatientName), overlay.StudyDescription) == ("Böhm^Zoë", "Schädel")
     assert overlay.Manufacturer == "BrainGemma3D for PACS"

@@ -70,14 +70,54 @@ def test_document_is_an_unverified_draft(report: Dataset) -> None:
     assert (template.TemplateIdentifier, template.MappingResource) == ("2000", "DCMR")
     title = report.ConceptNameCodeSequence[0]
     assert (title.CodeValue, title.CodingSchemeDesignator) == ("18748-4", "LN")
-    assert report.SeriesDescription.startswith("BrainGemma3D AI report (research)")
+    assert report.SeriesDescription.startswith("AI report - BrainGemma3D (research)")
 
 
 def test_the_first_line_of_each_section_that_speaks_says_what_it_is(report: Dataset) -> None:
     sections = [item for item in report.ContentSequence if item.ValueType == "CONTAINER"]
-    assert [s.ConceptNameCodeSequence[0].CodeValue for s in sections] == ["55111-9", "59776-5", "19005-8"]
+    assert [s.ConceptNameCodeSequence[0].CodeValue for s in sections] == ["19005-8", "59776-5", "55111-9"]
     for section in sections:
-        assert section.ContentSequence[0].TextValue.split("\r\n")[0] == RESEARCH_USE_LINE
+        first = next(item for item in section.ContentSequence if item.ValueType == "TEXT")
+        assert first.TextValue.split("\r\n")[0] == RESEARCH_USE_LINE
+
+
+def test_a_reader_meets_what_it_is_then_the_doubts_then_the_impression(report: Dataset) -> None:
+    """Nothing long stands before the line that says that it is a draft; hashes and parameters stand at the end."""
+    said = texts(report)
+    assert max(map(len, said[:4])) < 64  # who observed: TID 2000 wants it before the sections
+    assert said[4].split("\r\n")[0] == RESEARCH_USE_LINE
+    impression = [item.TextValue for item in named(report, "19005-8")[0].ContentSequence]
+    assert impression[0].split("\r\n")[0] == RESEARCH_USE_LINE
+    assert impression[1] == "Warning: 2 slices were repeated by the sender."
+    volume = left_mark().sum() * 0.064
+    assert impression[2].splitlines() == [
+        "Lesion: present, left, frontal, parietal (confidence 93%)",
+        "Edema: present, left, frontal",
+        "Necrosis: undetermined",
+        "Ventricular compression: absent",
+        f"Estimated by image processing: Lesion volume, left: {volume:.3g} mL (lesion map of the model).",
+    ]
+    assert "ab" * 32 not in " ".join(said[:-1])
+    assert "{" not in " ".join(said)
+
+
+def test_what_was_ordered_is_named(report: Dataset, tmp_path: Path) -> None:
+    """Without a request in the source the accession number names the order."""
+    [request] = report.ReferencedRequestSequence
+    assert (request.AccessionNumber, request.RequestedProcedureID) == ("A1", "")
+    assert request.StudyInstanceUID == report.StudyInstanceUID
+
+    def order(header: Dataset, index: int) -> None:
+        item = Dataset()
+        item.RequestedProcedureID, item.RequestedProcedureDescription = "RP7", "MR Kopf"
+        header.RequestAttributesSequence = [item]
+
+    case = make_case(tmp_path, edit=order)
+    document = dcmread(encode_pack(**case.arguments(kinds=SR_ONLY, out=tmp_path / "d")).objects[0].path)
+    [request] = document.ReferencedRequestSequence
+    assert (request.AccessionNumber, request.RequestedProcedureID) == ("A1", "RP7")
+    assert request.RequestedProcedureDescription == "MR Kopf"
+    assert dciodvfy_errors(tmp_path / "d" / "sr.dcm") == []
 
 
 def test_observer_is_a_device_that_changes_with_the_weights(report: Dataset, tmp_path: Path) -> None:
@@ -88,7 +128,7 @@ def test_observer_is_a_device_that_changes_with_the_weights(report: Dataset, tmp
         "BrainGemma3D demo 1",
         "BrainGemma3D for PACS",
         "BrainGemma3D research report",
-        "ab" * 32,
+        ("ab" * 32)[:12],
     ]
     said = content(model=ModelIdentity("BrainGemma3D demo", "1", "cd" * 32, "us"))
     case = make_case(tmp_path, said=said)
@@ -106,7 +146,7 @@ def test_language_and_algorithm_are_named(report: Dataset) -> None:
     assert named(procedure, "111001")[0].TextValue == "BrainGemma3D demo (BrainGemma3D for PACS)"
     assert named(procedure, "111003")[0].TextValue == "1"
     parameters = [item.TextValue for item in named(procedure, "111002")]
-    assert parameters == [wrap(f"weights SHA-256: {'ab' * 32}"), "prompt: Generate a report", "seed: 42"]
+    assert parameters == ["prompt: Generate a report", "seed: 42", wrap(f"weights SHA-256: {'ab' * 32}")]
 
 
 def test_limits_banner_warnings_and_intended_use_are_in_it(report: Dataset) -> None:
@@ -119,7 +159,7 @@ def test_limits_banner_warnings_and_intended_use_are_in_it(report: Dataset) -> N
 
 
 def test_the_whole_report_text_is_there_and_wrapped(report: Dataset) -> None:
-    narrative = named(named(report, "59776-5")[0], "121071")[0]
+    narrative = named(named(report, "59776-5")[0], "121071")[-1]
     assert " ".join(narrative.TextValue.split()) == f"{RESEARCH_USE_LINE} {' '.join(content().report_text.split())}"
     for text in texts(report):
         assert all(len(line) <= 88 for line in text.split("\r\n"))

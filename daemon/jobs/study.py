@@ -1,0 +1,62 @@
+"""Whose study a job is of, for the pages that people look at; it stands in no record of the job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydicom
+from pydicom import Dataset
+
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import CorrectedIdentity, Selection, SourceFile
+from dicom_io import header
+
+FIELDS = (
+    ("PatientName", "Patient"),
+    ("PatientID", "Patient ID"),
+    ("StudyDate", "Study date"),
+    ("StudyDescription", "Study"),
+    ("SeriesDescription", "Series"),
+    ("SeriesNumber", "Series number"),
+    ("AccessionNumber", "Accession"),
+)
+"""Keyword and label, in the order of the page."""
+UNREADABLE = (OSError, EOFError, pydicom.errors.InvalidDicomError, *header.MALFORMED)
+
+
+def study_rows(folder: JobFolder) -> list[tuple[str, str]]:
+    """Label and text of what the reported series says of patient, study and series, as far as it was not corrected.
+
+    Of a NIfTI file only its name is known; what cannot be read is left out.
+    """
+    source = SourceFile.read_if_there(folder.source_facts)
+    if source is not None:
+        return [("File", source.file)]
+    selection = Selection.read_if_there(folder.selection)
+    chosen = None if selection is None else selection.chosen
+    found = next(_headers(folder.input, chosen), Dataset())
+    corrected = CorrectedIdentity.read_if_there(folder.identity)
+    said = {keyword: header.text(found, keyword) for keyword, _ in FIELDS}
+    said |= {} if corrected is None else {k: v for k, v in corrected.values.items() if k in said}
+    return [(label, _plain(keyword, said[keyword])) for keyword, label in FIELDS if said[keyword]]
+
+
+def _headers(folder: Path, series_uid: str | None) -> Iterator[Dataset]:
+    """Of the instances of a series; of any where it is not known which."""
+    tags = ["SeriesInstanceUID", "SpecificCharacterSet", *(keyword for keyword, _ in FIELDS)]
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        try:
+            with header.quiet("pydicom"):
+                found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        except UNREADABLE:
+            continue
+        if series_uid in (None, header.text(found, "SeriesInstanceUID")):
+            yield found
+
+
+def _plain(keyword: str, value: str) -> str:
+    """A value as people write it: PS3.5 6.2 writes dates as 20260102, and parts of a name with carets between them."""
+    if keyword == "StudyDate" and len(value) == 8:
+        return f"{value[:4]}-{value[4:6]}-{value[6:]}"
+    return " ".join(value.split("^")).strip() if keyword == "PatientName" else value
