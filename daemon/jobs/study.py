@@ -56,7 +56,7 @@ def _headers(folder: Path, series_uid: str | None) -> Iterator[Dataset]:
 
 
 def _plain(keyword: str, value: str) -> str:
-    """A value as people write it: PS3.5 6.2 writes dates as 20260102, and parts of a name with carets between them."""
+    """A value as people write it: PS3.5 6.2 writes dates as 20260102."""
     if keyword == "StudyDate" and len(value) == 8:
         return f"{value[:4]}-{value[4:6]}-{value[6:]}"
-    return " ".join(value.split("^")).strip() if keyword == "PatientName" else value
+    return value

@@ -12,6 +12,7 @@ from dicom_io.content import codes
 from dicom_io.content.context import ResultContext
 from dicom_io.content.regions import SourceVolumes
 from dicom_io.objects.kinds import PM
+from dicom_io.volume.geometry import SeriesGeometry
 
 
 def _anatomy() -> Dataset:
@@ -20,6 +21,22 @@ def _anatomy() -> Dataset:
     item.AnatomicRegionSequence = [CodedConcept.from_code(codes.BRAIN)]
     item.FrameLaterality = "U"  # unpaired
     return item
+
+
+def _in_order(image: ParametricMap, geometry: SeriesGeometry) -> None:
+    """Put the frames into the order of their places along the normal, in place.
+
+    highdicom writes them the other way round where it sorts so. Readers that take the order of the frames for that of
+    the places (dcmqi does) would show such a map mirrored: head for feet or, in sagittal series, left for right.
+    """
+    frames = list(image.PerFrameFunctionalGroupsSequence)
+    places = [np.array(f.PlanePositionSequence[0].ImagePositionPatient, dtype=float) @ geometry.normal for f in frames]
+    order = np.argsort(places, kind="stable")
+    pixels = np.frombuffer(image.FloatPixelData, dtype="<f4").reshape(len(frames), -1)
+    image.FloatPixelData = pixels[order].tobytes()
+    image.PerFrameFunctionalGroupsSequence = [frames[k] for k in order]
+    for number, frame in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):
+        frame.FrameContentSequence[0].DimensionIndexValues = [number]
 
 
 def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:
@@ -55,6 +72,7 @@ def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:
         **context.identification(PM),
     )
     image.SharedFunctionalGroupsSequence[0].FrameAnatomySequence = [_anatomy()]
+    _in_order(image, context.geometry)
     context.restore_references(image)
     context.finish(image)
     context.comment(image)

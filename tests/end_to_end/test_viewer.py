@@ -211,6 +211,18 @@ def test_the_full_text_of_the_report_is_on_the_screen(viewer: Viewer) -> None:
     viewer.close(page, "sr")
 
 
+def test_the_impression_is_on_the_first_screen(viewer: Viewer) -> None:
+    """Banner, warnings and impression, without scrolling, at 1280 x 800."""
+    page = viewer.open("sr")
+    for words in ("UNVERIFIED AI DRAFT", "Warning: 2 slices were repeated", f"Lesion: present, {viewer.side}"):
+        shown = page.get_by_text(words).first
+        shown.wait_for()
+        box = shown.bounding_box()
+        assert box is not None, words
+        assert box["y"] + box["height"] <= 800, (words, box)
+    viewer.close(page, "sr-first-screen")
+
+
 def test_the_overlay_is_in_colour(viewer: Viewer) -> None:
     page = viewer.open("sc")
     page.locator("[data-cy=viewport-grid] canvas").first.click()

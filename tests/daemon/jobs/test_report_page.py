@@ -1,0 +1,95 @@
+"""The page of a report: what a reader needs first stands first, whose study it is, and nobody where nobody is named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+from record_support import a_report, a_selection
+
+from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import CorrectedIdentity, SourceFile
+from daemon.jobs.report import write_report
+
+MEASURED = {"name": "lesion_volume", "value": 93.9, "unit": "mL", "method": "lesion map", "laterality": "left"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> JobFolder:
+    """Two series; the second is the one that is reported."""
+    made = JobFolder(tmp_path)
+    made.input.mkdir()
+    for number, (uid, series) in enumerate((("1.2.1", "AX T1"), ("1.2.3", "AX FLAIR"))):
+        dataset = Dataset()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+        dataset.PatientName, dataset.PatientID, dataset.StudyDate = "Doe^Jane", "P001", "20260102"
+        dataset.SeriesInstanceUID, dataset.SeriesDescription = uid, series
+        dataset.save_as(made.input / f"{number}.dcm", enforce_file_format=True)
+    a_selection("1.2.3").write(made.selection)
+    return made
+
+
+def page_of(folder: JobFolder, **more: bool) -> str:
+    warnings = ("Check the side.",)
+    write_report(folder, a_report(measurements=[MEASURED], warnings=warnings, banner="Demo weights."), **more)
+    return folder.report_html.read_text(encoding="utf-8")
+
+
+def test_what_a_reader_needs_first_stands_first(folder: JobFolder) -> None:
+    words = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page_of(folder), flags=re.S)
+    order = ("UNVERIFIED AI DRAFT", "Demo weights.", "Doe^Jane", "Check the side.", "lesion: present, left frontal",
+             "93.9 mL, estimated by image processing", "Confidence", "left frontal lobe.", "weights_sha256")  # fmt: skip
+    places = [words.index(text) for text in order]
+    assert places == sorted(places)
+
+
+def test_it_says_whose_study_and_which_series(folder: JobFolder) -> None:
+    page = page_of(folder)
+    for text in ("Doe^Jane", "P001", "2026-01-02", "AX FLAIR"):
+        assert text in page
+    assert "AX T1" not in page
+
+
+def test_a_corrected_identity_stands_in_place_of_the_received_one(folder: JobFolder) -> None:
+    CorrectedIdentity(values={"PatientID": "P002"}, changed=("PatientID",)).write(folder.identity)
+    page = page_of(folder)
+    assert "P002" in page
+    assert "P001" not in page
+
+
+def test_nobody_is_named_where_results_go_without_identities(folder: JobFolder) -> None:
+    page = page_of(folder, named=False)
+    assert [text for text in ("Doe", "P001", "2026-01-02") if text in page] == []
+
+
+def test_of_a_file_only_its_name_is_known(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path, tmp_path / "head.nii.gz")
+    SourceFile(file="head.nii.gz").write(folder.source_facts)
+    assert "head.nii.gz" in page_of(folder)
+
+
+def test_pictures_are_inside_with_words_and_small(folder: JobFolder) -> None:
+    folder.explain.mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (1800, 2600), dtype=np.uint8)
+    Image.fromarray(np.kron(noise[::8, ::8], np.ones((8, 8), np.uint8))).save(folder.explain / "overlay_slices.png")
+    page = page_of(folder)
+    [alt] = re.findall(r'<img src="data:image/webp;base64,[^"]+" alt="([^"]+)">', page)
+    assert alt == "Every slice with the overlay"
+    assert len(page) < 2_000_000
+
+
+def test_what_cannot_be_read_is_left_out(folder: JobFolder) -> None:
+    for path in folder.input.iterdir():
+        path.write_bytes(b"no DICOM")
+    assert "Patient ID" not in page_of(folder)
+    with pytest.raises(pydicom.errors.InvalidDicomError):
+        pydicom.dcmread(folder.input / "0.dcm")
