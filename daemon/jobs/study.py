@@ -35,15 +35,27 @@ def study_rows(folder: JobFolder) -> list[tuple[str, str]]:
         return [("File", source.file)]
     selection = Selection.read_if_there(folder.selection)
     chosen = None if selection is None else selection.chosen
-    found = next(_headers(folder.input, chosen), Dataset())
+    found = _header_of(folder.input, chosen)
     corrected = CorrectedIdentity.read_if_there(folder.identity)
     said = {keyword: header.text(found, keyword) for keyword, _ in FIELDS}
     said |= {} if corrected is None else {k: v for k, v in corrected.values.items() if k in said}
     return [(label, _plain(keyword, said[keyword])) for keyword, label in FIELDS if said[keyword]]
 
 
-def _headers(folder: Path, series_uid: str | None) -> Iterator[Dataset]:
-    """Of the instances of a series; of any where it is not known which."""
+def _header_of(folder: Path, series_uid: str | None) -> Dataset:
+    """Of an instance of a series; where there is none, what another instance says of patient and study."""
+    other = Dataset()
+    for found in _headers(folder):
+        if header.text(found, "SeriesInstanceUID") == series_uid:
+            return found
+        other = other or found
+    for keyword in ("SeriesDescription", "SeriesNumber"):
+        if keyword in other:
+            del other[keyword]
+    return other
+
+
+def _headers(folder: Path) -> Iterator[Dataset]:
     tags = ["SeriesInstanceUID", "SpecificCharacterSet", *(keyword for keyword, _ in FIELDS)]
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
@@ -51,8 +63,7 @@ def _headers(folder: Path, series_uid: str | None) -> Iterator[Dataset]:
                 found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
         except UNREADABLE:
             continue
-        if series_uid in (None, header.text(found, "SeriesInstanceUID")):
-            yield found
+        yield found
 
 
 def _plain(keyword: str, value: str) -> str:

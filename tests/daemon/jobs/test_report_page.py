@@ -46,8 +46,17 @@ def page_of(folder: JobFolder, **more: bool) -> str:
 
 def test_what_a_reader_needs_first_stands_first(folder: JobFolder) -> None:
     words = re.sub(r"<style>.*?</style>|<[^>]+>", " ", page_of(folder), flags=re.S)
-    order = ("UNVERIFIED AI DRAFT", "Demo weights.", "Doe^Jane", "Check the side.", "lesion: present, left frontal",
-             "93.9 mL, estimated by image processing", "Confidence", "left frontal lobe.", "weights_sha256")  # fmt: skip
+    order = (
+        "UNVERIFIED AI DRAFT",
+        "Demo weights.",
+        "Doe^Jane",
+        "Check the side.",
+        "lesion: present, left frontal",
+        "93.9 mL, estimated by image processing",
+        "Confidence",
+        "left frontal lobe.",
+        "weights_sha256",
+    )
     places = [words.index(text) for text in order]
     assert places == sorted(places)
 
