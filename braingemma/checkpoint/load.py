@@ -65,7 +65,7 @@ from braingemma.checkpoint.weights import (
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.errors import CheckpointError
 from braingemma.quantize import nf4 as quantize
-from braingemma.quantize.few_rows import FewRowsLinear
+from braingemma.quantize.few_rows import EightBitHead, FewRowsLinear
 
 #: Settings of PEFT by which the same tensors would mean something else.
 FOREIGN_ADAPTERS = (
@@ -107,6 +107,7 @@ def load(
     device: str = "auto",
     quantization: str = "auto",
     dtype: torch.dtype | str | None = None,
+    head_bits: int = 16,
 ) -> Any:
     """Load weights.
 
@@ -118,10 +119,13 @@ def load(
             bitsandbytes works.
         dtype: Of everything that is not quantised. None: bfloat16; on a CPU without bfloat16 arithmetic float32,
             which is faster there, but for the language model where its embeddings alone would pass 1 GiB.
+        head_bits: 8 rounds the output head, which halves its bytes and may change a text; 16 leaves it as it is.
 
     Raises:
         CheckpointError: names the file and the key that are missing, damaged or do not fit.
     """
+    if head_bits not in (8, 16):
+        raise CheckpointError(f"head_bits must be 8 or 16; got {head_bits!r}")
     info = describe_weights(str(ref))
     target = resolve_device(device)
     four_bit = resolve_quantization(quantization, target)
@@ -140,7 +144,9 @@ def load(
     if config.lora:
         fill(model, adapter_part(info.folder, model), torch.float32, target)
     buffers_to(model, target)
-    model.quantization = "4bit" if four_bit else "none"
+    if head_bits == 8:
+        model.language_model.lm_head = EightBitHead.of(model.language_model.lm_head.weight)
+    model.quantization, model.head_bits = "4bit" if four_bit else "none", head_bits
     model.weights_info = info
     return model.eval()
 

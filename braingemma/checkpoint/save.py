@@ -21,10 +21,12 @@ def save(model: Any, folder: Path) -> None:
     """Write a model in this project's layout; numbers of 32 bits are stored as `config.storage_dtype`.
 
     Raises:
-        CheckpointError: the model has no tokenizer.
+        CheckpointError: the model has no tokenizer, or its head is not what was loaded.
     """
     if model.tokenizer is None:
         raise CheckpointError("this model has no tokenizer: weights without one cannot be used")
+    if model.head_bits == 8:
+        raise CheckpointError("the output head was rounded to 8 bits: load with head_bits=16 to save")
     for part in (folder, folder / VISION_FOLDER, folder / LANGUAGE_FOLDER):
         part.mkdir(parents=True, exist_ok=True)
     config = model.config

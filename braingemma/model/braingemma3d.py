@@ -31,6 +31,7 @@ from braingemma.model.language import GenerationSettings, Progress
 from braingemma.model.projector import Projector
 from braingemma.model.published import AveragePool, PublishedVisionTower
 from braingemma.model.resampler import PerceiverResampler
+from braingemma.model.speculation import PhraseTable
 from braingemma.model.vision import InflatedVisionTower
 from braingemma.volume.loaded import checked
 
@@ -110,6 +111,8 @@ class BrainGemma3D(PreTrainedModel):
         super().__init__(config)
         self.tokenizer = tokenizer
         self.quantization = "none"
+        self.head_bits = 16
+        self.phrases = PhraseTable()
         self.weights_info: WeightsInfo | None = None
         self.vision = PublishedVisionTower(config) if config.published else InflatedVisionTower(config)
         self.resampler = AveragePool(config) if config.published else PerceiverResampler(config)
@@ -316,7 +319,10 @@ class BrainGemma3D(PreTrainedModel):
             stop=lambda written: any(s in tokenizer.decode(written, skip_special_tokens=True) for s in settings.stop),
             progress=progress,
             copies=copies,
+            phrases=self.phrases,
         )
+        if settings.speculate:
+            self.phrases.learn_all(decoded.token_ids)
         return [
             GeneratedReport(self._report_text(ids, settings.stop, prompt), ids, logprobs)
             for ids, logprobs in zip(decoded.token_ids, decoded.token_logprobs, strict=True)
@@ -427,10 +433,17 @@ class BrainGemma3D(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, ref: str | Path, *, device: str = "auto", quantization: str = "auto", dtype: Any = None
+        cls,
+        ref: str | Path,
+        *,
+        device: str = "auto",
+        quantization: str = "auto",
+        dtype: Any = None,
+        head_bits: int = 16,
     ) -> BrainGemma3D:
         """Load weights: "demo", a folder, or a hub id; see `braingemma.checkpoint.load.load`."""
-        loaded: BrainGemma3D = checkpoint.load(cls, ref, device=device, quantization=quantization, dtype=dtype)
+        how: dict[str, Any] = {"device": device, "quantization": quantization, "dtype": dtype, "head_bits": head_bits}
+        loaded: BrainGemma3D = checkpoint.load(cls, ref, **how)
         return loaded
 
     @classmethod

@@ -26,6 +26,7 @@ from transformers import (
 
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.errors import GenerationError
+from braingemma.model.speculation import PhraseTable, is_near
 
 #: Stands in a token sequence where a visual token goes; no tokenizer gives it out, and no embedding is read for it.
 IMAGE_PLACEHOLDER = -1
@@ -55,6 +56,8 @@ class GenerationSettings:
         no_repeat_ngram_size: No n-gram of this length is written twice; 0 allows all.
         stop: Writing ends before the first of these strings.
         seed: Of the drawing; None: torch's own generator.
+        speculate: Tokens that a table of phrases guesses at each pass where one report is written greedily; the text is
+            the same, see `speculation`. 0: none.
     """
 
     max_new_tokens: int = 256
@@ -66,6 +69,7 @@ class GenerationSettings:
     no_repeat_ngram_size: int = 0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    speculate: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values that have no meaning."""
@@ -77,7 +81,7 @@ class GenerationSettings:
             raise GenerationError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.repetition_penalty <= 0:
             raise GenerationError(f"repetition_penalty must be above 0, got {self.repetition_penalty}")
-        for name in ("min_new_tokens", "top_k", "no_repeat_ngram_size"):
+        for name in ("min_new_tokens", "top_k", "no_repeat_ngram_size", "speculate"):
             if getattr(self, name) < 0:
                 raise GenerationError(f"{name} must be 0 (none) or above, got {getattr(self, name)}")
 
@@ -89,7 +93,8 @@ class GenerationSettings:
     def facts(self) -> dict[str, Any]:
         """How tokens are chosen, for a report's provenance."""
         drawn = ("temperature", "top_k", "top_p", "seed")
-        values = {k: v for k, v in vars(self).items() if k != "stop" and not (self.greedy and k in drawn)}
+        left_out = ("stop", "speculate", *(drawn if self.greedy else ()))
+        values = {name: value for name, value in vars(self).items() if name not in left_out}
         return {"decoding": "greedy" if self.greedy else "sampling", **values}
 
     def processors(self, ends: Sequence[int], device: torch.device | str = "cpu") -> LogitsProcessorList:
@@ -256,6 +261,7 @@ def decode(
     stop: Callable[[list[int]], bool] = lambda _: False,
     progress: Progress | None = None,
     copies: int = 1,
+    phrases: PhraseTable | None = None,
 ) -> Decoded:
     """Write token by token after the prefix (B, T, E), which is computed once.
 
@@ -267,11 +273,14 @@ def decode(
         stop: Told a row's ids so far; true ends the row.
         progress: Called with the number of tokens written so far, after each step.
         copies: Texts of each row, next to each other; all share the row's prefix.
+        phrases: What `settings.speculate` guesses from.
 
     Returns:
         Ids and log-probabilities under the unchanged distribution (temperature 1, no penalty).
     """
     batch, device = inputs_embeds.shape[0] * copies, inputs_embeds.device
+    if phrases is not None and settings.speculate and settings.greedy and batch == 1:
+        return _Speculation(language_model, settings, ends, stop, phrases, progress).write(inputs_embeds)
     generator = None if settings.seed is None else torch.Generator(device).manual_seed(settings.seed)
     processors = settings.processors(ends, device)
     cache = DynamicCache(config=language_model.config)
@@ -294,3 +303,68 @@ def decode(
             break
         step = {"input_ids": token}
     return Decoded(tuple(map(tuple, rows.ids)), tuple(map(tuple, rows.logprobs)))
+
+
+class _Speculation:
+    """One report, greedily, with guesses from a table of phrases."""
+
+    def __init__(
+        self,
+        model: Any,
+        settings: GenerationSettings,
+        ends: Sequence[int],
+        stop: Callable[[list[int]], bool],
+        phrases: PhraseTable,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.settings, self.phrases, self.progress = model, settings, phrases, progress
+        self.rows = _Rows(1, ends, stop)
+        self.ends = ends
+        self.cache = DynamicCache(config=model.config)
+        self.written: list[int] = []
+
+    def write(self, inputs_embeds: Tensor) -> Decoded:
+        """See `decode`."""
+        self.processors = self.settings.processors(self.ends, inputs_embeds.device)
+        finished = self._take(self._logits({"inputs_embeds": inputs_embeds}, 1), [])
+        while not finished and len(self.written) < self.settings.max_new_tokens:
+            guesses = [] if self.alone else self._guess()
+            ids = torch.tensor([[self.written[-1], *guesses]], device=inputs_embeds.device)
+            before = len(self.written)
+            finished = self._take(self._logits({"input_ids": ids}, len(guesses) + 1), guesses)
+            unused = len(guesses) + 1 - (len(self.written) - before)
+            if unused and not finished:
+                self.cache.crop(-unused)
+        return Decoded(tuple(map(tuple, self.rows.ids)), tuple(map(tuple, self.rows.logprobs)))
+
+    def _guess(self) -> list[int]:
+        """Guesses within the report's length, and within the attention's window, back behind which no cache goes."""
+        window = getattr(self.model.config, "sliding_window", None) or self.settings.max_new_tokens + 10**6
+        room = self.settings.max_new_tokens - len(self.written) - 1
+        room = min(room, window - self.cache.get_seq_length() - 2)
+        return self.phrases.propose(self.written, min(self.settings.speculate, room)) if room > 0 else []
+
+    def _logits(self, step: dict[str, Tensor], count: int) -> Tensor:
+        """(1, count, V)."""
+        return self.model(**step, past_key_values=self.cache, use_cache=True, logits_to_keep=count).logits
+
+    def _take(self, logits: Tensor, guesses: list[int]) -> bool:
+        """Add the tokens that greedy writing takes, as far as the guesses were right; true at the report's end."""
+        self.alone = False
+        for place in range(len(guesses) + 1):
+            here = logits[:, place].float()
+            written = torch.tensor([self.written], dtype=torch.long, device=logits.device)
+            scores = self.processors(written, here.clone())
+            if guesses and is_near(scores, logits.dtype):
+                self.alone = True
+                return False
+            token = int(scores.argmax(dim=-1))
+            self.written.append(token)
+            finished = self.rows.add([token], [float(here[0, token] - here.logsumexp(dim=-1))])
+            if self.progress is not None:
+                self.progress(len(self.written))
+            if finished:
+                return True
+            if place == len(guesses) or token != guesses[place]:
+                return False
+        return False

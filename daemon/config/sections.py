@@ -180,6 +180,7 @@ DECODING = (
     "repetition_penalty",
     "no_repeat_ngram_size",
     "seed",
+    "speculate",
 )
 """Keys of `[model]` that say how reports are written."""
 
@@ -193,6 +194,8 @@ class Model(Section):
     """Where the model runs."""
     quantization: Literal["auto", "4bit", "none"] = "auto"
     """How the language model's weights are held in memory."""
+    head_bits: Literal[16, 8] = 16
+    """8: the output head in eight bits; quicker on a processor, and a report may read otherwise."""
     allow_demo: bool = False
     """Allow results of weights trained on synthetic images only to leave this machine."""
     max_new_tokens: int = Field(256, ge=1, le=4096)
@@ -211,6 +214,8 @@ class Model(Section):
     """Of the drawing: the same study gives the same report."""
     candidates: int = Field(8, ge=1, le=64)
     """Texts at most, where the first one contradicts classifier or lesion map; 1: that one stays, with its warnings."""
+    speculate: int = Field(0, ge=0, le=11)
+    """Tokens guessed at each pass from the reports written before, where nothing is drawn: the same text, sooner."""
     threads: int = Field(0, ge=0)
     """CPU threads of the model process; 0: all cores."""
 

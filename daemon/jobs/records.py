@@ -127,6 +127,7 @@ class ReportModel(Record):
     generation: Mapping[str, Any]
     device: str
     quantization: str
+    head_bits: int = 16
 
     @property
     def parameters(self) -> dict[str, Any]:

@@ -174,6 +174,7 @@ def _model_facts(context: Context) -> records.ReportModel:
         generation=model.generation_settings(**context.settings.model.decoding()).facts(),
         device=model.compute_device.type,
         quantization=model.quantization,
+        head_bits=model.head_bits,
     )
 
 

@@ -55,4 +55,6 @@ class Steps:
 def _load_model(settings: Settings) -> BrainGemma3D:
     """The model that the settings name, ready to be asked."""
     wanted = settings.model
-    return BrainGemma3D.from_pretrained(wanted.weights, device=wanted.device, quantization=wanted.quantization).eval()
+    return BrainGemma3D.from_pretrained(
+        wanted.weights, device=wanted.device, quantization=wanted.quantization, head_bits=wanted.head_bits
+    ).eval()

@@ -13,10 +13,11 @@ import pytest
 import torch
 from published_files import GRID, write_published
 
+from braingemma.errors import CheckpointError
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.quantize import few_rows as native
 from braingemma.quantize import nf4 as quantize
-from braingemma.quantize.few_rows import LEVELS, FewRows, FewRowsLinear
+from braingemma.quantize.few_rows import LEVELS, EightBitHead, FewRows, FewRowsLinear
 
 REPO = Path(__file__).resolve().parents[3]
 BUILD = "from setuptools import setup; setup()"
@@ -98,6 +99,58 @@ def test_bfloat16_is_exact(library: FewRows, rows: int, width: int, count: int) 
     head.weight.data = weight
     stock = torch.nn.functional.linear(x.to(torch.bfloat16), weight)
     torch.testing.assert_close(head(x.to(torch.bfloat16)), stock, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_a_row_is_the_same_alone_and_among_others(library: FewRows, count: int) -> None:
+    """Bit for bit: writing with guesses must not round otherwise than writing without."""
+    codes, scales, _ = packed(70, 320, 64)
+    x, weight = torch.randn(count, 320), torch.randn(70, 320).to(torch.bfloat16)
+    head = EightBitHead.of(weight)
+    for rows in (x, x.to(torch.bfloat16)):
+        for product in (
+            lambda part: library.nf4(part, codes, scales, 64),
+            lambda part: library.bf16(part, weight),
+            lambda part: library.int8(part, head.codes, head.scales),
+        ):
+            assert torch.equal(product(rows), torch.cat([product(row[None]) for row in rows]))
+
+
+@pytest.mark.parametrize(("rows", "width", "count"), [(300, 128, 1), (5, 32, 3), (9000, 64, 2)])
+def test_int8_is_exact_and_near_the_weight_that_was_rounded(
+    library: FewRows, rows: int, width: int, count: int
+) -> None:
+    weight, x = torch.randn(rows, width).to(torch.bfloat16), torch.randn(count, width)
+    weight[1] = 0
+    head = EightBitHead.of(weight)
+    assert head.nbytes == rows * (width + 4)
+    rounded = head.codes.double() * head.scales[:, None].double()
+    exact = x.double() @ rounded.T
+    assert (library.int8(x, head.codes, head.scales) - exact).abs().max() < 1e-6 * (exact.abs().max() + 1)
+    assert (rounded - weight.double()).abs().max() <= weight.float().abs().max() / 254 + 1e-6
+    many = head(x.repeat(native.FEW, 1))  # by torch, some rows of the weight at a time
+    torch.testing.assert_close(many[:count].double(), exact, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="multiple of 32"):
+        library.int8(torch.zeros(1, 40), torch.zeros(2, 40, dtype=torch.int8), torch.zeros(2))
+
+
+def test_an_8_bit_head_is_asked_for_and_is_not_saved(tmp_path: Path) -> None:
+    folder = write_published(tmp_path / "weights")
+    exact, rounded = (
+        BrainGemma3D.from_pretrained(folder, quantization="none", dtype=torch.float32, head_bits=bits)
+        for bits in (16, 8)
+    )
+    assert isinstance(exact.language_model.lm_head, FewRowsLinear)
+    ids = torch.randint(4, 90, (1, 9))
+    with torch.no_grad():
+        near, far = (model.language_model(ids).logits for model in (exact, rounded))
+    assert 0 < (near - far).abs().max() < 0.02 * near.abs().max()
+    assert torch.equal(exact.get_submodule("language_model.model.embed_tokens").weight,
+                       rounded.get_submodule("language_model.model.embed_tokens").weight)  # fmt: skip
+    with pytest.raises(CheckpointError, match="load with head_bits=16 to save"):
+        rounded.save_pretrained(tmp_path / "saved")
+    with pytest.raises(CheckpointError, match="head_bits must be 8 or 16; got 4"):
+        BrainGemma3D.from_pretrained(folder, head_bits=4)
 
 
 @pytest.mark.parametrize(

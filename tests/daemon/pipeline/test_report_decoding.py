@@ -91,7 +91,7 @@ def test_values_without_meaning_are_faults_of_the_configuration(wrong: dict[str,
 
 
 def test_what_is_not_stated_is_left_to_the_weights() -> None:
-    assert Model().decoding() == {"max_new_tokens": 256, "seed": 42}
+    assert Model().decoding() == {"max_new_tokens": 256, "seed": 42, "speculate": 0}
     stated = Model.model_validate({**dict.fromkeys(DECODING, 1), "temperature": 0})
     assert stated.decoding() == {**dict.fromkeys(DECODING, 1), "temperature": 0}
 
