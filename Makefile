@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?=
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check gpu-check clean
 
 install: $(STAMP)
 
@@ -26,6 +26,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# On a machine with an NVIDIA GPU, under 6 minutes; DEVICE=cpu tries the check itself, small.
+DEVICE ?= cuda
+gpu-check: $(STAMP)
+	$(BIN)/braingemma bench gpu --device $(DEVICE) $(if $(OUT),--out '$(OUT)')
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

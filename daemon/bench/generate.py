@@ -228,7 +228,8 @@ def bytes_per_token(model: BrainGemma3D) -> int:
             state = getattr(parameter, "quant_state", None)
             if state is not None:
                 total += state.absmax.nbytes
-    return total + model.language_model.lm_head.weight.nbytes
+    head = model.language_model.lm_head
+    return total + (head.nbytes if isinstance(head, few_rows.EightBitHead) else head.weight.nbytes)
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -237,7 +238,7 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def _memory(name: str) -> float:
+def resident_gib(name: str) -> float:
     """VmRSS or VmHWM of this process in GiB (proc(5), so on Linux)."""
     status = Path("/proc/self/status").read_text()
     line = next(row for row in status.splitlines() if row.startswith(name))
@@ -257,7 +258,7 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
         (`stock_seconds_per_token`, `vs_stock`); above 1: ours is quicker.
     """
     load_s, model = _timed(lambda: BrainGemma3D.from_pretrained(folder, device="cpu", quantization="4bit"))
-    resting, peak_load = _memory("VmRSS"), _memory("VmHWM")
+    resting, peak_load = resident_gib("VmRSS"), resident_gib("VmHWM")
     volume = torch.rand(1, 1, *model.config.grid)
     vision_s, features = _timed(lambda: model.patch_features(volume))
     resampler_s, pooled = _timed(lambda: model.resample(features))
@@ -265,7 +266,7 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
     ids = torch.tensor([model._prompt_ids(None)])
     prefix = language.embed_with_image(model.language_model, ids, visual)
     prefill_s, ours, theirs, written = _race(model.language_model, prefix, tokens)
-    peak = _memory("VmHWM")
+    peak = resident_gib("VmHWM")
     bandwidth = copy_bandwidth()
     floor = bytes_per_token(model) / bandwidth
     stock = _stock(model.language_model, prefix, min(tokens, STOCK_TOKENS))

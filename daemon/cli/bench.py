@@ -25,6 +25,25 @@ def bench_generate(
     _show(result, as_json=as_json)
 
 
+@bench_app.command("gpu")
+def bench_gpu(
+    device: Annotated[Literal["cuda", "cpu"], typer.Option(help="cpu: a small trial of the check itself.")] = "cuda",
+    out: Annotated[Path, typer.Option(help="Folder for gpu-check.md and gpu-check.json.")] = Path("gpu-check"),
+    as_json: JsonOption = False,
+) -> None:
+    """Does the GPU give what the processor gives, and does the full-size model fit and run there: `make gpu-check`."""
+    from daemon.bench.gpu_check import gpu_check, markdown
+
+    with working("starting") as say:
+        result = gpu_check(device, out, say)
+    if as_json:
+        emit_json(result)
+    else:
+        data.print(markdown(result))
+    if not result["passed"]:
+        raise typer.Exit(1)
+
+
 @bench_app.command("explain")
 def bench_explain(
     weights: Annotated[str, typer.Option(help="`demo`, a folder, or a hub id.")] = "demo",
