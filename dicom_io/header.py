@@ -20,6 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless
+from pydicom.valuerep import PersonName
+
+from dicom_io.charset import decode
 
 # What pydicom's lazy conversion raises on malformed values (VR unknown, bad length, text that is no number or date,
 # unknown character set, broken deflate stream).
@@ -60,7 +63,45 @@ def texts(dataset: Dataset, keyword: str) -> tuple[str, ...]:
     if found is None:
         return ()
     many = found if isinstance(found, (MultiValue, list, tuple)) else [found]
-    return tuple(str(v).strip() for v in many if v is not None and str(v).strip())
+    read = tuple(str(v).strip() for v in many if v is not None and str(v).strip())
+    if any("\x1b" in part for part in read) and (exact := escaped_text(dataset, keyword)) is not None:
+        return tuple(part.strip() for part in exact.split("\\") if part.strip())
+    return read
+
+
+def character_sets(dataset: Dataset) -> tuple[str, ...]:
+    """The values of Specific Character Set; the first may be empty."""
+    found = value(dataset, "SpecificCharacterSet")
+    if found is None:
+        return ()
+    return tuple(str(v or "").strip() for v in (found if isinstance(found, (MultiValue, list, tuple)) else [found]))
+
+
+def escaped_text(dataset: Dataset, keyword: str) -> str | None:
+    """Text with escape sequences, decoded exactly; None where it has none, or they are not known."""
+    raw = _raw_text(dataset, keyword)
+    return decode(raw, character_sets(dataset)) if raw is not None and b"\x1b" in raw else None
+
+
+def fits_its_label(dataset: Dataset, keyword: str) -> bool:
+    """Whether a text's bytes are of the character set that the header states; what was set in memory is."""
+    raw = _raw_text(dataset, keyword)
+    return raw is None or (raw.isascii() and b"\x1b" not in raw) or decode(raw, character_sets(dataset)) is not None
+
+
+def _raw_text(dataset: Dataset, keyword: str) -> bytes | None:
+    """The bytes of a text element as they came; None where they are no longer known."""
+    try:
+        element = dataset.get_item(keyword)
+        found = getattr(element, "value", None)
+        if isinstance(found, MultiValue) and all(isinstance(v, PersonName) for v in found):
+            originals = [v.original_string for v in found]
+            return b"\\".join(originals) if all(isinstance(o, bytes) for o in originals) else None
+        if isinstance(found, PersonName):
+            found = found.original_string
+    except MALFORMED:
+        return None
+    return found if isinstance(found, bytes) else None
 
 
 def text(dataset: Dataset, keyword: str) -> str:

@@ -19,7 +19,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.valuerep import PersonName, validate_value
 
 from dicom_io.errors import FileError, PackError
-from dicom_io.header import MALFORMED
+from dicom_io.header import MALFORMED, escaped_text
 from dicom_io.reading import read_dataset
 from dicom_io.volume.geometry import SeriesGeometry
 
@@ -227,7 +227,11 @@ def _legal_element(received: Dataset, keyword: str) -> DataElement | None:
     try:
         if keyword not in received:
             return None
+        exact = escaped_text(received, keyword)
         element = _in_unicode(received[keyword])
+        if exact is not None:
+            kept = exact.rstrip()
+            element = DataElement(element.tag, element.VR, PersonName(kept) if element.VR == "PN" else kept)
     except MALFORMED:
         return None
     if keyword in IDENTITY:

@@ -28,6 +28,8 @@ from dicom_io.volume.grids import Array, axis_map, ras_grid
 from dicom_io.volume.pixels import SourcePixels
 from dicom_io.volume.stack import series_geometry
 
+IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "AccessionNumber")
+"""Texts that must not come out changed without a word."""
 MINIMUM_SLICES = 4
 """Fewer slices are no volume."""
 
@@ -144,6 +146,14 @@ def _header_notes(series: Series, geometry: SeriesGeometry) -> tuple[str, ...]:
     illegal = [u for u in uids if u and not UID(u).is_valid]
     if illegal:
         notes.append(f"UIDs that are not legal (PS3.5 9.1) are kept as received, such as {illegal[0]!r}")
+    for keyword in IDENTITY:
+        misfit = next((h for h in series.headers if not header.fits_its_label(h, keyword)), None)
+        if misfit is not None:
+            label = header.text(misfit, "SpecificCharacterSet") or "none, that is ASCII"
+            notes.append(
+                f"{keyword} does not fit its character set ({label}): results show it as far as it can be read; "
+                "compare it with the images"
+            )
     if geometry.frame_of_reference_uid is None:
         notes.append(
             "the series has no FrameOfReferenceUID: no parametric map and no segmentation can refer to its space"
