@@ -28,6 +28,9 @@ CLOSING_RADIUS = 9.0
 LARGEST_BRAIN_ML = 2000.0
 #: A body smaller than this share of the bright tissue is debris of the peeling, not a brain.
 SMALLEST_BODY = 0.2
+#: More than this beside the background is a head with its skull, ml: brains that come stripped keep their fluid spaces
+#: and a rim, so the bound lies well above the largest brain.
+LARGEST_STRIPPED_ML = 2600.0
 #: Tissue outside the brain, as a share of all, above which the head is held to have its skull.
 SKULL_SHARE = 0.08
 
@@ -117,7 +120,7 @@ def lacks_skull(volume: Volume, spacing: Float) -> bool:
         volume: (X, Y, Z), axes in RAS order, finite.
         spacing: Voxel size (3,), mm.
     """
-    if np.count_nonzero(volume) * float(np.prod(spacing)) / 1000 > LARGEST_BRAIN_ML:
+    if np.count_nonzero(volume) * float(np.prod(spacing)) / 1000 > LARGEST_STRIPPED_ML:
         return False
     coarse, coarse_spacing = coarser(volume, spacing, WORKING_SPACING)
     brain = _brain_of(coarse, coarse_spacing)

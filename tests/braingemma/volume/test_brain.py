@@ -83,6 +83,14 @@ def test_the_background_of_a_normalised_file_is_no_brain(stripped, lowest: float
     assert float((as_it_came - normalised).abs().max()) < 0.02
 
 
+def test_a_large_brain_that_came_stripped_needs_no_nets() -> None:
+    large = make_phantom(8_100_000, spacing=4.0, stripped=True).volume
+    found = find_brain(voxels(large), large.header.get_zooms())
+    assert found is not None
+    assert found.volume_ml > 2000
+    assert found.stripped
+
+
 def test_a_head_that_was_normalised_keeps_its_skull_out(head) -> None:
     """The air around a head, zeroed by the scanner and then moved below 0, is neither brain nor "came stripped"."""
     raw = voxels(head)
