@@ -259,6 +259,8 @@ class Results(Section):
     """Segmentation of the top supporting region."""
     tid1500: bool = False
     """Comprehensive 3D SR with a region of interest."""
+    pdf: bool = False
+    """The report as an Encapsulated PDF, for viewers that do not show structured reports."""
     deidentify: bool = False
     """Results carry pseudonyms, other UIDs and shifted dates (PS3.15 basic profile) in place of the identities."""
     deidentify_key: Path | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydicom.uid import (
     Comprehensive3DSRStorage,
+    EncapsulatedPDFStorage,
     EnhancedSRStorage,
     KeyObjectSelectionDocumentStorage,
     ParametricMapStorage,
@@ -78,6 +79,19 @@ TID1500 = ResultKind(
 )
 """Comprehensive 3D SR with regions of interest, beside the report; needs a region."""
 
+PDF = ResultKind(
+    name="pdf",
+    sop_class_uid=EncapsulatedPDFStorage,
+    modality="DOC",
+    series_number=9907,
+    series_description="AI PDF - BrainGemma3D (research)",
+    file_name="pdf.dcm",
+    by_default=False,
+    replaced=True,
+    withdrawn=True,
+)
+"""The report as a PDF, for viewers that do not show structured reports."""
+
 REJECTION = ResultKind(
     name="rejection",
     sop_class_uid=KeyObjectSelectionDocumentStorage,
@@ -92,7 +106,7 @@ REJECTION = ResultKind(
 )
 """Key Object that withdraws the results of an earlier job (IHE RAD TF-2 4.66)."""
 
-KINDS = (SR, SC, PM, SEG, TID1500, REJECTION)
+KINDS = (SR, SC, PM, SEG, TID1500, PDF, REJECTION)
 """All kinds in the order in which they are sent: the report first, what withdraws earlier results last."""
 
 BY_NAME = {kind.name: kind for kind in KINDS}

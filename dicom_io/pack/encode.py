@@ -19,7 +19,8 @@ from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import InstanceReference, read_sources
 from dicom_io.errors import PackError
 from dicom_io.files import sync, whole
-from dicom_io.objects.kinds import KINDS, PM, SC, SEG, SR, TID1500
+from dicom_io.objects.kinds import KINDS, PDF, PM, SC, SEG, SR, TID1500
+from dicom_io.objects.pdf import encode_pdf
 from dicom_io.objects.pm import encode_pm
 from dicom_io.objects.sc import encode_sc
 from dicom_io.objects.seg import encode_seg, segments
@@ -160,6 +161,8 @@ def _encoded(
         yield SEG, [segmentation]
     if TID1500 in kinds and segments(volumes):
         yield TID1500, [encode_tid1500(context, volumes, segmentation)]
+    if PDF in kinds:
+        yield PDF, [encode_pdf(context, volumes, key_slices(volumes))]
 
 
 def _save(kind: ResultKind, path: Path, dataset: Dataset) -> PackObject:

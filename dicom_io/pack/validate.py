@@ -21,7 +21,7 @@ from dicom_io.content.kind import ResultKind
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import CHARACTER_SET, Sources, read_sources
 from dicom_io.errors import PackError
-from dicom_io.objects.kinds import BY_NAME, PM, SC, SEG, SR, TID1500
+from dicom_io.objects.kinds import BY_NAME, PDF, PM, SC, SEG, SR, TID1500
 from dicom_io.pack import sr_rules
 from dicom_io.pack.manifest import Pack, PackObject
 from dicom_io.volume.geometry import SeriesGeometry
@@ -157,7 +157,11 @@ def _banner_faults(dataset: Dataset, banner: str | None) -> Faults:
     """Whoever opens one object alone must learn what the weights are not for."""
     if banner is None:
         return
-    said = sr_rules.plain_text(dataset) if "ContentSequence" in dataset else str(dataset.get("ImageComments") or "")
+    said = (
+        sr_rules.plain_text(dataset)
+        if "ContentSequence" in dataset
+        else " ".join(str(dataset.get(keyword) or "") for keyword in ("ImageComments", "DocumentTitle"))
+    )
     if " ".join(banner.split()) not in said:
         yield f"banner: expected {banner!r}, found none"
 
@@ -205,6 +209,14 @@ def _picture_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry
     orientation = np.array(dataset.get("ImageOrientationPatient") or [0] * 6, dtype=np.float64)
     if not np.allclose(orientation, geometry.orientation, atol=2e-3):
         yield f"ImageOrientationPatient: expected {geometry.orientation}, found {orientation.tolist()}"
+
+
+def _document_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    del sources, geometry
+    if dataset.get("BurnedInAnnotation") != "YES":
+        yield f"BurnedInAnnotation: expected YES, found {dataset.get('BurnedInAnnotation')}"
+    if not bytes(dataset.get("EncapsulatedDocument") or b"").startswith(b"%PDF-"):
+        yield "EncapsulatedDocument: expected a PDF, found none"
 
 
 def _volume_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
@@ -261,4 +273,5 @@ _RULES: dict[ResultKind, Callable[[Dataset, Sources, SeriesGeometry], Faults]] =
     PM: _volume_faults,
     SEG: _volume_faults,
     TID1500: _regions_sr_faults,
+    PDF: _document_faults,
 }

@@ -1,0 +1,132 @@
+"""The report as an Encapsulated PDF (PS3.3 A.45.1), for viewers that do not show structured reports.
+
+The same order as in the SR: what it is, warnings, impression, findings, text, key pictures, then how it was made.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fpdf import FPDF
+from highdicom.sr import CodedConcept
+from PIL import Image
+from pydicom import Dataset
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from dicom_io.content import codes
+from dicom_io.content.context import ResultContext
+from dicom_io.content.regions import SourceVolumes
+from dicom_io.content.report import MODEL_LIMITS, RESEARCH_USE_LINE, in_words
+from dicom_io.objects.kinds import PDF
+from dicom_io.objects.overlay import OverlayRenderer
+
+MIME_TYPE = "application/pdf"
+FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"
+"""In matplotlib, which ships a font with more than Latin letters."""
+WIDTH_MM = 190
+PICTURE_MM = 60
+RED = (176, 0, 32)
+
+
+def encode_pdf(context: ResultContext, volumes: SourceVolumes, key_slices: Sequence[int]) -> Dataset:
+    """Build the document.
+
+    Args:
+        context: What to say, and of which study.
+        volumes: Volumes on the source grid.
+        key_slices: Indices into the geometry's slices that are drawn.
+    """
+    renderer = OverlayRenderer(context.geometry, volumes, context.content)
+    pictures = [Image.fromarray(renderer.render(index)) for index in key_slices]
+    return _encapsulated(context, draw_pdf(context, pictures))
+
+
+def draw_pdf(context: ResultContext, pictures: Sequence[Image.Image]) -> bytes:
+    """The pages."""
+    page, content = _page(), context.content
+    _line(page, RESEARCH_USE_LINE, size=12, colour=RED)
+    if content.banner:
+        _line(page, content.banner, colour=RED)
+    _line(page, "   ".join(_study(context)))
+    for title, lines in (
+        ("Warnings", content.warnings or ("None.",)),
+        ("Impression", [*content.impression(), *(m.sentence() for m in content.measurements)]),
+        ("Report", [content.report_text]),
+    ):
+        _section(page, title, lines)
+    for number, picture in enumerate(pictures):
+        page.image(picture, x=10 + number * (PICTURE_MM + 5), y=page.get_y() + 3, w=PICTURE_MM)
+    if pictures:
+        page.set_y(page.get_y() + 6 + max(PICTURE_MM * p.height / p.width for p in pictures))
+    model = content.model
+    made = [f"{name.replace('_', ' ')}: {in_words(value)}" for name, value in sorted(model.parameters.items())]
+    explained = [f"explanation: {in_words(content.explain)}"] if content.explain else []
+    named = [f"{model.name} {model.version} ({model.manufacturer})", f"weights SHA-256: {model.weights_sha256}"]
+    _section(page, "How it was made", [*named, *made, *explained], size=7)
+    _section(page, "Intended use", [content.intended_use, MODEL_LIMITS], size=7)
+    return bytes(page.output())
+
+
+def _page() -> FPDF:
+    page = FPDF(format="A4")
+    found = importlib.util.find_spec("matplotlib")
+    folder = next(iter(found.submodule_search_locations or ())) if found is not None else ""
+    page.add_font("report", fname=Path(folder) / FONT)
+    page.set_title(RESEARCH_USE_LINE)
+    page.add_page()
+    return page
+
+
+def _study(context: ResultContext) -> Iterator[str]:
+    header = context.sources.header
+    for label, keyword in (("Patient", "PatientName"), ("ID", "PatientID"), ("Study date", "StudyDate")):
+        if header.get(keyword):
+            yield f"{label}: {header[keyword].value}"
+
+
+def _section(page: FPDF, title: str, lines: Sequence[str], size: int = 9) -> None:
+    page.ln(2)
+    _line(page, title, size=size + 2)
+    for line in lines:
+        _line(page, line, size=size)
+
+
+def _line(page: FPDF, text: str, size: int = 9, colour: tuple[int, int, int] = (0, 0, 0)) -> None:
+    page.set_font("report", size=size)
+    page.set_text_color(*colour)
+    page.multi_cell(WIDTH_MM, size * 0.5, text, new_x="LMARGIN", new_y="NEXT")
+
+
+def _encapsulated(context: ResultContext, pdf: bytes) -> Dataset:
+    """Modules of PS3.3 A.45.1.3."""
+    document = Dataset()
+    document.file_meta = FileMetaDataset()
+    document.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    document.update({element.tag: element for element in context.sources.patient_and_study()})
+    document.StudyInstanceUID = context.geometry.study_uid
+    now = datetime.datetime.now().astimezone()
+    for keyword, value in context.identification(PDF).items():
+        name = {"manufacturer_model_name": "ManufacturerModelName"}.get(keyword) or _keyword(keyword)
+        setattr(document, name, value)
+    document.SOPClassUID, document.Modality = PDF.sop_class_uid, PDF.modality
+    document.InstanceCreationDate = document.ContentDate = now.strftime("%Y%m%d")
+    document.InstanceCreationTime = document.ContentTime = now.strftime("%H%M%S")
+    document.AcquisitionDateTime = ""
+    document.ConversionType, document.BurnedInAnnotation = "WSD", "YES"
+    document.DocumentTitle = " ".join(part for part in (RESEARCH_USE_LINE, context.content.banner) if part)
+    document.ConceptNameCodeSequence = [CodedConcept.from_code(codes.DIAGNOSTIC_IMAGING_REPORT)]
+    document.MIMETypeOfEncapsulatedDocument = MIME_TYPE
+    document.EncapsulatedDocumentLength = len(pdf)
+    document.EncapsulatedDocument = pdf + b"\0" * (len(pdf) % 2)
+    context.finish(document)
+    return document
+
+
+def _keyword(argument: str) -> str:
+    """The DICOM keyword of one of highdicom's arguments."""
+    words = {"uid": "UID", "sop": "SOP"}
+    return "".join(words.get(word, word.capitalize()) for word in argument.split("_"))
