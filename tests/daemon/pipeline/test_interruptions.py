@@ -31,7 +31,10 @@ from daemon.pipeline.actions import retry
 from daemon.pipeline.step_process import StepProcess
 from daemon.service.wiring import launch_engine
 
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.timeout(1800),
+]
 
 SEED = 20_260_101
 
@@ -56,8 +59,8 @@ class Running:
             workflow.submit(name)
 
     def wait(self, count: int, seconds: float = 240) -> dict[str, tuple[str, str]]:
-        """State and reason of the jobs, once all have ended."""
-        deadline = time.monotonic() + seconds
+        """State and reason of the jobs, once all have ended; `seconds` is how long none of them may end."""
+        ended, deadline = 0, time.monotonic() + seconds
         while True:
             try:
                 jobs = self.store.recent()
@@ -65,6 +68,9 @@ class Running:
                 jobs = []
             if len(jobs) == count and all(job.state in FINAL_STATES for job in jobs):
                 return {job.job_id: (str(job.state), job.reason) for job in jobs}
+            now_ended = sum(job.state in FINAL_STATES for job in jobs)
+            if now_ended > ended:
+                ended, deadline = now_ended, time.monotonic() + seconds
             assert time.monotonic() < deadline, jobs
             time.sleep(0.05)
 
@@ -126,7 +132,7 @@ def test_a_locked_database_mixes_up_no_answers(
 
     def lock_now_and_then() -> None:
         connection = sqlite3.connect(running.settings.data.database, timeout=30, isolation_level=None)
-        while not stop.wait(draw.uniform(0, 0.3)):
+        while not stop.wait(draw.uniform(0, 1.0)):
             connection.execute("BEGIN IMMEDIATE")
             stop.wait(draw.uniform(0.1, 0.8))
             connection.execute("COMMIT")
