@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 
@@ -128,7 +129,9 @@ def test_mutated_data_sets_are_read_or_refused_never_anything_else(data):
         identity = read_identity(bytes(raw), syntax)
     except DatasetError:
         return
-    assert all(set(uid) <= set("0123456789.") for uid in vars(identity).values())
+    assert all(re.fullmatch(r"[\w-][\w.-]{0,63}", uid, re.ASCII) for uid in vars(identity).values()), (
+        "fit for file names"
+    )
 
 
 ENCODED = [

@@ -16,6 +16,7 @@ from ingest_fuse import Mounted
 from ingest_sender import RawSender
 from ingest_support import Bench, InProcess, data_set_bytes, encode, instances_in, make_series, meta_of
 
+from daemon.config.sections import Storage
 from daemon.receive.store import Status
 from daemon.spool.writer import SpoolWriter
 from tests.daemon.receive.test_ingest_durability import Load, endless_instances, start_driver
@@ -214,6 +215,7 @@ def test_a_power_cut_after_the_hand_over_finds_every_instance_in_the_job_folder(
     bench = Bench(database)
     bench.close()
     bench.folder = disk.path
+    bench.settings = bench.settings.model_copy(update={"storage": Storage(folder=disk.path, min_free_gb=0)})
     bench.writer = SpoolWriter(disk.path / "spool")
     bench.assembler = bench.new_assembler()
     series = make_series(5)
