@@ -40,6 +40,13 @@ DARK_FLUID = 0.8
 """Fluid over white matter; FLAIR below 0.7, proton density about 1, T2 above 1.5."""
 GRAY_OVER_WHITE = 0.85
 """Gray matter over white; FLAIR 0.9 to 1.45, T1 0.5 to 0.8."""
+T1_LIKE = (0.4, 0.73)
+"""Share s and limit l: below l for gray matter less s times fluid (both over white matter) it is T1. After contrast
+medium, or by spin echo, gray matter comes near white (0.8 to 0.9), but fluid is then less dark than where FLAIR has as
+little contrast: such T1 phantoms have at most 0.71, FLAIR ones at least 0.75, real FLAIR volumes 0.9 to 1.1."""
+FACE_SHARE = 0.5
+"""Brain in its own last slice over brain in its fullest one, above which it ends in a flat face: part of the head is
+blank. Brains taper; slices of 7 mm end with a fifth."""
 DISTANCE = 5.0
 """Standard deviations from the training pictures; of pictures like them, one in 3000 lies farther (chi squared, 6)."""
 
@@ -72,6 +79,7 @@ class _Picture:
 
     axes: Float
     mask: Mask
+    shown: Mask
     volume_ml: float
     noise: float
     appearance: Appearance | None
@@ -121,10 +129,17 @@ def _measure(volume: Volume, axes: Float, brain: BrainMask | None) -> _Picture |
     return _Picture(
         axes=axes,
         mask=brain.mask,
+        shown=_shown(above, brain.mask),
         volume_ml=brain.volume_ml,
         noise=noise_share(above, brain.mask),
         appearance=measure_appearance(above, brain.mask, axes) if plausible else None,
     )
+
+
+def _shown(above: Volume, mask: Mask) -> Mask:
+    """The brain without what is blank, into which the nets round it off; all of it where values mean no brightness."""
+    shown = mask & (above > 0)
+    return shown if 4 * shown.sum() > mask.sum() else mask
 
 
 def noise_share(volume: Volume, mask: Mask) -> float:
@@ -170,8 +185,12 @@ def _coverage_check(picture: _Picture) -> Check:
         "bottom": BOTTOM_SHARE, "top": TOP_SHARE,
     }  # fmt: skip
     shares: dict[str, float] = {}
+    faces: dict[str, float] = {}
     for axis, ends in enumerate((("left", "right"), ("back", "front"), ("bottom", "top"))):
         areas = picture.mask.sum(axis=tuple(a for a in range(3) if a != axis))
+        shown = picture.shown.sum(axis=tuple(a for a in range(3) if a != axis))
+        held = np.flatnonzero(shown)
+        faces |= {end: float(shown[held[i]]) / float(shown.max()) for end, i in zip(ends, (0, -1), strict=True)}
         shares |= {end: float(areas[i]) / float(areas.max()) for end, i in zip(ends, (0, -1), strict=True)}
     cut = [f"{end} ({share:.0%})" for end, share in shares.items() if share > limits[end]]
     if cut:
@@ -179,6 +198,13 @@ def _coverage_check(picture: _Picture) -> Check:
             "coverage", False,
             f"The picture does not hold the whole head: the brain is cut at the {', '.join(cut)} "
             "(brain in the last slice, of that in the fullest).",
+        )  # fmt: skip
+    flat = [f"{end} ({share:.0%})" for end, share in faces.items() if share > FACE_SHARE]
+    if flat:
+        return Check(
+            "coverage", False,
+            f"Part of the head is blank: the brain ends in a flat face at the {', '.join(flat)} "
+            "(brain in its last slice, of that in the fullest).",
         )  # fmt: skip
     return Check("coverage", True, ", ".join(f"{end} {share:.0%}" for end, share in shares.items()))
 
@@ -197,7 +223,8 @@ def _contrast_check(picture: _Picture, *, whole: bool) -> Check:
     seen = f"fluid {look.fluid:.2f} and gray matter {look.gray:.2f} of white matter"
     if look.fluid > DARK_FLUID:
         return Check("contrast", False, f"The picture does not look like FLAIR, fluid is not dark: {seen}.")
-    if look.gray < GRAY_OVER_WHITE:
+    share, limit = T1_LIKE
+    if look.gray < GRAY_OVER_WHITE or look.gray - share * look.fluid < limit:
         return Check(
             "contrast", False, f"The picture does not look like FLAIR, white matter is bright as on T1: {seen}."
         )

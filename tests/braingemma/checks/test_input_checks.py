@@ -75,6 +75,40 @@ def test_another_contrast_is_told(contrast, said, stripped, monkeypatch, tmp_pat
     assert said in found["contrast"].detail
 
 
+@pytest.mark.parametrize(("seed", "gray"), [(5_500_001, 0.54), (5_500_001, 0.57), (5_500_004, 0.57)])
+def test_t1_after_contrast_medium_is_told_though_gray_matter_is_nearly_as_bright(
+    seed, gray, monkeypatch, tmp_path
+) -> None:
+    enhanced = Contrast(white=0.6, gray=gray, fluid=0.28, edema=0.48, core=1.1, necrosis=0.3, spots=1.2)
+    monkeypatch.setattr(phantoms, "draw_contrast", lambda _rng: enhanced)
+    found = checks(phantoms.make_phantom(seed, stripped=seed % 2 == 0).volume, tmp_path)
+    assert "contrast" in failed(found)
+    assert "white matter is bright as on T1" in found["contrast"].detail
+
+
+@pytest.mark.parametrize("seed", [5_500_024, 5_500_030])
+def test_flair_with_little_contrast_between_gray_and_white_matter_passes(seed, tmp_path) -> None:
+    assert failed(checks(phantoms.make_phantom(seed, stripped=True).volume, tmp_path)) == []
+
+
+@pytest.mark.parametrize("stripped", [True, False])
+@pytest.mark.parametrize(("axis", "end"), [(0, "left"), (0, "right"), (1, "front"), (2, "top")])
+def test_half_a_head_in_a_whole_picture_is_told(axis, end, stripped, tmp_path) -> None:
+    image = phantoms.make_phantom(5_500_003, stripped=stripped).volume
+
+    def blank(volume: np.ndarray) -> np.ndarray:
+        half = volume.shape[axis] // 2
+        volume = volume.copy()
+        np.moveaxis(volume, axis, 0)[slice(half) if end == "left" else slice(half, None)] = 0
+        return volume
+
+    found = checks(changed(image, blank), tmp_path)
+    if failed(found) == ["brain"]:  # where no brain is found in what is left, that is told
+        return
+    assert found["coverage"].passed is False
+    assert f"at the {end} (" in found["coverage"].detail
+
+
 @pytest.mark.parametrize(
     ("axis", "start", "stop", "end"),
     [(2, 0.0, 0.6, "top"), (2, 0.45, 1.0, "bottom"), (0, 0.4, 1.0, "left"), (0, 0.0, 0.6, "right"),
