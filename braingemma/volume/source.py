@@ -36,6 +36,8 @@ HEAD_MM = (50.0, 600.0)
 """What the longest side measures where the numbers are millimetres whatever the header calls them."""
 SHEAR_NOTED, SHEAR_REFUSED = 1.0, 10.0
 """Degrees by which two axes may miss a right angle: before it is said, and before the file is refused."""
+POCKETS = 100
+"""NaN around the picture over NaN inside it, from which all of it is what a threshold left out."""
 MALFORMED = (
     ImageFileError, HeaderDataError, OSError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError,
     OverflowError, ZeroDivisionError, MemoryError, FloatingPointError, NotImplementedError, struct.error, zlib.error,
@@ -236,7 +238,10 @@ def finite_voxels(canonical: Any, name: str) -> tuple[Volume, tuple[str, ...]]:
     bad = ~np.isfinite(volume)
     notes: tuple[str, ...] = ()
     if bad.any():
-        outside = np.isnan(volume) & _reaches_border(bad)
+        nan = np.isnan(volume)
+        outside = nan & _reaches_border(bad)
+        if outside.sum() > POCKETS * (nan & ~outside).sum():  # a threshold made it: it left pockets inside, too
+            outside = nan
         if (inside := int((bad & ~outside).sum())) or outside.all():
             raise VolumeError(f"{name}: expected finite voxels, got {inside or bad.size} that are NaN or infinite")
         volume[outside] = min(float(volume[~outside].min()), 0.0)

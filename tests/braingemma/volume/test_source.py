@@ -68,6 +68,10 @@ def test_nan_around_the_picture_is_background_but_not_inside(tmp_path: Path) -> 
     assert said == f"{5 * 44 * 30} voxels around the picture are NaN: taken as background."
     assert (np.asarray(image.dataobj)[:5] == 0).all()
     assert np.allclose(place_of_mark(image), MARK)
+    voxels[20, 20, 20] = np.nan  # a pocket that the same threshold left
+    image, _ = read_image(saved(nibabel.Nifti1Image(voxels, marked().affine), tmp_path / "a.nii"))
+    assert np.asarray(image.dataobj)[20, 20, 20] == 0
+    voxels[:5] = voxels[20, 20, 20] = 1
     for place, value in (((20, 20, 20), np.nan), ((0, 0, 0), np.inf)):
         voxels[place] = value
         with pytest.raises(VolumeError, match="expected finite voxels, got 1 that"):
