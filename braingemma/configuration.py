@@ -119,6 +119,7 @@ class BrainGemmaConfig(PreTrainedConfig):
         text_config: Any `Gemma3TextConfig` (as object or dict).
         volume: `VolumeSettings` as a dict.
         weights_format: "braingemma" (this project's layout and forward) or "published" (the public code's forward).
+        encoder: Name under which the encoder is registered (`braingemma.model.encoders`); "siglip-3d" comes along.
         patch_depth: Voxels of one patch along D.
         inflation: "center" (the 2D kernel in the middle plane) or "mean" (spread evenly over the planes).
         num_visual_tokens: Tokens that the language model gets.
@@ -150,6 +151,7 @@ class BrainGemmaConfig(PreTrainedConfig):
     text_config: Any = None
     volume: dict | None = None
     weights_format: str = "braingemma"
+    encoder: str = "siglip-3d"
     patch_depth: int = 2
     inflation: str = "center"
     num_visual_tokens: int = 32

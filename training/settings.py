@@ -23,7 +23,7 @@ PhaseName = Literal["phase1", "phase2a", "phase2b"]
 PHASES: Final[tuple[str, ...]] = get_args(PhaseName)
 
 #: What `[model]` may say beside `start` or `weights`; all else is the size of a model that is there.
-OVERRIDES: Final = ("name", "version", "volume", "training_domain", "storage_dtype")
+OVERRIDES: Final = ("name", "version", "volume", "storage_dtype")
 
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
@@ -45,6 +45,7 @@ class PhaseSettings:
         batch: Cases for each optimiser step, over all processes and accumulated passes.
         accumulate: Passes for each optimiser step.
         learning_rate: Peak; linear warm-up, then cosine to 1 %.
+        rates: Peaks of single parts of `trainable`, e.g. {vision = 1e-5}, where they differ from `learning_rate`.
         matrix_rate: Peak for the matrices inside encoder and resampler layers, which Muon then trains; 0: AdamW does.
         warmup: Steps of warm-up.
         weight_decay: AdamW's.
@@ -55,6 +56,11 @@ class PhaseSettings:
         parts: Weight of the loss of edema, core, necrosis and lost ventricle in the cells of each patch.
         findings: Weight of the findings loss.
         contrast: Weight of the contrast between picture and report.
+        contrast_loss: "infonce" (van den Oord et al. 2018: the own report among all others) or "sigmoid" (SigLIP: each
+            pair on its own).
+        negatives: Reports of further cases, drawn anew for each step, that each picture is held against beside those
+            of its step: the contrast is between many cases also where a step or a pass has few.
+        losses: Weights of further losses by the name under which `register_loss` knows them.
         focus_patches: Phase 1: patches of each volume that the encoder sees in the first `focus_steps` steps: in and
             around the lesion, their mirror images, and others at random. Most of a brain teaches little.
         focus_steps: How many steps these are; after them the encoder sees all patches, as it will in use.
@@ -69,6 +75,7 @@ class PhaseSettings:
     batch: AtLeastOne = 16
     accumulate: AtLeastOne = 1
     learning_rate: Rate = 1e-3
+    rates: dict[str, Rate] = field(default_factory=dict)
     matrix_rate: Weight = 0.0
     warmup: Count = 40
     weight_decay: Weight = 0.02
@@ -79,6 +86,9 @@ class PhaseSettings:
     parts: Weight = 0.0
     findings: Weight = 2.0
     contrast: Weight = 0.2
+    contrast_loss: Literal["infonce", "sigmoid"] = "infonce"
+    negatives: Count = 256
+    losses: dict[str, Weight] = field(default_factory=dict)
     focus_patches: Count = 0
     focus_steps: Count = 0
     augment: bool = True
@@ -94,6 +104,7 @@ class PhaseSettings:
             "focus_steps belong to phase1, with focus_patches of at least 1"
             if self.focus_steps and (self.name != "phase1" or self.focus_patches < 1)
             else "",
+            *(f"rates names {part}, which trainable does not" for part in self.rates if part not in self.trainable),
         )
         return self
 
@@ -127,6 +138,7 @@ class DataSettings:
         difficulty: Which phantoms are drawn, by `training.phantoms.generator`.
         manifest: JSONL or CSV with `image`, `report` and optional `mask`, `patient`, `split`.
         cache: Folder for prepared cases; empty: the run folder's.
+        workers: Processes that load and augment ahead of the training; 0: the training does it itself.
     """
 
     kind: Literal["phantoms", "manifest"] = "phantoms"
@@ -138,6 +150,7 @@ class DataSettings:
     difficulty: Literal["plain", "hard"] = "plain"
     manifest: str = ""
     cache: str = ""
+    workers: Count = 0
 
     @model_validator(mode="after")
     def _has_what_its_kind_needs(self) -> Self:
@@ -156,6 +169,8 @@ class TrainingSettings:
             run folder's `start`, unless weights lie there. Its model is kept; `model` may state some of `OVERRIDES`.
         weights: Folder or hub id to start from; empty: `model` says how to make one.
         quantization: Of the frozen language model: "none", "4bit" or "auto".
+        gradient_checkpointing: Compute activations twice in place of keeping them: less memory, a third more time.
+        plugins: Python modules that are imported first; they may register losses and encoders.
         precision: "no": float32 throughout; "bf16": float32 weights, arithmetic in bfloat16 where autocast takes it.
         model: Sizes of a model from nothing (tables `vision` and `text`), or hub ids or folders of the two models that
             a new one is made of (strings `vision` and `text`), with further fields of `BrainGemmaConfig`.
@@ -168,6 +183,8 @@ class TrainingSettings:
     weights: str = ""
     quantization: Literal["none", "4bit", "auto"] = "none"
     precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    plugins: tuple[str, ...] = ()
     model: dict[str, Any] = field(default_factory=dict)
     data: DataSettings = field(default_factory=DataSettings)
     language: LanguageSettings = field(default_factory=LanguageSettings)
@@ -239,8 +256,17 @@ def _read(source: str | Path) -> dict[str, Any]:
         raise SettingsError(f"{source}: not TOML: {error}") from error
     included: dict[str, Any] = {}
     for name in raw.pop("include", []):
-        included |= _read(path.parent / str(name))
-    return {**included, **raw}
+        included = _over(included, _read(path.parent / str(name)))
+    return _over(included, raw)
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables merged key by key; where both state a value, `above` wins."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        if isinstance(below[key], dict) and isinstance(above[key], dict):
+            merged[key] = _over(below[key], above[key])
+    return merged
 
 
 # ---- faults
@@ -298,7 +324,9 @@ def _model_faults(model: Any) -> Iterator[str]:
     kinds: dict[str, Any] = {"volume": VolumeSettings, "vision": SiglipVisionConfig, "text": Gemma3TextConfig}
     own = {name for name in BrainGemmaConfig.__annotations__ if not name.endswith("_config")} - {"model_type"}
     for key, value in model.items():
-        if key not in own | set(kinds):
+        if key in ("training_domain", "banner", "synthetic_only", "lora"):
+            yield f"model.{key} follows from the training: leave it out"
+        elif key not in own | set(kinds):
             yield f"model.{key} is unknown{_suggested(key, sorted(own | set(kinds)))}"
         elif key in kinds and isinstance(value, dict):
             names = {f.name for f in dataclasses.fields(kinds[key])}

@@ -26,13 +26,13 @@ from braingemma.checkpoint.weights import WeightsInfo
 from braingemma.configuration import FINDING_OUTPUTS, FINDINGS, BrainGemmaConfig
 from braingemma.errors import GenerationError
 from braingemma.model import language
+from braingemma.model.encoders import make_encoder
 from braingemma.model.heads import FindingsHead, GroundingHead
 from braingemma.model.language import GenerationSettings, Progress
 from braingemma.model.projector import Projector
-from braingemma.model.published import AveragePool, PublishedVisionTower
+from braingemma.model.published import AveragePool
 from braingemma.model.resampler import PerceiverResampler
 from braingemma.model.speculation import PhraseTable
-from braingemma.model.vision import InflatedVisionTower
 from braingemma.volume.loaded import checked
 
 COMPONENTS = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings")
@@ -114,7 +114,7 @@ class BrainGemma3D(PreTrainedModel):
         self.head_bits = 16
         self.phrases = PhraseTable()
         self.weights_info: WeightsInfo | None = None
-        self.vision = PublishedVisionTower(config) if config.published else InflatedVisionTower(config)
+        self.vision = make_encoder(config)
         self.resampler = AveragePool(config) if config.published else PerceiverResampler(config)
         self.projector = Projector(self._token_width(), config.text_config.hidden_size)
         self.language_model = Gemma3ForCausalLM(config.text_config) if language_model is None else language_model
@@ -135,8 +135,10 @@ class BrainGemma3D(PreTrainedModel):
     # ------------------------------------------------------------------ parts
 
     def add_lora(self) -> None:
-        """Attach fresh adapters to the language model; they change nothing until they are trained."""
+        """Attach fresh adapters to the language model, float32; they change nothing until they are trained."""
         self.language_model.add_adapter(language.lora_config(self.config))
+        for parameter in self.component_parameters("lora"):
+            parameter.data = parameter.data.float()
         self.config.lora = True
 
     def component_parameters(self, component: str) -> Iterator[nn.Parameter]:

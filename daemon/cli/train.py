@@ -38,9 +38,30 @@ def train_run(
         typer.Option(help="phase1, phase2a or phase2b; may be repeated. Without it, all of the configuration."),
     ] = None,
     out: OutOption = CARD_RUN,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Train nothing: print parameters, memory and hours, from a few timed steps.")
+    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Train the phases of a configuration, in order; each goes on from those before it in the run folder."""
-    _train(config, out, phase or [])
+    if as_json and not plan:
+        raise typer.BadParameter("--json goes with --plan")
+    if plan:
+        _plan(config, phase or [], as_json=as_json)
+    else:
+        _train(config, out, phase or [])
+
+
+def _plan(config: str, phases: list[str], *, as_json: bool) -> None:
+    settings = load_settings(config)
+    with working("loading") as say:
+        from training.phases.plan import plan_run
+
+        found = plan_run(settings, phases, say)
+    if as_json:
+        emit_json(found.to_json())
+    else:
+        data.print(found.text())
 
 
 @train_app.command("phase1")
@@ -186,6 +207,9 @@ def evaluate(
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="medgemma-2d or med3dvlm, with --checkpoint.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Folder of the baseline's checkpoint.")] = None,
+    slices: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of each volume for medgemma-2d.", show_default="16")
+    ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that lies in the checkpoint's folder.")
     ] = False,
@@ -200,6 +224,8 @@ def evaluate(
     """Judge reports on cases with truth, beside reports that never look."""
     if (baseline is None) != (checkpoint is None):
         raise typer.BadParameter("--baseline and --checkpoint go together")
+    if slices is not None and baseline != "medgemma-2d":
+        raise typer.BadParameter("--slices goes with --baseline medgemma-2d")
     judged = judge.Judged(
         weights=weights if checkpoint is None else str(checkpoint),
         count=count,
@@ -213,6 +239,7 @@ def evaluate(
         split=split,
         insert=tuple(insert or ()),
         baseline=baseline,
+        slices=slices,
         trust_remote_code=trust_remote_code,
     )
     with writing_to(out), working("loading") as say:

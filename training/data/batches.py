@@ -1,47 +1,42 @@
-"""Batches for the phases: volumes with masks, targets and reports, or resampler tokens made once and kept."""
+"""Batches for the phases: volumes with masks, targets and reports, or resampler tokens made once and kept.
+
+What is drawn for a case depends on the seed, the step and its place in the step's batch alone: a process draws its own
+part, and the same as when one process draws all.
+"""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from braingemma.findings.vocabulary import mirror_text, mirrored_findings
 from braingemma.model.braingemma3d import BrainGemma3D
-from braingemma.model.language import IGNORE
-from training.data.augment import Augmentation, flip_where
+from training.data.augment import Augmentation, case_generator, move_masks
 from training.data.cases import Cases
 from training.data.patches import focus
-from training.data.targets import findings_target, mirrored_target
-from training.phantoms.wording import write_report
+from training.data.reports import Batch, ReportBank, embed_reports, reports_for, text_part
+from training.data.targets import mirrored_target
 from training.settings import PhaseSettings
 
-
-def reports_for(cases: Cases, index: list[int], flips: list[bool], rng: np.random.Generator) -> list[str]:
-    """Reports of these cases, mirrored where flipped; those of phantoms are worded anew each time."""
-    texts = []
-    for i, flip in zip(index, flips, strict=True):
-        if cases.synthetic:
-            findings = mirrored_findings(cases.findings[i]) if flip else cases.findings[i]
-            texts.append(write_report(findings, rng))
-        else:
-            texts.append(mirror_text(cases.reports[i]) if flip else cases.reports[i])
-    return texts
+__all__ = ["Batch", "TokenSource", "ValidationSource", "VolumeSource", "moves_tokens"]
 
 
-def text_part(model: BrainGemma3D, texts: list[str], part: slice) -> Batch:
-    """Ids, mask and labels of `texts[part]`; where that is not all, `part_tokens`, its even share of all tokens.
+def moves_tokens(settings: PhaseSettings) -> bool:
+    """Whether a phase changes what the resampler gives."""
+    return bool({"vision", "resampler"} & set(settings.trainable))
 
-    A mean over each part's own tokens would weigh the words of short reports more.
-    """
-    batch: Batch = model.training_batch(texts[part])
-    own = len(texts[part])
-    if own < len(texts):
-        tokens = (model.training_batch(texts)["labels"] != IGNORE).sum()
-        batch["part_tokens"] = tokens * (own / len(texts))
-    return batch
+
+def needs_masks(settings: PhaseSettings) -> bool:
+    """Whether a loss of the phase reads the lesion masks."""
+    return settings.name == "phase1" and bool(settings.grounding or settings.parts)
+
+
+def needs_texts(settings: PhaseSettings) -> bool:
+    """Whether a phase holds pictures against embedded reports."""
+    return settings.name == "phase1" and settings.contrast > 0
 
 
 class VolumeSource:
@@ -52,35 +47,77 @@ class VolumeSource:
         self.model = model
         self.settings = settings
         self.augmentation = Augmentation()
+        self.bank: ReportBank | None = None
 
     def __len__(self) -> int:
         return len(self.cases)
 
+    def prepare(self) -> None:
+        """Embed the reports that do not change from step to step."""
+        wanted = needs_texts(self.settings) and (self.settings.negatives or not self.cases.synthetic)
+        if wanted and self.bank is None:
+            self.bank = ReportBank(self.cases, self.model)
+
     def batch(self, index: list[int], step: int, part: slice) -> Batch:
-        """Drawn for the whole step, then cut to this process's part, so that the cut does not change the draw."""
-        seed = self.settings.seed * 1_000_003 + step
-        rng = torch.Generator().manual_seed(seed)
-        volumes, masks = self.cases.volumes[index].float(), self.cases.masks[index].float()
-        targets = self.cases.targets[index]
-        flip = torch.zeros(len(index), dtype=torch.bool)
-        if self.settings.augment:
-            limit = self.model.config.volume_settings.zscore_clip
-            volumes, masks = self.augmentation.apply(volumes, masks, limit, rng)
-            flip = torch.rand(len(index), generator=rng) < 0.5
-            volumes, masks = flip_where(flip, volumes), flip_where(flip, masks)
-            targets = torch.where(flip[:, None, None], mirrored_target(targets), targets)
-        batch: Batch = {"volumes": volumes[part], "masks": masks[part], "targets": targets[part]}
-        batch["all_targets"] = targets
-        if step < self.settings.focus_steps:
-            tower = self.model.vision
-            seen = focus(tower.pad(masks, 0.0), tower.patch, self.settings.focus_patches, rng)
-            batch["seen"] = seen[part]
-        texts = reports_for(self.cases, index, flip.tolist(), np.random.default_rng([seed, 5]))
-        if self.settings.name != "phase1":
+        """The cases `index[part]` of a step."""
+        settings, rows = self.settings, range(len(index))[part]
+        generators = [case_generator(settings.seed, step, place) for place in range(len(index))]
+        flips = [bool(settings.augment and torch.rand((), generator=rng) < 0.5) for rng in generators]
+        thetas = [self._theta(rng, flip=flip) for rng, flip in zip(generators, flips, strict=True)]
+        targets = self._targets(index, flips)
+        batch: Batch = {
+            "volumes": torch.stack([self._volume(index[row], thetas[row], generators[row]) for row in rows]),
+            "targets": targets[part],
+            "all_targets": targets,
+        }
+        focused = step < settings.focus_steps
+        if focused or needs_masks(settings):
+            # Where to look is decided from the lesions of the whole batch.
+            places = range(len(index)) if focused else rows
+            masks = torch.stack([self._masks(index[row], thetas[row]) for row in places])
+            batch["masks"] = masks[part] if focused else masks
+            if focused:
+                tower, rng = self.model.vision, case_generator(settings.seed, step, len(index))
+                batch["seen"] = focus(tower.pad(masks, 0.0), tower.patch, settings.focus_patches, rng)[part]
+        texts = reports_for(self.cases, index, flips, np.random.default_rng([settings.seed, step, 5]))
+        if settings.name != "phase1":
             return {**batch, **text_part(self.model, texts, part)}
-        if self.settings.contrast:
-            own = torch.full((targets[part].shape[0],), part.start or 0)
-            batch |= {**self.model.training_batch(texts), "own": own}
+        return {**batch, **self._contrast(index, flips, texts, targets, step, rows)} if settings.contrast else batch
+
+    def _theta(self, rng: torch.Generator, *, flip: bool) -> Tensor | None:
+        return self.augmentation.draw(rng, flip=flip) if self.settings.augment else None
+
+    def _volume(self, case: int, theta: Tensor | None, rng: torch.Generator) -> Tensor:
+        volume = self.cases.volumes[case]
+        if theta is None:
+            return volume.float()
+        return self.augmentation.volume(volume, theta, self.model.config.volume_settings, rng)
+
+    def _masks(self, case: int, theta: Tensor | None) -> Tensor:
+        masks = self.cases.masks[case]
+        return masks.float() if theta is None else move_masks(masks, theta)
+
+    def _targets(self, index: Sequence[int], flips: Sequence[bool]) -> Tensor:
+        targets = self.cases.targets[list(index)]
+        return torch.where(torch.tensor(flips, dtype=torch.bool)[:, None, None], mirrored_target(targets), targets)
+
+    def _contrast(
+        self, index: list[int], flips: list[bool], texts: list[str], targets: Tensor, step: int, rows: range
+    ) -> Batch:
+        """Reports to hold the pictures against: this part's first, then the step's others, then of further cases."""
+        order = [*rows, *(row for row in range(len(index)) if row not in rows)]
+        batch: Batch = {"text_targets": targets[order]}
+        if self.cases.synthetic:
+            batch |= self.model.training_batch([texts[row] for row in order])
+        elif self.bank is not None:
+            batch["texts"] = self.bank.take([index[row] for row in order], [flips[row] for row in order])
+        if self.bank is not None and self.settings.negatives:
+            rng = np.random.default_rng([self.settings.seed, step, 11])
+            others = np.setdiff1d(np.arange(len(self.cases)), index)
+            chosen = rng.permutation(others)[: self.settings.negatives].tolist()
+            mirrored = (rng.random(len(chosen)) < 0.5).tolist() if self.settings.augment else [False] * len(chosen)
+            batch["further_texts"] = self.bank.take(chosen, mirrored)
+            batch["text_targets"] = torch.cat([batch["text_targets"], self._targets(chosen, mirrored)])
         return batch
 
 
@@ -91,11 +128,13 @@ class TokenSource:
         self.cases = cases
         self.model = model
         self.settings = settings
-        rng = torch.Generator().manual_seed(settings.seed)
-        self.tokens = torch.stack([self._encode(flip=bool(n % 2), rng=rng) for n in range(2 * copies)])
+        self.tokens = torch.stack([self._encode(copy) for copy in range(2 * copies)])
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    def prepare(self) -> None:
+        """Nothing: the tokens are there."""
 
     def of(self, settings: PhaseSettings) -> TokenSource:
         """The same tokens for another phase that leaves the vision alone too: making them takes minutes."""
@@ -104,14 +143,16 @@ class TokenSource:
         return other
 
     @torch.inference_mode()
-    def _encode(self, *, flip: bool, rng: torch.Generator) -> Tensor:
-        limit = self.model.config.volume_settings.zscore_clip
+    def _encode(self, copy: int) -> Tensor:
+        """(N, tokens, R) float16 of one copy; odd ones are mirrored."""
+        source = VolumeSource(self.cases, self.model, self.settings)
         parts = []
-        for start in range(0, len(self.cases), 32):
-            rows = slice(start, start + 32)
-            volumes, _ = Augmentation().apply(self.cases.volumes[rows], self.cases.masks[rows], limit, rng)
-            volumes = volumes.flip(-1) if flip else volumes
-            features = self.model.patch_features(volumes.to(self.model.compute_device))
+        for start in range(0, len(self.cases), 16):
+            volumes = []
+            for case in range(start, min(start + 16, len(self.cases))):
+                rng = case_generator(self.settings.seed, copy, case, 3)
+                volumes.append(source._volume(case, source.augmentation.draw(rng, flip=bool(copy % 2)), rng))
+            features = self.model.patch_features(torch.stack(volumes).to(self.model.compute_device))
             parts.append(self.model.resample(features).half().cpu())
         return torch.cat(parts)
 
@@ -120,25 +161,55 @@ class TokenSource:
         rng = np.random.default_rng([self.settings.seed, step])
         copies = rng.integers(len(self.tokens), size=len(index))
         texts = reports_for(self.cases, index, [bool(c % 2) for c in copies], rng)
-        tokens = self.tokens[torch.from_numpy(copies), torch.tensor(index)].float()
+        tokens = self.tokens[torch.from_numpy(copies[part]), torch.tensor(index[part])].float()
         targets = self.cases.targets[index]
         flip = torch.from_numpy(copies % 2 == 1)
         targets = torch.where(flip[:, None, None], mirrored_target(targets), targets)
-        batch: Batch = {"tokens": tokens[part], "targets": targets[part], "all_targets": targets}
+        batch: Batch = {"tokens": tokens, "targets": targets[part], "all_targets": targets}
         return {**batch, **text_part(self.model, texts, part)}
 
 
-def validation_batch(cases: Cases, model: BrainGemma3D, seed: int = 0) -> Batch:
-    """Every case as it is, for a fixed validation loss."""
-    texts = reports_for(cases, list(range(len(cases))), [False] * len(cases), np.random.default_rng([seed, 17]))
-    targets = torch.stack([findings_target(f) for f in cases.findings])
-    return {
-        "volumes": cases.volumes.float(),
-        "masks": cases.masks.float(),
-        "targets": targets,
-        "all_targets": targets,
-        **model.training_batch(texts),
-    }
+class ValidationSource:
+    """Every case as it is, `size` at a time.
 
+    The mean over the batches, by their shares, does not depend on `size`: each picture is held against the reports of
+    all cases, and each part carries its share of words and findings. What no step of the phase changes is made once:
+    embedded reports, and the tokens where the vision is left alone.
+    """
 
-Batch = dict[str, Tensor]
+    def __init__(self, cases: Cases, model: BrainGemma3D, settings: PhaseSettings, size: int) -> None:
+        self.cases, self.model, self.settings, self.size = cases, model, settings, size
+        everyone = list(range(len(cases)))
+        rng = np.random.default_rng([settings.seed, 17])
+        self.texts = reports_for(cases, everyone, [False] * len(cases), rng)
+        self.embedded: Tensor | None = None
+        self.tokens: dict[int, Tensor] = {}
+
+    def __iter__(self) -> Iterator[tuple[float, Batch]]:
+        """(share of all cases, batch)."""
+        if self.embedded is None and needs_texts(self.settings):
+            self.embedded = embed_reports(self.model, self.texts)
+        for start in range(0, len(self.cases), self.size):
+            part = slice(start, min(start + self.size, len(self.cases)))
+            yield (part.stop - start) / len(self.cases), self._batch(part)
+
+    def _batch(self, part: slice) -> Batch:
+        targets = self.cases.targets
+        batch: Batch = {"targets": targets[part], "all_targets": targets, **self._pictures(part)}
+        if needs_masks(self.settings):
+            batch["masks"] = self.cases.masks[part].float()
+        if self.embedded is not None:
+            batch["texts"] = self.embedded.roll(-part.start, dims=0)  # this part's first
+            batch["text_targets"] = targets.roll(-part.start, dims=0)
+        elif self.settings.name != "phase1":
+            batch |= text_part(self.model, self.texts, part)
+        return batch
+
+    @torch.no_grad()
+    def _pictures(self, part: slice) -> Batch:
+        if moves_tokens(self.settings):
+            return {"volumes": self.cases.volumes[part].float()}
+        if part.start not in self.tokens:
+            volumes = self.cases.volumes[part].float().to(self.model.compute_device)
+            self.tokens[part.start] = self.model.resample(self.model.patch_features(volumes)).float().cpu()
+        return {"tokens": self.tokens[part.start]}

@@ -12,6 +12,7 @@ import numpy as np
 
 from braingemma.checks.domain import Domain
 from braingemma.checks.input import picture_features
+from training.data.records import read_manifest
 from training.errors import TrainingError
 from training.phantoms.phantom import make_phantom
 from training.progress import Say
@@ -67,9 +68,6 @@ def domain(out: Path, say: Say, *, manifest: Path | None, split: str, count: int
     Returns:
         What was measured, in words.
     """
-    from training.data.domain import measure_files, measure_phantoms
-    from training.data.records import read_manifest
-
     if manifest is None:
         say(f"measuring {count} phantoms")
         found = measure_phantoms(range(seed, seed + count))

@@ -15,11 +15,13 @@ from typing import Final
 import numpy as np
 
 from braingemma.findings.vocabulary import FINDINGS, Finding
-from training.data.records import Record, raise_all
-from training.data.splits import stable_number
+from training.data.records import SPLITS, Record, check_records, raise_all, write_manifest
+from training.data.splits import stable_number, with_splits
 from training.errors import DataError
 from training.phantoms.wording import write_report
 
+BRATS: Final = "BraTS 2020 with TextBraTS reports"
+CONTROLS: Final = "healthy controls of a BIDS folder"
 _BRATS_ID: Final = re.compile(r"BraTS20_Training_\d{3}")
 _BIDS_NAME: Final = re.compile(r"sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*_FLAIR\.nii(\.gz)?")
 
@@ -47,7 +49,7 @@ def brats_records(images: Path, reports: Path, splits: Path | None = None) -> li
             continue
         # Patient 355's segmentation has another name than all others in the public release.
         masks = sorted(p for p in (images / case).glob("*.nii*") if "_seg" in p.name.lower())
-        records.append(Record(case, found[0], text, case, masks[0] if masks else None, official.get(case)))
+        records.append(Record(case, found[0], text, case, masks[0] if masks else None, official.get(case), BRATS))
     raise_all(problems)
     return records
 
@@ -100,7 +102,7 @@ def control_records(root: Path) -> list[Record]:
             first.setdefault(path.name.split("_")[0], path)
     if not first:
         raise DataError(f"{root}: expected sub-*/[ses-*/]anat/sub-*_FLAIR.nii[.gz] (BIDS), found none")
-    return [Record(name, path, healthy_report(name), name) for name, path in first.items()]
+    return [Record(name, path, healthy_report(name), name, source=CONTROLS) for name, path in first.items()]
 
 
 def healthy_report(patient: str) -> str:
@@ -117,10 +119,6 @@ def manifest(
     Raises:
         DataError: everything that is missing or in two splits, at once.
     """
-    from training.data.public_data import brats_records, control_records
-    from training.data.records import SPLITS, check_records, write_manifest
-    from training.data.splits import with_splits
-
     records: list[Record] = []
     if brats is not None:
         records += with_splits(brats_records(brats, reports or brats, splits), seed)

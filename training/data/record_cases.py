@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -32,25 +32,25 @@ _FEW: Final = 12
 
 
 def record_cases(records: Sequence[Record], config: BrainGemmaConfig, cache: Path, say: Say) -> Cases:
-    """Prepared cases of these records, in order.
+    """Prepared cases of these records, in order; their volumes stay in files of `cache` until they are read.
 
     Raises:
         DataError: every volume that cannot be prepared, at once.
     """
     jobs = [(config.to_dict(), record, cache) for record in records]
-    cases: list[Cases] = []
+    files: list[Path] = []
     problems: list[str] = []
     for result in _map(jobs):
         if isinstance(result, str):
             problems.append(result)
         else:
-            cases.append(result)
-        say(f"preparing case {len(cases) + len(problems)}/{len(jobs)}")
+            files.append(result)
+        say(f"preparing case {len(files) + len(problems)}/{len(jobs)}")
     raise_all(problems)
-    return Cases.join(cases)
+    return replace(Cases.join([load_cases(file) for file in files]), synthetic=False)
 
 
-def _map(jobs: Sequence[tuple[dict[str, Any], Record, Path]]) -> Any:
+def _map(jobs: Sequence[tuple[dict[str, Any], Record, Path]]) -> Iterator[Path | str]:
     if len(jobs) <= _FEW:
         yield from map(_prepare, jobs)
         return
@@ -58,24 +58,23 @@ def _map(jobs: Sequence[tuple[dict[str, Any], Record, Path]]) -> Any:
         yield from pool.map(_prepare_alone, jobs, chunksize=4)
 
 
-def _prepare_alone(job: tuple[dict[str, Any], Record, Path]) -> Cases | str:
+def _prepare_alone(job: tuple[dict[str, Any], Record, Path]) -> Path | str:
     torch.set_num_threads(1)
     return _prepare(job)
 
 
-def _prepare(job: tuple[dict[str, Any], Record, Path]) -> Cases | str:
-    """The case, or what is wrong with it."""
+def _prepare(job: tuple[dict[str, Any], Record, Path]) -> Path | str:
+    """The file of the case, or what is wrong with it."""
     raw, record, cache = job
     config = BrainGemmaConfig(**raw)
     kept = cache / f"record-{stable_number(_identity(record, config)):016x}.safetensors"
     if kept.exists():
-        return replace(load_cases(kept), synthetic=False)
+        return kept
     try:
-        case = prepare_record(record, config)
+        save_cases(prepare_record(record, config), kept)
     except (VolumeError, DataError) as error:
         return f"{record.name}: {error}"
-    save_cases(case, kept)
-    return case
+    return kept
 
 
 def _identity(record: Record, config: BrainGemmaConfig) -> str:

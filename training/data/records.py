@@ -1,7 +1,7 @@
 """Real cases: what a manifest lists, checked as a whole before anything is trained on it.
 
-A manifest is a CSV or JSONL file with `image` and `report` for each case, and where known `mask`, `patient`, `split`
-and `id`. Paths are relative to the manifest. Patients without a name are taken for one each.
+A manifest is a CSV or JSONL file with `image` and `report` for each case, and where known `mask`, `patient`, `split`,
+`id` and `source`. Paths are relative to the manifest. Patients without a name are taken for one each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from nibabel.spatialimages import HeaderDataError
 from training.errors import DataError
 
 SPLITS: Final = ("train", "val", "test")
-_FIELDS: Final = ("id", "image", "report", "mask", "patient", "split")
+_FIELDS: Final = ("id", "image", "report", "mask", "patient", "split", "source")
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Record:
         patient: Whose it is; never in two splits.
         mask: Lesion mask on the grid of the image, NIfTI, above 0 in the lesion; None: unknown.
         split: "train", "val" or "test"; None: not yet decided.
+        source: The data set that it comes from, in words; empty: not stated.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Record:
     patient: str
     mask: Path | None = None
     split: str | None = None
+    source: str = ""
 
 
 def read_manifest(path: Path) -> list[Record]:
@@ -52,6 +54,24 @@ def read_manifest(path: Path) -> list[Record]:
     Raises:
         DataError: every line that cannot be used, at once.
     """
+    records, problems = _parse(path)
+    raise_all(problems)
+    return records
+
+
+def read_checked(path: Path) -> list[Record]:
+    """The cases of a manifest with every file read once.
+
+    Raises:
+        DataError: every line that cannot be used and everything that is missing, broken or inconsistent, at once.
+    """
+    records, problems = _parse(path)
+    raise_all([*problems, *partly_split(records), *_inconsistent(records)])
+    return records
+
+
+def _parse(path: Path) -> tuple[list[Record], list[str]]:
+    """(the cases of the lines that can be used, what is wrong with the others)."""
     try:
         rows = _rows(path)
     except (OSError, UnicodeDecodeError) as error:
@@ -65,8 +85,7 @@ def read_manifest(path: Path) -> list[Record]:
             records.append(_record(row, path.parent))
     if not records and not problems:
         problems = [f"{path}: expected lines with image and report, found none"]
-    raise_all(problems)
-    return records
+    return records, problems
 
 
 def _rows(path: Path) -> list[tuple[int, Any]]:
@@ -106,6 +125,7 @@ def _record(row: Mapping[str, Any], folder: Path) -> Record:
         patient=str(row.get("patient") or row.get("id") or image),
         mask=folder / str(row["mask"]) if row.get("mask") else None,
         split=row.get("split") or None,
+        source=str(row.get("source") or ""),
     )
 
 
@@ -116,6 +136,7 @@ def write_manifest(records: Iterable[Record], path: Path) -> None:
     for record in records:
         entry = {"id": record.name, "image": str(record.image.resolve()), "report": record.report}
         entry |= {"mask": str(record.mask.resolve())} if record.mask else {}
+        entry |= {"source": record.source} if record.source else {}
         lines.append(json.dumps({**entry, "patient": record.patient, "split": record.split}, ensure_ascii=False))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -126,6 +147,19 @@ def check_records(records: Sequence[Record]) -> None:
     Raises:
         DataError: everything that is missing, broken or inconsistent, at once.
     """
+    raise_all(_inconsistent(records))
+
+
+def partly_split(records: Sequence[Record]) -> list[str]:
+    """One line where splits are stated for some records alone."""
+    unstated = [record.name for record in records if record.split is None]
+    if not unstated or len(unstated) == len(records):
+        return []
+    named = ", ".join(unstated[:10])
+    return [f"{len(unstated)} of {len(records)} cases state no split ({named}): state it for all or for none"]
+
+
+def _inconsistent(records: Sequence[Record]) -> list[str]:
     problems = leaks(records)
     images = [record.image.resolve() for record in records]
     problems += [
@@ -133,7 +167,7 @@ def check_records(records: Sequence[Record]) -> None:
     ]
     for record in records:
         problems += _file_problems(record)
-    raise_all(problems)
+    return problems
 
 
 def leaks(records: Sequence[Record]) -> list[str]:
@@ -146,18 +180,22 @@ def leaks(records: Sequence[Record]) -> list[str]:
 
 
 def _file_problems(record: Record) -> list[str]:
-    image, problem = _shape(record.image)
+    image, problem = _grid(record.image)
     problems = [problem] if problem else []
-    if record.mask is not None:
-        mask, problem = _shape(record.mask)
-        problems += [problem] if problem else []
-        if image and mask and image != mask:
-            problems.append(f"{record.mask}: shape {mask}, but the image's is {image}")
+    if record.mask is None:
+        return problems
+    mask, problem = _grid(record.mask)
+    problems += [problem] if problem else []
+    if image and mask:
+        if image[0] != mask[0]:
+            problems.append(f"{record.mask}: shape {mask[0]}, but the image's is {image[0]}")
+        elif not np.allclose(image[1], mask[1], atol=1e-2):
+            problems.append(f"{record.mask}: its header places it elsewhere than {record.image.name}")
     return problems
 
 
-def _shape(path: Path) -> tuple[tuple[int, ...] | None, str | None]:
-    """(shape, None) of a NIfTI file whose voxels can all be read, or (None, what is wrong)."""
+def _grid(path: Path) -> tuple[tuple[tuple[int, ...], Any] | None, str | None]:
+    """((shape, affine) in RAS order, None) of a NIfTI file whose voxels can all be read, or (None, what is wrong)."""
     try:
         picture = nibabel.load(path)
         voxels = np.asanyarray(picture.dataobj)
@@ -169,7 +207,8 @@ def _shape(path: Path) -> tuple[tuple[int, ...] | None, str | None]:
         return None, f"{path}: expected one 3D volume, got shape {voxels.shape}"
     if voxels.dtype.kind == "f" and not np.isfinite(voxels).all():
         return None, f"{path}: voxels that are NaN or infinite"
-    return voxels.shape, None
+    canonical = nibabel.as_closest_canonical(picture)
+    return (canonical.shape, canonical.affine), None
 
 
 def raise_all(problems: Sequence[str], limit: int = 200) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Final
 
 from braingemma.findings.text import findings_from_text
-from training.data.records import SPLITS, Record, leaks, raise_all
+from training.data.records import SPLITS, Record, leaks, partly_split, raise_all
 from training.errors import DataError
 
 #: The card's shares of train, val and test.
@@ -59,11 +59,9 @@ def with_splits(records: Sequence[Record], seed: int = 0) -> list[Record]:
         DataError: a patient in two splits, or splits stated for some records alone.
     """
     raise_all(leaks(records))
-    stated = [record.split is not None for record in records]
-    if not any(stated):
+    raise_all(partly_split(records))
+    if all(record.split is None for record in records):
         return _assigned(records, split_patients(_strata(records), CARD_SHARES, seed))
-    if not all(stated):
-        raise DataError(f"{stated.count(False)} of {len(records)} cases state no split: state it for all or for none")
     present = {record.split for record in records}
     if "train" in present and "val" not in present:
         training = [record for record in records if record.split == "train"]

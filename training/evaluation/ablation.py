@@ -29,6 +29,7 @@ from training.evaluation.metrics import Pair, measure
 from training.evaluation.text_measures import TEXT_MEASURES, text_measures
 from training.phases.run import PhaseRunner, make_accelerator, prepare_language, start_model
 from training.phases.run_folder import RunFolder, data_digest
+from training.phases.weights import TrainingData
 from training.progress import Progress, Say, no_progress, silent
 from training.settings import TrainingSettings
 
@@ -139,7 +140,8 @@ def _run(
     run.start(settings, digest)
     model = start_model(settings, accelerator.device)
     prepare_language(model, settings, run, progress)
-    runner = PhaseRunner(model, train, validation, run, accelerator, progress, say)
+    data = TrainingData(train, validation, "phantoms")
+    runner = PhaseRunner(model, settings, data, run, accelerator, progress, say)
     results, minutes = [], 0.0
     for phase in settings.phases:
         began = time.monotonic()

@@ -7,7 +7,7 @@ report that says nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -32,7 +32,7 @@ from training.evaluation.metrics import (
     reliability,
 )
 from training.evaluation.reporters import Grounding, ModelReporter, Reporter, judge_grounding
-from training.evaluation.text_measures import keyword_f1, text_intervals, text_measures
+from training.evaluation.text_measures import keyword_f1, meteor, text_intervals, text_measures
 from training.evaluation.uncertainty import (
     Statement,
     Witnesses,
@@ -150,6 +150,7 @@ class Evaluation:
         ece: Calibration error of each finding's presence, and of all together.
         fade: By brightness of the lesion; None where none was faded.
         report_scores: Means of `training.evaluation.report_scores`, those that were asked for.
+        unmeasured: Why a measure is empty.
     """
 
     cases: tuple[CaseResult, ...]
@@ -166,6 +167,7 @@ class Evaluation:
     ece: dict[str, float | None]
     fade: dict[str, Any] | None
     report_scores: dict[str, float] = field(default_factory=dict)
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:
@@ -269,6 +271,17 @@ def summarise(results: Sequence[CaseResult], samples: int = 300, readings: Seque
         ece=expected_calibration_error(known),
         fade=fade_curve(readings),
     )
+
+
+def with_meteor(evaluation: Evaluation) -> Evaluation:
+    """METEOR in the rows that one report a case stands behind; where Java is absent, why it is empty."""
+    cases = evaluation.cases
+    model = Row(tuple(c.truth for c in cases), tuple(c.reference for c in cases), tuple(c.report for c in cases))
+    mirrored = _mirrored_row(cases)
+    rows = {"model": model, **_constant_rows(model), **({"left-right flip": mirrored} if mirrored else {})}
+    values, reason = meteor({name: (row.references, row.reports) for name, row in rows.items()})
+    table = {name: {**scores, "meteor": values.get(name)} for name, scores in evaluation.table.items()}
+    return replace(evaluation, table=table, unmeasured={"meteor": reason} if reason else {})
 
 
 def _constant_rows(model: Row) -> dict[str, Row]:

@@ -23,6 +23,7 @@ _COLUMNS: Final = {
     "BLEU-1": "bleu_1",
     "BLEU-4": "bleu_4",
     "ROUGE-L": "rouge_l",
+    "METEOR": "meteor",
     "CIDEr": "cider",
     "Lat F1": "laterality_f1",
     "Anat F1": "anatomy_f1",
@@ -56,6 +57,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "report_scores": evaluation.report_scores,
         "intervals_95": evaluation.intervals,
         "table": evaluation.table,
+        "unmeasured": evaluation.unmeasured,
         "apart": evaluation.apart,
         "reliability": {n: [dataclasses.asdict(b) for b in bins] for n, bins in evaluation.reliability.items()},
     }
@@ -163,6 +165,7 @@ def _doubt(evaluation: Evaluation) -> list[str]:
 
 def _notes(evaluation: Evaluation) -> list[str]:
     lines = [f"Left-right flip consistency: {_cell(evaluation.flip_consistency)}."]
+    lines += [f"{reason}." for reason in evaluation.unmeasured.values()]
     if any(value is not None for value in evaluation.calibration.values()):
         errors = ", ".join(f"{n.replace('_', ' ')} {_cell(v)}" for n, v in evaluation.calibration.items())
         lines.append(f"Calibration error of the findings head: {errors}.")

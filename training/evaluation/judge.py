@@ -33,6 +33,7 @@ class Judged:
         split: One split of it.
         insert: Real scans without a mass, to put lesions into.
         baseline: "medgemma-2d" or "med3dvlm"; None: our model.
+        slices: Pictures of each volume that medgemma-2d is shown; None: its default.
         trust_remote_code: Whether code that lies in the checkpoint's folder may run.
     """
 
@@ -48,6 +49,7 @@ class Judged:
     split: str | None = None
     insert: tuple[Path, ...] = ()
     baseline: str | None = None
+    slices: int | None = None
     trust_remote_code: bool = False
 
 
@@ -57,7 +59,7 @@ def evaluate(judged: Judged, out: Path, say: Say, *, flip: bool = True) -> Evalu
     Raises:
         DataError: the cases cannot be used, or all of them failed.
     """
-    from training.evaluation.evaluate import evaluate_cases
+    from training.evaluation.evaluate import evaluate_cases, with_meteor
     from training.evaluation.files import write_evaluation
     from training.evaluation.report_scores import parse_folders, report_scores
 
@@ -71,6 +73,8 @@ def evaluate(judged: Judged, out: Path, say: Say, *, flip: bool = True) -> Evalu
         say("report scores")
         references, reports = ([getattr(case, text) for case in found.cases] for text in ("reference", "report"))
         found = replace(found, report_scores=report_scores(folders, references, reports))
+    say("measuring METEOR")
+    found = with_meteor(found)
     write_evaluation(found, out, f"{reporter.name} on {described}")
     if found.cases and found.failed == len(found.cases):
         raise DataError(f"all {found.failed} cases failed, the first: {found.cases[0].name}: {found.cases[0].error}")
@@ -115,4 +119,6 @@ def _reporter(judged: Judged) -> Reporter:
         return ModelReporter(BrainGemma3D.from_pretrained(judged.weights).eval(), judged.candidates)
     from training.evaluation.baselines import load_baseline
 
-    return load_baseline(judged.baseline, Path(judged.weights), trust_remote_code=judged.trust_remote_code)
+    return load_baseline(
+        judged.baseline, Path(judged.weights), slices=judged.slices, trust_remote_code=judged.trust_remote_code
+    )

@@ -1,13 +1,17 @@
 """Overlap of report and reference, as captioning measures it, from the libraries that define the measures.
 
-BLEU: sacrebleu; ROUGE-L: Google's rouge-score; CIDEr: the COCO caption code. None of them needs Java or a download.
+BLEU: sacrebleu; ROUGE-L: Google's rouge-score; CIDEr: the COCO caption code. None of them needs Java or a download;
+METEOR is its authors' program, which the COCO caption code brings along and which runs where Java is installed.
 All read the same tokens: lower case, words and marks apart. These numbers say how alike two texts are written, not
 whether they agree: beside them stand the measures of `training.evaluation.metrics`, and reports that never look.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any, Final
 
 import numpy as np
@@ -90,6 +94,48 @@ def _cider(truth: Sequence[str], stated: Sequence[str]) -> float | None:
         return None
     score, _ = Cider().compute_score({i: [t] for i, t in enumerate(truth)}, {i: [s] for i, s in enumerate(stated)})
     return float(score)
+
+
+def meteor(writers: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> tuple[dict[str, float], str]:
+    """METEOR 1.5 (Denkowski and Lavie, 2014) over the cases of each writer, in [0, 1].
+
+    Args:
+        writers: (references, reports) of each.
+
+    Returns:
+        (values, ""), or ({}, why there are none).
+    """
+    java = shutil.which("java")
+    if java is None:
+        return {}, "METEOR needs Java, and there is none on this machine"
+    jar = files("pycocoevalcap") / "meteor" / "meteor-1.5.jar"
+    command = [java, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    pairs = [(t, s) for references, reports in writers.values() for t, s in zip(references, reports, strict=True)]
+    try:
+        stats = _meteor_lines(command, [f"SCORE ||| {_one_line(t)} ||| {_one_line(s)}" for t, s in pairs])
+        wanted, sizes = [], [len(reports) for _, reports in writers.values()]
+        for size in sizes:
+            wanted.append(" ||| ".join(["EVAL", *stats[:size]]))
+            del stats[:size]
+        answers = _meteor_lines(command, wanted)  # for each writer: one value for each case, then that of all
+        values = {}
+        for name, size in zip(writers, sizes, strict=True):
+            values[name] = float(answers[size])
+            del answers[: size + 1]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return {}, f"METEOR did not run: {' '.join(str(error).split())[:200]}"
+    return values, ""
+
+
+def _meteor_lines(command: Sequence[str], lines: Sequence[str]) -> list[str]:
+    text = "\n".join([*lines, ""])
+    run = subprocess.run(command, input=text, capture_output=True, check=True, timeout=600, encoding="utf-8")
+    return run.stdout.splitlines()
+
+
+def _one_line(text: str) -> str:
+    """As `tokens`, without METEOR's own separator."""
+    return " ".join(tokens(text).replace("|||", " ").split())
 
 
 def keyword_f1(references: Sequence[str], reports: Sequence[str]) -> dict[str, float | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -33,7 +33,7 @@ def compose_model(settings: TrainingSettings, device: torch.device) -> BrainGemm
     config = BrainGemmaConfig(
         vision_config=vision_config.get("vision_config", vision_config),
         text_config=text_config.get("text_config", text_config),
-        **rest,
+        **{**heads(settings), **rest},
     )
     four_bit = resolve_quantization(settings.quantization, device)
     dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
@@ -71,9 +71,6 @@ def _folder(ref: str) -> Path:
         raise SettingsError(f"[model]: {ref} is neither a folder nor a model that the hub gives: {error}") from error
 
 
-BANNER: Final = "Demo weights, trained on synthetic images only: not a statement about any patient."
-
-
 def demo_config(settings: TrainingSettings) -> BrainGemmaConfig:
     """The demo model's configuration from the `[model]` table."""
     if "vision" not in settings.model or "text" not in settings.model:
@@ -82,13 +79,14 @@ def demo_config(settings: TrainingSettings) -> BrainGemmaConfig:
     return BrainGemmaConfig(
         vision_config=settings.model["vision"],
         text_config={**settings.model["text"], "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
-        synthetic_only=True,
-        banner=BANNER,
-        training_domain="synthetic FLAIR phantoms drawn from the MNI152 tissue maps",
-        grounding_head=True,
-        findings_head=True,
-        **rest,
+        **{**heads(settings), **rest},
     )
+
+
+def heads(settings: TrainingSettings) -> dict[str, bool]:
+    """Which heads a new model has: those that a phase trains."""
+    trained = {part for phase in settings.phases for part in phase.trainable}
+    return {"grounding_head": "grounding" in trained, "findings_head": "findings" in trained}
 
 
 def new_model(settings: TrainingSettings, seed: int = 0) -> BrainGemma3D:

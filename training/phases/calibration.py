@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from braingemma.model.braingemma3d import BrainGemma3D
-from training.data.cases import Cases
+from training.data.cases import Cases, Stack
 from training.data.targets import findings_weight
 from training.errors import SettingsError
 
 
 @torch.no_grad()
-def predict_logits(model: BrainGemma3D, volumes: Tensor, batch: int = 32) -> Tensor:
+def predict_logits(model: BrainGemma3D, volumes: Tensor | Stack, batch: int = 32) -> Tensor:
     """(N, findings, outputs) uncalibrated logits of the findings head."""
     parts = []
     for start in range(0, len(volumes), batch):

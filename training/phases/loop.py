@@ -7,19 +7,23 @@ goes on to the same curve, and two processes that share a batch give the same cu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from training.data.batches import Batch
 from training.errors import ResumeError, SettingsError
 from training.phases.objectives import Phase
-from training.phases.run_folder import RunFolder
+from training.phases.run_folder import RunFolder, let_go_of_locks
 from training.progress import Progress, no_progress
+from training.settings import PhaseSettings
 
 
 class Source(Protocol):
@@ -27,6 +31,9 @@ class Source(Protocol):
 
     def __len__(self) -> int:
         """Training cases."""
+
+    def prepare(self) -> None:
+        """What all batches need, before the first of them."""
 
     def batch(self, index: list[int], step: int, part: slice) -> Batch:
         """The cases `index[part]` of a step, with everything drawn from the seed and the step."""
@@ -59,23 +66,52 @@ def rate(peak: float, warmup: int, step: int, total: int) -> float:
     return peak * warm * (0.01 + 0.99 * cosine)
 
 
-def make_optimisers(phase: Phase, parameters: Sequence[nn.Parameter]) -> list[torch.optim.Optimizer]:
+class Passes(Dataset[Batch]):
+    """One item for each pass of each step of a phase."""
+
+    def __init__(self, source: Source, settings: PhaseSettings, parts: Sequence[slice], first: int, total: int) -> None:
+        self.source, self.settings, self.parts = source, settings, parts
+        self.first, self.total = first, total
+
+    def __len__(self) -> int:
+        return max(0, self.total - self.first) * len(self.parts)
+
+    def __getitem__(self, item: int) -> Batch:
+        step = self.first + item // len(self.parts)
+        chosen = indices(len(self.source), self.settings.batch, step, self.settings.seed)
+        return self.source.batch(chosen, step, self.parts[item % len(self.parts)])
+
+
+def _start_worker(_worker: int) -> None:
+    let_go_of_locks()
+    torch.set_num_threads(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def make_optimisers(phase: Phase, parts: Mapping[str, Sequence[nn.Parameter]]) -> list[torch.optim.Optimizer]:
     """AdamW; with `matrix_rate`, Muon (Jordan et al. 2024) for the matrices inside encoder and resampler layers.
 
-    A small encoder from nothing learns several times faster with it: docs/training.md.
+    A small encoder from nothing learns several times faster with Muon: docs/training.md. `parts`: what learns, by its
+    name in `trainable`; `rates` names those that AdamW trains at a rate of their own.
     """
     settings = phase.settings
     within = ("siglip.encoder.layers", "resampler.layers")
     names = {id(p): name for name, p in phase.named_parameters()}
-    matrices = [
-        p for p in parameters if settings.matrix_rate and p.ndim == 2 and any(w in names[id(p)] for w in within)
-    ]
-    chosen = set(map(id, matrices))
-    others = [p for p in parameters if id(p) not in chosen]
+
+    def is_matrix(p: nn.Parameter) -> bool:
+        return bool(settings.matrix_rate and p.ndim == 2 and any(w in names[id(p)] for w in within))
+
+    by_rate: dict[float, list[nn.Parameter]] = {}
+    for part, parameters in parts.items():
+        others = [p for p in parameters if not is_matrix(p)]
+        if others:
+            by_rate.setdefault(settings.rates.get(part, settings.learning_rate), []).extend(others)
+    matrices = [p for parameters in parts.values() for p in parameters if is_matrix(p)]
+    groups = [{"params": parameters, "lr": rate} for rate, parameters in by_rate.items()]
     optimisers: list[torch.optim.Optimizer] = []
-    if others:
+    if groups:
         optimisers.append(
-            torch.optim.AdamW(others, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
+            torch.optim.AdamW(groups, settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay)
         )
     if matrices:
         optimisers.append(torch.optim.Muon(matrices, settings.matrix_rate, weight_decay=settings.weight_decay))
@@ -96,6 +132,8 @@ class Trainer:
         validate: Callable[[], dict[str, float]] | None = None,
         progress: Progress = no_progress,
         accelerator: Accelerator | None = None,
+        *,
+        workers: int = 0,
     ) -> None:
         self.settings = phase.settings
         self.source = source
@@ -103,10 +141,12 @@ class Trainer:
         self.validate = validate
         self.progress = progress
         self.accelerator = accelerator or Accelerator()
-        self.parameters = phase.trainable_parameters()
+        parts = phase.trainable_parameters()
+        self.parameters = [parameter for part in parts.values() for parameter in part]
         self.total = self.settings.total_steps(len(source))
         self.phase = phase
-        optimisers = make_optimisers(phase, self.parameters)
+        self.workers = workers
+        optimisers = make_optimisers(phase, parts)
         self.module, *self.optimisers = self.accelerator.prepare(phase, *optimisers)
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -117,9 +157,12 @@ class Trainer:
     def train(self) -> Outcome:
         """From where the run folder stands to the end; with patience, the parameters end as they were at their best."""
         self._resume()
+        if self.step < self.total and not self._exhausted():
+            self.source.prepare()
+        batches = iter(self._loader())
         self.module.train()
         while self.step < self.total and not self._exhausted():
-            losses = self._step()
+            losses = self._step(batches)
             self.step += 1
             self.history.append({"step": float(self.step), **losses})
             self.progress(self.settings.name, self.step, self.total, losses)
@@ -130,20 +173,42 @@ class Trainer:
             self._put(self.best_parameters)
         return Outcome(self.step, self.history, self.best, self.step < self.total)
 
+    def time_steps(self, count: int) -> float:
+        """Seconds of one of `count` steps after a first one; nothing is saved."""
+        self.source.prepare()
+        batches = iter(self._loader())
+        self.module.train()
+        self._step(batches)
+        began = time.perf_counter()
+        for _ in range(count):
+            self._step(batches)  # its losses are read, so a GPU has done its work
+        return (time.perf_counter() - began) / count
+
     # ------------------------------------------------------------------ one step
 
-    def _step(self) -> dict[str, float]:
+    def _loader(self) -> Iterable[Batch]:
+        """This process's passes of all steps to come, in order, made by `workers` processes ahead of time."""
+        size = min(self.settings.batch, len(self.source))
+        passes = Passes(self.source, self.settings, self._parts(size), self.step, self.total)
+        return DataLoader(
+            passes,
+            batch_size=None,
+            num_workers=self.workers,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else it would draw from the one that the phases draw from
+        )
+
+    def _step(self, batches: Iterator[Batch]) -> dict[str, float]:
         settings = self.settings
         for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = rate(group["peak"], settings.warmup, self.step, self.total)
-        chosen = indices(len(self.source), settings.batch, self.step, settings.seed)
         sums: dict[str, float] = {}
-        parts = self._parts(len(chosen))
-        for number, part in enumerate(parts):
-            batch = {k: v.to(self.accelerator.device) for k, v in self.source.batch(chosen, self.step, part).items()}
-            losses = self._forward(batch, last=number == len(parts) - 1, share=1 / len(parts))
+        for number in range(settings.accumulate):
+            batch = {k: v.to(self.accelerator.device, non_blocking=True) for k, v in next(batches).items()}
+            last = number == settings.accumulate - 1
+            losses = self._forward(batch, last=last, share=1 / settings.accumulate)
             for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + float(self._mean(value)) / len(parts)
+                sums[name] = sums.get(name, 0.0) + float(self._mean(value)) / settings.accumulate
         self.accelerator.clip_grad_norm_(self.parameters, settings.clip)
         for optimiser in self.optimisers:
             optimiser.step()
@@ -207,6 +272,7 @@ class Trainer:
         return {
             "step": self.step,
             "total": self.total,
+            "finished": self.step >= self.total or self._exhausted(),
             "parameters": self._trained(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "history": self.history,

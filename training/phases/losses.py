@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from braingemma.model.braingemma3d import BrainGemma3D
+from training.data.reports import Batch
 from training.data.targets import findings_weight
+from training.errors import SettingsError
 
 #: One lesion fills few patches: the mean over all patches is small, so it is scaled up beside the other losses.
 GROUNDING_SCALE = 20.0
@@ -64,7 +71,85 @@ def pairwise_sigmoid_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Te
     return -(F.logsigmoid(sign * logits) * kept).sum() / images.shape[0]
 
 
+def infonce_loss(images: Tensor, texts: Tensor, same: Tensor, scale: Tensor) -> Tensor:
+    """InfoNCE (van den Oord et al., arXiv 1807.03748, eq. 4): each image's own text among all.
+
+    The texts come from a frozen language model, so there is nothing to learn in the other direction of CLIP's loss.
+
+    Args:
+        images: (B, E).
+        texts: (M, E), M >= B: the batch's own texts first, then others.
+        same: (B, M) whether image and text say the same: those beside the diagonal are left out, not negatives.
+        scale: Log of the temperature's inverse, (), at most log 100 as in CLIP (arXiv 2103.00020).
+    """
+    logits = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T * scale.exp().clamp(max=100.0)
+    own = torch.zeros_like(same)
+    own.fill_diagonal_(True)
+    logits = logits.masked_fill(same & ~own, -torch.inf)
+    return F.cross_entropy(logits, torch.arange(len(images), device=images.device))
+
+
 def same_findings(first: Tensor, second: Tensor) -> Tensor:
     """(B, M): whether two cases have equal findings, from targets (B, F, O) and (M, F, O)."""
     a, b = (torch.nan_to_num(t, nan=0.5).flatten(1) for t in (first, second))
     return (a[:, None] == b[None]).all(dim=-1)
+
+
+# ---- further losses
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a further loss may look at.
+
+    Attributes:
+        model: With gradients through what the phase trains.
+        batch: See the phase.
+        tokens: (B, N, R) of the resampler.
+        features: (B, d, h, w, C) of the encoder, or (B, K, C) of some patches; None where a phase starts at the tokens.
+    """
+
+    model: BrainGemma3D
+    batch: Batch
+    tokens: Tensor
+    features: Tensor | None
+
+
+Loss = Callable[[Seen], Tensor]
+LOSSES: Final[dict[str, Loss]] = {}
+_OWN: Final = ("loss", "grounding", "parts", "findings", "contrast", "caption")
+
+
+def register_loss(name: str) -> Callable[[Loss], Loss]:
+    """Make a loss known under `name`; a phase adds it with `[phase1.losses] name = weight`.
+
+    Raises:
+        SettingsError: the name is taken.
+    """
+    if name in _OWN or name in LOSSES:
+        raise SettingsError(f"a loss is called {name} already")
+
+    def register(loss: Loss) -> Loss:
+        LOSSES[name] = loss
+        return loss
+
+    return register
+
+
+def further_losses(seen: Seen, weights: dict[str, float]) -> dict[str, Tensor]:
+    """The losses that a phase names beside its own."""
+    return {name: LOSSES[name](seen) for name in weights}
+
+
+def check_losses(phase: str, weights: dict[str, float]) -> None:
+    """Whether all are known.
+
+    Raises:
+        SettingsError: names those that are not.
+    """
+    unknown = sorted(set(weights) - set(LOSSES))
+    if unknown:
+        known = ", ".join(sorted(LOSSES)) or "none"
+        raise SettingsError(
+            f"{phase}.losses: no loss is registered as {', '.join(unknown)}; registered: {known} (see plugins)"
+        )

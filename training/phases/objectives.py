@@ -15,11 +15,21 @@ from braingemma.model import language
 from braingemma.model.braingemma3d import COMPONENTS, BrainGemma3D
 from braingemma.model.resampler import PerceiverResampler
 from braingemma.model.vision import InflatedVisionTower
-from training.data.batches import Batch
 from training.data.patches import cell_shares, patch_share
+from training.data.reports import Batch, text_embeddings
 from training.errors import SettingsError
 from training.phantoms.lesions import PARTS
-from training.phases.losses import findings_loss, grounding_loss, pairwise_sigmoid_loss, parts_loss, same_findings
+from training.phases.losses import (
+    Seen,
+    check_losses,
+    findings_loss,
+    further_losses,
+    grounding_loss,
+    infonce_loss,
+    pairwise_sigmoid_loss,
+    parts_loss,
+    same_findings,
+)
 from training.settings import PhaseSettings
 
 
@@ -30,6 +40,7 @@ class Phase(nn.Module):
         super().__init__()
         self.model = model
         self.settings = settings
+        check_losses(settings.name, settings.losses)
         if "lora" in settings.trainable and not model.config.lora:
             model.add_lora()
 
@@ -37,20 +48,20 @@ class Phase(nn.Module):
         """Parameters that the phase adds and that are thrown away after it."""
         return iter(())
 
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """Freeze everything, free what the settings name, and check that each named part has parameters.
+    def trainable_parameters(self) -> dict[str, list[nn.Parameter]]:
+        """Freeze everything, free what the settings name, and give it by name.
 
         Raises:
             SettingsError: a part that is to be trained does not exist in this model.
         """
         self.requires_grad_(False)
-        chosen: list[nn.Parameter] = []
+        chosen: dict[str, list[nn.Parameter]] = {}
         for name in self.settings.trainable:
             part = list(self.own_parameters() if name == "auxiliary" else self.model.component_parameters(name))
             if not part:
                 raise SettingsError(f"{self.settings.name}: this model has no {name} to train")
-            chosen += part
-        for parameter in chosen:
+            chosen[name] = part
+        for parameter in (parameter for part in chosen.values() for parameter in part):
             if parameter.dtype != torch.float32:
                 raise SettingsError(f"{self.settings.name}: trained parameters must be float32, got {parameter.dtype}")
             parameter.requires_grad_(True)
@@ -88,13 +99,13 @@ class GroundingPhase(Phase):
         model, settings = self.model, self.settings
         seen = batch.get("seen")
         features, tokens = self._look(batch["volumes"], seen)
-        masks = model.vision.pad(batch["masks"].float(), 0.0)
         losses: Batch = {}
-        logits = model.grounding_logits(features)
-        if logits is not None and settings.grounding:
+        masks = model.vision.pad(batch["masks"].float(), 0.0) if "masks" in batch else None
+        logits = model.grounding_logits(features) if settings.grounding else None
+        if logits is not None and masks is not None:
             share = patch_share(masks, model.vision.patch, tuple(logits.shape[1:]) if seen is None else None)
             losses["grounding"] = grounding_loss(logits, _taken(share, seen))
-        if settings.parts:
+        if settings.parts and masks is not None:
             shares = cell_shares(masks, model.vision.patch)
             losses["parts"] = parts_loss(self.to_parts(features), _taken(shares, seen))
         found = model.findings_logits(tokens)
@@ -102,7 +113,8 @@ class GroundingPhase(Phase):
             losses["findings"] = findings_loss(found, batch["targets"], batch.get("all_targets"))
         if settings.contrast:
             losses["contrast"] = self._contrast(model.projector(tokens), batch)
-        weights = {name: getattr(settings, name) for name in losses}
+        losses |= further_losses(Seen(model, batch, tokens, features), settings.losses)
+        weights = {name: getattr(settings, name) for name in losses if name not in settings.losses} | settings.losses
         losses["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
         return losses
 
@@ -121,22 +133,16 @@ class GroundingPhase(Phase):
         return features, resampler.read(features, places[seen])
 
     def _contrast(self, visual: Tensor, batch: Batch) -> Tensor:
-        """Pictures of this process against the reports of the whole batch; `own` says where its reports start."""
-        images = self.to_text(visual.mean(dim=1))  # (B, E)
-        own = int(batch["own"][0]) if "own" in batch else 0
-        texts = self._text_embeddings(batch).roll(-own, dims=0)
-        targets = batch["all_targets"].roll(-own, dims=0)
-        same = same_findings(batch["targets"], targets)
-        return pairwise_sigmoid_loss(images, texts, same, self.log_scale, self.bias)
-
-    @torch.no_grad()
-    def _text_embeddings(self, batch: Batch) -> Tensor:
-        """(M, E): the frozen language model's mean hidden state over each report."""
-        mask = (batch["labels"] != language.IGNORE) & (batch["input_ids"] >= 0)
-        body = self.model.language_model.model(
-            input_ids=batch["input_ids"].clamp(min=0), attention_mask=batch["attention_mask"]
-        ).last_hidden_state
-        return (body * mask.unsqueeze(-1)).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        """Pictures of this pass against the reports of the whole step, this pass's first, and further ones."""
+        images = self.to_text(visual.mean(dim=1)).float()  # (B, E)
+        texts = batch["texts"] if "texts" in batch else text_embeddings(self.model, batch)
+        if "further_texts" in batch:
+            texts = torch.cat([texts, batch["further_texts"].to(texts)])
+        same = same_findings(batch["targets"], batch["text_targets"])
+        with torch.autocast(images.device.type, enabled=False):
+            if self.settings.contrast_loss == "infonce":
+                return infonce_loss(images, texts.float(), same, self.log_scale)
+            return pairwise_sigmoid_loss(images, texts.float(), same, self.log_scale, self.bias)
 
 
 def _taken(values: Tensor, seen: Tensor | None) -> Tensor:
@@ -170,13 +176,22 @@ class CaptionPhase(Phase):
         # A part of a step's batch has its share of the tokens: the mean over the parts is then the loss of the whole.
         share = {"num_items_in_batch": batch["part_tokens"]} if "part_tokens" in batch else {}
         output = model.language_model(
-            inputs_embeds=embeddings, attention_mask=batch["attention_mask"], labels=batch["labels"], **share
+            inputs_embeds=embeddings,
+            attention_mask=batch["attention_mask"],
+            labels=batch["labels"],
+            use_cache=False,
+            **share,
         )
+        losses: Batch = {"caption": output.loss}
         logits = model.findings_logits(tokens) if "findings" in self.settings.trainable else None
-        if logits is None:
+        if logits is not None:
+            losses["findings"] = findings_loss(logits, batch["targets"], batch.get("all_targets"))
+        losses |= further_losses(Seen(model, batch, tokens, None), self.settings.losses)
+        if len(losses) == 1:
             return {"loss": output.loss}
-        found = findings_loss(logits, batch["targets"], batch.get("all_targets"))
-        return {"caption": output.loss, "findings": found, "loss": output.loss + self.settings.findings * found}
+        weights = {"caption": 1.0, "findings": self.settings.findings, **self.settings.losses}
+        losses["loss"] = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return losses
 
 
 def make_phase(model: BrainGemma3D, settings: PhaseSettings) -> Phase:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Final
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
 from braingemma.checkpoint.weights import CONFIG_FILE
 from braingemma.configuration import VolumeSettings
 from braingemma.model.braingemma3d import BrainGemma3D
-from training.data.batches import Batch, TokenSource, VolumeSource, validation_batch
+from training.data.batches import TokenSource, ValidationSource, VolumeSource, moves_tokens
 from training.data.cases import Cases
 from training.data.phantom_cases import training_cases
 from training.data.record_cases import record_cases, unmasked_lesions
-from training.data.records import check_records, read_manifest
+from training.data.records import Record, read_checked
 from training.data.splits import chosen, with_splits
-from training.errors import DataError, SettingsError
+from training.errors import DataError, ResumeError, SettingsError
 from training.phases.bases import compose_model, new_model
 from training.phases.calibration import calibrate
 from training.phases.four_bit import round_to_nf4
@@ -27,15 +33,28 @@ from training.phases.language_pretraining import language_stage
 from training.phases.loop import Outcome, Source, Trainer
 from training.phases.objectives import Phase, make_phase
 from training.phases.run_folder import RunFolder, data_digest
+from training.phases.weights import TrainingData, describe, drop_untrained_heads, save_weights
 from training.progress import Progress, Say, no_progress, silent
 from training.settings import OVERRIDES, PHASES, PhaseSettings, TrainingSettings, load_settings
 
+#: Preparing the data and the language model is the first process's; the others wait for it.
+_PATIENCE: Final = timedelta(hours=24)
+
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:
-    """Where and in what precision; weights stay float32."""
+    """Where and in what precision; weights stay float32.
+
+    Raises:
+        SettingsError: several processes were started, but do not train together.
+    """
     # Phase 1's own maps take no part where their loss has no weight.
-    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)]
-    return Accelerator(mixed_precision=settings.precision, kwargs_handlers=handlers)
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True), InitProcessGroupKwargs(timeout=_PATIENCE)]
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = started > 1 and not torch.cuda.is_available()  # else each would train alone
+    accelerator = Accelerator(mixed_precision=settings.precision, cpu=on_cpu, kwargs_handlers=handlers)
+    if accelerator.num_processes != started:
+        raise SettingsError(f"{started} processes were started, but {accelerator.num_processes} would train together")
+    return accelerator
 
 
 def train_phases(
@@ -66,25 +85,25 @@ def train_phases(
     if settings.start:
         settings = with_start(settings, out, progress, say, accelerator)
     folder = RunFolder(out)
-    model = start_model(settings, accelerator.device)
-    with accelerator.main_process_first():
-        train, validation = load_data(settings, model, out, say)
-    digest = data_digest(train)
-    folder.check_same(settings, digest)
-    if accelerator.is_main_process:
-        folder.start(settings, digest)
-    with accelerator.main_process_first():
-        prepare_language(model, settings, folder, progress, say)
-    runner = PhaseRunner(model, train, validation, folder, accelerator, progress, say)
-    last = max(PHASES.index(phase.name) for phase in planned)
-    for phase in settings.phases:
-        if phase in planned:
-            runner.train(phase)
-        elif PHASES.index(phase.name) < last:
-            runner.take_over(phase)
-    if accelerator.is_main_process:
-        model.save_pretrained(folder.weights)
-    accelerator.wait_for_everyone()
+    with folder.locked() if accelerator.is_main_process else nullcontext():
+        model = start_model(settings, accelerator.device)
+        with accelerator.main_process_first():
+            data = load_data(settings, model, out, say)
+        digest = data_digest(data.training)
+        folder.check_same(settings, digest)
+        accelerator.wait_for_everyone()  # all have read what the first writes now
+        if accelerator.is_main_process:
+            folder.start(settings, digest)
+        with accelerator.main_process_first():
+            prepare_language(model, settings, folder, progress, say)
+        runner = PhaseRunner(model, settings, data, folder, accelerator, progress, say)
+        last = max(PHASES.index(phase.name) for phase in planned)
+        for phase in settings.phases:
+            if phase in planned:
+                runner.train(phase)
+            elif PHASES.index(phase.name) < last:
+                runner.take_over(phase)
+        runner.save()
     return model
 
 
@@ -110,6 +129,8 @@ def start_model(settings: TrainingSettings, device: torch.device) -> BrainGemma3
     Raises:
         SettingsError: the configuration names none of them.
     """
+    for name in settings.plugins:
+        _import_plugin(name)
     torch.manual_seed(0)
     if settings.weights:
         model = BrainGemma3D.from_pretrained(
@@ -123,6 +144,8 @@ def start_model(settings: TrainingSettings, device: torch.device) -> BrainGemma3
         model.to(device)
     else:
         raise SettingsError("the configuration needs weights, or [model] to make some from")
+    if settings.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     model.requires_grad_(False)
     return model.eval()
 
@@ -136,6 +159,13 @@ def _override(model: BrainGemma3D, settings: TrainingSettings) -> None:
             setattr(model.config, name, whole)
 
 
+def _import_plugin(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        raise SettingsError(f"plugins: cannot import {name}: {error}") from error
+
+
 def prepare_language(
     model: BrainGemma3D, settings: TrainingSettings, folder: RunFolder, progress: Progress, say: Say = silent
 ) -> None:
@@ -146,8 +176,8 @@ def prepare_language(
     say(f"language model rounded to 4 bit: {round_to_nf4(model.language_model)} layers")
 
 
-def load_data(settings: TrainingSettings, model: BrainGemma3D, out: Path, say: Say) -> tuple[Cases, Cases]:
-    """(training, validation) cases.
+def load_data(settings: TrainingSettings, model: BrainGemma3D, out: Path, say: Say) -> TrainingData:
+    """The cases to train and to validate on.
 
     Raises:
         DataError: everything that is missing, broken or inconsistent, at once.
@@ -155,14 +185,21 @@ def load_data(settings: TrainingSettings, model: BrainGemma3D, out: Path, say: S
     data = settings.data
     cache = data.cache or str(out / "cases")
     if data.kind == "phantoms":
-        return training_cases(data, model.config, cache, say)
-    records = with_splits(read_manifest(Path(data.manifest)), data.seed)
-    say(f"checking {len(records)} cases")
-    check_records(records)
+        drawn = training_cases(data, model.config, cache, say)
+        kind = "hard synthetic" if data.difficulty == "hard" else "synthetic"
+        return TrainingData(*drawn, f"{kind} FLAIR phantoms drawn from the MNI152 tissue maps")
+    say(f"checking the cases of {data.manifest}")
+    records = with_splits(read_checked(Path(data.manifest)), data.seed)
     parts = chosen(records, "train"), chosen(records, "val")
     _check_dense(settings, [name for part in parts for name in unmasked_lesions(part)])
     train, validation = (record_cases(part, model.config, Path(cache), say) for part in parts)
-    return train, validation
+    return TrainingData(train, validation, described_records(parts[0], Path(data.manifest).name))
+
+
+def described_records(records: Sequence[Record], manifest: str) -> str:
+    """How many cases of which source, in words."""
+    counts = Counter(record.source or f"cases of {manifest}" for record in records)
+    return ", ".join(f"{count} {source}" for source, count in sorted(counts.items()))
 
 
 def _check_dense(settings: TrainingSettings, unmasked: list[str]) -> None:
@@ -188,29 +225,40 @@ class PhaseRunner:
     """
 
     model: BrainGemma3D
-    training: Cases
-    validation: Cases
+    settings: TrainingSettings
+    data: TrainingData
     folder: RunFolder
     accelerator: Accelerator
     progress: Progress = no_progress
     say: Say = silent
     generator: Tensor = field(default_factory=torch.get_rng_state)
     tokens: TokenSource | None = None
+    trained: set[str] = field(default_factory=set)
 
     def train(self, settings: PhaseSettings) -> Outcome:
-        """One phase to its end, and the probabilities of its findings calibrated."""
+        """One phase to its end, and the probabilities of its findings calibrated.
+
+        Raises:
+            ResumeError: it was begun in the run folder by other settings, and is not finished.
+        """
+        self._note_changes(settings)
         phase = self._phase(settings)
         trainer = Trainer(
             phase,
             self._source(settings),
             self.folder,
-            validator(phase, self.validation, settings),
+            validator(phase, self.data.validation, settings),
             self.progress,
             self.accelerator,
+            workers=self.settings.data.workers,
         )
         parts = ", ".join(f"{name} {count:,}" for name, count in phase.describe().items())
         self.say(f"{settings.name}: {trainer.total} steps of {settings.batch}; trainable: {parts}")
+        if self.accelerator.is_main_process:
+            self.folder.begin_phase(settings, self.settings)
         outcome = trainer.train()
+        if self.accelerator.is_main_process:
+            self.folder.end_phase(settings.name, {"steps": outcome.steps, "best_validation_loss": outcome.best})
         self.say(f"{settings.name}: {outcome.steps} steps, best validation loss {outcome.best:.4f}")
         self._finish(settings)
         return outcome
@@ -221,10 +269,33 @@ class PhaseRunner:
         Raises:
             ResumeError: it has not come to its end in the run folder.
         """
-        source = VolumeSource(self.training, self.model, settings)
+        self._note_changes(settings)
+        source = VolumeSource(self.data.training, self.model, settings)
         Trainer(self._phase(settings), source, self.folder, accelerator=self.accelerator).restore()
         self.say(f"{settings.name}: taken over from {self.folder.root}")
         self._finish(settings)
+
+    def save(self) -> None:
+        """The weights, with what follows from what they were trained on; heads that no phase trained are left out."""
+        begun = bool(self.settings.weights)
+        describe(self.model, self.data, begun_from_weights=begun)
+        dropped = [] if begun else drop_untrained_heads(self.model, self.trained)
+        if self.accelerator.is_main_process:
+            save_weights(self.model, self.folder)
+        self.accelerator.wait_for_everyone()
+        if dropped:
+            self.say(f"not saved, as no phase trained it: head for {' and '.join(dropped)}")
+
+    def _note_changes(self, settings: PhaseSettings) -> None:
+        changes = "; ".join(self.folder.changed(settings, self.settings))
+        if not changes:
+            return
+        state = self.folder.load_state(settings.name)
+        if state is None or not state["finished"]:
+            raise ResumeError(
+                f"{self.folder.root}: {settings.name} was begun with other settings: {changes}; use another --out"
+            )
+        self.say(f"{settings.name} is finished, and was trained with other settings: {changes}")
 
     def _phase(self, settings: PhaseSettings) -> Phase:
         torch.set_rng_state(self.generator)
@@ -235,40 +306,32 @@ class PhaseRunner:
     def _source(self, settings: PhaseSettings) -> Source:
         """Volumes; where a phase leaves the vision alone, tokens made once, for all such phases of one seed."""
         if moves_tokens(settings):
-            return VolumeSource(self.training, self.model, settings)
+            return VolumeSource(self.data.training, self.model, settings)
         if self.tokens is None or self.tokens.settings.seed != settings.seed:
-            self.tokens = TokenSource(self.training, self.model, settings)
+            self.tokens = TokenSource(self.data.training, self.model, settings)
         return self.tokens.of(settings)
 
     def _finish(self, settings: PhaseSettings) -> None:
         self.model.requires_grad_(False)
         self.model.eval()
+        self.trained |= set(settings.trainable)
         if moves_tokens(settings):
             self.tokens = None
         if "findings" in settings.trainable:
-            calibrate(self.model, self.validation)
-
-
-def moves_tokens(settings: PhaseSettings) -> bool:
-    """Whether a phase changes what the resampler gives."""
-    return bool({"vision", "resampler"} & set(settings.trainable))
+            calibrate(self.model, self.data.validation)
 
 
 def validator(phase: Phase, cases: Cases, settings: PhaseSettings) -> Callable[[], dict[str, float]]:
     """Losses on fixed cases, in pieces of a training pass's size; every process measures all of them."""
-    size = max(1, settings.batch // settings.accumulate)
-    rows = [list(range(start, min(start + size, len(cases)))) for start in range(0, len(cases), size)]
-
-    def batch(chosen_rows: list[int]) -> Batch:
-        fixed = validation_batch(cases.select(chosen_rows), phase.model, settings.seed)
-        return {name: value.to(phase.model.compute_device) for name, value in fixed.items()}
+    source = ValidationSource(cases, phase.model, settings, max(1, settings.batch // settings.accumulate))
 
     @torch.no_grad()
     def validate() -> dict[str, float]:
         sums: dict[str, float] = {}
-        for chosen_rows in rows:
-            for name, value in phase(batch(chosen_rows)).items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(chosen_rows) / len(cases)
+        for share, batch in source:
+            on_device = {name: value.to(phase.model.compute_device) for name, value in batch.items()}
+            for name, value in phase(on_device).items():
+                sums[name] = sums.get(name, 0.0) + float(value) * share
         return sums
 
     return validate

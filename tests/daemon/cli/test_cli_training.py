@@ -48,6 +48,9 @@ def test_folders_of_phantoms_are_judged(tmp_path: Path) -> None:
 
 def test_a_baseline_needs_its_checkpoint(tmp_path: Path) -> None:
     assert RUN.invoke(app, ["evaluate", "--out", str(tmp_path), "--baseline", "medgemma-2d"]).exit_code == 2
+    slices = RUN.invoke(app, ["evaluate", "--out", str(tmp_path), "--slices", "8"])
+    assert slices.exit_code == 2
+    assert "--slices goes with" in slices.output
     result = RUN.invoke(
         app, ["evaluate", "--out", str(tmp_path), "--baseline", "nobody", "--checkpoint", str(tmp_path)]
     )
@@ -80,6 +83,6 @@ def test_a_manifest_of_the_cards_data_is_written(tmp_path: Path) -> None:
     assert isinstance(again.exception, DataError)
 
 
-@pytest.mark.parametrize("command", ["phase1", "phase2a", "phase2b", "all", "ablation", "manifest"])
+@pytest.mark.parametrize("command", ["run", "phase1", "phase2a", "phase2b", "all", "ablation", "manifest"])
 def test_every_command_explains_itself(command: str) -> None:
     assert RUN.invoke(app, ["train", command, "--help"]).exit_code == 0

@@ -14,7 +14,7 @@ import pytest
 
 from braingemma.findings.text import findings_from_text
 from training.data.public_data import brats_records, control_records, healthy_report, official_splits
-from training.data.records import Record, check_records, read_manifest, write_manifest
+from training.data.records import Record, check_records, read_checked, read_manifest, write_manifest
 from training.data.splits import CARD_SHARES, chosen, split_patients, stratum, with_splits
 from training.errors import DataError
 
@@ -78,6 +78,26 @@ def test_every_bad_line_is_named_at_once(tmp_path: Path) -> None:
     assert ":1: report missing" in text
     assert ":2: expected one JSON object" in text
     assert ":3: split must be one of train, val, test, got 'dev'" in text
+
+
+def test_lines_files_and_splits_are_named_in_one_message(tmp_path: Path) -> None:
+    save_volume(tmp_path / "good.nii.gz")
+    shifted = nib.Nifti1Image(np.ones((6, 7, 8), np.float32), np.diag([1.0, 1.0, 2.0, 1.0]))
+    nib.save(shifted, tmp_path / "shifted.nii.gz")
+    rows = [
+        {"image": "good.nii.gz", "report": "x", "mask": "shifted.nii.gz", "split": "train"},
+        {"image": "gone.nii.gz", "report": "x"},
+        {"image": "good.nii.gz"},
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(DataError) as caught:
+        read_checked(tmp_path / "m.jsonl")
+    text = str(caught.value)
+    for part in (
+        "4 problems", "m.jsonl:3: report missing", "1 of 2 cases state no split (gone)", "gone.nii.gz: missing",
+        "shifted.nii.gz: its header places it elsewhere than good.nii.gz",
+    ):  # fmt: skip
+        assert part in text, text
 
 
 def test_every_bad_file_is_named_at_once(tmp_path: Path) -> None:

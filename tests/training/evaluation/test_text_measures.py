@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.rouge.rouge import Rouge
 
-from training.evaluation.text_measures import keyword_f1, text_intervals, text_measures, tokens
+from training.evaluation.text_measures import keyword_f1, meteor, text_intervals, text_measures, tokens
 
 REFERENCES = [
     "The lesion area is in the left frontal lobe, with mixed signal. Edema is not observed.",
@@ -64,3 +66,21 @@ def test_keywords_reward_words_and_not_truth() -> None:
     stated = ["Edema, necrosis, lesion."]
     assert keyword_f1(denied, stated)["keyword_pathology_f1"] == 1.0
     assert keyword_f1(["Normal."], ["Normal."])["keyword_anatomy_f1"] == 1.0
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
+def test_meteor_is_one_for_the_same_words_and_lower_for_others() -> None:
+    references = ["The lesion area is in the left frontal lobe.", "No lesion is seen."]
+    values, reason = meteor({
+        "same": (references, references),
+        "other": (references, ["The lesion is in the right temporal lobe.", ""]),
+        "one": (references[:1], references[:1]),
+    })  # fmt: skip
+    assert reason == ""
+    assert values["same"] == values["one"] == pytest.approx(1.0)
+    assert 0 < values["other"] < 0.6
+
+
+def test_meteor_is_empty_with_a_reason_where_java_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    assert meteor({"model": (["a"], ["a"])}) == ({}, "METEOR needs Java, and there is none on this machine")

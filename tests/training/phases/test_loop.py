@@ -19,10 +19,11 @@ from training.phantoms.phantom import make_phantom
 from training.phases.bases import new_model
 from training.phases.four_bit import round_to_nf4
 from training.phases.loop import Outcome, Trainer, indices, make_optimisers
-from training.phases.losses import pairwise_sigmoid_loss
+from training.phases.losses import LOSSES, infonce_loss, pairwise_sigmoid_loss, register_loss
 from training.phases.objectives import make_phase
-from training.phases.run import PhaseRunner, make_accelerator
+from training.phases.run import PhaseRunner, make_accelerator, start_model, validator
 from training.phases.run_folder import RunFolder
+from training.phases.weights import TrainingData
 from training.settings import PhaseSettings, TrainingSettings, load_settings, parse_settings
 
 PHASE1 = PhaseSettings(
@@ -69,14 +70,15 @@ def test_phase1_learns_on_a_grid_that_the_patch_does_not_divide(settings: Traini
     outcome = run_phase(model, dataclasses.replace(PHASE1, batch=1), cases, tmp_path)
     assert outcome.steps == 4
     assert all(step["grounding"] > 0 for step in outcome.history)
-    found = model.ground(cases.volumes.float())
+    found = model.ground(cases.volumes[:].float())
     assert found is not None
     assert found.shape == (1, 5, 6, 5)
 
 
 def run_phase(model: BrainGemma3D, phase: PhaseSettings, cases: Cases, folder: Path) -> Outcome:
     accelerator = make_accelerator(TrainingSettings())
-    return PhaseRunner(model, cases, cases, RunFolder(folder), accelerator).train(phase)
+    data = TrainingData(cases, cases, "phantoms")
+    return PhaseRunner(model, TrainingSettings(), data, RunFolder(folder), accelerator).train(phase)
 
 
 def curve(trainer: Trainer) -> list[float]:
@@ -215,11 +217,21 @@ def test_the_published_pooling_cannot_see_a_part(settings: TrainingSettings, cas
 
 
 def test_accumulated_passes_give_the_curve_of_one_pass(settings, cases, tmp_path) -> None:
-    one = dataclasses.replace(PHASE1, contrast=0.0, findings=0.0, steps=2)
-    two = dataclasses.replace(one, accumulate=2)
-    assert curve(trainer(new_model(settings), cases, tmp_path / "a", one)) == pytest.approx(
-        curve(trainer(new_model(settings), cases, tmp_path / "b", two)), abs=1e-5
-    )
+    """Contrast and findings included; the passes of the second run come from a process of their own."""
+    one = dataclasses.replace(PHASE1, steps=2)
+    two = trainer(new_model(settings), cases, tmp_path / "b", dataclasses.replace(one, accumulate=2))
+    two.workers = 1
+    assert curve(two) == pytest.approx(curve(trainer(new_model(settings), cases, tmp_path / "a", one)), rel=1e-5)
+
+
+def test_validation_does_not_depend_on_the_batch(model: BrainGemma3D, cases: Cases) -> None:
+    for base in (PHASE1, dataclasses.replace(PHASE1, name="phase2a", trainable=("projector", "findings"))):
+        phase = make_phase(model, base).eval()
+        measured = [validator(phase, cases, dataclasses.replace(base, batch=batch))() for batch in (1, 3, 4)]
+        for other in measured[1:]:
+            assert other == pytest.approx(measured[0], rel=1e-4)
+        assert measured[0]["loss"] > 0
+    assert set(measured[0]) == {"caption", "findings", "loss"}
 
 
 def test_a_phase_that_stops_improving_ends_at_its_best(settings, cases, tmp_path) -> None:
@@ -240,21 +252,89 @@ def test_a_phase_that_stops_improving_ends_at_its_best(settings, cases, tmp_path
     assert not torch.equal(weight, kept[3])
 
 
-def test_contrast_teaches_at_batch_one() -> None:
+def sigmoid(images: torch.Tensor, texts: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    return pairwise_sigmoid_loss(images, texts, same, torch.tensor(2.0), torch.tensor(-2.0))
+
+
+def infonce(images: torch.Tensor, texts: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    return infonce_loss(images, texts, same, torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("contrast", [sigmoid, infonce])
+def test_contrast_teaches_at_batch_one(contrast) -> None:
+    torch.manual_seed(0)
     image = torch.randn(1, 8, requires_grad=True)
-    texts, same = torch.randn(4, 8), torch.zeros(1, 4, dtype=torch.bool)
-    loss = pairwise_sigmoid_loss(image, texts, same, torch.tensor(2.0), torch.tensor(-2.0))
-    loss.backward()
+    contrast(image, torch.randn(4, 8), torch.zeros(1, 4, dtype=torch.bool)).backward()
     assert image.grad is not None
     assert image.grad.abs().max() > 1e-4
 
 
-def test_equal_texts_are_no_negatives() -> None:
+@pytest.mark.parametrize("contrast", [sigmoid, infonce])
+def test_equal_texts_are_no_negatives(contrast) -> None:
     image, text = torch.randn(2, 8), torch.randn(1, 8).repeat(2, 1)
-    scale, bias = torch.tensor(2.0), torch.tensor(-2.0)
-    equal = torch.ones(2, 2, dtype=torch.bool)
-    with_negatives = pairwise_sigmoid_loss(image, text, torch.zeros(2, 2, dtype=torch.bool), scale, bias)
-    assert pairwise_sigmoid_loss(image, text, equal, scale, bias) < with_negatives
+    with_negatives = contrast(image, text, torch.zeros(2, 2, dtype=torch.bool))
+    assert contrast(image, text, torch.ones(2, 2, dtype=torch.bool)) < with_negatives
+
+
+def test_infonce_is_the_share_of_the_own_text() -> None:
+    torch.manual_seed(0)
+    images, texts = torch.randn(3, 8), torch.randn(7, 8)
+    cosine = torch.nn.functional.cosine_similarity(images[:, None], texts[None], dim=-1)
+    expected = -torch.stack([(7 * cosine[i, i]).exp() / (7 * cosine[i]).exp().sum() for i in range(3)]).log().mean()
+    found = infonce_loss(images, texts, torch.zeros(3, 7, dtype=torch.bool), torch.tensor(7.0).log())
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_picture_is_held_against_more_reports_than_those_of_its_step(model: BrainGemma3D, cases: Cases) -> None:
+    source = VolumeSource(cases, model, dataclasses.replace(PHASE1, batch=1, negatives=2))
+    source.prepare()
+    first, second = (source.batch([1], step, slice(0, 1)) for step in range(2))
+    assert first["further_texts"].shape[0] == 2
+    assert first["text_targets"].shape[0] == 3
+    assert torch.equal(first["text_targets"][0].nan_to_num(9), first["targets"][0].nan_to_num(9))
+    assert not torch.equal(first["further_texts"], second["further_texts"])
+
+
+def test_parts_learn_at_rates_of_their_own(model: BrainGemma3D) -> None:
+    phase = make_phase(model, dataclasses.replace(PHASE1, rates={"vision": 1e-5, "findings": 3e-3}))
+    parts = phase.trainable_parameters()
+    (adamw,) = make_optimisers(phase, parts)
+    rates = {id(p): group["peak"] for group in adamw.param_groups for p in group["params"]}
+    for name, expected in (("vision", 1e-5), ("findings", 3e-3), ("resampler", 1e-3), ("auxiliary", 1e-3)):
+        assert {rates[id(p)] for p in parts[name]} == {expected}
+
+
+def test_a_registered_loss_counts_with_its_weight(model: BrainGemma3D, cases: Cases) -> None:
+    wanted = dataclasses.replace(PHASE1, losses={"spread": 0.5})
+    with pytest.raises(SettingsError, match=r"phase1.losses: no loss is registered as spread"):
+        make_phase(model, wanted)
+    register_loss("spread")(lambda seen: seen.tokens.std(dim=1).mean())
+    try:
+        batch = VolumeSource(cases, model, PHASE1).batch([0, 1, 2, 3], 0, slice(0, 4))
+        torch.manual_seed(0)
+        plain = make_phase(model, PHASE1)(batch)
+        torch.manual_seed(0)
+        more = make_phase(model, wanted)(batch)
+        added = (more["loss"] - plain["loss"]).item()
+        assert added == pytest.approx(0.5 * more["spread"].item(), rel=1e-3)
+        with pytest.raises(SettingsError, match="spread already"):
+            register_loss("spread")
+    finally:
+        del LOSSES["spread"]
+
+
+def test_gradient_checkpointing_changes_no_gradient(settings: TrainingSettings, cases: Cases) -> None:
+    found = []
+    for kept in (True, False):
+        model = start_model(dataclasses.replace(settings, gradient_checkpointing=not kept), torch.device("cpu"))
+        torch.manual_seed(0)
+        phase = make_phase(model, PHASE1)
+        phase.trainable_parameters()
+        phase.train()
+        phase(VolumeSource(cases, model, PHASE1).batch([0, 1], 0, slice(0, 2)))["loss"].backward()
+        found.append(model.vision.siglip.encoder.layers[0].mlp.fc1.weight.grad)
+        assert model.vision.siglip.encoder.layers[0].gradient_checkpointing is not kept
+    assert torch.equal(*found)
 
 
 def test_each_pass_sees_each_case_once() -> None:

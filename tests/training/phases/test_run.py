@@ -22,6 +22,7 @@ from braingemma.configuration import BrainGemmaConfig
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.brain import BrainMask
 from braingemma.volume.preprocess import prepare_image
+from tests.braingemma.tiny_models import tiny_model
 from tests.training.run_support import (
     free_port,
     losses,
@@ -31,6 +32,7 @@ from tests.training.run_support import (
     train_slowly,
     write_config,
 )
+from training.data.cases import Cases
 from training.data.phantom_cases import prepare_case, training_cases, training_phantom
 from training.data.records import Record, write_manifest
 from training.errors import DataError, ResumeError, SettingsError
@@ -38,6 +40,8 @@ from training.phantoms.phantom import make_phantom, write_phantom
 from training.phases.bases import demo_config
 from training.phases.language_pretraining import pretrain_language
 from training.phases.run import start_model, train_phases
+from training.phases.run_folder import RunFolder
+from training.phases.weights import TrainingData, describe
 from training.settings import LanguageSettings, load_settings, parse_settings
 
 ALL = ["phase1", "phase2a", "phase2b"]
@@ -79,6 +83,14 @@ def test_a_run_keeps_what_it_was_made_of(whole: Path, config: Path) -> None:
     assert facts["settings"]["phases"][0]["name"] == "phase1"
     assert len(facts["data_sha256"]) == 64
     assert facts["git_revision"]
+    assert [facts["phases"][name]["steps"] for name in ALL] == [5, 3, 3]
+    assert facts["phases"]["phase2b"]["settings"]["trainable"] == ["projector", "lora"]
+    assert facts["phases"]["phase2b"]["settings"]["precision"] == "no"
+    stated = json.loads((whole / "weights" / "config.json").read_text())
+    assert (stated["synthetic_only"], stated["banner"]) == (False, None)
+    assert stated["training_domain"] == "8 cases of manifest.jsonl"
+    assert stated["grounding_head"]
+    assert stated["findings_head"]
     for phase in ALL:
         assert (whole / f"{phase}.png").read_bytes().startswith(b"\x89PNG")
         assert all(np.isfinite(losses(whole, phase)))
@@ -115,8 +127,61 @@ def test_a_folder_of_other_data_is_refused(whole: Path, prepared: Path, config: 
     other = tmp_path / "manifest.jsonl"
     other.write_text("\n".join(map(json.dumps, manifest)))
     shutil.copy(whole / "run.json", prepared / "run.json")
-    with pytest.raises(ResumeError, match="another data"):
+    with pytest.raises(ResumeError, match="differs in the training data"):
         train_phases(tiny_settings(write_config(tmp_path, other)), prepared, ["phase1"])
+
+
+def test_settings_that_changed_between_phases_are_named(whole: Path, tmp_path: Path, config: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole, out, ignore=shutil.ignore_patterns("phase2b*", "weights"))
+    settings = tiny_settings(config)
+    faster = replace(settings.phase("phase1"), learning_rate=0.5)
+    said: list[str] = []
+    train_phases(replace(settings, phases=(faster, *settings.phases[1:])), out, ["phase2b"], say=said.append)
+    assert any("phase1 is finished" in text and "learning_rate = 0.001, now 0.5" in text for text in said)
+    assert losses(out, "phase2b") == losses(whole, "phase2b")
+    assert json.loads((out / "run.json").read_text())["phases"]["phase1"]["settings"]["learning_rate"] == 0.001
+    (out / "phase2b.state.pt").unlink()
+    other = replace(settings.phase("phase2b"), batch=2)
+    with pytest.raises(ResumeError, match="phase2b was begun with other settings: batch = 4, now 2"):
+        train_phases(replace(settings, phases=(*settings.phases[:2], other)), out, ["phase2b"])
+
+
+def test_two_trainings_in_one_folder_are_refused(config: Path, tmp_path: Path) -> None:
+    with (
+        RunFolder(tmp_path).locked(),
+        pytest.raises(ResumeError, match="another training works in this folder"),
+    ):
+        train_phases(tiny_settings(config), tmp_path, ALL)
+
+
+def test_what_no_phase_trained_is_not_saved(prepared: Path, config: Path) -> None:
+    """An untrained lesion map would report a lesion of chance."""
+    settings = tiny_settings(config)
+    blind = replace(settings.phase("phase1"), trainable=("vision", "resampler", "projector", "findings", "auxiliary"))
+    later = replace(settings.phase("phase2a"), trainable=("projector", "grounding"))
+    said: list[str] = []
+    train_phases(replace(settings, phases=(blind, later)), prepared, ["phase1"], say=said.append)
+    stated = json.loads((prepared / "weights" / "config.json").read_text())
+    assert (stated["grounding_head"], stated["findings_head"]) == (False, True)
+    assert any("no phase trained it: head for grounding" in text for text in said)
+    loaded = BrainGemma3D.from_pretrained(prepared / "weights", quantization="none", device="cpu", dtype="float32")
+    assert loaded.grounding_head is None
+
+
+def test_weights_say_what_they_were_trained_on() -> None:
+    real = Cases(torch.zeros(0), torch.zeros(0), torch.zeros(0), (), (), synthetic=False)
+    drawn = replace(real, synthetic=True)
+    model = tiny_model()
+    for data, begun, synthetic, domain in (
+        (TrainingData(drawn, drawn, "phantoms"), False, True, "phantoms"),
+        (TrainingData(drawn, drawn, "phantoms"), True, True, "phantoms"),
+        (TrainingData(real, real, "8 scans"), True, False, "phantoms; then 8 scans"),
+        (TrainingData(drawn, drawn, "phantoms"), True, False, "phantoms; then 8 scans; then phantoms"),
+    ):
+        describe(model, data, begun_from_weights=begun)
+        assert (model.config.synthetic_only, model.config.training_domain) == (synthetic, domain)
+        assert (model.config.banner is not None) == synthetic
 
 
 @pytest.mark.timeout(900)

@@ -19,6 +19,8 @@ from training.errors import SettingsError
 from training.evaluation.baselines.pictures import axial_slices
 from training.evaluation.reporters import Reading, mirror_image
 
+#: Pictures of each volume.
+SLICES: Final = 16
 ARCHITECTURE: Final = "Gemma3ForConditionalGeneration"
 INSTRUCTION: Final = (
     "You are a neuroradiologist. The images are axial slices of one brain MRI (FLAIR), from bottom to top, in "
@@ -33,7 +35,7 @@ QUESTION: Final = (
 class MedGemma2D:
     """Writes reports from slices."""
 
-    def __init__(self, folder: Path, *, slices: int = 16, max_new_tokens: int = 256, device: str = "auto") -> None:
+    def __init__(self, folder: Path, *, slices: int = SLICES, max_new_tokens: int = 256, device: str = "auto") -> None:
         """Load the checkpoint.
 
         Args:

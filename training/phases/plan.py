@@ -1,0 +1,161 @@
+"""What a run will take, before it is started: parameters, memory, hours, from a few timed steps on noise."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from braingemma.model.braingemma3d import BrainGemma3D
+from training.data.batches import TokenSource, VolumeSource, moves_tokens
+from training.data.cases import Cases
+from training.data.public_data import healthy_report
+from training.data.records import read_manifest
+from training.data.splits import chosen, with_splits
+from training.data.targets import findings_target
+from training.phantoms.lesions import PARTS
+from training.phases.loop import Trainer
+from training.phases.objectives import make_phase
+from training.phases.run import make_accelerator, start_model
+from training.phases.run_folder import RunFolder
+from training.progress import Say, silent
+from training.settings import PhaseSettings, TrainingSettings, load_settings
+
+#: Steps that are timed, after one that is not.
+_TIMED: Final = 2
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """What one phase will take.
+
+    Attributes:
+        name: Of the phase.
+        steps: Optimiser steps.
+        trainable: Numbers that learn, by part.
+        seconds: Of one step, loading and augmentation included.
+        encoding_seconds: To encode each volume once, where the phase leaves the vision alone.
+        memory_gib: Highest use so far: of the GPU, or of this process's memory on a CPU.
+    """
+
+    name: str
+    steps: int
+    trainable: dict[str, int]
+    seconds: float
+    encoding_seconds: float
+    memory_gib: float
+
+    @property
+    def hours(self) -> float:
+        """From the first to the last step, without validation."""
+        return (self.steps * self.seconds + self.encoding_seconds) / 3600
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run will take; `parameters` of each part of the model, `cases` to train on."""
+
+    device: str
+    parameters: dict[str, int]
+    cases: int
+    phases: tuple[PhasePlan, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "hours": sum(phase.hours for phase in self.phases)}
+
+    def text(self) -> str:
+        """A table."""
+        parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
+        lines = [
+            f"{self.cases} training cases on {self.device}; parameters: {parts}",
+            "phase    steps    trainable        s/step   memory GiB   hours",
+        ]
+        for p in self.phases:
+            count = sum(p.trainable.values())
+            lines.append(f"{p.name:8} {p.steps:<8} {count:<16,} {p.seconds:<8.2f} {p.memory_gib:<12.2f} {p.hours:.2f}")
+        lines.append(f"in all {sum(p.hours for p in self.phases):.2f} hours, without preparing cases and validating")
+        return "\n".join(lines)
+
+
+def plan_run(settings: TrainingSettings, names: Sequence[str] = (), say: Say = silent) -> RunPlan:
+    """Time a few steps of these phases; none: of all. Nothing is written, and no case is prepared.
+
+    Raises:
+        SettingsError: see `start_model`.
+        DataError: the manifest has lines that cannot be used.
+    """
+    accelerator = make_accelerator(settings)
+    say("loading the model")
+    # The model of a run that starts from another's weights is the other's.
+    model = start_model(load_settings(settings.start) if settings.start else settings, accelerator.device)
+    cases = _case_count(settings)
+    planned = [settings.phase(name) for name in names] or list(settings.phases)
+    phases = []
+    for phase in planned:
+        say(f"timing {phase.name}")
+        phases.append(_timed(model, phase, cases, settings.data.workers))
+    counts = {
+        name: sum(_count(p) for p in part.parameters())
+        for name, part in model.named_children()
+        if part is not None and any(True for _ in part.parameters())
+    }
+    return RunPlan(accelerator.device.type, counts, cases, tuple(phases))
+
+
+def _count(parameter: Any) -> int:
+    """Numbers of a parameter, also of one that is packed in four bits."""
+    state = getattr(parameter, "quant_state", None)
+    return int(parameter.numel() if state is None else state.shape.numel())
+
+
+def _timed(model: BrainGemma3D, settings: PhaseSettings, cases: int, workers: int) -> PhasePlan:
+    noise = _noise(model, settings.batch)
+    phase = make_phase(model, settings)
+    began = time.perf_counter()
+    frozen = not moves_tokens(settings)
+    source: Any = (TokenSource if frozen else VolumeSource)(noise, model, settings)
+    encoding = (time.perf_counter() - began) / len(noise) * cases if frozen else 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(phase, source, RunFolder(Path(folder)), workers=workers)
+        trainer.total = _TIMED + 1
+        seconds = trainer.time_steps(_TIMED)
+        described = phase.describe()
+    model.requires_grad_(False)
+    model.eval()
+    return PhasePlan(settings.name, settings.total_steps(cases), described, seconds, encoding, _peak_gib(model))
+
+
+def _noise(model: BrainGemma3D, count: int) -> Cases:
+    """Cases of noise on the model's grid: what they show does not change how long they take."""
+    grid = model.config.grid
+    reports = tuple(healthy_report(str(number)) for number in range(count))
+    return Cases(
+        volumes=torch.randn(count, 1, *grid).half(),
+        masks=torch.zeros(count, len(PARTS), *grid, dtype=torch.bool),
+        targets=findings_target([])[None].repeat(count, 1, 1),
+        findings=((),) * count,
+        reports=reports,
+        synthetic=False,
+    )
+
+
+def _case_count(settings: TrainingSettings) -> int:
+    data = settings.data
+    if data.kind == "phantoms":
+        return data.count + data.bilateral + data.plaques
+    return len(chosen(with_splits(read_manifest(Path(data.manifest)), data.seed), "train"))
+
+
+def _peak_gib(model: BrainGemma3D) -> float:
+    if model.compute_device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.compute_device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
