@@ -285,7 +285,7 @@ def _physics_rule(case: _Case) -> Reason:
     missing = physics.absent(acquisition)
     if against:
         return Reason("physics", False, f"{acquisition.described}: {'; '.join(against)}")
-    if not named and (missing or not acquisition.inversion_recovery):
+    if not named and (missing or acquisition.inversion_recovery is False):
         return Reason("physics", False, f"{acquisition.described}: not enough to know a FLAIR that is not named so")
     if len(missing) == len(("TI", "TE", "TR")) and not case.included:
         return Reason("physics", False, f"{acquisition.described}: nothing to judge by")

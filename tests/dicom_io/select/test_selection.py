@@ -196,3 +196,9 @@ def test_folding_reads_scripts_alike() -> None:
     assert fold("Flüssigkeit") == "flussigkeit"
     assert read_name(["フレア"]).flair == "フレア"
     assert read_name(["ФЛЭЙР акс"]).flair
+
+
+def test_timing_that_nulls_fluid_speaks_where_neither_name_nor_sequence_does() -> None:
+    assert judge(make("", True, GE, timing(2500, 89, 9000)).series).accepted
+    assert not judge(make("", False, GE, timing(450, 89, 9000)).series).accepted
+    assert not judge(make("", False, GE, {"ScanningSequence": "SE"}, timing(2500, 89, 9000)).series).accepted
