@@ -122,14 +122,19 @@ class Sources:
         return {instance.sop_instance_uid: instance for instance in self.instances}
 
     def illegal_identity(self) -> Iterator[str]:
-        """Marks by which a validator's complaint about what was received is known: `<keyword>` or `<value`."""
+        """Marks by which a validator's complaint about what was received is known: `<keyword>`, `<value`, `"value"`."""
         for keyword in IDENTITY:
             element = self.header.get(keyword) is not None and self.header[keyword]
             if element and not _is_legal(element, strict=True):
                 yield f"<{keyword}>"
                 yield f"<{str(element.value).splitlines()[0]}"
         uids = {uid for i in self.instances for uid in (i.study_uid, i.series_uid, i.sop_instance_uid)}
-        yield from (f"<{uid}>" for uid in sorted(uids) if not _is_value("UI", uid))
+        for uid in sorted(uids):
+            if not _is_value("UI", uid):
+                yield from (
+                    f"<{uid}>",
+                    f'"{uid}"',
+                )  # dciodvfy quotes in two ways
 
 
 def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sources:

@@ -21,6 +21,7 @@ KEPT = {
     "two ids": {"PatientID": "A\\B"},
     "leading zero": {"StudyInstanceUID": "1.2.03.4"},
     "letters in a UID": {"StudyInstanceUID": "1.2.abc"},
+    "letters for a UID": {"StudyInstanceUID": "STUDY01"},
 }
 MENDED = {
     "long description": ({"StudyDescription": "d" * 90}, "d" * 64),
