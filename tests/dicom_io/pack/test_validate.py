@@ -118,7 +118,7 @@ def bare_line_feeds(sr: Dataset) -> None:
 
 
 def no_draft_line(sr: Dataset) -> None:
-    section = child(sr, "55111-9")
+    section = child(sr, "19005-8")
     section.ContentSequence = section.ContentSequence[1:]
 
 
@@ -303,4 +303,4 @@ def test_what_dciodvfy_finds_stops_the_pack(copied: tuple[Case, Pack], sources: 
 
 
 def test_sections_are_those_of_the_rules() -> None:
-    assert [c.value for c in codes.SECTIONS] == ["55111-9", "59776-5", "19005-8"]
+    assert [c.value for c in codes.SECTIONS] == ["19005-8", "59776-5", "55111-9"]
