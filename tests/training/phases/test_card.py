@@ -26,7 +26,7 @@ from training.settings import load_settings
 
 ALL = ("phase1", "phase2a", "phase2b")
 REPO = Path(__file__).parents[3]
-SEVERAL = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1", "--master_port", "0")
+SEVERAL = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 @pytest.fixture(scope="module")
