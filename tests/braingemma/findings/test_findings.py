@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from braingemma.findings.text import HEDGED_CONFIDENCE, Span, finding_spans, findings_from_text
+from braingemma.findings.text import Span, finding_spans, findings_from_text
+from braingemma.findings.topics import HEDGED_CONFIDENCE
 from braingemma.findings.vocabulary import FINDINGS, SITES, Finding, describe_findings, mirror_text
 
 REPO = Path(__file__).resolve().parents[3]
