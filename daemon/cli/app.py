@@ -51,7 +51,9 @@ COMMANDS = {
         "Run one more worker on the same PostgreSQL database; SIGTERM hands its work to the others.",
     ),
     "process": Command("study", "process", "Report one study without a daemon."),
-    "batch": Command("study", "batch", "Report every FLAIR of many studies into one table."),
+    "batch": Command(
+        "study", "batch", "Report every FLAIR of many studies; exit code 1 where a case failed, whose row says why."
+    ),
     "select": Command("study", "select", "Say for every series found whether it would be reported, and why."),
     "send": Command("pacs", "send", "Send DICOM files by C-STORE."),
     "echo": Command("pacs", "echo", "C-ECHO: is the peer there, and does it talk to us."),

@@ -22,7 +22,7 @@ FIELDS = (
     ("AccessionNumber", "Accession"),
 )
 """Keyword and label, in the order of the page."""
-UNREADABLE = (OSError, EOFError, pydicom.errors.InvalidDicomError, *header.MALFORMED)
+UNREADABLE = (OSError, EOFError, RecursionError, MemoryError, pydicom.errors.InvalidDicomError, *header.MALFORMED)
 
 
 def study_rows(folder: JobFolder) -> list[tuple[str, str]]:

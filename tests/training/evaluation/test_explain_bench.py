@@ -72,7 +72,7 @@ def test_a_blind_model_points_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_reports_without_a_finding_are_counted_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SeeingModel, "generate_report", lambda *_: "No lesion is seen.")
+    monkeypatch.setattr(SeeingModel, "generate_report", lambda *_, **__: "No lesion is seen.")
     model = SeeingModel(tiny_config(), tiny_tokenizer()).eval()
     with pytest.raises(ExplainError, match="got none of 1"):
         bench_explain(model, [case()], segments=6)
