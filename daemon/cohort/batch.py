@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -280,4 +279,3 @@ def only_one_writes(out: Path) -> Iterator[None]:
     with (make_private(out / WORK) / "tables.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        os.fsync(file.fileno())

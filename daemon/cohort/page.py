@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from daemon.cohort.table import FINDINGS
+from braingemma.findings.vocabulary import FINDINGS
 from daemon.errors import Rejected
 from daemon.files import write_durably
 from daemon.jobs.folder import JobFolder

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from braingemma.findings.vocabulary import FINDINGS
 from daemon.cohort.batch import CASE_FILE, CaseRecord
 from daemon.files import write_durably
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Report, ReportFinding
 
-FINDINGS = ("lesion", "edema", "necrosis", "ventricular_compression")
 _MEASURED = {
     "lesion_volume_ml": "lesion_volume",
     "midline_shift_mm": "midline_shift",

@@ -18,23 +18,13 @@ from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from braingemma.findings.vocabulary import SITES
+
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
 #: Names of the regions in the order of their labels; label 0 is outside the brain or deep grey without a lobe.
-REGIONS: Final = (
-    "none",
-    "frontal",
-    "parietal",
-    "temporal",
-    "occipital",
-    "insula",
-    "cerebellum",
-    "brainstem",
-    "thalamus",
-    "corpus callosum",
-    "ventricle",
-)
+REGIONS: Final = ("none", *SITES)
 _LABEL: Final = {name: number for number, name in enumerate(REGIONS)}
 _SPACING: Final = 2
 _PAD: Final = 20  # voxels around the template, so that a head fits around the brain
