@@ -217,7 +217,7 @@ def storescu(address: tuple[str, int], files: Sequence[Path], *options: str) -> 
     return subprocess.run([*command, *map(str, files)], capture_output=True, text=True, timeout=120, check=False)
 
 
-def wait_until(condition, *, seconds: float = 10.0) -> None:
+def wait_until(condition, *, seconds: float = 60.0) -> None:
     """Poll until the condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from delivery_support import FaultyPacs, add_job, deliver, make_store, outcomes
-from ingest_support import InProcess
+from ingest_support import InProcess, wait_until
 from pydicom import Dataset
 from pynetdicom import AE, build_role
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
@@ -34,13 +33,6 @@ def kept(tmp_path: Path) -> list[Path]:
     return sorted(folder.glob("report-*.json"))  # not what is being written
 
 
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("forgets", [False, True])
 def test_the_report_comes_on_a_new_association(receiver: InProcess, tmp_path: Path, forgets: bool) -> None:
     store = make_store(tmp_path)
@@ -52,7 +44,7 @@ def test_the_report_comes_on_a_new_association(receiver: InProcess, tmp_path: Pa
     try:
         assert deliver(store, folder, there) is not None
         assert {v[0] for v in outcomes(store).values()} == {"unconfirmed"}
-        wait_for(lambda: kept(tmp_path))
+        wait_until(lambda: kept(tmp_path))
         assert commitment.take_reports(store.engine, DataFolder(tmp_path).commitment_reports) == 1
         wait = deliver(store, folder, there)
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from ingest_support import wait_until
 from postgres_support import Postgres, needs_postgres
 
 from daemon.config.data_folder import DataFolder
@@ -84,11 +85,18 @@ def test_two_of_one_name_never_work_together(engine: sa.Engine) -> None:
 def test_a_silent_one_is_found_dead_and_a_beating_one_is_not(engine: sa.Engine) -> None:
     beating = Lease(engine, "host:gpu0", 2)
     beating.take()
+    taken = time.time()
     with engine.begin() as connection:
         connection.execute(
             sa.insert(EXECUTORS).values(executor_id="host:gone", epoch=1, state="alive", beat=time.time() - 60, pid=1)
         )
-    time.sleep(2.5)
+
+    def has_beaten_beyond_its_lease() -> bool:
+        with engine.connect() as connection:
+            mine = EXECUTORS.c.executor_id == "host:gpu0"
+            return connection.execute(sa.select(EXECUTORS.c.beat).where(mine)).scalar_one() > taken + 2
+
+    wait_until(has_beaten_beyond_its_lease)
     with engine.connect() as connection:
         states = dict(connection.execute(sa.select(EXECUTORS.c.executor_id, EXECUTORS.c.state)).tuples().all())
     assert states == {"host:gpu0": "alive", "host:gone": "dead"}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from dbos import DBOS
 from delivery_support import FaultyPacs, add_job, make_store
+from ingest_support import wait_until
 
 from daemon.config.sections import Destination, Settings, Storage
 from daemon.database.tables import JobState
@@ -76,13 +76,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
     running.stop()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_a_destination_that_is_down_holds_up_no_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery, "FIRST_WAIT", 3600.0)
     jobs = [f"j{number}" for number in range(3)]
@@ -93,9 +86,9 @@ def test_a_destination_that_is_down_holds_up_no_other(site: Site, monkeypatch: p
     for job_id in jobs:
         enqueue_delivery(site.store.engine, f"{job_id}:{DOWN}", job_id, DOWN)
     enqueue_delivery(site.store.engine, f"last:{UP}", "last", UP)
-    wait_for(lambda: site.states()["last"] == "done")
+    wait_until(lambda: site.states()["last"] == "done")
     later = {f"{job_id}:{DOWN}#2" for job_id in jobs}  # queued for later: nobody waits in a thread
-    wait_for(lambda: later == {w.workflow_id for w in site.workflows() if w.status == "DELAYED"})
+    wait_until(lambda: later == {w.workflow_id for w in site.workflows() if w.status == "DELAYED"})
 
 
 def test_the_next_turn_comes_by_itself(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +98,7 @@ def test_the_next_turn_comes_by_itself(site: Site, monkeypatch: pytest.MonkeyPat
     site.add("j1", UP)
     site.start()
     enqueue_delivery(site.store.engine, f"j1:{UP}", "j1", UP)
-    wait_for(lambda: site.states()["j1"] == "done")
+    wait_until(lambda: site.states()["j1"] == "done")
     assert {d.attempts for d in site.store.deliveries("j1")} == {2}
     assert {f"j1:{UP}", f"j1:{UP}#2"} <= {w.workflow_id for w in site.workflows()}
 
@@ -132,5 +125,5 @@ def test_a_new_workflow_version_strands_no_job(site: Site, monkeypatch: pytest.M
     site.start()
     queued = recovery.give_every_job_a_workflow(site.store.engine, alone=True)
     assert sorted(name.partition("-")[0] for name in queued) == ["j1", "j2", "j3"]
-    wait_for(lambda: site.states()["j1"] == site.states()["j2"] == "done")
-    wait_for(lambda: "select j3" in reported)
+    wait_until(lambda: site.states()["j1"] == site.states()["j2"] == "done")
+    wait_until(lambda: "select j3" in reported)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from pydicom.uid import MRImageStorage
 
 from daemon.errors import ConfigurationError
 from daemon.observe.audit import check_chain
+from daemon.receive import processes
 from daemon.receive.processes import start_receivers
 from daemon.receive.store import Status
 from tests.daemon.receive.test_ingest_durability import Load, endless_instances
@@ -47,13 +48,14 @@ def test_an_address_in_use_is_a_configuration_error(tmp_path, start):
         start_receivers(listener_settings(tmp_path, port=receivers.address[1]))
 
 
-def test_stop_ends_everything_in_time_and_frees_the_port(tmp_path, start):
+def test_stop_ends_everything_by_itself_and_frees_the_port(tmp_path, start, monkeypatch, caplog):
+    """Also with an association that stays open: no process has to be killed."""
+    monkeypatch.setattr(processes, "STOP_SECONDS", 60)
     receivers = start(processes=2)
     with associate(receivers.address) as association:
         association.send_c_store(make_series(1)[0])
-        before = time.monotonic()
         receivers.stop()
-        assert time.monotonic() - before < 8
+    assert caplog.records == []
     assert not receivers.alive()
     again = start(port=receivers.address[1])
     assert again.alive()
@@ -63,9 +65,7 @@ def test_at_sigterm_under_load_every_answer_is_kept(tmp_path, start):
     receivers = start(processes=2)
     with Load(receivers.address[1], endless_instances()) as load:
         wait_until(lambda: len(load.acknowledged) > 50)
-        before = time.monotonic()
         receivers.stop()
-        assert time.monotonic() - before < 8
     stored = {record.meta["sop_instance_uid"] for record, _ in instances_in(tmp_path / "spool")}
     assert set(load.acknowledged) <= stored
 
@@ -118,15 +118,21 @@ def is_free(port: int) -> bool:
 
 
 def test_room_is_prepared_in_the_spool_and_goes_with_the_receiver(tmp_path, start):
+    """A file that has its size is not ready yet (its last step is being synced): each instance asks anew for one."""
     receivers = start(reserve_mb=64)
-    wait_until(lambda: [p.stat().st_size for p in (tmp_path / "spool").glob(".*.spare")] == [64 << 20], seconds=60)
+    stored = itertools.count()
     with associate(receivers.address) as association:
-        assert association.send_c_store(make_series(1)[0]).Status == Status.SUCCESS
-    [segment] = (tmp_path / "spool").glob("*.seg")
-    assert segment.stat().st_size == 64 << 20
+
+        def is_in_prepared_room() -> bool:
+            assert association.send_c_store(make_series(1)[0]).Status == Status.SUCCESS
+            next(stored)
+            return 64 << 20 in [path.stat().st_size for path in (tmp_path / "spool").glob("*.seg")]
+
+        wait_until(is_in_prepared_room, seconds=60)
     receivers.stop()
     assert list((tmp_path / "spool").glob(".*.spare")) == []
-    assert len(instances_in(tmp_path / "spool")) == 1
+    assert [path for path in (tmp_path / "spool").glob("*.seg") if path.stat().st_size == 64 << 20] == []
+    assert len(instances_in(tmp_path / "spool")) == next(stored)
 
 
 def is_zombie(pid: int) -> bool:
