@@ -156,13 +156,14 @@ def bench_pack(
 def bench_page(
     jobs: Annotated[int, typer.Option(min=100, help="Jobs in the database.")] = 10_000,
     rounds: Annotated[int, typer.Option(min=1, help="Requests of each page; medians count.")] = 25,
+    database_url: Annotated[str, typer.Option(help="An empty PostgreSQL database; SQLite where not given.")] = "",
     as_json: JsonOption = False,
 ) -> None:
     """How long each page takes with a database as it is after months."""
     from daemon.bench.page import bench_page as run
 
     with working("starting") as say:
-        result = run(jobs=jobs, rounds=rounds, say=say)
+        result = run(jobs=jobs, rounds=rounds, database_url=database_url, say=say)
     _show(result, as_json=as_json)
 
 

@@ -91,7 +91,30 @@ VERDICTS = sa.Table(
     sa.Column("series_uid", CleanText, primary_key=True, index=True),
     sa.Column("verdict", CleanText, nullable=False),
     sa.Column("reasons", CleanText, nullable=False),
+    sa.Column("description", CleanText, nullable=False, default=""),  # SeriesDescription
+    sa.Column("number", CleanText, nullable=False, default=""),  # SeriesNumber
+    sa.Column("instances", sa.Integer, nullable=False, default=0),
 )
+JOB_STUDIES = sa.Table(
+    "job_studies",
+    metadata,
+    sa.Column("job_id", CleanText, primary_key=True),
+    sa.Column("patient_name", CleanText, nullable=False, default=""),
+    sa.Column("patient_id", CleanText, nullable=False, default=""),
+    sa.Column("accession_number", CleanText, nullable=False, default=""),
+    sa.Column("study_date", CleanText, nullable=False, default=""),
+    sa.Column("study_description", CleanText, nullable=False, default=""),
+    sa.Column("series_description", CleanText, nullable=False, default=""),
+)
+"""Whose study a job is of, for the worklist; apart from `JOBS`, whose rows are shown to everybody."""
+JOB_WORDS = sa.Table(
+    "job_words",
+    metadata,
+    sa.Column("word", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), primary_key=True),
+    sa.Column("job_id", CleanText, primary_key=True, index=True),
+    sa.Column("identity", sa.Boolean, nullable=False),  # of a patient or an order, not of a UID or a job
+)
+"""What a job is found by: folded words, which an index finds by how they begin (hence bytewise order)."""
 DELIVERIES = sa.Table(
     "deliveries",
     metadata,

@@ -140,14 +140,6 @@ def replaced_by(engine: sa.Engine, job_id: str) -> str | None:
     return newest
 
 
-def find_jobs(engine: sa.Engine, asked: str) -> list[str]:
-    """Jobs whose id, study or series is `asked`, the newest first."""
-    of_series = sa.select(VERDICTS.c.job_id).where(VERDICTS.c.series_uid == asked)
-    named = sa.or_(JOBS.c.job_id == asked, JOBS.c.study_uid == asked, JOBS.c.job_id.in_(of_series))
-    with engine.connect() as connection:
-        return list(connection.execute(sa.select(JOBS.c.job_id).where(named).order_by(JOBS.c.created.desc())).scalars())
-
-
 def oldest_queued(engine: sa.Engine) -> float | None:
     """When the job that waits longest for its turn was received, seconds since the epoch, UTC."""
     query = sa.select(sa.func.min(JOBS.c.created)).where(JOBS.c.state == JobState.QUEUED.value)

@@ -175,6 +175,9 @@ class SeriesVerdict(Record):
     series_uid: str
     verdict: Literal["accepted", "refused"]
     reasons: tuple[str, ...] = ()
+    description: str = ""
+    number: int | None = None
+    instances: int = 0
 
 
 class UnreadFile(Record):

@@ -16,7 +16,16 @@ from typing import Any
 import sqlalchemy as sa
 
 from daemon.database.engine import upsert
-from daemon.database.tables import DELIVERIES, JOBS, OPEN_DELIVERIES, VERDICTS, DeliveryState, JobState
+from daemon.database.tables import (
+    DELIVERIES,
+    JOB_STUDIES,
+    JOB_WORDS,
+    JOBS,
+    OPEN_DELIVERIES,
+    VERDICTS,
+    DeliveryState,
+    JobState,
+)
 from dicom_io.objects.kinds import KINDS
 
 
@@ -61,6 +70,9 @@ class SeriesVerdict:
     series_uid: str
     verdict: str
     reasons: tuple[str, ...]
+    description: str = ""
+    number: str = ""
+    instances: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,20 +191,32 @@ class JobStore:
     def remove(self, job_id: str) -> None:
         """Forget a job with its verdicts and deliveries."""
         with self._writing() as connection:
-            for table in (DELIVERIES, VERDICTS, JOBS):
+            for table in (DELIVERIES, VERDICTS, JOB_WORDS, JOB_STUDIES, JOBS):
                 connection.execute(sa.delete(table).where(table.c.job_id == job_id))
 
-    def put_verdicts(self, job_id: str, verdicts: Iterable[tuple[str, str, Iterable[str]]]) -> None:
-        """Keep (series UID, verdict, reasons) of each series of a job."""
+    def put_verdicts(self, job_id: str, verdicts: Iterable[SeriesVerdict]) -> None:
+        """Keep the verdict on each series of a job."""
         with self._writing() as connection:
-            for series_uid, verdict, reasons in verdicts:
-                row = {
-                    "job_id": job_id,
-                    "series_uid": series_uid,
-                    "verdict": verdict,
-                    "reasons": json.dumps(list(reasons)),
-                }
-                connection.execute(upsert(self.engine, VERDICTS, row, update=("verdict", "reasons")))
+            for verdict in verdicts:
+                row = {**vars(verdict), "job_id": job_id, "reasons": json.dumps(list(verdict.reasons))}
+                said = [name for name in row if name not in ("job_id", "series_uid")]
+                connection.execute(upsert(self.engine, VERDICTS, row, update=said))
+
+    def put_study(self, job_id: str, study: Mapping[str, str], words: Mapping[str, bool]) -> None:
+        """Keep whose study a job is of, and by which words it is found, in place of what was kept before.
+
+        Args:
+            job_id: The job.
+            study: Columns of `JOB_STUDIES`.
+            words: Folded words; true: of a patient or an order.
+        """
+        rows = [{"word": word, "job_id": job_id, "identity": identity} for word, identity in words.items()]
+        row = {"job_id": job_id, **study}
+        with self._writing() as connection:
+            connection.execute(upsert(self.engine, JOB_STUDIES, row, update=tuple(study)))
+            connection.execute(sa.delete(JOB_WORDS).where(JOB_WORDS.c.job_id == job_id))
+            if rows:
+                connection.execute(sa.insert(JOB_WORDS), rows)
 
     def verdicts(self, *, series_uid: str | None = None, job_id: str | None = None) -> list[SeriesVerdict]:
         """Verdicts on a series, or of a job; the newest job's first."""
@@ -335,4 +359,4 @@ def job_of_row(row: sa.Row[Any]) -> Job:
 
 def verdict_of_row(row: sa.Row[Any]) -> SeriesVerdict:
     """A row of `VERDICTS`."""
-    return SeriesVerdict(row.job_id, row.series_uid, row.verdict, tuple(json.loads(row.reasons)))
+    return SeriesVerdict(**{**row._mapping, "reasons": tuple(json.loads(row.reasons))})

@@ -33,13 +33,21 @@ def study_rows(folder: JobFolder) -> list[tuple[str, str]]:
     source = SourceFile.read_if_there(folder.source_facts)
     if source is not None:
         return [("File", source.file)]
+    said = study_values(folder)
+    return [(label, _plain(keyword, said[keyword])) for keyword, label in FIELDS if said[keyword]]
+
+
+def study_values(folder: JobFolder) -> dict[str, str]:
+    """What the reported series says in each of `FIELDS`, as far as it was not corrected; empty where it says nothing.
+
+    Before a series was chosen any instance is asked about patient and study, and none about the series.
+    """
     selection = Selection.read_if_there(folder.selection)
     chosen = None if selection is None else selection.chosen
     found = _header_of(folder.input, chosen)
     corrected = CorrectedIdentity.read_if_there(folder.identity)
     said = {keyword: header.text(found, keyword) for keyword, _ in FIELDS}
-    said |= {} if corrected is None else {k: v for k, v in corrected.values.items() if k in said}
-    return [(label, _plain(keyword, said[keyword])) for keyword, label in FIELDS if said[keyword]]
+    return said | ({} if corrected is None else {k: v for k, v in corrected.values.items() if k in said})
 
 
 def _header_of(folder: Path, series_uid: str | None) -> Dataset:
@@ -49,6 +57,8 @@ def _header_of(folder: Path, series_uid: str | None) -> Dataset:
         if header.text(found, "SeriesInstanceUID") == series_uid:
             return found
         other = other or found
+        if series_uid is None:
+            break
     for keyword in ("SeriesDescription", "SeriesNumber"):
         if keyword in other:
             del other[keyword]

@@ -20,6 +20,7 @@ from daemon.jobs.files import RECEIVED, JobFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival
 from daemon.jobs.store import Job, JobStore
+from daemon.jobs.worklist import note_study
 from dicom_io.pack.manifest import MANIFEST
 
 
@@ -91,6 +92,7 @@ def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str
             record.model_copy(update=changes).write(JobFolder(draft).arrival)
     files.keep(new_id, RECEIVED)
     store.add(new_id, study_uid=job.study_uid, supersedes=job_id)
+    note_study(store, new_id, folder)
     enqueue_report(engine, new_id)
     return new_id
 

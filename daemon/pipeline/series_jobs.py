@@ -16,6 +16,7 @@ from daemon.jobs.files import RECEIVED, JobFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, Selection
 from daemon.jobs.store import Job, JobStore
+from daemon.jobs.worklist import note_study
 
 
 def follow_choice(store: JobStore, files: JobFiles, job_id: str, *, report_all: bool) -> list[str]:
@@ -74,6 +75,7 @@ def _make_job(store: JobStore, files: JobFiles, job: Job, folder: JobFolder, arr
     files.keep(name, RECEIVED)
     store.add(name, study_uid=job.study_uid, supersedes=supersedes)
     store.update(name, series_uid=series_uid)
+    note_study(store, name, JobFolder(folder.root.parent / name))
     return name
 
 

@@ -26,10 +26,11 @@ from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
 from daemon.files import free_bytes, is_disk_full
 from daemon.jobs.files import JobFiles
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Arrival, Selection
+from daemon.jobs.records import Arrival
 from daemon.jobs.report import findings_line, read_report
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Job, JobStore
+from daemon.jobs.worklist import keep_verdicts, note_study
 from daemon.observe import metrics
 from daemon.observe.logs import about_job
 from daemon.pipeline import actions
@@ -242,8 +243,8 @@ def select(job_id: str) -> list[str]:
     finally:
         folder = _folder(job_id)
         if folder.selection.exists():
-            series = Selection.read(folder.selection).series
-            context().store.put_verdicts(job_id, [(s.series_uid, s.verdict, s.reasons) for s in series])
+            keep_verdicts(context().store, job_id, folder)
+            note_study(context().store, job_id, folder)
     report_all = context().settings.selection.report == "all"
     return follow_choice(context().store, context().files, job_id, report_all=report_all)
 
@@ -287,6 +288,7 @@ def encode(job_id: str) -> list[str]:
             store.update(job_id, reason=why)
             raise Permanent(why)
         correction.write(folder.identity)
+        note_study(store, job_id, folder)
     _run("encode", job_id)
     return []
 

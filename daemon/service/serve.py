@@ -30,6 +30,7 @@ from daemon.files import PRIVATE, make_private, write_json
 from daemon.jobs import records
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.worklist import note_study
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
@@ -181,6 +182,7 @@ class _Parts:
         self.files.keep(arrival.job_id, RECEIVED)
         new = self.store.get(arrival.job_id) is None
         self.store.add(arrival.job_id, study_uid=arrival.study_uid, supersedes=arrival.supersedes)
+        note_study(self.store, arrival.job_id, JobFolder(arrival.folder))
         if arrival.set_aside:
             self.store.update(arrival.job_id, state=JobState.SET_ASIDE, reason=arrival.set_aside)
         elif self.steps is not None:

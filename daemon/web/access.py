@@ -48,6 +48,11 @@ class Identity:
         """For the audit log."""
         return self.user or self.how
 
+    @property
+    def sees_names(self) -> bool:
+        """Whether lists and the search name patients: not to whoever merely reaches loopback."""
+        return self.how in ("token", "proxy")
+
 
 class Refused(Exception):
     """The request must not be answered; `status` is the HTTP status, the text says what was expected."""

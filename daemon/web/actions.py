@@ -1,4 +1,4 @@
-"""What a person may do on the page: retry, cancel, judge a report, each in the audit log; and find a study."""
+"""What a person may do on the page: retry, cancel, judge a report, each in the audit log."""
 
 from __future__ import annotations
 
@@ -6,19 +6,11 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from daemon.errors import DaemonError
-from daemon.jobs import overview
 from daemon.jobs.reviews import add_review
 from daemon.observe.metrics import READER_VERDICTS
 from daemon.pipeline import actions
 from daemon.pipeline.verified import VERIFYING, check_verifiable, send_verified, verifies
 from daemon.web.context import form_of, identity_of, page_of
-
-
-class NotFound(DaemonError):
-    """Nothing of what was asked for is here."""
-
-    http_status = 404
 
 
 async def retry(request: Request) -> Response:
@@ -66,16 +58,3 @@ async def review(request: Request) -> Response:
 
     await run_in_threadpool(judge)
     return RedirectResponse(f"/jobs/{job_id}#review", 303)
-
-
-async def find(request: Request) -> Response:
-    """The job of a study or series UID, or of a job's id; asked by a form, so that no UID stands in an address."""
-    fields = await form_of(request)
-    page, asked = page_of(request), fields.get("uid", "").strip()
-    found = await run_in_threadpool(overview.find_jobs, page.engine, asked)
-    if not found:
-        raise NotFound(
-            f"no job has the study, series or job id {asked!r}: it may be arriving still, be gone since its time was "
-            "over, or never have come (`braingemma jobs why SERIES_UID`)"
-        )
-    return RedirectResponse(f"/jobs/{found[0]}", 303)

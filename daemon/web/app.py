@@ -126,7 +126,7 @@ def create_app(page: Page) -> Starlette:
         Route("/refused", pages.refused, methods=["GET"]),
         Route("/reviews", pages.reviews, methods=["GET"]),
         Route("/reviews.jsonl", pages.reviews_export, methods=["GET"]),
-        Route("/find", actions.find, methods=["POST"]),
+        Route("/search", pages.search, methods=["POST"]),
         Route("/jobs/{job_id}", pages.job, methods=["GET"]),
         Route("/jobs/{job_id}/slices/{plane}/{index:int}.png", pages.grey_slice, methods=["GET"]),
         Route("/jobs/{job_id}/saliency/{plane}/{index:int}.png", pages.map_slice, methods=["GET"]),

@@ -38,7 +38,9 @@ TEMPLATES = jinja2.Environment(
 TEMPLATES.globals.update(
     limits=views.LIMITS, research_use=RESEARCH_USE_LINE, state_words=views.STATE_WORDS, finding_line=finding_line
 )
-TEMPLATES.filters.update(ago=views.ago, clock=views.clock, megabytes=views.megabytes)
+TEMPLATES.filters.update(
+    ago=views.ago, clock=views.clock, megabytes=views.megabytes, minute=views.minute, day=views.day
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         form_token=page.access.form_token(identity) if identity is not None else "",
         user=identity.user if identity is not None else "",
         signed_in_by=identity.how if identity is not None else "",
+        names=identity is not None and identity.sees_names,
         banner=page.synthetic_banner,
-        **values,
+        **{"sought": "", "kept_state": "", **values},
     )
     return HTMLResponse(html, status_code=status)
 

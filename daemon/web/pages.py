@@ -6,11 +6,19 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 
 from braingemma.explain.pictures import Plane
 from daemon.assemble.index import notes_on_study
@@ -23,13 +31,16 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.reviews import all_reviews, count_reviews, reviews_of
 from daemon.jobs.store import Job
 from daemon.jobs.study import study_rows
+from daemon.jobs.worklist import Asked, worklist
 from daemon.pipeline.verified import verifies
 from daemon.web import exposition, views
-from daemon.web.context import Page, identity_of, page_of, render
+from daemon.web.context import Page, form_of, identity_of, page_of, render
 from daemon.web.slices import PLANES, Stack, first_plane
 
 ROWS = 50
 """Jobs on a page."""
+LONGEST_SOUGHT = 200
+"""Characters of what is typed to find a study."""
 
 CHUNK = 1 << 20
 """Bytes of an archive that are sent at once."""
@@ -54,37 +65,51 @@ def _unchanged_or(request: Request, response: Response) -> Response:
 
 
 def job_list(request: Request) -> Response:
-    """What has arrived, what is worked on, what waits for which destination, and the list of jobs."""
+    """What has arrived, what is worked on, what waits for which destination, and the worklist."""
+    asked = request.query_params
+    return _unchanged_or(request, _job_list(request, "", asked.getlist("state"), _page_number(asked)))
+
+
+async def search(request: Request) -> Response:
+    """The same with the jobs that are sought; asked for by a form, so that no name or UID stands in an address."""
+    fields = await form_of(request)
+    sought = fields.get("q", "").strip()[:LONGEST_SOUGHT]
+    number = _page_number(fields)
+    return await run_in_threadpool(_job_list, request, sought, [fields.get("state", "")], number)
+
+
+def _job_list(request: Request, sought: str, states: Sequence[str], number: int) -> HTMLResponse:
     page = page_of(request)
-    chosen = [JobState(s) for s in request.query_params.getlist("state") if s in list(JobState)]
-    number = _page_number(request)
-    jobs = overview.jobs_page(page.engine, chosen, limit=ROWS + 1, offset=(number - 1) * ROWS)
+    chosen = [JobState(s) for s in states if s in list(JobState)]
+    asked = Asked(sought, chosen, by_identity=identity_of(request).sees_names)
+    rows = worklist(page.engine, asked, limit=ROWS + 1, offset=(number - 1) * ROWS)
     counts = overview.count_by_state(page.engine)
     at_work = overview.jobs_page(page.engine, [JobState.RUNNING], limit=20)
     configured = [d.name for d in page.settings.destinations]
     backlogs = overview.backlogs(page.engine)
-    response = render(
+    return render(
         request,
         "overview.html",
+        sought=sought,
+        kept_state=chosen[0] if chosen else "",
         counts=counts,
         total=sum(counts.values()),
         arriving=overview.arriving(open_index(page.settings, page.engine)),
         at_work=[(job, views.steps_of(job)) for job in at_work],
         backlogs=backlogs,
         idle_destinations=[name for name in configured if name not in {b.destination for b in backlogs}],
-        jobs=jobs[:ROWS],
-        more=len(jobs) > ROWS,
+        rows=rows[:ROWS],
+        more=len(rows) > ROWS,
         number=number,
         chosen=chosen,
         obstacles=page.health.obstacles(),
         database=without_password(page.settings.engine.database_url) or "SQLite",
     )
-    return _unchanged_or(request, response)
 
 
 def refused(request: Request) -> Response:
     """Series that were not reported, each with the rules that it broke."""
-    page, number = page_of(request), _page_number(request)
+    page, number = page_of(request), _page_number(request.query_params)
     found = overview.refused_series(page.engine, limit=ROWS + 1, offset=(number - 1) * ROWS)
     return _unchanged_or(
         request, render(request, "refused.html", series=found[:ROWS], more=len(found) > ROWS, number=number)
@@ -245,8 +270,8 @@ def _job(request: Request) -> Job:
     return found
 
 
-def _page_number(request: Request) -> int:
-    asked = request.query_params.get("page", "1")
+def _page_number(fields: Mapping[str, str]) -> int:
+    asked = fields.get("page", "1")
     return max(1, int(asked)) if asked.isdecimal() and len(asked) < 8 else 1
 
 

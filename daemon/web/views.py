@@ -162,6 +162,16 @@ def clock(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
+def minute(seconds: float) -> str:
+    """The same to the minute."""
+    return clock(seconds)[:16]
+
+
+def day(date: str) -> str:
+    """A date of a header (DA, PS3.5 6.2) as people write it; what is none stays as it is."""
+    return f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == 8 and date.isdecimal() else date
+
+
 def megabytes(size: int) -> str:
     """A size for people."""
     return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -23,7 +23,8 @@ from daemon.database.tables import JobState
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import write_report
-from daemon.jobs.store import JobStore
+from daemon.jobs.store import JobStore, SeriesVerdict
+from daemon.jobs.worklist import note_study
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.web.access import Access
@@ -106,7 +107,12 @@ def add_job(site: Site, job_id: str, state: JobState = JobState.DONE, *, reporte
         _write_instance(folder.input / "000001.dcm")
         _write_volume(folder)
         _write_report(folder)
+    note_study(site.store, job_id, folder)
     return folder
+
+
+def a_verdict(series_uid: str, verdict: str, *reasons: str, **more: Any) -> SeriesVerdict:
+    return SeriesVerdict("", series_uid, verdict, reasons, **more)
 
 
 def _write_instance(path: Path) -> None:
@@ -116,6 +122,7 @@ def _write_instance(path: Path) -> None:
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = MRImageStorage
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
     dataset.PatientName, dataset.PatientID, dataset.StudyDescription = NAME, "P001", "Brain MRI"
+    dataset.AccessionNumber, dataset.StudyDate = "ACC-77/3", "20260102"
     dataset.save_as(path, enforce_file_format=True)
 
 

@@ -35,8 +35,11 @@ def select(context: Context, folder: JobFolder) -> None:
                 series_uid=verdict.series_uid,
                 verdict="accepted" if verdict.accepted else "refused",
                 reasons=tuple(reason.line for reason in verdict.reasons),
+                description=series.description,
+                number=series.number,
+                instances=len(series.files),
             )
-            for _, verdict in ranked
+            for series, verdict in ranked
         ),
         problems=tuple(UnreadFile(file=p.path.name, reason=p.reason) for p in scan.problems),
     )

@@ -6,7 +6,7 @@ from daemon.config.data_folder import DataFolder
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import DeliveryState, JobState
 from daemon.errors import DaemonError
-from daemon.jobs.store import JobStore
+from daemon.jobs.store import JobStore, SeriesVerdict
 from daemon.pipeline.actions import cancel
 
 
@@ -41,7 +41,13 @@ def test_timings_add_up_by_step(store: JobStore) -> None:
 
 def test_verdicts_are_found_by_series_and_by_job(store: JobStore) -> None:
     add(store)
-    store.put_verdicts("j1", [("1.2.3.1", "accepted", ["named FLAIR"]), ("1.2.3.2", "refused", ["T1"])])
+    store.put_verdicts(
+        "j1",
+        [
+            SeriesVerdict("j1", "1.2.3.1", "accepted", ("named FLAIR",)),
+            SeriesVerdict("j1", "1.2.3.2", "refused", ("T1",)),
+        ],
+    )
     assert [v.verdict for v in store.verdicts(series_uid="1.2.3.2")] == ["refused"]
     assert len(store.verdicts(job_id="j1")) == 2
     assert store.verdicts(series_uid="9") == []

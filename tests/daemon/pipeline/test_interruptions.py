@@ -25,7 +25,7 @@ from daemon.engine.recovery import MOST_DEATHS, count_deaths
 from daemon.errors import DiskFull
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.steps import STEPS
-from daemon.jobs.store import JobStore
+from daemon.jobs.store import JobStore, SeriesVerdict
 from daemon.pipeline import workflow
 from daemon.pipeline.actions import retry
 from daemon.pipeline.step_process import StepProcess
@@ -173,7 +173,7 @@ def test_text_that_no_database_holds_is_kept_all_the_same(postgres: Postgres) ->
     database.create_tables(store.engine)
     strange = "Body Part Examined 'BRA\0IN\udcff'"
     store.add("good1", study_uid="1.2", supersedes=None)
-    store.put_verdicts("good1", [("1.2\0", "refused", [strange])])
+    store.put_verdicts("good1", [SeriesVerdict("good1", "1.2\0", "refused", (strange,))])
     store.update("good1", reason=strange, progress="x" * 100_000)
     job = store.get("good1")
     assert job is not None

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pwd
+import re
 import subprocess
 import time
 import zipfile
@@ -15,10 +16,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from web_support import BANNER, NAME, Site, add_job, audit_lines, start_site
+from record_support import an_arrival
+from web_support import BANNER, NAME, Site, a_verdict, add_job, audit_lines, start_site
 
 from daemon.database.tables import JobState
 from daemon.errors import ConfigurationError
+from daemon.jobs.worklist import note_study
 
 TOKEN = "a-token-of-24-characters"
 BY_PROXY = {"user_header": "X-Remote-User", "trusted_proxies": ["127.0.0.1"]}
@@ -61,7 +64,9 @@ def test_a_page_that_did_not_change_is_not_sent_again(site: Site) -> None:
 
 def test_a_job_shows_report_findings_warnings_and_files(site: Site) -> None:
     add_job(site, "j1")
-    site.store.put_verdicts("j1", [("1.2.3", "accepted", ["ok: named FLAIR"]), ("1.2.4", "refused", ["REFUSED: T1"])])
+    site.store.put_verdicts(
+        "j1", [a_verdict("1.2.3", "accepted", "ok: named FLAIR"), a_verdict("1.2.4", "refused", "REFUSED: T1")]
+    )
     text = site.ask("/jobs/j1")[2].decode()
     for shown in ("left frontal lobe", "91 %", "Slices are 4 mm thick.", "REFUSED: T1", NAME, "weights_sha256"):
         assert shown in text
@@ -191,20 +196,103 @@ def test_a_session_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         site.server.stop()
 
 
+def found(site: Site, sought: str, **headers: str) -> list[str]:
+    """Jobs that the search lists."""
+    fields = {"form_token": site.form_token("/", **headers), "q": sought, "state": headers.pop("state", "")}
+    status, _, body = site.ask("/search", method="POST", form=fields, **headers)
+    assert status == 200
+    return re.findall(r'id="row-(\w+)"', body.decode())
+
+
 def test_a_study_is_found_by_a_form_and_no_uid_stands_in_an_address(site: Site) -> None:
     add_job(site, "j1")
-    add_job(site, "j2", JobState.QUEUED, reported=False)
-    study, series = "1.2.826.77.1", "1.2.826.77.2"
-    site.store.add("j3", study_uid=study, supersedes=None)
-    site.store.put_verdicts("j2", [(series, "accepted", ["ok"])])
+    folder = add_job(site, "j22", JobState.QUEUED, reported=False)
+    an_arrival("j22", study_uid="1.2.3", series_uids=["1.2.826.77.2"]).write(folder.arrival)
+    note_study(site.store, "j22", folder)
+    for sought, jobs in (("1.2.826.77.2", ["j22"]), (" 1.2.826.77. ", ["j22"]), ("J1", ["j1"]), ("j", ["j22", "j1"])):
+        assert found(site, sought) == jobs, sought
+    fields = {"form_token": site.form_token("/"), "q": "1.2.3.4.<b>"}
+    body = site.ask("/search", method="POST", form=fields)[2].decode()
+    assert "1.2.3.4.&lt;b&gt;" in body
+    assert "1.2.3.4.<b>" not in body
+    assert site.ask("/search", method="POST", form={"q": "j1"})[0] == 403
+    assert site.ask("/search?q=j1")[0] == 405
+
+
+def test_patients_are_named_and_found_only_where_it_is_known_who_asks(tmp_path: Path) -> None:
+    site = start_site(tmp_path, {**BY_PROXY, "token": TOKEN})
+    other = start_site(tmp_path)  # the same data, for whoever reaches loopback
+    try:
+        add_job(site, "j1")
+        add_job(site, "j22", JobState.FAILED, reported=False)
+        site.store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm"), ("1.2", "sc", "sc.dcm")])
+        site.store.update("j1", result="lesion left frontal")
+        secrets = (NAME, "P001", "ACC-77/3", "Brain MRI", "2026-01-02")
+        for who in ({"Authorization": f"Bearer {TOKEN}"}, {"X_Remote_User": "reader"}):
+            text = site.ask("/", **who)[2].decode()
+            for shown in (*secrets, "lesion left frontal", "0 of 2 stored", "2 waiting"):
+                assert shown in text, shown
+            for sought in ("doe", "JANE", "jane doe", "Doe^J", "p001", "acc-77/3", "77", "ACC", "dóe"):
+                assert found(site, sought, **who) == ["j1"], sought
+            assert found(site, "doe smith", **who) == found(site, "oe", **who) == []
+        text = other.ask("/")[2].decode() + other.ask("/refused")[2].decode()
+        assert not [secret for secret in secrets if secret in text]
+        for sought in ("doe", "p001", "acc", "77"):
+            assert found(other, sought) == []
+        assert found(other, "j1") == ["j1"]
+    finally:
+        site.server.stop()
+        other.server.stop()
+
+
+def test_what_headers_say_is_text_and_no_markup(tmp_path: Path) -> None:
+    mark = "<img src=x onerror=alert(1)>'\""
+    site = start_site(tmp_path, {"token": TOKEN})
+    try:
+        add_job(site, "j1")
+        columns = ("patient_name", "patient_id", "accession_number", "study_date", "study_description")
+        site.store.put_study("j1", dict.fromkeys((*columns, "series_description"), mark), {mark.split()[0]: True})
+        site.store.put_verdicts(
+            "j1", [a_verdict("1.2.3", "refused", f"REFUSED: {mark}", description=mark, number=mark)]
+        )
+        site.store.update("j1", reason=mark, result=mark, progress=mark)
+        site.store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm")])
+        who = {"Authorization": f"Bearer {TOKEN}"}
+        fields = {"form_token": site.form_token("/", **who), "q": "<img"}
+        pages = [site.ask(path, **who)[2].decode() for path in ("/", "/refused", "/jobs/j1")]
+        pages.append(site.ask("/search", method="POST", form=fields, **who)[2].decode())
+        for text in pages:
+            assert "&lt;img" in text
+            assert "<img src=x" not in text
+            assert "alert(1)>'" not in text
+    finally:
+        site.server.stop()
+
+
+def test_a_search_is_kept_within_a_state_and_has_pages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.web.pages.ROWS", 2)
+    for number in range(5):
+        add_job(site, f"k{number}", JobState.DONE if number else JobState.FAILED, reported=False)
     token = site.form_token("/")
-    for asked, job in ((study, "j3"), (f" {series} ", "j2"), ("j1", "j1")):
-        status, headers, _ = site.ask("/find", method="POST", form={"form_token": token, "uid": asked})
-        assert (status, headers["location"]) == (303, f"/jobs/{job}")
-    status, _, body = site.ask("/find", method="POST", form={"form_token": token, "uid": "1.2.3.4.<b>"})
-    assert status == 404
-    assert "1.2.3.4.&lt;b&gt;" in body.decode()
-    assert site.ask("/find", method="POST", form={"uid": study})[0] == 403
+
+    def ask(**fields: str) -> str:
+        return site.ask("/search", method="POST", form={"form_token": token, "q": "k", **fields})[2].decode()
+
+    assert re.findall(r'id="row-(\w+)"', ask()) == ["k4", "k3"]
+    assert re.findall(r'id="row-(\w+)"', ask(page="3")) == ["k0"]
+    assert 'form="search" name="page" value="2"' in ask()
+    failed = ask(state="failed")
+    assert re.findall(r'id="row-(\w+)"', failed) == ["k0"]
+    assert '<input type="hidden" name="state" value="failed">' in failed
+
+
+def test_a_refused_series_says_what_it_was(site: Site) -> None:
+    add_job(site, "j1")
+    refused = a_verdict("1.2.4", "refused", "REFUSED: T1", description="t1 mprage sag", number="7", instances=176)
+    site.store.put_verdicts("j1", [refused])
+    for path in ("/refused", "/jobs/j1"):
+        text = " ".join(site.ask(path)[2].decode().split())
+        assert re.search(r"t1 mprage sag(</strong>)?, series 7, 176 images", text), path
 
 
 def test_a_job_that_was_replaced_says_so_and_names_the_newest(site: Site) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from web_support import Site, add_job, start_site
+from web_support import Site, a_verdict, add_job, start_site
 
 from daemon.database.tables import JobState
 
@@ -140,7 +140,7 @@ def test_nothing_is_wider_than_the_screen(site: Site, browser, width: int) -> No
     add_job(site, "j2", JobState.SET_ASIDE, reported=False)
     uid = "1.2.826.0.1.3680043.8.498.1111997464662913642263474203676117744"
     site.store.update("j2", reason=f"no brain FLAIR among 1 series: {uid}")
-    site.store.put_verdicts("j2", [(uid, "refused", [f"REFUSED: {uid}"])])
+    site.store.put_verdicts("j2", [a_verdict(uid, "refused", f"REFUSED: {uid}")])
     page = browser.new_page(viewport={"width": width, "height": 800})
     page.set_default_timeout(PATIENCE_MS)
     for path in ("/", "/jobs/j1", "/jobs/j2", "/refused", "/reviews"):

@@ -64,7 +64,7 @@ def test_an_answer_that_nobody_takes_ends(tmp_path: Path, monkeypatch: pytest.Mo
     site.server.stop()
 
 
-@pytest.mark.parametrize("path", ["/login", "/find"])
+@pytest.mark.parametrize("path", ["/login", "/search"])
 def test_a_body_is_read_no_further_than_a_form_needs(site: Site, path: str) -> None:
     """The sender says 1 GB; what it is told comes long before that is sent."""
     with connect(site) as connection:
