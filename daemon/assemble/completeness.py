@@ -19,7 +19,7 @@ from pydicom import Dataset
 from daemon.assemble.gaps import TAGS, Gap, find_gaps
 from daemon.assemble.part10 import MR_IMAGE, read_header
 from daemon.config.sections import Assembly
-from daemon.database.tables import INSTANCES, OF_A_JOB, OPEN_ASSOCIATIONS, InstanceState
+from daemon.database.tables import COMPLETE_NOW, INSTANCES, OF_A_JOB, OPEN_ASSOCIATIONS, InstanceState
 from daemon.observe.logs import tag
 
 log = logging.getLogger(__name__)
@@ -77,21 +77,36 @@ class Completeness:
         with self.engine.connect() as connection:
             receiving = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
         waiting = sorted(self._news.items(), key=lambda entry: entry[1].since)
-        return tuple(uid for uid, news in waiting if self._is_complete(uid, news, now, receiving=uid in receiving))
+        wanted = self._wanted()
+        return tuple(
+            uid
+            for uid, news in waiting
+            if self._is_complete(uid, news, now, receiving=uid in receiving, wanted=uid in wanted)
+        )
+
+    def _wanted(self) -> set[str]:
+        """Studies that a person said are complete; those that were handed over since are forgotten."""
+        with self.engine.connect() as connection:
+            wanted = set(connection.execute(sa.select(COMPLETE_NOW.c.study_uid)).scalars())
+        over = wanted - set(self._news)
+        if over:
+            with self.engine.begin() as connection:
+                connection.execute(sa.delete(COMPLETE_NOW).where(COMPLETE_NOW.c.study_uid.in_(over)))
+        return wanted - over
 
     def gaps(self, study_uid: str) -> tuple[Gap, ...]:
         """What the study's series seemed to lack when it was last judged."""
         news = self._news.get(study_uid)
         return (news.gaps or ()) if news is not None else ()
 
-    def _is_complete(self, study_uid: str, news: _News, now: float, *, receiving: bool) -> bool:
+    def _is_complete(self, study_uid: str, news: _News, now: float, *, receiving: bool, wanted: bool) -> bool:
         quiet = now - news.since
         wait = max(self.rules.max_wait_seconds, self.rules.quiet_seconds) if receiving else self.rules.quiet_seconds
-        if quiet < wait:
+        if quiet < wait and not wanted:
             return False
         if news.gaps is None:
             news.gaps = self._find_gaps(study_uid)
-        return not news.gaps or quiet >= GAP_PATIENCE * self.rules.quiet_seconds
+        return wanted or not news.gaps or quiet >= GAP_PATIENCE * self.rules.quiet_seconds
 
     def _find_gaps(self, study_uid: str) -> tuple[Gap, ...]:
         """Nothing but patience depends on the answer: a study whose headers defeat the check is not kept waiting."""

@@ -8,7 +8,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from daemon.database.tables import ARRIVALS, INSTANCES, InstanceState
+from daemon.database.engine import upsert
+from daemon.database.tables import ARRIVALS, COMPLETE_NOW, INSTANCES, InstanceState
+from daemon.errors import DaemonError
 
 _KEY = ("study_uid", "series_uid", "sop_uid", "sha256")
 
@@ -35,6 +37,21 @@ def forget_study(engine: sa.Engine, study_uid: str) -> None:
             )
         )
         connection.execute(sa.delete(ARRIVALS).where(ARRIVALS.c.study_uid == study_uid, ARRIVALS.c.submitted.is_(True)))
+
+
+def complete_now(engine: sa.Engine, study_uid: str) -> None:
+    """Let a study that waits be handed over at once, whatever it seems to lack.
+
+    Raises:
+        DaemonError: nothing of it waits.
+    """
+    waits = sa.select(INSTANCES.c.study_uid).where(
+        INSTANCES.c.study_uid == study_uid, INSTANCES.c.state == InstanceState.PENDING.value
+    )
+    with engine.begin() as connection:
+        if connection.execute(waits.limit(1)).first() is None:
+            raise DaemonError("no study of this UID waits: it was handed over meanwhile, or never came")
+        connection.execute(upsert(engine, COMPLETE_NOW, {"study_uid": study_uid}, update=()))
 
 
 @dataclass(frozen=True)

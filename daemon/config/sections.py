@@ -11,7 +11,9 @@ import pwd
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from string import Formatter
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -40,6 +42,10 @@ ENVIRONMENT_PREFIX = "BRAINGEMMA_"
 
 LEAST_TOKEN = 16
 """Characters of `[web] token`."""
+
+
+VIEWER_FIELDS = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "AccessionNumber")
+"""Placeholders of `[web] viewer_url`."""
 
 
 def is_loopback(host: str) -> bool:
@@ -418,6 +424,13 @@ class Web(Section):
     """The proxy's local account, such as `www-data`: of programs on this machine only its are believed; empty: all."""
     session_hours: float = Field(12, gt=0)
     """A person who showed the token must show it again after so long."""
+    upload: bool = False
+    """Studies may be uploaded in the browser by whoever may use the page."""
+    upload_mb: int = Field(2048, ge=1)
+    """Largest upload, MB, and what the archives in it may inflate to."""
+    viewer_url: str = ""
+    """Where "Open in viewer" leads, such as `https://pacs.example/ohif/viewer?StudyInstanceUIDs={StudyInstanceUID}`;
+    `{SeriesInstanceUID}`, `{PatientID}` and `{AccessionNumber}` may stand in it, too. Empty: no link."""
 
     @model_validator(mode="after")
     def _guarded_unless_loopback(self) -> Web:
@@ -431,6 +444,25 @@ class Web(Section):
         for address in self.trusted_proxies:
             ipaddress.ip_address(address)
         return self
+
+    @field_validator("viewer_url")
+    @classmethod
+    def _is_a_template(cls, url: str) -> str:
+        if not url:
+            return url
+        known = ", ".join(f"{{{name}}}" for name in VIEWER_FIELDS)
+        try:
+            parts = list(Formatter().parse(url))
+        except ValueError as error:
+            raise ValueError(f"expected a URL with placeholders of {known}: {error}") from None
+        fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
+        unknown = [name for name, spec, conversion in fields if name not in VIEWER_FIELDS or spec or conversion]
+        if unknown or not fields:
+            raise ValueError(f"expected placeholders of {known}, got {', '.join(map(repr, unknown)) or 'none'}")
+        address = urlsplit(url)
+        if address.scheme not in ("http", "https") or not address.netloc or "{" in address.netloc:
+            raise ValueError("expected a URL that begins with http:// or https:// and a host")
+        return url
 
     @field_validator("proxy_user")
     @classmethod

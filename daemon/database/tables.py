@@ -217,6 +217,22 @@ UNDER_WAY = sa.Table(
 """Studies that are being handed over, and how often that was begun: a row that stays was left by a killed process."""
 
 
+COMPLETE_NOW = sa.Table(
+    "received_complete_now",
+    metadata,
+    sa.Column("study_uid", CleanText, primary_key=True),
+)
+"""Studies that a person said are complete: they are handed over without more waiting."""
+PAUSES = sa.Table(
+    "pauses",
+    metadata,
+    sa.Column("what", CleanText, primary_key=True),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("by", CleanText, nullable=False),
+)
+"""What a person stopped for now: `queue`, so that no further study is begun."""
+
+
 COMMITMENTS = sa.Table(
     "commitments",
     metadata,

@@ -27,6 +27,7 @@ OPEN = sorted(str(state) for state in OPEN_DELIVERIES)
 class Arriving:
     """A study that is not complete yet; times are seconds since the epoch, UTC."""
 
+    study_uid: str
     instances: int
     series: int
     calling_aet: str
@@ -89,9 +90,12 @@ def arriving(engine: sa.Engine, *, limit: int = 50) -> list[Arriving]:
         rows = connection.execute(query).all()
         open_studies = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
     return [
-        Arriving(row.instances, row.series, row.calling_aet, row.first, row.last, row.study_uid in open_studies)
+        Arriving(
+            row.study_uid, row.instances, row.series, row.calling_aet, row.first, row.last,
+            row.study_uid in open_studies,
+        )
         for row in rows
-    ]
+    ]  # fmt: skip
 
 
 def backlogs(engine: sa.Engine) -> list[Backlog]:
@@ -115,6 +119,20 @@ def backlogs(engine: sa.Engine) -> list[Backlog]:
     with engine.connect() as connection:
         rows = connection.execute(query).all()
     return [Backlog(r.destination, int(r.waiting), int(r.dead), r.jobs, r.oldest, r.reason) for r in rows]
+
+
+def with_dead_letter(engine: sa.Engine, destination: str, *, limit: int) -> list[str]:
+    """Jobs of which something lies in a destination's dead letter, the oldest first."""
+    query = (
+        sa.select(JOBS.c.job_id)
+        .join(DELIVERIES, JOBS.c.job_id == DELIVERIES.c.job_id)
+        .where(DELIVERIES.c.state == DeliveryState.DEAD.value, DELIVERIES.c.destination == destination)
+        .group_by(JOBS.c.job_id, JOBS.c.created)
+        .order_by(JOBS.c.created)
+        .limit(limit)
+    )
+    with engine.connect() as connection:
+        return list(connection.execute(query).scalars())
 
 
 def refused_series(engine: sa.Engine, *, limit: int, offset: int = 0) -> list[SeriesVerdict]:

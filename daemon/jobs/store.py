@@ -22,6 +22,7 @@ from daemon.database.tables import (
     JOB_WORDS,
     JOBS,
     OPEN_DELIVERIES,
+    PAUSES,
     VERDICTS,
     DeliveryState,
     JobState,
@@ -100,6 +101,18 @@ class Delivery:
     transaction_uid: str = ""
     checks: int = 0
     confirmed: str = ""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Since when the queue is paused, seconds since the epoch, UTC, and who did it."""
+
+    since: float
+    by: str
+
+
+QUEUE = "queue"
+"""Row of `PAUSES` that stops the pipeline before the next study."""
 
 
 def now() -> float:
@@ -187,6 +200,23 @@ class JobStore:
         query = sa.select(sa.func.count()).where(JOBS.c.state.in_([JobState.QUEUED, JobState.RUNNING]))
         with self.engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
+
+    def pause(self, by: str) -> None:
+        """Begin no further study until `resume`; the one that is at work is finished, and deliveries go on."""
+        row = {"what": QUEUE, "since": now(), "by": by}
+        with self._writing() as connection:
+            connection.execute(upsert(self.engine, PAUSES, row, update=()))
+
+    def resume(self) -> None:
+        """Go on with the queue."""
+        with self._writing() as connection:
+            connection.execute(sa.delete(PAUSES).where(PAUSES.c.what == QUEUE))
+
+    def paused(self) -> Pause | None:
+        """Whether the queue is paused."""
+        with self.engine.connect() as connection:
+            row = connection.execute(sa.select(PAUSES).where(PAUSES.c.what == QUEUE)).one_or_none()
+        return None if row is None else Pause(row.since, row.by)
 
     def remove(self, job_id: str) -> None:
         """Forget a job with its verdicts and deliveries."""

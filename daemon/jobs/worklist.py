@@ -157,6 +157,12 @@ def worklist(engine: sa.Engine, asked: Asked, *, limit: int, offset: int = 0) ->
     ]
 
 
+def study_of(engine: sa.Engine, job_id: str) -> Mapping[str, str]:
+    """Whose study one job is of: columns of `JOB_STUDIES`; empty where nothing is known."""
+    with engine.connect() as connection:
+        return _studies(connection, [job_id]).get(job_id, {})
+
+
 def _with_word(term: str, *, by_identity: bool) -> sa.Select[Any]:
     begins = sa.and_(JOB_WORDS.c.word >= term, JOB_WORDS.c.word < term + _AFTER_ALL)
     query = sa.select(JOB_WORDS.c.job_id).where(begins)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 
 import sqlalchemy as sa
 
@@ -50,18 +51,46 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
         raise DaemonError(f"job {job_id} is {job.state}; only a job that has ended can be retried")
     if job.state is JobState.DONE:
         raise DaemonError(f"job {job_id} is done; its results were delivered")
+    dead = _dead(store, job_id)
+    if dead:
+        return _deliver_again(store, engine, job, dead)
     run = job.runs + 1
-    dead = sorted({d.destination for d in store.deliveries(job_id) if d.state is DeliveryState.DEAD})
     with engine_client(engine) as client:
-        if dead:
-            store.update(job_id, state=JobState.DELIVERING, runs=run, reason="")
-            for destination in dead:
-                store.revive_deliveries(job_id, destination)
-                _enqueue_delivery(client, f"{job_id}-r{run}:{destination}", job_id, destination)
-            return f"delivery to {', '.join(dead)}"
         store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="", deaths=0)
         _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id)
         return "all steps"
+
+
+def retry_delivery(store: JobStore, engine: sa.Engine, job_id: str, destination: str) -> str:
+    """Send again what one destination was given up for, also while others are still served.
+
+    Returns:
+        What was started, in words.
+
+    Raises:
+        DaemonError: no such job, one that is at work, or one of which nothing was given up there.
+    """
+    job = job_or_error(store, job_id)
+    if job.state in (JobState.QUEUED, JobState.RUNNING):
+        raise DaemonError(f"job {job_id} is {job.state}; its results are sent when they are made")
+    if destination not in _dead(store, job_id):
+        raise DaemonError(f"job {job_id} has nothing that was given up for {destination!r}")
+    return _deliver_again(store, engine, job, [destination])
+
+
+def _dead(store: JobStore, job_id: str) -> list[str]:
+    """Destinations for which something of a job was given up."""
+    return sorted({d.destination for d in store.deliveries(job_id) if d.state is DeliveryState.DEAD})
+
+
+def _deliver_again(store: JobStore, engine: sa.Engine, job: Job, destinations: Sequence[str]) -> str:
+    run = job.runs + 1
+    store.update(job.job_id, state=JobState.DELIVERING, runs=run, reason="")
+    with engine_client(engine) as client:
+        for destination in destinations:
+            store.revive_deliveries(job.job_id, destination)
+            _enqueue_delivery(client, f"{job.job_id}-r{run}:{destination}", job.job_id, destination)
+    return f"delivery to {', '.join(destinations)}"
 
 
 def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str) -> str:

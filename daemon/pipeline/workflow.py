@@ -52,6 +52,9 @@ DATABASE_PAUSE = 1.0
 ROOM_BYTES = 1 << 20
 """A step that found the disk full is tried again once so many more bytes are free."""
 
+PAUSE_SECONDS = 0.5
+"""How often a study that waits for its turn looks whether the queue is still paused."""
+PAUSE_SIGN_SECONDS = 30.0
 ROOM_PAUSE = 1.0
 """Seconds between two looks at the disk."""
 
@@ -224,6 +227,22 @@ def _wait_for_room(job_id: str) -> None:
             raise Cancelled("cancelled by request")
 
 
+def _wait_while_paused(job_id: str) -> None:
+    """Until nobody holds the queue back; a sign of life now and then says that this is no standstill.
+
+    Raises:
+        Cancelled: the job was, meanwhile.
+    """
+    store, told = context().store, 0.0
+    while (pause := _patient(store.paused)()) is not None:
+        if _is_cancelled(job_id):
+            raise Cancelled("cancelled by request")
+        if time.monotonic() - told > PAUSE_SIGN_SECONDS:
+            told = time.monotonic()
+            _patient(store.update)(job_id, progress=f"the queue is paused by {pause.by}")
+        time.sleep(PAUSE_SECONDS)
+
+
 def _is_cancelled(job_id: str) -> bool:
     try:
         job = context().store.get(job_id)
@@ -238,6 +257,7 @@ def select(job_id: str) -> list[str]:
     Returns:
         Jobs of other series of the study, to be queued.
     """
+    _wait_while_paused(job_id)
     try:
         _run("select", job_id)
     finally:
@@ -394,9 +414,13 @@ def finish_step(job_id: str) -> str:
     store = context().store
     job = store.get(job_id)
     deliveries = store.deliveries(job_id)
-    if job is None or job.state in FINAL_STATES or is_open(deliveries):
+    if job is None or job.state in FINAL_STATES:
         return "waiting"
     dead = sorted({f"{d.destination}: {d.reason}" for d in deliveries if d.state is DeliveryState.DEAD})
+    if is_open(deliveries):  # other destinations are still served, but somebody should know
+        if dead:
+            store.update(job_id, reason="; ".join(dead))
+        return "waiting"
     state = JobState.FAILED if dead else JobState.DONE
     store.update(job_id, state=state, reason="; ".join(dead), step=DELIVER)
     metrics.JOBS_ENDED.labels(str(state), "DeadLetter" if dead else "").inc()

@@ -1,16 +1,35 @@
-"""What a person may do on the page: retry, cancel, judge a report, each in the audit log."""
+"""What a person may do on the page, each in the audit log: jobs, verdicts, destinations, the queue."""
 
 from __future__ import annotations
+
+import logging
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
+from daemon.assemble.index import complete_now
+from daemon.config.sections import Destination
+from daemon.database.engine import open_index
+from daemon.deliver.client import client_for
+from daemon.errors import DaemonError
+from daemon.jobs.overview import with_dead_letter
 from daemon.jobs.reviews import add_review
 from daemon.observe.metrics import READER_VERDICTS
 from daemon.pipeline import actions
 from daemon.pipeline.verified import VERIFYING, check_verifiable, send_verified, verifies
-from daemon.web.context import form_of, identity_of, page_of
+from daemon.web.context import form_of, identity_of, page_of, render
+
+log = logging.getLogger(__name__)
+
+MOST_RETRIED = 1000
+"""Jobs that are sent again by one request."""
+
+
+class NotConfigured(DaemonError):
+    """Nothing of this name is in the configuration."""
+
+    http_status = 404
 
 
 async def retry(request: Request) -> Response:
@@ -20,6 +39,84 @@ async def retry(request: Request) -> Response:
     started = await run_in_threadpool(actions.retry, page.store, page.engine, job_id)
     page.audit.write("retried", by=identity_of(request).named, job=job_id, what=started)
     return RedirectResponse(f"/jobs/{job_id}", 303)
+
+
+async def retry_delivery(request: Request) -> Response:
+    """Send again what one destination was given up for."""
+    await form_of(request)
+    page, job_id, name = page_of(request), request.path_params["job_id"], request.path_params["name"]
+    started = await run_in_threadpool(actions.retry_delivery, page.store, page.engine, job_id, name)
+    page.audit.write("retried", by=identity_of(request).named, job=job_id, what=started)
+    return RedirectResponse(f"/jobs/{job_id}#delivery", 303)
+
+
+async def retry_destination(request: Request) -> Response:
+    """Send again everything that a destination was given up for, up to `MOST_RETRIED` jobs at once."""
+    await form_of(request)
+    page, destination = page_of(request), _destination(request)
+
+    def send_again() -> None:
+        for job_id in with_dead_letter(page.engine, destination.name, limit=MOST_RETRIED):
+            try:
+                started = actions.retry_delivery(page.store, page.engine, job_id, destination.name)
+            except DaemonError as error:  # it is at work again, or somebody else was quicker
+                log.info("job %s is not retried: %s", job_id, error)
+                continue
+            page.audit.write("retried", by=identity_of(request).named, job=job_id, what=started)
+
+    await run_in_threadpool(send_again)
+    return RedirectResponse("/", 303)
+
+
+async def test_destination(request: Request) -> Response:
+    """Ask a destination for a sign of life, as deliveries reach it."""
+    await form_of(request)
+    page, destination = page_of(request), _destination(request)
+    client = client_for(destination, page.settings.listener.ae_title)
+    try:
+        await run_in_threadpool(client.echo)
+    except DaemonError as error:
+        trouble = str(error)
+    else:
+        trouble = ""
+    page.audit.write("tested", by=identity_of(request).named, destination=destination.name, answers=not trouble)
+    return render(request, "tested.html", destination=destination, asked=client.sign_of_life, trouble=trouble)
+
+
+def _destination(request: Request) -> Destination:
+    name = request.path_params["name"]
+    found = next((d for d in page_of(request).settings.destinations if d.name == name), None)
+    if found is None:
+        raise NotConfigured(f"no destination is called {name!r} in the configuration")
+    return found
+
+
+async def pause(request: Request) -> Response:
+    """Begin no further study for now."""
+    await form_of(request)
+    page, who = page_of(request), identity_of(request).named
+    await run_in_threadpool(page.store.pause, who)
+    page.audit.write("paused", by=who)
+    return RedirectResponse("/", 303)
+
+
+async def resume(request: Request) -> Response:
+    """Go on with the queue."""
+    await form_of(request)
+    page = page_of(request)
+    await run_in_threadpool(page.store.resume)
+    page.audit.write("resumed", by=identity_of(request).named)
+    return RedirectResponse("/", 303)
+
+
+async def complete(request: Request) -> Response:
+    """Hand a study over that still waits."""
+    fields = await form_of(request)
+    page, study_uid = page_of(request), fields.get("study", "")
+    index = open_index(page.settings, page.engine)
+    await run_in_threadpool(complete_now, index, study_uid)
+    page.audit.write("completed", by=identity_of(request).named, study_uid=study_uid)
+    return RedirectResponse("/", 303)
 
 
 async def cancel(request: Request) -> Response:

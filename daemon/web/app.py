@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from daemon.errors import DaemonError
-from daemon.web import access, actions, pages
+from daemon.web import access, actions, pages, upload
 from daemon.web.context import HERE, Page, fields_of, page_of, render
 
 WRONG_SECONDS = 0.5
@@ -125,6 +125,8 @@ def create_app(page: Page) -> Starlette:
         Route("/", pages.job_list, methods=["GET"]),
         Route("/refused", pages.refused, methods=["GET"]),
         Route("/reviews", pages.reviews, methods=["GET"]),
+        Route("/upload", upload.upload_form, methods=["GET"]),
+        Route("/upload", upload.upload, methods=["POST"]),
         Route("/reviews.jsonl", pages.reviews_export, methods=["GET"]),
         Route("/search", pages.search, methods=["POST"]),
         Route("/jobs/{job_id}", pages.job, methods=["GET"]),
@@ -132,6 +134,12 @@ def create_app(page: Page) -> Starlette:
         Route("/jobs/{job_id}/saliency/{plane}/{index:int}.png", pages.map_slice, methods=["GET"]),
         Route("/jobs/{job_id}/files.zip", pages.archive, methods=["GET"]),
         Route("/jobs/{job_id}/files/{path:path}", pages.download, methods=["GET"]),
+        Route("/destinations/{name}/test", actions.test_destination, methods=["POST"]),
+        Route("/destinations/{name}/retry", actions.retry_destination, methods=["POST"]),
+        Route("/queue/pause", actions.pause, methods=["POST"]),
+        Route("/queue/resume", actions.resume, methods=["POST"]),
+        Route("/arriving/complete", actions.complete, methods=["POST"]),
+        Route("/jobs/{job_id}/deliveries/{name}/retry", actions.retry_delivery, methods=["POST"]),
         Route("/jobs/{job_id}/retry", actions.retry, methods=["POST"]),
         Route("/jobs/{job_id}/cancel", actions.cancel, methods=["POST"]),
         Route("/jobs/{job_id}/review", actions.review, methods=["POST"]),

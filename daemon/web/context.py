@@ -84,6 +84,7 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         signed_in_by=identity.how if identity is not None else "",
         names=identity is not None and identity.sees_names,
         banner=page.synthetic_banner,
+        uploads=page.settings.web.upload,
         **{"sought": "", "kept_state": "", **values},
     )
     return HTMLResponse(html, status_code=status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
@@ -20,7 +21,7 @@ from starlette.responses import (
     StreamingResponse,
 )
 
-from braingemma.explain.pictures import Plane
+from braingemma.explain.pictures import AXIS, Plane
 from daemon.assemble.index import notes_on_study
 from daemon.config.load import without_password
 from daemon.database.engine import open_index
@@ -31,7 +32,7 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.reviews import all_reviews, count_reviews, reviews_of
 from daemon.jobs.store import Job
 from daemon.jobs.study import study_rows
-from daemon.jobs.worklist import Asked, worklist
+from daemon.jobs.worklist import Asked, study_of, worklist
 from daemon.pipeline.verified import verifies
 from daemon.web import exposition, views
 from daemon.web.context import Page, form_of, identity_of, page_of, render
@@ -95,6 +96,9 @@ def _job_list(request: Request, sought: str, states: Sequence[str], number: int)
         counts=counts,
         total=sum(counts.values()),
         arriving=overview.arriving(open_index(page.settings, page.engine)),
+        configured=configured,
+        pause=page.store.paused(),
+        viewer=functools.partial(views.viewer_link, page.settings.web.viewer_url, named=asked.by_identity),
         at_work=[(job, views.steps_of(job)) for job in at_work],
         backlogs=backlogs,
         idle_destinations=[name for name in configured if name not in {b.destination for b in backlogs}],
@@ -146,7 +150,8 @@ def job(request: Request) -> Response:
     folder = page.files.fetch(found.job_id)
     stack = _stack(page, folder) if folder.volume.exists() else None
     plane = _plane(request, stack)
-    index = _index(request, stack, plane)
+    point = _point(request, stack, plane)
+    index = point[AXIS[plane]]
     response = render(
         request,
         "job.html",
@@ -155,6 +160,9 @@ def job(request: Request) -> Response:
         can_retry=found.state in FINAL_STATES - {JobState.DONE},
         steps=views.steps_of(found),
         study=study_rows(folder),
+        viewer=views.viewer_link(
+            page.settings.web.viewer_url, found, study_of(page.engine, found.job_id), named=identity.sees_names
+        ),
         arrival=views.arrival_of(folder),
         arrival_notes=notes_on_study(open_index(page.settings, page.engine), found.study_uid),
         report=views.report_of(folder),
@@ -169,6 +177,8 @@ def job(request: Request) -> Response:
         planes=PLANES,
         plane=plane,
         index=index,
+        point=point,
+        axis=AXIS,
         position=stack.position(plane, index) if stack is not None else "",
         positions=json.dumps(_positions(stack)) if stack is not None else "{}",
         revision=f"{found.state in FINAL_STATES}-{folder.report_json.exists()}-{stack is not None}",
@@ -287,13 +297,18 @@ def _plane(request: Request, stack: Stack | None) -> Plane:
     return first_plane(stack) if stack is not None else "axial"
 
 
-def _index(request: Request, stack: Stack | None, plane: Plane) -> int:
+def _point(request: Request, stack: Stack | None, plane: Plane) -> list[int]:
+    """The voxel that is shown: `at`, else the map's peak; `slice` moves it along the plane's axis."""
     if stack is None:
-        return 0
-    asked = request.query_params.get("slice", "")
-    if asked.isdecimal() and int(asked) < stack.count(plane):
-        return int(asked)
-    return stack.strongest(plane)
+        return [0, 0, 0]
+    point = list(stack.peak)
+    asked = request.query_params.get("at", "").split(",")
+    if len(asked) == len(point) and all(a.isdecimal() and len(a) < 6 for a in asked):
+        point = [min(int(a), n - 1) for a, n in zip(asked, stack.volume.shape, strict=True)]
+    index = request.query_params.get("slice", "")
+    if index.isdecimal() and len(index) < 6 and int(index) < stack.count(plane):
+        point[AXIS[plane]] = int(index)
+    return point
 
 
 def _positions(stack: Stack) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ Radiological convention, as in `braingemma.explain.pictures`; the letters of bot
 
 from __future__ import annotations
 
+import functools
 import io
 import threading
 from collections import OrderedDict
@@ -35,6 +36,8 @@ PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 CACHED_VOLUMES = 4
 SHOWN_QUANTILE = 0.99
 """Of the saliency that is not zero: full colour."""
+PEAK_SHARE = 0.999
+"""Of the largest value: voxels from there on are the peak."""
 OPACITY = 0.7
 LEAST_SIDE = 384
 """Pixels of the longer side of a picture at the least."""
@@ -55,13 +58,24 @@ class Stack:
         """Slices of a plane."""
         return int(self.volume.shape[AXIS[plane]])
 
+    @functools.cached_property
+    def peak(self) -> tuple[int, int, int]:
+        """Voxel (R, A, S) where the map is strongest, in the middle of where it is; without a map that of the volume.
+
+        Maps of supervoxels have the same value all over a region: the voxel that is nearest to the region's centre is
+        taken, and so lies in it.
+        """
+        if self.saliency is None or self.saliency.max() <= 0:
+            right, front, up = (int(n) // 2 for n in self.volume.shape)
+            return right, front, up
+        region = np.argwhere(self.saliency >= self.saliency.max() * PEAK_SHARE)
+        distance = ((region - region.mean(axis=0)) ** 2).sum(axis=1)
+        right, front, up = (int(n) for n in region[distance.argmin()])
+        return right, front, up
+
     def strongest(self, plane: Plane) -> int:
-        """The slice with the most support, else the middle one."""
-        if self.saliency is None:
-            return self.count(plane) // 2
-        across = tuple(a for a in range(3) if a != AXIS[plane])
-        support = np.clip(self.saliency, 0, None).sum(axis=across)
-        return int(support.argmax()) if support.max() > 0 else self.count(plane) // 2
+        """The slice of a plane through the peak."""
+        return self.peak[AXIS[plane]]
 
     def position(self, plane: Plane, index: int) -> str:
         """Where a slice lies, for people: "S 32 mm"."""

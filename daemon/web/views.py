@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
+from urllib.parse import quote
 
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState, JobState
 from daemon.jobs.folder import JobFolder
@@ -160,6 +162,24 @@ def ago(seconds: float) -> str:
 def clock(seconds: float) -> str:
     """A time as the machine's clock shows it."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def viewer_link(template: str, job: Job, study: Mapping[str, str], *, named: bool) -> str:
+    """Where a job's study is shown; empty where no viewer is configured, or what the template needs is not known.
+
+    Args:
+        template: `[web] viewer_url`.
+        job: The job.
+        study: What `daemon.jobs.worklist` knows of its study.
+        named: Whether numbers of patients and orders may stand in the link.
+    """
+    values = {"StudyInstanceUID": job.study_uid, "SeriesInstanceUID": job.series_uid}
+    if named:
+        values |= {"PatientID": study.get("patient_id", ""), "AccessionNumber": study.get("accession_number", "")}
+    needed = {name for _, name, _, _ in Formatter().parse(template) if name}
+    if not needed or not all(values.get(name) for name in needed):
+        return ""
+    return template.format(**{name: quote(values[name], safe="") for name in needed})
 
 
 def minute(seconds: float) -> str:

@@ -81,6 +81,10 @@ class SelectionRules:
                     raise SeriesError(f"selection rule: {keyword} = {pattern!r}: {error}") from error
 
 
+GEOMETRY = "geometry"
+"""The rule that the slices form one volume that can hold a brain."""
+
+
 @dataclass(frozen=True)
 class Reason:
     """What one rule saw.
@@ -316,20 +320,20 @@ def _patient_rule(case: _Case) -> Reason:
 
 def _geometry_rule(case: _Case) -> Reason:
     if case.geometry is None:
-        return Reason("geometry", False, case.geometry_error)
+        return Reason(GEOMETRY, False, case.geometry_error)
     geometry, rules = case.geometry, case.rules
     count = len(geometry.slices)
     sides = (geometry.rows * geometry.pixel_spacing[0], geometry.columns * geometry.pixel_spacing[1])
     extent = count * geometry.slice_spacing
     shown = f"{count} slices every {geometry.slice_spacing:.2f} mm, field of view {sides[1]:.0f} x {sides[0]:.0f} mm"
     if count < rules.minimum_slices:
-        return Reason("geometry", False, f"{shown}: expected at least {rules.minimum_slices} slices")
+        return Reason(GEOMETRY, False, f"{shown}: expected at least {rules.minimum_slices} slices")
     if extent < rules.minimum_extent_mm:
-        return Reason("geometry", False, f"{shown}: {extent:.0f} mm of stack cannot cover a brain")
+        return Reason(GEOMETRY, False, f"{shown}: {extent:.0f} mm of stack cannot cover a brain")
     low, high = rules.field_of_view_mm
     if not (low <= min(sides) and max(sides) <= high and extent <= high):
-        return Reason("geometry", False, f"{shown}: expected sides of {low:.0f} to {high:.0f} mm")
-    return Reason("geometry", True, shown)
+        return Reason(GEOMETRY, False, f"{shown}: expected sides of {low:.0f} to {high:.0f} mm")
+    return Reason(GEOMETRY, True, shown)
 
 
 RULES: tuple[Callable[[_Case], Reason], ...] = (

@@ -9,7 +9,7 @@ from daemon.errors import Permanent, Rejected
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Selection, SeriesVerdict, UnreadFile
 from daemon.pipeline.steps.context import Context
-from dicom_io.select.selection import SelectionRules, Verdict, rank
+from dicom_io.select.selection import GEOMETRY, SelectionRules, Verdict, rank
 from dicom_io.series.group import FileProblem, Series, contrasts, scan_folder
 from dicom_io.series.studies import of_one_study
 
@@ -75,8 +75,20 @@ def _why_none(ranked: Sequence[tuple[Series, Verdict]], problems: Sequence[FileP
     if not ranked:
         files = f"; {len(problems)} files could not be read: {problems[0].reason}" if problems else ""
         return f"expected DICOM instances of at least one image series in {folder}, found none{files}"
+    broken = [(s, v) for s, v in ranked if {reason.rule for reason in v.refusals} == {GEOMETRY}]
+    if broken:  # a FLAIR in all else: what it lacks is what a person must know
+        said = [f"{_called(series)}: {verdict.refusals[0].detail}" for series, verdict in broken]
+        return (
+            f"a brain FLAIR came, but its images make no whole volume: {' | '.join(said)}; what comes later of the "
+            "study is reported by itself"
+        )
     refusals = []
     for series, verdict in ranked:
         failed = "; ".join(f"{reason.rule}: {reason.detail}" for reason in verdict.refusals)
         refusals.append(f"series {series.series_uid}: {failed}")
     return f"no brain FLAIR among {len(ranked)} series: " + " | ".join(refusals)
+
+
+def _called(series: Series) -> str:
+    number = "" if series.number is None else f" {series.number}"
+    return f"series{number} {series.description!r} ({len(series.files)} images)"

@@ -5,6 +5,9 @@
   if (!viewer) return;
   const job = viewer.dataset.job;
   const positions = JSON.parse(viewer.dataset.positions);
+  const point = viewer.dataset.point.split(",").map(Number);  // the voxel that all planes go through
+  const axes = {};
+  for (const link of viewer.querySelectorAll("[data-axis]")) axes[link.dataset.plane] = Number(link.dataset.axis);
   const flair = document.getElementById("flair");
   const map = document.getElementById("map");
   const slider = document.getElementById("slice");
@@ -37,6 +40,7 @@
   async function show() {
     const mine = ++asked;
     const plane = slider.dataset.plane, index = Number(slider.value);
+    point[axes[plane]] = index;
     where.textContent = `${index + 1}/${positions[plane].length}, ${positions[plane][index]}`;
     const wanted = [picture(address("slices", plane, index))];
     if (map) wanted.push(picture(address("saliency", plane, index)));
@@ -66,10 +70,9 @@
     link.addEventListener("click", (event) => {
       event.preventDefault();
       const plane = link.dataset.plane;
-      const share = Number(slider.value) / Math.max(1, Number(slider.max));
       slider.dataset.plane = plane;
       slider.max = positions[plane].length - 1;
-      slider.value = Math.round(share * slider.max);
+      slider.value = point[axes[plane]];
       for (const other of viewer.querySelectorAll(".planes a")) other.toggleAttribute("aria-current", other === link);
       show();
     });

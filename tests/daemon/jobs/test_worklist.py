@@ -50,7 +50,7 @@ def test_words_are_found_by_how_they_begin(store: JobStore) -> None:
         "doe": "j1", "JANE DOE": "j1", "Doe^J": "j1", "p-001": "j1", "001": "j1", "acc 77": "j1", "77/3": "j1",
         "muller": "j2", "MÜLL": "j2", "zoe": "j2", "P002": "j2", "_under%s": "j2", "%": "", "_": "j2",
         "山田": "j3", "たろう": "j3", "tarou yamada": "j3", "oe": "", "doe muller": "", "\\": None, "": None, "^": None,
-        "1.2.3": "j4", "j4": "j4", "xxxx": "j5", "x" * 9000: "j5", "\0": "j5", "drop": "j5", "zzz": "j5",
+        "1.2.3": "j4", "j4": "j4", "xxxx": "j5", "y" * 9000: "", "\0": "j5", "drop": "j5", "zzz": "j5",
     }  # fmt: skip
     for text, job in expected.items():
         found = [row.job.job_id for row in worklist(store.engine, Asked(text, by_identity=True), limit=10)]

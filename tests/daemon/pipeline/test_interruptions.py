@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from dbos import DBOS
+from ingest_support import wait_until
 from postgres_support import Postgres, needs_postgres
 from steps_support import QUICK_STEPS, replace_steps
 
@@ -27,7 +28,7 @@ from daemon.jobs.files import LocalFiles
 from daemon.jobs.steps import STEPS
 from daemon.jobs.store import JobStore, SeriesVerdict
 from daemon.pipeline import workflow
-from daemon.pipeline.actions import retry
+from daemon.pipeline.actions import cancel, retry
 from daemon.pipeline.step_process import StepProcess
 from daemon.service.wiring import launch_engine
 
@@ -180,6 +181,20 @@ def test_text_that_no_database_holds_is_kept_all_the_same(postgres: Postgres) ->
     assert job.reason == "Body Part Examined 'BRA\ufffdIN?'"
     assert store.get("x\0y") is None, "a comparison is no error either"
     store.engine.dispose()
+
+
+def test_a_paused_queue_begins_no_study_until_it_goes_on(start: Callable[..., Running]) -> None:
+    running = start()
+    running.store.pause("reader")
+    running.add("good1", "good2")
+    wait_until(lambda: any("paused by reader" in job.progress for job in running.store.recent()), seconds=120)
+    assert {job.state for job in running.store.recent()} == {JobState.QUEUED}
+    assert not list(running.settings.data.jobs.glob("*/steps"))
+    [waiting] = [job.job_id for job in running.store.recent() if job.progress]
+    cancel(running.store, waiting)
+    wait_until(lambda: sum("paused by reader" in job.progress for job in running.store.recent()) == 1, seconds=120)
+    running.store.resume()
+    assert sorted(state for state, _ in running.wait(2).values()) == ["cancelled", "done"]
 
 
 def test_an_error_that_nobody_foresaw_ends_its_own_job_only(
