@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/braingemma demo $(if $(OUT),--out '$(OUT)')
 
+# Files go to the workers in the order of tests/conftest.py: what waits longest is begun first.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 check: $(STAMP)
 	$(BIN)/ruff check .
