@@ -46,10 +46,11 @@ _COPY_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class FileBytes:
-    """The first bytes of an open file, in the place of a buffer that would be too large."""
+    """Bytes of an open file, in the place of a buffer that would be too large."""
 
     descriptor: int
     length: int
+    offset: int = 0
 
     def __len__(self) -> int:
         return self.length
@@ -62,7 +63,7 @@ class FileBytes:
         """
         done = 0
         while done < self.length:
-            piece = os.pread(self.descriptor, min(_COPY_BYTES, self.length - done), done)
+            piece = os.pread(self.descriptor, min(_COPY_BYTES, self.length - done), self.offset + done)
             if not piece:
                 raise OSError(errno.EIO, f"a file ends after {done} of {self.length} bytes")
             done += len(piece)

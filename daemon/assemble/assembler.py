@@ -39,6 +39,7 @@ from daemon.assemble.completeness import Completeness
 from daemon.assemble.follower import SegmentFollower
 from daemon.assemble.index import instance_keys, is_instance, shared_uids
 from daemon.assemble.part10 import DamagedInstance, pixel_digest, sync_files, write_instance
+from daemon.assemble.receivers import Receivers
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import upsert
@@ -83,6 +84,7 @@ class Assembler:
         own_result: Whether a data set is one of our own results.
         waiting: How many jobs the pipeline has not finished with.
         beat: Called after each round that worked: a sign of life.
+        receivers: The others on the same database; None: there are none.
         clock: POSIX time, s: for what is written down, never for waiting.
     """
 
@@ -92,6 +94,7 @@ class Assembler:
     waiting: Callable[[], int] = lambda: 0
     own_result: Callable[[Dataset], bool] = is_own_result
     beat: Callable[[], None] = lambda: None
+    receivers: Receivers | None = None
     clock: Callable[[], float] = time.time
     _paused: dict[str, float] = field(default_factory=dict, init=False)
     """By study or job: monotonic time of the next try."""
@@ -103,8 +106,11 @@ class Assembler:
     _completeness: Completeness = field(init=False)
 
     def __post_init__(self) -> None:
-        self._follower = SegmentFollower(self.engine, self.data.spool, self.data.damaged, self.own_result)
-        self._completeness = Completeness(self.settings.assembly, self.engine, self.data.spool, self.data.jobs)
+        others, data = self.receivers, self.data
+        replicas = others.replicas if others is not None and others.replicates else None
+        self._follower = SegmentFollower(self.engine, data.spool, data.damaged, self.own_result, replicas)
+        elsewhere = set if others is None else others.receiving_elsewhere
+        self._completeness = Completeness(self.settings.assembly, self.engine, data.spool, data.jobs, elsewhere)
 
     @property
     def data(self) -> DataFolder:
@@ -157,7 +163,11 @@ class Assembler:
 
     def look(self, now: float) -> None:
         """Index what is new; `now` is monotonic, s."""
+        if self.receivers is not None:
+            self.receivers.look()
         self._follower.follow()
+        if self.receivers is not None:
+            self.receivers.share()
         self._completeness.look(now)
 
     def step(self, now: float) -> tuple[Arrival, ...]:
@@ -288,6 +298,7 @@ class Assembler:
         log.error("study %s is set aside: %s", tag(study_uid), reason)
         rows = [row for row in self._rows(study_uid) if row.state in OF_A_JOB]
         _, completed = self._previous(study_uid)
+        reason = f"{reason}; sent again, it is tried again"
         record = record_of_what_failed(study_uid, rows, completed, reason)
         draft = self.data.jobs / f".draft-{uuid.uuid4().hex}"
         draft.mkdir(mode=0o700)

@@ -8,7 +8,7 @@ that a sender which repeats one slice for ever cannot postpone a study.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,12 +49,14 @@ class Completeness:
         engine: The database of the index.
         spool: Folder of the segments.
         jobs: Folder of the jobs, where instances lie that were handed over before.
+        elsewhere: Studies of which another receiver still gets images.
     """
 
     rules: Assembly
     engine: sa.Engine
     spool: Path
     jobs: Path
+    elsewhere: Callable[[], set[str]] = set
     _news: dict[str, _News] = field(default_factory=dict, init=False)
 
     def look(self, now: float) -> None:
@@ -76,6 +78,7 @@ class Completeness:
         """The studies that are to be handed over, the one that waits longest first."""
         with self.engine.connect() as connection:
             receiving = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
+        receiving |= self.elsewhere()
         waiting = sorted(self._news.items(), key=lambda entry: entry[1].since)
         wanted = self._wanted()
         return tuple(

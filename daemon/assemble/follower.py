@@ -44,12 +44,14 @@ class SegmentFollower:
         spool: Folder of the segments.
         damaged: Folder for what cannot be read.
         own_result: Whether a data set is one of our own results.
+        replicas: Folder of the segments' second copies, where there are any.
     """
 
     engine: sa.Engine
     spool: Path
     damaged: Path
     own_result: Callable[[Dataset], bool] = is_own_result
+    replicas: Path | None = None
 
     def reset(self) -> None:
         """Forget what is not yet handed over of segments that are not fully indexed, so that they are read again."""
@@ -181,6 +183,8 @@ class SegmentFollower:
             finished = connection.execute(sa.select(SEGMENTS.c.segment).where(SEGMENTS.c.finished.is_(True))).scalars()
             for segment in [name for name in finished if name not in needed]:
                 path = self.spool / segment
+                if self.replicas is not None:  # first: what is there alone is taken for work
+                    (self.replicas / segment).unlink(missing_ok=True)
                 if path.exists():
                     freed += path.stat().st_size
                     path.unlink()
@@ -222,10 +226,13 @@ def _known_instances(connection: sa.Connection, sop_uids: Sequence[str]) -> dict
 
 
 def _count_copy(copy: dict[str, Any], row: dict[str, Any]) -> None:
-    """The same instance again: counted; where the first was damaged or set aside, this one takes its place."""
+    """The same instance again: counted; where the first was damaged, set aside or passed on, this one takes its place.
+
+    The receiver to which it was passed on may be gone, and the study be this one's now.
+    """
     copy["copies"] += 1
     copy["last_received"] = max(copy["last_received"], row["received"])
-    if copy["state"] in (InstanceState.DAMAGED, InstanceState.SET_ASIDE):
+    if copy["state"] in (InstanceState.DAMAGED, InstanceState.SET_ASIDE, InstanceState.PASSED_ON):
         copy |= {"state": InstanceState.PENDING.value, "segment": row["segment"], "data_offset": row["data_offset"]}
 
 

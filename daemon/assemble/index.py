@@ -112,6 +112,8 @@ _WORDS = {
     InstanceState.OWN_RESULT: "results of our own that came back",
     InstanceState.CONFLICT: "duplicates of others by their UIDs, with other bytes, kept aside",
     InstanceState.DAMAGED: "damaged on the disk",
+    InstanceState.PASSED_ON: "passed on to the receiver that assembles the study",
+    InstanceState.SET_ASIDE: "of a study that could not be handed over",
 }
 
 

@@ -45,7 +45,7 @@ from dicom_io.content.equipment import is_own_result
 CALLING, CALLED = "BENCH", "BRAINGEMMA"
 MAX_PDU = 131072
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs", "devtmpfs"})
-OURS, DCMTK, ORTHANC = "braingemma", "dcmtk_storescp", "orthanc_sync"
+OURS, TWICE, DCMTK, ORTHANC = "braingemma", "braingemma_replicated", "dcmtk_storescp", "orthanc_sync"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _ENVIRONMENT = {**os.environ, "TCP_NODELAY": "1"}
 
@@ -90,12 +90,14 @@ class Contestant(Protocol):
 
 
 class _Ours:
-    def __init__(self, folder: Path, processes: int) -> None:
+    def __init__(self, folder: Path, processes: int, second: Path | None = None) -> None:
+        """`second`: a folder on another disk, where each segment is written a second time."""
+        self._copies = None if second is None else Path(tempfile.mkdtemp(prefix="bench-ingest-", dir=second))
         listener = Listener(ae_title=CALLED, host=LOOPBACK, port=0, processes=processes, max_pdu=MAX_PDU)
         settings = Settings(listener=listener, storage=Storage(folder=folder, min_free_gb=0))
         data = settings.data
         self._spool = data.spool
-        self._receivers = start_receivers(settings)
+        self._receivers = start_receivers(settings, self._copies)
         self.port = self._receivers.address[1]
         self._engine = make_engine(f"sqlite:///{folder / 'bench.sqlite'}")
         create_tables(self._engine)
@@ -128,6 +130,8 @@ class _Ours:
         self._thread.join()
         self._receivers.stop()
         self._engine.dispose()
+        if self._copies is not None:
+            shutil.rmtree(self._copies)
 
 
 class _Storescp:
@@ -215,6 +219,7 @@ def bench_ingest(
     associations: Sequence[int] = (1, 4, 16),
     rounds: int = 3,
     processes: int | None = None,
+    replicate: Path | None = None,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Measure, and compare.
@@ -226,12 +231,14 @@ def bench_ingest(
         associations: How many associations at once.
         rounds: Runs of each contestant; medians are reported.
         processes: Receiver processes of ours; None: one for each core, four at most.
+        replicate: A folder on the shared storage: ours is measured with a second copy there, too.
         progress: Told what is going on.
 
     Returns:
-        `ratios`: `{"vs_orthanc_sync" | "vs_dcmtk": {"256x256": {"1": ours / theirs, ...}}}` of images per second; above
-        1 is faster than theirs. `images_per_second`, `cpu_seconds`, `peak_memory_mb`: medians of each contestant by
-        size and associations. `absent`: contestants that are not installed. Timings depend on the machine and on what
+        `ratios`: `{"vs_orthanc_sync" | "vs_dcmtk" | "vs_replicated": {"256x256": {"1": ours / theirs, ...}}}` of images
+        per second; above 1 is faster than theirs, or than ours with a second copy. `images_per_second`, `cpu_seconds`,
+        `peak_memory_mb`: medians of each contestant by size and associations. `absent`: contestants that are not
+        installed. Timings depend on the machine and on what
         else it does; only the ratios say something.
 
     Raises:
@@ -242,10 +249,12 @@ def bench_ingest(
     processes = processes or min(4, os.cpu_count() or 1)
     if folder is not None and not folder.is_dir():
         raise DaemonError(f"bench ingest: expected a folder on a disk, got {folder}, which is none")
+    if replicate is not None and not replicate.is_dir():
+        raise DaemonError(f"bench ingest: expected a folder of the shared storage, got {replicate}, which is none")
     with tempfile.TemporaryDirectory(prefix="bench-ingest-", dir=folder) as temporary:
         root = Path(temporary)
         refuse_memory_file_system(root)
-        start = _contestants(processes)
+        start = _contestants(processes, replicate)
         runs: dict[str, dict[str, dict[str, list[Run]]]] = {}
         for size in sizes:
             files = _write_images(root / f"images{size}", images, size)
@@ -261,9 +270,11 @@ def bench_ingest(
     return {**_report(runs, images), "processes": processes, "images": images, "rounds": rounds, "absent": absent}
 
 
-def _contestants(processes: int) -> Mapping[str, Callable[[Path], Contestant]]:
+def _contestants(processes: int, replicate: Path | None) -> Mapping[str, Callable[[Path], Contestant]]:
     """How to start each one that is installed."""
     starters: dict[str, Callable[[Path], Contestant]] = {OURS: lambda folder: _Ours(folder, processes)}
+    if replicate is not None:
+        starters[TWICE] = lambda folder: _Ours(folder, processes, replicate)
     if shutil.which("storescp") is not None:
         starters[DCMTK] = _Storescp
     if shutil.which("Orthanc") is not None:
@@ -385,7 +396,7 @@ def _report(runs: Mapping[str, Mapping[str, Mapping[str, Sequence[Run]]]], image
             size: {count: round(ours / speed[name][size][count], 2) for count, ours in by_count.items()}
             for size, by_count in speed[OURS].items()
         }
-        for label, name in (("vs_orthanc_sync", ORTHANC), ("vs_dcmtk", DCMTK))
+        for label, name in (("vs_orthanc_sync", ORTHANC), ("vs_dcmtk", DCMTK), ("vs_replicated", TWICE))
         if name in speed
     }
     return {

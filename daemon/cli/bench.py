@@ -91,6 +91,9 @@ def bench_ingest(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each receiver; medians count.")] = 3,
     size: Annotated[list[int] | None, typer.Option(min=8, help="Rows and columns; may be repeated [256, 512].")] = None,
     associations: Annotated[list[int] | None, typer.Option(min=1, help="At once; may be repeated [1, 4, 16].")] = None,
+    replicate: Annotated[
+        Path | None, typer.Option(help="Also with a second copy in this folder: what `listener.replicate` costs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Images a second into this listener, dcmtk storescp and Orthanc."""
@@ -103,6 +106,7 @@ def bench_ingest(
             rounds=rounds,
             sizes=size or (256, 512),
             associations=associations or (1, 4, 16),
+            replicate=replicate,
             progress=say,
         )
     _show(result, as_json=as_json)

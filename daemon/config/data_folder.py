@@ -27,6 +27,11 @@ class DataFolder:
         return self.root / "received.sqlite"
 
     @property
+    def receiver(self) -> Path:
+        """The name by which other receivers know this one."""
+        return self.root / "receiver"
+
+    @property
     def spool(self) -> Path:
         """Segments of what was acknowledged."""
         return self.root / "spool"

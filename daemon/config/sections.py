@@ -116,6 +116,9 @@ class Listener(Section):
     """Largest PDU that we receive, bytes; 0: unlimited."""
     reserve_mb: int = Field(512, ge=0)
     """Room in the spool that each process keeps prepared, MB: bursts of this size are acknowledged fastest."""
+    replicate: Literal["none", "shared"] = "none"
+    """`shared`: what came is acknowledged once a second copy lies under `storage.shared_url`, too, so that another
+    receiver goes on where the disk of this one is lost."""
     tls: Tls | None = None
     """Present: associations must use TLS."""
 
@@ -367,7 +370,8 @@ class Engine(Section):
     work: bool = True
     """Whether `serve` also works on studies; false where it only receives, and `braingemma worker` works elsewhere."""
     step_seconds: float = Field(3600, gt=0)
-    """A step that shows no progress for so long is ended and tried again; after three such attempts the job fails.
+    """A step that shows no progress for so long is ended and tried again; after three such attempts the job is set
+    aside.
     Health turns red when nothing that waits made progress for half of it."""
     lease_seconds: float = Field(30, ge=2)
     """Several hosts: a worker that is silent this long loses its work to another."""
@@ -393,9 +397,17 @@ class Storage(Section):
     keep_days_set_aside: float = Field(7, ge=0)
     """Jobs with nothing to report, and cancelled ones, are kept this long."""
     keep_days_failed: float | None = Field(None, ge=0)
-    """Failed jobs are kept this long; None: until a person removes or retries them."""
+    """Failed jobs are kept this long, and those that were set aside as what worked on them ended or stood still; None:
+    until a person removes or retries them."""
     low_free_gb: float = Field(0, ge=0)
     """Below this much free space, done and delivered jobs go before their time, the oldest first; 0: never."""
+
+    @property
+    def shared_folder(self) -> Path | None:
+        """The shared storage, where it is a folder; None: there is none, or it is something else."""
+        scheme, separator, rest = self.shared_url.partition("://")
+        path = Path(rest if separator else scheme)
+        return path if path.is_absolute() and scheme in ("file", str(path)) else None
 
     @field_validator("folder")
     @classmethod
@@ -549,6 +561,15 @@ class Settings(BaseSettings):
     def data(self) -> DataFolder:
         """The data folder."""
         return DataFolder(self.storage.folder)
+
+    @model_validator(mode="after")
+    def _second_copies_have_a_place(self) -> Settings:
+        if self.listener.replicate == "shared" and not (self.engine.database_url and self.storage.shared_folder):
+            raise ValueError(
+                'listener.replicate = "shared": needs engine.database_url, and storage.shared_url as a folder '
+                f"(file:///...), got {self.storage.shared_url!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _several_hosts_share_files(self) -> Settings:

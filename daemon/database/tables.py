@@ -39,9 +39,10 @@ class JobState(enum.StrEnum):
     DELIVERING = "delivering"
     DONE = "done"
     SET_ASIDE = "set_aside"
-    """Nothing to report: the reason says why (never tried again by itself)."""
+    """Not reported, and never tried again by itself: there is nothing to report, or the process that works on it ends
+    or stands still again and again. The reason says which; `braingemma jobs retry` starts it again."""
     FAILED = "failed"
-    """Tried as often as allowed; `braingemma jobs retry` starts it again."""
+    """Its work, or its delivery, cannot be done as things are; `braingemma jobs retry` starts it again."""
     CANCELLED = "cancelled"
 
 
@@ -82,7 +83,7 @@ JOBS = sa.Table(
     sa.Column("timings", CleanText, nullable=False, default="{}"),
     sa.Column("result", CleanText, nullable=False, default=""),
     sa.Column("series_uid", CleanText, nullable=False, default="", index=True),
-    sa.Column("deaths", sa.Integer, nullable=False, default=0),  # of the service, in the step that it is at
+    sa.Column("deaths", sa.Integer, nullable=False, default=0),  # of what worked on it, in the step that it is at
 )
 VERDICTS = sa.Table(
     "series_verdicts",
@@ -148,6 +149,8 @@ class InstanceState(enum.StrEnum):
     stands."""
     DAMAGED = "damaged"
     """Its bytes in the spool no longer have their checksum."""
+    PASSED_ON = "passed_on"
+    """Passed on to the receiver that assembles its study."""
     SET_ASIDE = "set_aside"
     """Its study could not be handed over; the bytes stay in the spool until the job that says why is removed."""
 
@@ -231,6 +234,28 @@ PAUSES = sa.Table(
     sa.Column("by", CleanText, nullable=False),
 )
 """What a person stopped for now: `queue`, so that no further study is begun."""
+RECEIVERS = sa.Table(
+    "receivers",
+    metadata,
+    sa.Column("receiver", CleanText, primary_key=True),
+    sa.Column("epoch", sa.Integer, nullable=False),
+    sa.Column("beat", sa.Float, nullable=False),
+)
+"""Several receivers: each with its last sign of life, by the database's clock."""
+STUDY_OWNERS = sa.Table(
+    "study_owners",
+    metadata,
+    sa.Column("study_uid", CleanText, primary_key=True),
+    sa.Column("receiver", CleanText, nullable=False, index=True),
+)
+"""Several receivers: which of them assembles a study."""
+RECEIVING = sa.Table(
+    "receiving",
+    metadata,
+    sa.Column("study_uid", CleanText, primary_key=True),
+    sa.Column("receiver", CleanText, primary_key=True),
+)
+"""Several receivers: on which studies of another one an association is open."""
 
 
 COMMITMENTS = sa.Table(

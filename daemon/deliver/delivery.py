@@ -31,7 +31,12 @@ FIRST_WAIT = 2.0
 """Seconds after the first failed attempt; each further wait is twice as long."""
 
 LONGEST_WAIT = 900.0
-"""Seconds between two attempts at the most."""
+"""Seconds between two attempts at the most, but for the spread."""
+
+SPREAD = 0.25
+"""Waits differ by so much of themselves, so that not all destinations are tried at once."""
+
+LONGEST_WAIT_OF_ALL = (1 + SPREAD) * LONGEST_WAIT
 
 HELD_BACK = "held back until the new report is there"
 
@@ -81,7 +86,7 @@ def _rejections(
 
 def backoff(attempt: int, jitter: float) -> float:
     """Seconds to wait after `attempt` (1-based) failed; `jitter` in [0, 1) spreads destinations' retries apart."""
-    return float(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * (0.75 + 0.5 * jitter))
+    return float(min(FIRST_WAIT * 2 ** (attempt - 1), LONGEST_WAIT) * (1 - SPREAD + 2 * SPREAD * jitter))
 
 
 def deliver_to(

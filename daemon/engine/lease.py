@@ -162,15 +162,15 @@ class Lease:
 
 
 class SoleReceiver:
-    """The right to be the receiver of a PostgreSQL.
+    """The right to be the receiver of a PostgreSQL: alone, or among others with which this one shares a folder.
 
-    What was received is indexed beside the spool of its host, while jobs are removed by whichever receiver finds their
-    time over: a second one would leave the first one's index with instances of jobs that are gone, and these, sent
-    again, would count as known. The lock is the connection's, so it goes when the process does.
+    Without a shared folder a second one would know nothing of the first one's images, and half a study would be taken
+    for all of it. The lock is the connection's, so it goes when the process does.
     """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    def __init__(self, engine: sa.Engine, *, shared: bool = False) -> None:
         self._engine = engine
+        self._try_lock = sa.func.pg_try_advisory_lock_shared if shared else sa.func.pg_try_advisory_lock
         self._connection: sa.Connection | None = None
 
     def hold(self, *, patience: float = RECEIVER_PATIENCE) -> None:
@@ -184,8 +184,8 @@ class SoleReceiver:
         while not self._holds():
             if time.monotonic() > deadline:
                 raise ConfigurationError(
-                    "another `braingemma serve` receives for this database: one receiver for each database; on other "
-                    "hosts run `braingemma worker`"
+                    "another `braingemma serve` receives for this database: several need storage.shared_url, a folder "
+                    "that all hosts see, on each of them; or run `braingemma worker` on the others"
                 )
             time.sleep(0.5)
 
@@ -202,7 +202,7 @@ class SoleReceiver:
 
     def _try(self) -> bool:
         assert self._connection is not None
-        return bool(self._connection.execute(sa.select(sa.func.pg_try_advisory_lock(RECEIVER_LOCK))).scalar_one())
+        return bool(self._connection.execute(sa.select(self._try_lock(RECEIVER_LOCK))).scalar_one())
 
     def let_go(self) -> None:
         """Let others have it."""

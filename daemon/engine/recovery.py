@@ -9,13 +9,16 @@ with an error that nobody foresaw, such as a database that was away in the middl
 from __future__ import annotations
 
 import logging
+import time
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
 from daemon.database.tables import DELIVERIES, JOBS, OPEN_DELIVERIES, JobState
 from daemon.engine.client import engine_client, engine_has_run, enqueue_delivery, enqueue_report
-from daemon.engine.identifiers import REPORT_WORKFLOW, WORKFLOW_VERSION
+from daemon.engine.identifiers import DESTINATION_QUEUE, REPORT_WORKFLOW, WORKFLOW_VERSION
 from daemon.jobs.store import now
+from daemon.observe import metrics
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +27,15 @@ MOST_MENDED = 3
 """So often in its life a job whose workflow broke gets a new one; then it has failed, and a person must look."""
 
 MOST_DEATHS = 2
-"""So often a job may be at the same step when the process that works on it ends without a word; then it has failed."""
+"""So often a job may be at the same step when the process that works on it ends without a word; then it is set aside.
+
+It may be innocent, and the machine have lost its power twice: it says what happened, and a person may retry it."""
+
+AGAIN = 10.0
+"""Seconds between two tries to make deliveries due."""
+
+STEP_SECONDS = 2.0
+"""A clock that differs by so much from the monotonic one was set."""
 
 SETTLED_SECONDS = 30.0
 """A job that changed later than this may be on its way into a queue just now; with several hosts it is left alone."""
@@ -62,10 +73,10 @@ def give_every_job_a_workflow(engine: sa.Engine, *, alone: bool) -> list[str]:
 
 
 def count_deaths(engine: sa.Engine, executor_id: str) -> list[str]:
-    """After a process of this name ended without a word: its jobs remember it, and those that met it too often end.
+    """After a process of this name ended without a word: its jobs remember it, and too often sets them aside.
 
     Returns:
-        The jobs that have failed by it.
+        The jobs that were set aside.
     """
     if not engine_has_run(engine):
         return []
@@ -81,7 +92,7 @@ def count_deaths(engine: sa.Engine, executor_id: str) -> list[str]:
 
 
 def _add_deaths(engine: sa.Engine, job_ids: list[str]) -> list[str]:
-    """Count one more death for running jobs; those that are over the limit have failed."""
+    """Count one more death for running jobs; those that are over the limit are set aside."""
     mine = (JOBS.c.job_id.in_(job_ids), JOBS.c.state == str(JobState.RUNNING))
     given_up = []
     with engine.begin() as connection:
@@ -92,10 +103,65 @@ def _add_deaths(engine: sa.Engine, job_ids: list[str]) -> list[str]:
                 f"`braingemma jobs retry {row.job_id}` tries it again"
             )
             log.error("job %s: %s", row.job_id, reason)
-            values = {"state": str(JobState.FAILED), "reason": reason, "updated": now()}
+            values = {"state": str(JobState.SET_ASIDE), "reason": reason, "updated": now()}
+            metrics.JOBS_ENDED.labels(str(JobState.SET_ASIDE), "Killed").inc()
             connection.execute(sa.update(JOBS).where(JOBS.c.job_id == row.job_id).values(**values))
             given_up.append(str(row.job_id))
     return given_up
+
+
+@dataclass
+class ClockWatch:
+    """Lets the machine's clock be set back without making deliveries wait for as long again.
+
+    The engine says by the machine's clock when a delivery that waits is due. After the clock went back, by the measure
+    of the monotonic one, all of them are due: one attempt too early costs less than an hour. At the start those are
+    that would wait longer than any delivery does.
+    """
+
+    engine: sa.Engine
+    longest: float
+    """A delivery waits for so long at the most, s."""
+    _difference: float = field(default_factory=lambda: time.time() - time.monotonic())
+    _due: float | None = None
+    """Deliveries that wait longer than this, s, are to be started; None: none are."""
+    _next: float = 0.0
+    """Monotonic time of the next try."""
+
+    def __post_init__(self) -> None:
+        self._due = self.longest
+
+    def look(self) -> list[str]:
+        """Call it now and then; the workflows that were made due. A database that is away is asked the next time."""
+        difference = time.time() - time.monotonic()
+        if difference < self._difference - STEP_SECONDS:
+            log.warning("the machine's clock was set back by %.0f s", self._difference - difference)
+            self._due = 0.0
+        self._difference = difference
+        if self._due is None or time.monotonic() < self._next:
+            return []
+        try:
+            released = self._release(time.time() + self._due)
+        except Exception as error:  # noqa: BLE001 - the database, by whatever error of the engine: it comes back
+            log.warning(
+                "deliveries that wait by the clock as it was, next try in %g s: %s", AGAIN, type(error).__name__
+            )
+            self._next = time.monotonic() + AGAIN
+            return []
+        self._due = None
+        return released
+
+    def _release(self, after: float) -> list[str]:
+        if not engine_has_run(self.engine):
+            return []
+        with engine_client(self.engine) as client:
+            found = client.list_workflows(
+                status="DELAYED", queue_name=DESTINATION_QUEUE, load_input=False, load_output=False
+            )
+            late = [w.workflow_id for w in found if (w.delay_until_epoch_ms or 0) > 1000 * after]
+            for workflow_id in late:
+                client.set_workflow_delay(workflow_id, delay_seconds=0)
+        return late
 
 
 def _live_workflows(engine: sa.Engine) -> list[str]:
@@ -129,8 +195,13 @@ def _give_up(engine: sa.Engine, job_id: str) -> None:
         )
 
 
+def _settled(before: float) -> sa.ColumnElement[bool]:
+    """Not changed just now; what was changed in the future was changed before the machine's clock was set back."""
+    return sa.or_(JOBS.c.updated < before, JOBS.c.updated > now() + SETTLED_SECONDS)
+
+
 def _jobs(engine: sa.Engine, states: tuple[JobState, ...], before: float) -> list[str]:
-    query = sa.select(JOBS.c.job_id).where(JOBS.c.state.in_([str(s) for s in states]), JOBS.c.updated < before)
+    query = sa.select(JOBS.c.job_id).where(JOBS.c.state.in_([str(s) for s in states]), _settled(before))
     with engine.connect() as connection:
         return list(connection.execute(query.order_by(JOBS.c.created)).scalars())
 
@@ -141,7 +212,7 @@ def _open_deliveries(engine: sa.Engine, before: float) -> list[tuple[str, str]]:
     delivering = (
         sa.select(DELIVERIES.c.job_id, DELIVERIES.c.destination)
         .join(JOBS, JOBS.c.job_id == DELIVERIES.c.job_id)
-        .where(JOBS.c.state == str(JobState.DELIVERING), JOBS.c.updated < before)
+        .where(JOBS.c.state == str(JobState.DELIVERING), _settled(before))
         .distinct()
     )
     unsettled = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.in_(still_open))

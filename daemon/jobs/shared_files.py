@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -10,7 +11,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -80,13 +82,20 @@ class SharedFiles:
             raise Permanent(f"storage.shared_url {self.url!r}: {error}") from error
         self._base = base.rstrip("/")
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other thread of this process, and no other process on this folder, such as the page's."""
+        with self._lock, (self.jobs / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def fetch(self, job_id: str) -> JobFolder:
         """The folder, with every archive that counts unpacked into it.
 
         Raises:
             Retryable: the shared storage does not answer, or an archive does not have its checksum.
         """
-        with self._lock:
+        with self._alone():
             folder = JobFolder(make_private(self.jobs / job_id))
             applied = _applied(folder)
             with self.engine.connect() as connection:
@@ -105,7 +114,7 @@ class SharedFiles:
         Raises:
             Retryable: the shared storage does not take it.
         """
-        with self._lock:
+        with self._alone():
             folder = JobFolder(self.jobs / job_id)
             name = f"{step}-{uuid.uuid4().hex}.tar"
             digest, size = self._pack(folder.root, f"{self._base}/{job_id}", name)
@@ -134,7 +143,7 @@ class SharedFiles:
         """
         removed = []
         for folder in sorted(self.jobs.iterdir()):
-            with self._lock:  # nobody fetches it meanwhile
+            with self._alone():  # nobody fetches it meanwhile
                 if not folder.name.startswith(".") and self._is_useless(folder):
                     shutil.rmtree(folder)
                     removed.append(folder.name)

@@ -15,3 +15,7 @@ DELIVER = "deliver"
 def steps_of(all_steps: tuple[str, ...], *, explain: bool) -> tuple[str, ...]:
     """The steps that a configuration asks for: all, or all but the explanation."""
     return all_steps if explain else tuple(step for step in all_steps if step != "explain")
+
+
+RECEIVE = "receive"
+"""Stands for all before them in a job whose study could not be handed over: it has no images."""

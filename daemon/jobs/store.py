@@ -40,7 +40,8 @@ class Job:
         runs: How often the job was started by a person or by arrival (retries within a run not counted).
         result: The report's findings in one line; empty until it is written.
         series_uid: The series that it reports; empty until that is decided.
-        deaths: How often the process that worked on it ended without a word, in the step that it is at.
+        deaths: How often what worked on it ended without a word, or was given up, in the step that it is at. Above 0
+            in a job that was set aside: it was for this, and not for what its images show.
     """
 
     job_id: str

@@ -27,6 +27,8 @@ class Health:
     engine: sa.Engine
     alive: dict[str, Callable[[], bool]] = field(default_factory=dict)
     """Part of the service to whether it runs."""
+    told: Callable[[], list[str]] = list
+    """What another process says about parts that run there."""
     _beats: dict[str, float] = field(default_factory=dict)
     _progress: tuple[object, float] = ((), 0.0)
     """What the unfinished jobs looked like when they last changed, and when that was, monotonic time."""
@@ -42,7 +44,7 @@ class Health:
         dead = [f"{part} does not run" for part, runs in self.alive.items() if not runs()]
         with self._lock:
             silent = [part for part, last in self._beats.items() if time.monotonic() - last > LONGEST_SILENCE]
-        return dead + [f"{part} has given no sign of life for {LONGEST_SILENCE:.0f} s" for part in silent]
+        return self.told() + dead + [f"{part} has given no sign of life for {LONGEST_SILENCE:.0f} s" for part in silent]
 
     def stalled(self) -> list[str]:
         """Whether work waits and none of it makes progress. Empty: it does, or there is none.

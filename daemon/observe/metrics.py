@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from daemon.files import make_private
 
@@ -42,9 +42,22 @@ DELIVERY_LAG = Histogram(
     "braingemma_delivery_lag_seconds", "From results on disk to each object's acknowledgement by a destination.",
     ["destination"], buckets=LAG_BUCKETS, registry=REGISTRY,
 )  # fmt: skip
-READER_VERDICTS = Counter("braingemma_reader_verdicts", "Readers' verdicts on reports.", ["verdict"], registry=REGISTRY)
+PAGE_RESTARTS = Counter("braingemma_page_restarts", "How often the page's process was replaced.", registry=REGISTRY)
 MODEL_GPU_BYTES = Gauge(
     "braingemma_model_gpu_memory_bytes", "GPU memory that the model process holds; 0 without a GPU.", registry=REGISTRY
+)
+
+
+def counted() -> bytes:
+    """What this process counts, in Prometheus' text format."""
+    return bytes(generate_latest(REGISTRY))
+
+
+PAGE_REGISTRY = CollectorRegistry()
+"""What the page counts, in a process of its own."""
+
+READER_VERDICTS = Counter(
+    "braingemma_reader_verdicts", "Readers' verdicts on reports.", ["verdict"], registry=PAGE_REGISTRY
 )
 
 

@@ -20,6 +20,7 @@ from daemon.files import make_private, whole
 from daemon.jobs.files import RECEIVED, JobFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival
+from daemon.jobs.steps import RECEIVE
 from daemon.jobs.store import Job, JobStore
 from daemon.jobs.worklist import note_study
 from dicom_io.pack.manifest import MANIFEST
@@ -51,6 +52,8 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
         raise DaemonError(f"job {job_id} is {job.state}; only a job that has ended can be retried")
     if job.state is JobState.DONE:
         raise DaemonError(f"job {job_id} is done; its results were delivered")
+    if job.step == RECEIVE:
+        raise DaemonError(f"job {job_id} has no images, as its study could not be handed over: send the study again")
     dead = _dead(store, job_id)
     if dead:
         return _deliver_again(store, engine, job, dead)

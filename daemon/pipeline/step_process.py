@@ -204,8 +204,9 @@ class StepProcess:
 
 
 def _for_steps(settings: Settings) -> Settings:
-    """The configuration without the sections that hold secrets: steps need none of them."""
-    return settings.model_copy(update={"web": Web(), "engine": Engine(), "review": Review()})
+    """The configuration without the sections that hold secrets, and what needs these: steps need none of them."""
+    listener = settings.listener.model_copy(update={"replicate": "none"})
+    return settings.model_copy(update={"web": Web(), "engine": Engine(), "review": Review(), "listener": listener})
 
 
 def main() -> None:

@@ -342,19 +342,21 @@ def end_step(job_id: str, error: str, text: str) -> str:
     store = context().store
     job = store.get(job_id)
     reason = (job.reason if job is not None else "") or text
+    more: dict[str, int] = {}
     if error == "":
         reason = ""
         waiting = bool(store.deliveries(job_id))
         state = JobState.DELIVERING if waiting else JobState.DONE
     elif error == Rejected.__name__:
         state = JobState.SET_ASIDE
+    elif error == Retryable.__name__:
+        state, more = JobState.SET_ASIDE, {"deaths": STEP_ATTEMPTS}
+        reason = f"given up after {STEP_ATTEMPTS} attempts: {reason}; `braingemma jobs retry {job_id}` tries it again"
     elif error == Cancelled.__name__:
         state = JobState.CANCELLED
     else:
         state = JobState.FAILED
-    if error == Retryable.__name__:
-        reason = f"given up after {STEP_ATTEMPTS} attempts: {reason}"
-    store.update(job_id, state=state, reason=reason, progress="")
+    store.update(job_id, state=state, reason=reason, progress="", **more)
     if state is not JobState.DELIVERING:
         metrics.JOBS_ENDED.labels(str(state), error).inc()
     log.info("job %s: %s%s", job_id, state, f" ({error}; `braingemma jobs show` says why)" if error else "")

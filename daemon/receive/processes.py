@@ -35,7 +35,7 @@ from daemon.spool.writer import SEGMENT_BYTES, SpoolWriter
 log = logging.getLogger(__name__)
 
 BACKLOG = 128
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 FINISH_SECONDS = 3.0
 STOP_SECONDS = 8.0
 _READY = b"ready\n"
@@ -53,6 +53,8 @@ class Order(BaseModel):
     socket: int
     """Inherited file descriptor of the listening socket."""
     log_format: LogFormat = "text"
+    replica: Path | None = None
+    """Where the second copies of the segments go; None: nowhere."""
 
 
 @dataclass(eq=False)
@@ -105,11 +107,12 @@ class Receivers:
             _close(child)
 
 
-def start_receivers(settings: Settings) -> Receivers:
+def start_receivers(settings: Settings, replica: Path | None = None) -> Receivers:
     """Bind the listening socket and start the receiver processes.
 
     Args:
         settings: The whole configuration; segments go to the spool in its data folder.
+        replica: Where second copies of them go, before anything is acknowledged; None: nowhere.
 
     Raises:
         ConfigurationError: the address cannot be bound, or the TLS files cannot be used.
@@ -129,6 +132,7 @@ def start_receivers(settings: Settings) -> Receivers:
         min_free_bytes=int(settings.storage.min_free_gb * _GIB),
         socket=listening.fileno(),
         log_format=settings.log.format,
+        replica=replica,
     )
     host, port = listening.getsockname()[:2]
     receivers = Receivers((host, port), order, listening)
@@ -202,6 +206,7 @@ def run_receiver(order: Order, answers: IO[bytes]) -> None:
         order.spool,
         min_free_bytes=order.min_free_bytes,
         reserve=-(-(order.listener.reserve_mb << 20) // SEGMENT_BYTES),
+        replica=order.replica,
     )
     listening, refusals = socket.socket(fileno=order.socket), RefusalLog(AuditLog(order.audit))
     receiver = BlockingReceiver(order.listener, listening, writer, refusals)

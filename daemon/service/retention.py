@@ -17,6 +17,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from daemon.assemble.index import forget_study
+from daemon.assemble.receivers import forget_owner
 from daemon.config.sections import Settings, Storage
 from daemon.database.engine import open_index
 from daemon.database.tables import DELIVERIES, INSTANCES, JOBS, OPEN_DELIVERIES, DeliveryState, JobState
@@ -83,25 +84,28 @@ def purge(
 
 def _over(store: JobStore, rules: Storage) -> Iterator[Job]:
     """Jobs that ended longer ago than their state is kept."""
-    days: dict[JobState, float | None] = {
-        JobState.DONE: rules.keep_days,
-        JobState.SET_ASIDE: rules.keep_days_set_aside,
-        JobState.CANCELLED: rules.keep_days_set_aside,
-        JobState.FAILED: rules.keep_days_failed,
-    }
-    for state, kept in days.items():
+    troubled, told = JOBS.c.deaths > 0, JOBS.c.deaths == 0
+    days: list[tuple[JobState, float | None, sa.ColumnElement[bool]]] = [
+        (JobState.DONE, rules.keep_days, sa.true()),
+        (JobState.SET_ASIDE, rules.keep_days_set_aside, told),
+        (JobState.SET_ASIDE, rules.keep_days_failed, troubled),
+        (JobState.CANCELLED, rules.keep_days_set_aside, sa.true()),
+        (JobState.FAILED, rules.keep_days_failed, sa.true()),
+    ]
+    for state, kept, which in days:
         if kept is not None:
-            yield from _ended(store.engine, state, before=now() - kept * SECONDS_PER_DAY)
+            yield from _ended(store.engine, state, which, before=now() - kept * SECONDS_PER_DAY)
 
 
 def _delivered_oldest_first(engine: sa.Engine) -> list[Job]:
-    return _ended(engine, JobState.DONE, before=now())
+    return _ended(engine, JobState.DONE, sa.true(), before=now())
 
 
-def _ended(engine: sa.Engine, state: JobState, *, before: float) -> list[Job]:
+def _ended(engine: sa.Engine, state: JobState, which: sa.ColumnElement[bool], *, before: float) -> list[Job]:
     """Jobs in a final state since `before` or longer, with nothing undelivered; the oldest first."""
     undelivered = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.in_([str(s) for s in UNDELIVERED]))
-    query = sa.select(JOBS).where(JOBS.c.state == str(state), JOBS.c.updated <= before).order_by(JOBS.c.updated)
+    ended = (JOBS.c.state == str(state), JOBS.c.updated <= before, which)
+    query = sa.select(JOBS).where(*ended).order_by(JOBS.c.updated)
     if state is not JobState.CANCELLED:  # a person said that nothing more shall be sent
         query = query.where(JOBS.c.job_id.not_in(undelivered))
     with engine.connect() as connection:
@@ -128,6 +132,7 @@ def _remove(
         store.remove(job.job_id)
         if not _has_jobs(store.engine, job.study_uid):
             forget_study(index, job.study_uid)
+            forget_owner(store.engine, job.study_uid)
         log.info("job %s (%s) removed: %s", job.job_id, job.state, why)
     return Purged(job.job_id, str(job.state), size, why)
 

@@ -10,26 +10,31 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 import sqlalchemy as sa
 
 from daemon.assemble.arrival import Arrival
 from daemon.assemble.assembler import Assembler
+from daemon.assemble.receivers import Receivers as OtherReceivers
+from daemon.assemble.receivers import name_of
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import check_database, open_database, open_index
 from daemon.database.tables import JobState
 from daemon.deliver.commitment import take_reports
+from daemon.deliver.delivery import LONGEST_WAIT_OF_ALL
 from daemon.engine import client
 from daemon.engine.identifiers import EXECUTOR_ID
 from daemon.engine.lease import SoleReceiver
-from daemon.engine.recovery import count_deaths, give_every_job_a_workflow
-from daemon.errors import ConfigurationError
+from daemon.engine.recovery import ClockWatch, count_deaths, give_every_job_a_workflow
+from daemon.errors import ConfigurationError, Permanent
 from daemon.files import PRIVATE, make_private, write_json
 from daemon.jobs import records
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.steps import RECEIVE
 from daemon.jobs.worklist import note_study
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
@@ -37,8 +42,9 @@ from daemon.observe.health import Health
 from daemon.observe.systemd import notify
 from daemon.pipeline import workflow
 from daemon.pipeline.step_process import StepProcess
-from daemon.receive.processes import start_receivers
+from daemon.receive.processes import Receivers, start_receivers
 from daemon.service import retention
+from daemon.service.page import PageProcess
 from daemon.service.restore import restore_deliveries
 from daemon.service.wiring import (
     check_weights,
@@ -50,11 +56,6 @@ from daemon.service.wiring import (
     stop_on_signals,
     take_lease,
 )
-from daemon.web.access import Access
-from daemon.web.app import create_app
-from daemon.web.context import Page
-from daemon.web.server import WebServer
-from daemon.web.slices import StackCache
 
 log = logging.getLogger(__name__)
 
@@ -93,10 +94,10 @@ def serve(settings: Settings) -> NoReturn:
     make_private(data.root)
     with _only_service(data) as died:
         parts = _Parts(settings, stop, died=died)
-        receivers = start_receivers(settings)
+        receivers = start_receivers(settings, parts.replicas)
         parts.health.alive["receivers"] = receivers.alive
         parts.start_threads()
-        web = parts.start_web(info.banner)
+        web = PageProcess(settings, info.banner, parts.health) if settings.web.enabled else None
         status = {"pid": os.getpid(), "dicom_port": receivers.address[1], "web_port": web.port if web else None}
         write_json(data.status, status)
         log.info(
@@ -109,9 +110,11 @@ def serve(settings: Settings) -> NoReturn:
         try:
             while not stop.wait(0.5):
                 if not receivers.alive():
-                    log.error("a receiver process ended unexpectedly; it is started again")
-                    receivers.restart_dead()
+                    _restart(receivers)
+                if web is not None:
+                    web.keep()
                 parts.take_commitments()
+                parts.clock.look()
                 _tell_watchdog(parts.health)
         finally:
             data.lock.write_text("")  # an end in order, whatever it is for: no job is to blame
@@ -126,6 +129,14 @@ def serve(settings: Settings) -> NoReturn:
             end_process(failed=parts.failed.is_set())
 
 
+def _restart(receivers: Receivers) -> None:
+    """Start what ended; where that does not work, as on a full disk, it is tried again while the rest goes on."""
+    try:
+        receivers.restart_dead()
+    except (Permanent, OSError) as error:
+        log.error("a receiver process is missing, tried again soon: %s", error)  # noqa: TRY400 - it says all
+
+
 def _tell_watchdog(health: Health) -> None:
     """Give systemd a sign of life: it starts the service again where it hears nothing."""
     faults = health.faults()
@@ -136,7 +147,7 @@ def _tell_watchdog(health: Health) -> None:
 
 
 class _Parts:
-    """What `serve` runs beside the receivers: database, engine, assembler, housekeeping, page."""
+    """What `serve` runs beside the receivers and the page: database, engine, assembler, housekeeping."""
 
     def __init__(self, settings: Settings, stop: threading.Event, *, died: bool) -> None:
         self.settings = settings
@@ -150,11 +161,13 @@ class _Parts:
             check_database(database)
         self.audit = AuditLog(data.audit)
         self.health = Health(settings, self.engine)
-        self.receiver = SoleReceiver(self.engine) if self.engine.dialect.name == "postgresql" else None
-        if self.receiver is not None:
+        self.receiver = None
+        if self.engine.dialect.name == "postgresql":
+            self.receiver = SoleReceiver(self.engine, shared=settings.storage.shared_folder is not None)
             self.receiver.hold()
         self.lease = take_lease(settings, self.engine, "serve") if settings.engine.work else None
         self.files = job_files(settings, self.engine, data.jobs, self.lease)
+        self.others = self._others()
         self.store = make_store(self.engine, self.audit, self.files, self.lease)
         if is_new:
             restore_deliveries(self.store, data.audit)
@@ -166,6 +179,7 @@ class _Parts:
             launch_engine(self.engine, workflow.Context(settings, self.store, self.steps, self.files), executor_id)
         else:
             prepare_for_enqueueing(settings, self.engine)
+        self.clock = ClockWatch(self.engine, LONGEST_WAIT_OF_ALL)
         give_every_job_a_workflow(self.engine, alone=self.lease is None and settings.engine.work)
         self.assembler = Assembler(
             settings,
@@ -173,10 +187,29 @@ class _Parts:
             self._submit,
             beat=lambda: self.health.beat("assembler"),
             waiting=self.store.waiting,
+            receivers=self.others,
         )
         if self.lease is not None:
             self.health.alive["lease"] = self.lease.alive
         self._threads: list[threading.Thread] = []
+
+    def _others(self) -> OtherReceivers | None:
+        """Other receivers on the same database, where there may be some."""
+        shared = self.settings.storage.shared_folder
+        if self.engine.dialect.name != "postgresql" or shared is None:
+            return None
+        data, rules = self.settings.data, self.settings
+        others = OtherReceivers(
+            self.engine, open_index(rules, self.engine), name_of(data), shared, data.spool, data.jobs,
+            rules.engine.lease_seconds, rules.listener.replicate == "shared", self.files.fetch,
+        )  # fmt: skip
+        others.join()
+        return others
+
+    @property
+    def replicas(self) -> Path | None:
+        """Where the second copies of segments go."""
+        return self.others.replicas if self.others is not None and self.others.replicates else None
 
     def _submit(self, arrival: Arrival) -> None:
         self.files.keep(arrival.job_id, RECEIVED)
@@ -184,7 +217,8 @@ class _Parts:
         self.store.add(arrival.job_id, study_uid=arrival.study_uid, supersedes=arrival.supersedes)
         note_study(self.store, arrival.job_id, JobFolder(arrival.folder))
         if arrival.set_aside:
-            self.store.update(arrival.job_id, state=JobState.SET_ASIDE, reason=arrival.set_aside)
+            step = "" if arrival.instances else RECEIVE
+            self.store.update(arrival.job_id, state=JobState.SET_ASIDE, step=step, reason=arrival.set_aside, deaths=1)
         elif self.steps is not None:
             workflow.submit(arrival.job_id)
         else:
@@ -231,25 +265,14 @@ class _Parts:
         ]
         if self.receiver is not None:
             works.append(functools.partial(self.receiver.hold, patience=0))
+        if self.others is not None:
+            works.append(self.others.forget_gone)
         retention.keep_house(works, self.stop)
 
     def _purge(self) -> None:
         removed = retention.purge(self.store, self.settings, dry_run=False, forget_files=self.files.forget)
         for purged in removed:
             self.audit.write("purged", job=purged.job_id, state=purged.state, why=purged.why)
-
-    def start_web(self, banner: str | None) -> WebServer | None:
-        """The page, where it is switched on."""
-        web = self.settings.web
-        if not web.enabled:
-            return None
-        page = Page(
-            self.settings, self.engine, self.store, self.audit, self.health, Access(web), StackCache(),
-            self.files, banner,
-        )  # fmt: skip
-        server = WebServer(create_app(page), web)
-        self.health.alive["page"] = server.alive
-        return server
 
     def close(self) -> None:
         """Stop what runs."""

@@ -18,7 +18,8 @@ from prometheus_client import start_http_server
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
-from daemon.engine.recovery import count_deaths
+from daemon.deliver.delivery import LONGEST_WAIT_OF_ALL
+from daemon.engine.recovery import ClockWatch, count_deaths
 from daemon.errors import ConfigurationError
 from daemon.files import PRIVATE, make_private
 from daemon.observe import metrics
@@ -87,10 +88,12 @@ def _work(
     if metrics_port is not None:
         start_http_server(metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)
     log.info("working as %s, process %d; weights %s", lease.executor_id, os.getpid(), weights)
+    clock = ClockWatch(engine, LONGEST_WAIT_OF_ALL)
     notify("READY=1")
     try:
         while not stop.wait(0.5):
             lease.check()
+            clock.look()
             notify("WATCHDOG=1")
     finally:
         notify("STOPPING=1")

@@ -23,6 +23,7 @@ from pathlib import Path
 from daemon.errors import Retryable
 from daemon.files import free_bytes, make_private_folder, sync_folder, write_all
 from daemon.spool.locks import take_lock
+from daemon.spool.replica import Replica
 from daemon.spool.reserve import Reserve
 from daemon.spool.segment import InstanceMeta, Part, RecordKind, encode_record, segment_head
 
@@ -59,6 +60,7 @@ class SpoolWriter:
         sync: Makes the file behind a descriptor durable.
         receiver: Name of the receiver; made of time and process id where it is empty.
         reserve: Segments that are kept prepared.
+        replica: Folder in which each segment is written a second time, on another disk; None: it is not.
     """
 
     folder: Path
@@ -67,6 +69,7 @@ class SpoolWriter:
     sync: Callable[[int], None] = os.fdatasync
     receiver: str = ""
     reserve: int = 0
+    replica: Path | None = None
     _lock: threading.Condition = field(default_factory=threading.Condition, init=False)
     _waiting: list[_Ticket] = field(default_factory=list, init=False)
     _closed: bool = field(default=False, init=False)
@@ -77,6 +80,7 @@ class SpoolWriter:
     _lock_file: int = field(default=-1, init=False)
     _reserve: Reserve | None = field(default=None, init=False)
     _is_prepared: bool = field(default=False, init=False)
+    _replica: Replica | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.receiver = self.receiver or f"{time.time_ns():020d}-{os.getpid()}"
@@ -169,8 +173,13 @@ class SpoolWriter:
             self._open_segment()
         try:
             parts = [part for ticket in batch for part in ticket.parts]
-            self._segment_size += write_all(self._segment, parts, self._segment_size)
-            self.sync(self._segment)
+            copied = self._replica.write(parts, self._segment_size) if self._replica is not None else None
+            try:
+                self._segment_size += write_all(self._segment, parts, self._segment_size)
+                self.sync(self._segment)
+            finally:
+                if copied is not None:
+                    copied.result()
         except OSError:
             self._drop_segment()
             raise
@@ -194,6 +203,13 @@ class SpoolWriter:
         except OSError:
             os.close(descriptor)
             raise
+        if self.replica is not None:
+            try:
+                self._replica = Replica(self.replica / path.name, self.sync)
+            except OSError:
+                os.close(descriptor)
+                path.unlink()
+                raise
         self._segment, self._segment_size = descriptor, len(segment_head())
         self._is_prepared = spare is not None
 
@@ -222,3 +238,6 @@ class SpoolWriter:
         if self._segment >= 0:
             os.close(self._segment)
             self._segment = -1
+        if self._replica is not None:
+            self._replica.close()
+            self._replica = None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,6 +21,7 @@ from daemon.jobs.report import finding_line
 from daemon.jobs.store import JobStore
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
+from daemon.observe.metrics import counted
 from daemon.web import access, views
 from daemon.web.slices import StackCache
 from dicom_io.content.report import RESEARCH_USE_LINE
@@ -50,6 +53,8 @@ class Page:
     Attributes:
         files: Where the files of jobs are, brought here where they lie elsewhere.
         synthetic_banner: What must be said about the weights; None for nothing.
+        service_pid: Process id of the service.
+        service_metrics: What the service counted, in Prometheus' text format.
     """
 
     settings: Settings
@@ -61,6 +66,8 @@ class Page:
     stacks: StackCache
     files: JobFiles
     synthetic_banner: str | None
+    service_pid: int = field(default_factory=os.getpid)
+    service_metrics: Callable[[], bytes] = counted
 
 
 def page_of(request: Request) -> Page:

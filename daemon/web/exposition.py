@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import psutil
 import sqlalchemy as sa
@@ -18,14 +16,18 @@ from daemon.config.sections import Settings
 from daemon.database.engine import open_index
 from daemon.jobs import overview
 from daemon.jobs.store import now
-from daemon.observe.metrics import REGISTRY, SHARED_FOLDER
+from daemon.observe.metrics import PAGE_REGISTRY
+
+CHILDREN = {"model": "daemon.pipeline.step_process", "page": "daemon.service.page"}
+"""Processes of the service by their modules; the others are receivers."""
 
 
 class DatabaseCollector(Collector):
     """Gauges that are read from the database and the machine when they are asked for."""
 
-    def __init__(self, settings: Settings, engine: sa.Engine) -> None:
+    def __init__(self, settings: Settings, engine: sa.Engine, service_pid: int) -> None:
         self._settings = settings
+        self._service_pid = service_pid
         self._engine = engine
         self._index = open_index(settings, engine)
 
@@ -47,16 +49,16 @@ class DatabaseCollector(Collector):
         disk = shutil.disk_usage(self._settings.storage.folder)
         yield GaugeMetricFamily("braingemma_disk_free_bytes", "Free space at the data folder.", value=disk.free)
         yield GaugeMetricFamily("braingemma_disk_total_bytes", "Size of its file system.", value=disk.total)
-        yield from _process_metrics()
+        yield from _process_metrics(self._service_pid)
 
 
-def _process_metrics() -> Iterator[Metric]:
-    me = psutil.Process()
+def _process_metrics(service_pid: int) -> Iterator[Metric]:
+    me = psutil.Process(service_pid)
     yield GaugeMetricFamily("braingemma_open_files", "File descriptors of the service.", value=me.num_fds())
     rows = [("service", float(me.memory_info().rss))]
     for child in me.children():
         try:
-            kind = "model" if "daemon.pipeline.step_process" in child.cmdline() else "receiver"
+            kind = next((kind for kind, module in CHILDREN.items() if module in child.cmdline()), "receiver")
             rows.append((kind, float(child.memory_info().rss)))
         except (psutil.NoSuchProcess, psutil.ZombieProcess):  # ended while we looked
             continue
@@ -73,14 +75,20 @@ def _gauge(name: str, text: str, label: str, rows: Iterable[tuple[str, float]]) 
     return family
 
 
-def exposition(settings: Settings, engine: sa.Engine) -> bytes:
-    """Everything, in Prometheus' text format."""
+def exposition(settings: Settings, engine: sa.Engine, service_pid: int, service_metrics: bytes) -> bytes:
+    """Everything, in Prometheus' text format.
+
+    Args:
+        settings: The whole configuration.
+        engine: The daemon's database.
+        service_pid: Process id of the service, whose children are the other processes.
+        service_metrics: What the service counted, in the same format.
+    """
     gauges = CollectorRegistry()
-    gauges.register(DatabaseCollector(settings, engine))
-    parts = [generate_latest(REGISTRY), generate_latest(gauges)]
-    shared = os.environ.get(SHARED_FOLDER, "")
-    if shared and Path(shared).is_dir():
+    gauges.register(DatabaseCollector(settings, engine, service_pid))
+    parts = [service_metrics, generate_latest(PAGE_REGISTRY), generate_latest(gauges)]
+    if settings.data.metrics.is_dir():
         receivers = CollectorRegistry()
-        MultiProcessCollector(receivers, path=shared)
+        MultiProcessCollector(receivers, path=str(settings.data.metrics))
         parts.append(generate_latest(receivers))
     return b"".join(parts)

@@ -256,7 +256,8 @@ def metrics(request: Request) -> Response:
     """Metrics for Prometheus."""
     page = page_of(request)
     return Response(
-        exposition.exposition(page.settings, page.engine), media_type="text/plain; version=0.0.4; charset=utf-8"
+        exposition.exposition(page.settings, page.engine, page.service_pid, page.service_metrics()),
+        media_type="text/plain; version=0.0.4; charset=utf-8",
     )
 
 

@@ -1,4 +1,4 @@
-"""The page as a part of the service: a web server in a thread of its own, whose connections are bounded.
+"""The web server of the page, in a thread of its own; its connections are bounded.
 
 Every connection costs the service a file handle. The oldest that asks for nothing makes room for the next; one that has
 not asked within `ASK_SECONDS`, or takes nothing of its answer for `STALL_SECONDS`, is closed.
@@ -23,6 +23,8 @@ START_SECONDS = 15.0
 MOST_CONNECTIONS = 256
 ASK_SECONDS = 10.0
 STALL_SECONDS = 60.0
+TICK_SECONDS = 10.0
+"""A loop that did not go round for so long answers nobody."""
 
 
 class BoundedConnection(H11Protocol):
@@ -71,28 +73,53 @@ class BoundedConnection(H11Protocol):
         self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.abort)
 
 
+def bind(web: Web) -> socket.socket:
+    """The socket of the page.
+
+    Raises:
+        ConfigurationError: the address cannot be bound.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in web.host else socket.AF_INET
+        return socket.create_server((web.host, web.port), family=family, reuse_port=False)
+    except OSError as error:
+        raise ConfigurationError(f"web: cannot listen on {web.host}:{web.port}: {error}") from error
+
+
+class _Server(uvicorn.Server):
+    """Notes when its loop went round."""
+
+    ticked = 0.0
+
+    async def on_tick(self, counter: int) -> bool:
+        """About ten times a second."""
+        self.ticked = time.monotonic()
+        return await super().on_tick(counter)
+
+
 class WebServer:
     """Serves an application until it is stopped."""
 
-    def __init__(self, app: Starlette, web: Web) -> None:
-        """Bind and start.
+    def __init__(self, app: Starlette, web: Web, listening: socket.socket | None = None) -> None:
+        """Start.
+
+        Args:
+            app: What it serves.
+            web: Where.
+            listening: The socket that is bound there; None: it is bound now.
 
         Raises:
             ConfigurationError: the address cannot be bound.
             Permanent: the server does not start.
         """
-        try:
-            family = socket.AF_INET6 if ":" in web.host else socket.AF_INET
-            self._socket = socket.create_server((web.host, web.port), family=family, reuse_port=False)
-        except OSError as error:
-            raise ConfigurationError(f"web: cannot listen on {web.host}:{web.port}: {error}") from error
+        self._socket = listening or bind(web)
         self.port = int(self._socket.getsockname()[1])
         # The reverse proxy's headers are read by `web.access` alone, which knows whom to trust.
         config = uvicorn.Config(
             app, http=BoundedConnection, log_config=None, access_log=False, server_header=False, proxy_headers=False,
             lifespan="off", timeout_graceful_shutdown=1,
         )  # fmt: skip
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(
             target=self._server.run, kwargs={"sockets": [self._socket]}, name="web", daemon=True
         )
@@ -111,6 +138,10 @@ class WebServer:
     def alive(self) -> bool:
         """Whether it runs."""
         return self._thread.is_alive()
+
+    def answers(self) -> bool:
+        """Whether its loop went round within the last seconds."""
+        return time.monotonic() - self._server.ticked < TICK_SECONDS
 
     def stop(self) -> None:
         """Take no more requests; returns within two seconds."""

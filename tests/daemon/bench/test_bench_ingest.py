@@ -26,19 +26,22 @@ def on_disk(tmp_path):
 @pytest.mark.orthanc
 def test_every_contestant_is_measured_on_the_same_images(on_disk):
     told = []
+    second = on_disk / "second"
+    second.mkdir()
     result = bench_ingest(
-        on_disk, images=12, sizes=(64,), associations=(1, 3), rounds=1, processes=1, progress=told.append
-    )
+        on_disk, images=12, sizes=(64,), associations=(1, 3), rounds=1, processes=1, replicate=second,
+        progress=told.append,
+    )  # fmt: skip
     assert result["absent"] == []
-    assert set(result["ratios"]) == {"vs_orthanc_sync", "vs_dcmtk"}
+    assert set(result["ratios"]) == {"vs_orthanc_sync", "vs_dcmtk", "vs_replicated"}
     for table in result["ratios"].values():
         assert set(table["64x64"]) == {"1", "3"}
         assert all(ratio > 0 for ratio in table["64x64"].values())
-    for name in ("braingemma", "dcmtk_storescp", "orthanc_sync"):
+    for name in ("braingemma", "braingemma_replicated", "dcmtk_storescp", "orthanc_sync"):
         assert result["images_per_second"][name]["64x64"]["1"] > 0
         assert result["peak_memory_mb"][name]["64x64"]["1"] > 1
-    assert len(told) == 6
-    assert list(on_disk.iterdir()) == [], "nothing is left behind"
+    assert len(told) == 8
+    assert list(on_disk.rglob("*")) == [second], "nothing is left behind"
 
 
 def test_a_folder_in_memory_is_refused():

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from daemon.config.load import find_configuration, load_settings, origins
 from daemon.config.sections import Settings
@@ -114,6 +115,21 @@ def test_a_new_file_gives_the_defaults_and_names_every_key(tmp_path: Path) -> No
         assert f"[{section}]" in text
         for key in getattr(field.annotation, "model_fields", {}):
             assert f"# {key} = " in text
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [("/srv/x", "/srv/x"), ("file:///srv/x", "/srv/x"), ("s3://bucket/x", None), ("", None), ("x", None)],
+)
+def test_second_copies_need_a_shared_folder(tmp_path: Path, url: str, folder: str | None) -> None:
+    storage = {"folder": tmp_path, "shared_url": url}
+    assert Settings.model_validate({"storage": storage}).storage.shared_folder == (Path(folder) if folder else None)
+    wanted = {"storage": storage, "listener": {"replicate": "shared"}, "engine": {"database_url": "postgresql://x/y"}}
+    if folder is None:
+        with pytest.raises(ValidationError, match="needs engine"):
+            Settings.model_validate(wanted)
+    else:
+        assert Settings.model_validate(wanted).listener.replicate == "shared"
 
 
 @pytest.mark.parametrize(

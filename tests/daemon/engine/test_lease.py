@@ -149,14 +149,14 @@ def test_one_that_was_frozen_ends_itself_when_it_thaws(engine: sa.Engine, postgr
     assert state == "dead"
 
 
-def test_a_database_has_one_receiver_and_the_next_one_waits_until_it_is_gone(
+def test_a_database_has_one_receiver_that_shares_nothing_and_the_next_one_waits_until_it_is_gone(
     engine: sa.Engine, postgres: Postgres
 ) -> None:
     other = make_engine(database_url(postgres.url, DataFolder(Path("/unused"))))
     first, second = SoleReceiver(engine), SoleReceiver(other)
     first.hold()
     first.hold()
-    with pytest.raises(ConfigurationError, match="one receiver for each database"):
+    with pytest.raises(ConfigurationError, match="several need storage"):
         second.hold(patience=0.2)
     with engine.begin() as connection:  # as when the server is started again: the connection breaks, the lock goes
         others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
@@ -167,6 +167,13 @@ def test_a_database_has_one_receiver_and_the_next_one_waits_until_it_is_gone(
     threading.Timer(1, first.let_go).start()
     second.hold(patience=20)
     second.let_go()
+    sharing = SoleReceiver(engine, shared=True), SoleReceiver(other, shared=True)
+    for one in sharing:
+        one.hold(patience=0.2)
+    with pytest.raises(ConfigurationError, match="several need storage"):
+        first.hold(patience=0.2)
+    for one in (*sharing, first):
+        one.let_go()
     other.dispose()
 
 

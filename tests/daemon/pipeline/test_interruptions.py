@@ -259,7 +259,7 @@ def test_the_model_process_says_that_the_disk_is_full(tmp_path: Path, monkeypatc
     steps.stop()
 
 
-def test_a_job_in_whose_step_the_service_died_twice_has_failed(
+def test_a_job_in_whose_step_the_service_died_twice_is_set_aside(
     start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running, over = start(), threading.Event()
@@ -276,7 +276,8 @@ def test_a_job_in_whose_step_the_service_died_twice_has_failed(
     assert count_deaths(engine, EXECUTOR_ID) == ["killer"]
     job = store.get("killer")
     assert job is not None
-    assert job.state is JobState.FAILED
+    assert job.state is JobState.SET_ASIDE
+    assert job.deaths == MOST_DEATHS, "kept until a person decides"
     assert f"ended {MOST_DEATHS} times without a word in step select" in job.reason
     with engine_client(engine) as client:
         assert [w.status for w in client.list_workflows(workflow_id_prefix="killer")] == ["CANCELLED"]

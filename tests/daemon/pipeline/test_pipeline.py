@@ -74,15 +74,15 @@ def held_by_the_engine(database: sa.Engine) -> str:
 
 
 @pytest.mark.parametrize(
-    ("error", "state", "prefix"),
+    ("error", "state", "prefix", "more"),
     [
-        ("Rejected", JobState.SET_ASIDE, ""),
-        ("Permanent", JobState.FAILED, ""),
-        ("Retryable", JobState.FAILED, "given up after 3 attempts: "),
+        ("Rejected", JobState.SET_ASIDE, "", ""),
+        ("Permanent", JobState.FAILED, "", ""),
+        ("Retryable", JobState.SET_ASIDE, "given up after 3 attempts: ", "; `braingemma jobs retry j1` tries it again"),
     ],
 )
 def test_a_job_killed_before_its_end_was_written_ends_the_same_and_payloads_name_nobody(
-    tmp_path: Path, error: str, state: JobState, prefix: str
+    tmp_path: Path, error: str, state: JobState, prefix: str, more: str
 ) -> None:
     """After the restart the engine gives a recorded error back by name, as a class of its own."""
     assert run(tmp_path, error, dies=True) == 9
@@ -90,7 +90,8 @@ def test_a_job_killed_before_its_end_was_written_ends_the_same_and_payloads_name
     database = open_database(Settings.model_validate({"storage": {"folder": tmp_path}}))
     job = JobStore(database).get("j1")
     assert job is not None
-    assert (job.state, job.reason) == (state, f"{prefix}series {UID} of Doe^Jane")
+    assert (job.state, job.reason) == (state, f"{prefix}series {UID} of Doe^Jane{more}")
+    assert (job.deaths > 0) is bool(more), "kept until a person decides"
     held = held_by_the_engine(database)
     assert "j1" in held
     assert UID not in held

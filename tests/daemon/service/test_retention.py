@@ -79,10 +79,13 @@ def test_failed_jobs_have_a_time_only_where_one_is_set(store: JobStore, settings
     add(store, settings.storage.folder, "f", JobState.FAILED, days_old=10)
     add(store, settings.storage.folder, "dead", JobState.FAILED, days_old=10, sent=False)
     store.give_up_delivery("dead", "pacs", "refused")
+    add(store, settings.storage.folder, "killer", JobState.SET_ASIDE, days_old=10)
+    with store.engine.begin() as connection:
+        connection.execute(sa.update(JOBS).where(JOBS.c.job_id == "killer").values(deaths=2))
     assert purge(store, settings, dry_run=False) == []
     storage = settings.storage.model_copy(update={"keep_days_failed": 5.0})
     removed = purge(store, settings.model_copy(update={"storage": storage}), dry_run=False)
-    assert [p.job_id for p in removed] == ["f"]
+    assert {p.job_id for p in removed} == {"f", "killer"}
 
 
 def test_a_low_disk_takes_delivered_jobs_the_oldest_first(store: JobStore, settings: Settings) -> None:
