@@ -31,6 +31,7 @@ import sqlalchemy as sa
 from daemon.assemble.arrival import Row
 from daemon.assemble.index import forget_study, instance_keys, is_instance
 from daemon.config.data_folder import DataFolder
+from daemon.config.sections import Settings
 from daemon.database.engine import upsert
 from daemon.database.tables import (
     ARRIVALS,
@@ -71,6 +72,14 @@ def replica_folder(shared: Path, name: str) -> Path:
     folder = shared / "spool" / name
     make_private_folder(folder)
     return folder
+
+
+def replicas_of(settings: Settings) -> Path | None:
+    """Where second copies of what this host receives go; None where none are made."""
+    shared = settings.storage.shared_folder
+    if settings.listener.replicate != "shared" or shared is None:
+        return None
+    return replica_folder(shared, name_of(settings.data))
 
 
 @dataclass(eq=False)

@@ -10,7 +10,6 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import sqlalchemy as sa
@@ -18,7 +17,7 @@ import sqlalchemy as sa
 from daemon.assemble.arrival import Arrival
 from daemon.assemble.assembler import Assembler
 from daemon.assemble.receivers import Receivers as OtherReceivers
-from daemon.assemble.receivers import name_of
+from daemon.assemble.receivers import name_of, replicas_of
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.database.engine import check_database, open_database, open_index
@@ -94,7 +93,7 @@ def serve(settings: Settings) -> NoReturn:
     make_private(data.root)
     with _only_service(data) as died:
         parts = _Parts(settings, stop, died=died)
-        receivers = start_receivers(settings, parts.replicas)
+        receivers = start_receivers(settings, replicas_of(settings))
         parts.health.alive["receivers"] = receivers.alive
         parts.start_threads()
         web = PageProcess(settings, info.banner, parts.health) if settings.web.enabled else None
@@ -205,11 +204,6 @@ class _Parts:
         )  # fmt: skip
         others.join()
         return others
-
-    @property
-    def replicas(self) -> Path | None:
-        """Where the second copies of segments go."""
-        return self.others.replicas if self.others is not None and self.others.replicates else None
 
     def _submit(self, arrival: Arrival) -> None:
         self.files.keep(arrival.job_id, RECEIVED)

@@ -26,6 +26,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from daemon.assemble.receivers import replicas_of
 from daemon.config.sections import Settings
 from daemon.errors import DaemonError
 from daemon.receive.contexts import supported_contexts
@@ -91,7 +92,7 @@ class Intake:
 
     def __post_init__(self) -> None:
         least = int(self.settings.storage.min_free_gb * (1 << 30))
-        self._writer = SpoolWriter(self.settings.data.spool, least)
+        self._writer = SpoolWriter(self.settings.data.spool, least, replica=replicas_of(self.settings))
         self._classes = supported_contexts(self.settings.listener)
 
     def close(self) -> None:
