@@ -210,7 +210,7 @@ def main() -> None:
             log.error("the web server has ended")
             os._exit(1)
         if server.answers():
-            with contextlib.suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError, BrokenPipeError):  # gone: `_listen` ends this process
                 os.write(1, b".")
         if stop.wait(SIGN_SECONDS):
             break

@@ -58,7 +58,11 @@ MODULES = {
     "receiver": "daemon.receive.processes", "model": "daemon.pipeline.step_process", "page": "daemon.service.page",
 }  # fmt: skip
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow, needs_postgres, pytest.mark.timeout(SECONDS + 3 * PATIENCE)]
+pytestmark = [
+    pytest.mark.e2e, pytest.mark.slow, needs_postgres, pytest.mark.timeout(SECONDS + 3 * PATIENCE),
+    # Senders of this process whose connections break leave sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+]  # fmt: skip
 
 
 def say(text: str) -> None:
