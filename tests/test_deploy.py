@@ -66,7 +66,7 @@ def test_compose_has_both_profiles_and_publishes_on_loopback_only() -> None:
     ports = [port for service in compose["services"].values() for port in service["ports"]]
     assert all(port.startswith("127.0.0.1:") for port in ports)
     for name, service in compose["services"].items():
-        assert re.search(r":[\w.{}$-]+$", service["image"]), name
+        assert re.search(r":[\w.{}$-]+$|^\$\{ORTHANC_IMAGE:\?.*1\.14\.1", service["image"]), name
         for volume in service["volumes"]:
             source = volume.split(":")[0]
             assert source in compose["volumes"] or (DEPLOY / source).exists(), volume

@@ -163,11 +163,15 @@ def jobs_cancel(job_id: str, config: ConfigOption = None, as_json: JsonOption = 
 
 
 @jobs_app.command("reviews")
-def jobs_reviews(config: ConfigOption = None) -> None:
-    """Print the readers' verdicts as JSONL, the oldest first, for training."""
+def jobs_reviews(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Print the readers' verdicts as JSONL (--json: as one list), the oldest first, for training."""
     settings, engine, _ = _store(config)
-    for review in all_reviews(engine):
-        data.print(json.dumps(review.to_json(), ensure_ascii=False))
+    reviews = [review.to_json() for review in all_reviews(engine)]
+    if as_json:
+        emit_json(reviews)
+    else:
+        for review in reviews:
+            data.print(json.dumps(review, ensure_ascii=False))
     _audit(settings, "reviews_exported")
 
 

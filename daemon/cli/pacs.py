@@ -81,9 +81,17 @@ def _deidentified(files: list[Path], folder: Path, key: Path) -> tuple[dict[Path
     return originals, refused
 
 
-def echo(peer: Annotated[str, typer.Argument(help="AET@HOST:PORT")], calling_aet: str = "BRAINGEMMA") -> None:
+def echo(
+    peer: Annotated[str, typer.Argument(help="AET@HOST:PORT")],
+    calling_aet: Annotated[str | None, typer.Option(help="Our AE title.", show_default="[listener] ae_title")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """C-ECHO: is the peer there, and does it talk to us."""
     from daemon.deliver.dimse import DimseClient, parse_peer
 
-    DimseClient(parse_peer(peer), calling_aet).echo()
-    data.print(f"{peer} answers")
+    DimseClient(parse_peer(peer), calling_aet or load_settings(config).listener.ae_title).echo()
+    if as_json:
+        emit_json({"peer": peer, "answers": True})
+    else:
+        data.print(f"{peer} answers")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json
+from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, working
 from daemon.config.load import load_settings
 from daemon.errors import DaemonError
 from daemon.observe.logs import set_up_logging
@@ -39,11 +39,14 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Is this machine ready: device, 4-bit, codecs, disk, ports, PACS reachable."""
     from daemon.service.doctor import examine
 
-    checks = list(examine(load_settings(config)))
+    checks = []
+    settings = load_settings(config)
+    with working("looking") as say:
+        for check in examine(settings, say):
+            checks.append(check)
+            if not as_json:
+                data.print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
     if as_json:
         emit_json([dataclasses.asdict(c) for c in checks])
-    else:
-        for check in checks:
-            data.print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
     if not all(check.ok for check in checks):
         raise DaemonError(f"{sum(not c.ok for c in checks)} of {len(checks)} checks failed")

@@ -23,16 +23,28 @@ def demo(
     pacs: Annotated[Literal["embedded", "orthanc"], typer.Option(help="Which trial PACS.")] = "embedded",
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("braingemma-demo"),
     keep: Annotated[bool, typer.Option("--keep", help="Keep the working data too, in OUT/work.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the main job end to end on loopback: a study goes in by C-STORE, an SR and an overlay come back."""
     from daemon.jobs.records import ReportFinding
-    from daemon.jobs.report import finding_line
+    from daemon.jobs.report import finding_line, read_report
     from daemon.trial.demo import demo as run
     from dicom_io.objects.kinds import SC
 
     with writing_to(out), working("loading") as say:
         result = run(out, pacs=pacs, keep=keep, say=say)
     folder = result.folder
+    if as_json:
+        emit_json(
+            {
+                "folder": str(folder.root.resolve()),
+                "report": read_report(folder).to_json(),
+                "truth": result.truth,
+                "pacs": result.pacs,
+                "received": dict(result.received),
+            }
+        )
+        return
     data.print(folder.report_text.read_text(encoding="utf-8"))
     data.print("The phantom was made with:")
     for finding in result.truth["findings"]:

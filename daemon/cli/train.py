@@ -164,13 +164,17 @@ def train_manifest(
     official: Annotated[Path | None, typer.Option(help="Folder of TextBraTS's Train.json and Test.json.")] = None,
     controls: Annotated[Path | None, typer.Option(help="Healthy controls, BIDS (MPI-Leipzig).")] = None,
     seed: Annotated[int, typer.Option(help="Of the 70/10/20 split by patient and side, where no split is stated.")] = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """List BraTS 2020 with TextBraTS reports and healthy controls, checked and split by patient."""
     from training.data.public_data import manifest
 
     with working("reading"):
         counts = manifest(out, brats=brats, reports=reports, splits=official, controls=controls, seed=seed)
-    data.print(f"{out}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
+    if as_json:
+        emit_json({"manifest": str(out), "cases": dict(counts)})
+    else:
+        data.print(f"{out}: " + ", ".join(f"{split} {count}" for split, count in counts.items()))
 
 
 @train_app.command("domain")

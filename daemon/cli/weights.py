@@ -30,11 +30,19 @@ def weights_list(as_json: JsonOption = False) -> None:
 
 
 @weights_app.command("fetch")
-def weights_fetch(ref: str, revision: Annotated[str | None, typer.Option(help="Commit or tag.")] = None) -> None:
+def weights_fetch(
+    ref: str,
+    revision: Annotated[str | None, typer.Option(help="Commit or tag.")] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Download weights from the hub into its cache; goes on where an earlier download stopped."""
     from braingemma.checkpoint.weights import fetch_weights
 
-    data.print(str(fetch_weights(ref, revision=revision)))
+    folder = fetch_weights(ref, revision=revision)
+    if as_json:
+        emit_json({"ref": ref, "folder": str(folder)})
+    else:
+        data.print(str(folder))
 
 
 @weights_app.command("verify")

@@ -25,6 +25,9 @@ class DestinationClient(Protocol):
     def echo(self) -> None:
         """Ask for a sign of life."""
 
+    def refuses(self, sop_class_uids: Sequence[str]) -> list[str]:
+        """Which of these storage SOP classes it would not take; nothing where that cannot be asked beforehand."""
+
     def store(self, files: Sequence[Outgoing], *, on_outcome: OnOutcome) -> list[StoreOutcome]:
         """Send all files; each has an outcome of its own.
 

@@ -67,6 +67,11 @@ class DicomwebClient:
         except (requests.RequestException, *UNREADABLE) as error:
             raise self._no_answer(error) from error
 
+    def refuses(self, sop_class_uids: Sequence[str]) -> list[str]:
+        """Nothing: STOW-RS negotiates no SOP classes (PS3.18 10.5), the server says so of each instance."""
+        del sop_class_uids
+        return []
+
     def store(self, files: Sequence[Outgoing], *, on_outcome: OnOutcome = no_one) -> list[StoreOutcome]:
         """STOW-RS of all files; each has an outcome of its own, as `ReferencedSOPSequence` and `FailedSOPSequence` say.
 

@@ -120,6 +120,26 @@ class DimseClient:
             got = f"0x{status.Status:04X}" if "Status" in status else "no answer"
             raise Retryable(f"C-ECHO to {self.peer}: expected status 0x0000, got {got}")
 
+    def refuses(self, sop_class_uids: Sequence[str]) -> list[str]:
+        """Storage SOP classes that the peer does not take in any transfer syntax that our results are sent in.
+
+        Nothing is sent: an association is negotiated as `store` does it, and released.
+
+        Raises:
+            Retryable: no association could be made.
+        """
+        ae = self._application_entity(min(self.timeout, ECHO_SECONDS))
+        for sop_class_uid in sop_class_uids:
+            for syntaxes in _proposals(ExplicitVRLittleEndian):
+                ae.add_requested_context(sop_class_uid, list(syntaxes))
+        try:
+            association = associate(ae, self.peer)
+        except NotOffered:
+            return list(sop_class_uids)
+        taken = {str(context.abstract_syntax) for context in association.accepted_contexts}
+        association.release()
+        return [uid for uid in sop_class_uids if uid not in taken]
+
     def store(self, files: Sequence[Outgoing], *, on_outcome: OnOutcome = no_one) -> list[StoreOutcome]:
         """C-STORE all files, in as few associations as the presentation contexts allow.
 

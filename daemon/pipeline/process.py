@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,12 +48,17 @@ def process(
 
     Raises:
         Rejected: the input cannot be reported; the text says what was expected and what came.
+        Permanent: the weights or the device are not there; nothing was begun, and an earlier run's results stand.
+        OSError: nothing can be written to the folder.
     """
     names = _steps_for(source, settings)
     make_private(out)
+    with tempfile.TemporaryFile(dir=out):  # what cannot be written is told before minutes are spent
+        pass
+    steps = Steps(settings, progress)
+    steps.check()
     folder = JobFolder(out, source, study_uid)
     _forget_earlier_run(folder)
-    steps = Steps(settings, progress)
     for name in names:
         if on_step is not None:
             on_step(name)

@@ -18,16 +18,18 @@ import fsspec
 import psutil
 import sqlalchemy as sa
 from pydicom.pixels import get_decoder
-from pydicom.uid import JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
+from pydicom.uid import UID, JPEG2000Lossless, JPEGLosslessSV1, JPEGLSLossless, RLELossless
 
 from braingemma.checkpoint.weights import WEIGHT_SUFFIXES, find_folder
 from braingemma.errors import BrainGemmaError
 from daemon.config.load import without_password
-from daemon.config.sections import Settings
+from daemon.config.sections import Destination, Settings
 from daemon.database.engine import check_database, database_url, make_engine
 from daemon.deliver.client import client_for
 from daemon.errors import ConfigurationError, DaemonError, Permanent
 from daemon.files import read_json
+from dicom_io.content.kind import ResultKind
+from dicom_io.objects.kinds import KINDS, REJECTION
 
 CARD_GPU_GB = 16
 """GPU memory that the model card asks for."""
@@ -53,13 +55,14 @@ class Check:
     detail: str
 
 
-def examine(settings: Settings) -> Iterator[Check]:
-    """Look at everything that `serve` will need, one check after the other."""
+def examine(settings: Settings, say: Callable[[str], None] = lambda _: None) -> Iterator[Check]:
+    """Look at everything that `serve` will need, one check after the other; `say` is told what is looked at."""
     looks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
         _weights, _device, _memory, _four_bit, _codecs, _disk, _ports, _page, _peers, _certificates, _database, _shared,
         _destinations, _tools,
     )  # fmt: skip
     for look in looks:
+        say(f"looking at {look.__name__.strip('_').replace('_', ' ')}")
         yield from look(settings)
 
 
@@ -285,12 +288,27 @@ def _running_service(settings: Settings) -> int | None:
 def _destinations(settings: Settings) -> Iterator[Check]:
     for destination in settings.destinations:
         client = client_for(destination, settings.listener.ae_title)
+        kinds = sent_kinds(settings, destination)
         try:
             client.echo()
+            refused = client.refuses([str(kind.sop_class_uid) for kind in kinds])
         except DaemonError as error:
             yield Check(f"destination {destination.name}", False, str(error))
-        else:
-            yield Check(f"destination {destination.name}", True, f"{destination.address} answers {client.sign_of_life}")
+            continue
+        said = f"{destination.address} answers {client.sign_of_life}"
+        lacking = [kind for kind in kinds if kind.sop_class_uid in refused]
+        if lacking:
+            names = ", ".join(f"{UID(kind.sop_class_uid).name} ({kind.name})" for kind in lacking)
+            said += f", but does not take {names}: switch that off in [results], or teach it the SOP class"
+        elif destination.stow_url is None:
+            said += f", and takes all {len(kinds)} SOP classes that will be sent"
+        yield Check(f"destination {destination.name}", not lacking, said)
+
+
+def sent_kinds(settings: Settings, destination: Destination) -> list[ResultKind]:
+    """Kinds of results that go to a destination by this configuration."""
+    wanted = [kind for kind in KINDS if getattr(settings.results, kind.name, False)]
+    return [*wanted, *([REJECTION] if destination.reject_replaced else [])]
 
 
 def _tools(_settings: Settings) -> Iterator[Check]:

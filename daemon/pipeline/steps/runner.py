@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from braingemma.checkpoint.load import resolve_device
 from braingemma.errors import BrainGemmaError, CheckpointError, ExplainError, GenerationError
 from braingemma.model.braingemma3d import BrainGemma3D
 from daemon.config.sections import Settings
@@ -36,6 +37,18 @@ class Steps:
         self.context = Context(settings, _load_model, progress or say_nothing)
         if settings.model.threads:
             torch.set_num_threads(settings.model.threads)
+
+    def check(self) -> None:
+        """Look whether weights and device are there, before anything is begun.
+
+        Raises:
+            Permanent: they are not.
+        """
+        try:
+            _ = self.context.weights
+            resolve_device(self.context.settings.model.device)
+        except BrainGemmaError as error:
+            raise Permanent(str(error)) from error
 
     def run(self, step: str, folder: JobFolder) -> None:
         """Run one step by name.
