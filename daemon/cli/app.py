@@ -54,6 +54,7 @@ COMMANDS = {
     "batch": Command(
         "study", "batch", "Report every FLAIR of many studies; exit code 1 where a case failed, whose row says why."
     ),
+    "pull": Command("pull", "pull_app", "Fetch studies from a PACS and report them, each once; list, pause, resume."),
     "select": Command("study", "select", "Say for every series found whether it would be reported, and why."),
     "send": Command("pacs", "send", "Send DICOM files by C-STORE."),
     "echo": Command("pacs", "echo", "C-ECHO: is the peer there, and does it talk to us."),

@@ -89,8 +89,9 @@ def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:
         variable = ENVIRONMENT_PREFIX + "__".join(str(part) for part in fault["loc"]).upper()
         source = f"environment {variable}" if variable in os.environ else str(path or "defaults")
         value: Any = fault.get("input")
-        secret = fault["loc"][:1] in (("web",), ("engine",)) or (
-            fault["loc"][:1] == ("destinations",) and (isinstance(value, dict) or "port" not in fault["loc"])
+        section = str(fault["loc"][0]) if fault["loc"] else ""
+        secret = section in ("web", "engine") or (
+            section in ("destinations", "sources") and (isinstance(value, dict) or "port" not in fault["loc"])
         )
         meant = _meant(fault["loc"]) if fault["type"] == "extra_forbidden" else ""
         yield f"{source}: {where}: {fault['msg']}{meant}" + ("" if secret else f" (got {value!r:.80})")

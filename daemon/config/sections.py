@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -362,6 +363,102 @@ class Destination(Section):
         return not self.from_aets or any(fnmatchcase(aet, rule) for aet in senders for rule in self.from_aets)
 
 
+WINDOW = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
+"""Two times of day, such as `19:00-06:00`."""
+
+
+class Source(Section):
+    """`[[sources]]`: a PACS from which `braingemma pull` fetches, by DIMSE or by DICOMweb."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    """How `braingemma pull --from` calls it."""
+    ae_title: str | None = Field(None, min_length=1, max_length=16)
+    """Called AE title, for C-FIND with C-MOVE or C-GET."""
+    host: str | None = None
+    """Its address, likewise."""
+    port: int | None = Field(None, ge=1, le=65535)
+    """Its TCP port, likewise."""
+    url: str | None = Field(None, pattern=STOW_URL)
+    """Root of a DICOMweb server, such as `https://pacs.example/dicom-web`: QIDO-RS and WADO-RS in their place."""
+    username: str = ""
+    """HTTP basic authentication, for DICOMweb."""
+    password: SecretStr = SecretStr("")
+    """Its password."""
+    token: SecretStr = SecretStr("")
+    """Bearer token, for DICOMweb, in place of a user name."""
+    tls: ClientTls | None = None
+    """Present: associate by TLS; with `https://`: the certificates to use."""
+    retrieve: Literal["auto", "move", "get"] = "auto"
+    """`move`: C-MOVE to our listener, as which the PACS must know us; `get`: C-GET; `auto`: C-GET where C-MOVE is not
+    possible."""
+    in_flight: int = Field(4, ge=1, le=100)
+    """So many of its studies at most are fetched or wait for their report at once."""
+    studies_per_hour: float = Field(0, ge=0)
+    """At most so many studies are fetched in an hour, evenly; 0: no limit."""
+    window: str = Field("", pattern=rf"^$|{WINDOW}")
+    """Time of day, of this machine's clock, in which it may be asked, such as `19:00-06:00`; empty: always."""
+    attempts: int = Field(5, ge=1)
+    """A study that so often could not be fetched, though the PACS answered, has failed."""
+
+    @model_validator(mode="after")
+    def _one_way_to_reach_it(self) -> Source:
+        address = {k: getattr(self, k) for k in ("ae_title", "host", "port")}
+        given = [k for k, value in address.items() if value is not None]
+        if self.url is not None:
+            if given:
+                raise ValueError(f"source {self.name!r}: expected url or an AE, got both ({', '.join(given)})")
+            if self.token.get_secret_value() and self.username:
+                raise ValueError(f"source {self.name!r}: expected token or username, got both")
+            if self.retrieve != "auto":
+                raise ValueError(f"source {self.name!r}: retrieve is for an AE only")
+        elif len(given) < len(address):
+            missing = ", ".join(k for k in address if k not in given)
+            raise ValueError(f"source {self.name!r}: {missing} must be set, or url")
+        elif self.username or self.token.get_secret_value():
+            raise ValueError(f"source {self.name!r}: username and token are for url only")
+        if self.window and len(set(self.window.split("-"))) == 1:
+            raise ValueError(f"source {self.name!r}: window: expected two different times, got {self.window!r}")
+        return self
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return self.url or f"{self.ae_title}@{self.host}:{self.port}"
+
+
+PriorityClass = Literal["urgent", "routine", "off-peak"]
+"""How soon a study is worked on; see `daemon.jobs.priority`."""
+
+
+class Rule(Section):
+    """`[[rules]]`: how soon studies are worked on; of the rules that match a study the first counts."""
+
+    priority: PriorityClass
+    """`urgent`; `routine`, as what is sent to us; `off-peak`, as what is pulled."""
+    calling_aet: str = ""
+    """Studies that this calling AE title sent (`*` and `?` as in file names); empty: whoever, pulls too."""
+    match: dict[str, str] = {}
+    """{DICOM keyword: regular expression}, found anywhere, in either case; one series must match all of them."""
+
+    @model_validator(mode="after")
+    def _can_match(self) -> Rule:
+        if not self.calling_aet and not self.match:
+            raise ValueError("rule: expected calling_aet or match, got neither")
+        for keyword, pattern in self.match.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"rule: {keyword} = {pattern!r}: {error}") from error
+        if self.match:
+            # Not on top: the dictionary takes long to load.
+            from pydicom.datadict import tag_for_keyword
+
+            unknown = [keyword for keyword in self.match if tag_for_keyword(keyword) is None]
+            if unknown:
+                raise ValueError(f"rule: {unknown[0]!r} is no DICOM keyword (such as StudyDescription)")
+        return self
+
+
 class Engine(Section):
     """`[engine]`: the durable workflows."""
 
@@ -524,6 +621,8 @@ class Settings(BaseSettings):
     explain: Explain = Explain()
     results: Results = Results()
     destinations: tuple[Destination, ...] = ()
+    sources: tuple[Source, ...] = ()
+    rules: tuple[Rule, ...] = ()
     engine: Engine = Engine()
     storage: Storage = Storage()
     web: Web = Web()
@@ -532,10 +631,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Settings:
-        names = [d.name for d in self.destinations]
-        twice = sorted({n for n in names if names.count(n) > 1})
-        if twice:
-            raise ValueError(f"destinations: each name may stand once, got twice: {', '.join(twice)}")
+        for section, entries in (("destinations", self.destinations), ("sources", self.sources)):
+            names = [entry.name for entry in entries]
+            twice = sorted({n for n in names if names.count(n) > 1})
+            if twice:
+                raise ValueError(f"{section}: each name may stand once, got twice: {', '.join(twice)}")
         return self
 
     @model_validator(mode="after")

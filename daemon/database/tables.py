@@ -83,6 +83,7 @@ JOBS = sa.Table(
     sa.Column("timings", CleanText, nullable=False, default="{}"),
     sa.Column("result", CleanText, nullable=False, default=""),
     sa.Column("series_uid", CleanText, nullable=False, default="", index=True),
+    sa.Column("priority", CleanText, nullable=False, default="routine"),
     sa.Column("deaths", sa.Integer, nullable=False, default=0),  # of what worked on it, in the step that it is at
 )
 VERDICTS = sa.Table(
@@ -256,6 +257,67 @@ RECEIVING = sa.Table(
     sa.Column("receiver", CleanText, primary_key=True),
 )
 """Several receivers: on which studies of another one an association is open."""
+
+
+class PullState(enum.StrEnum):
+    """Where a pull stands."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    """By a person; what is fetched already is reported."""
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+class PulledState(enum.StrEnum):
+    """Where one study of a pull stands."""
+
+    WAITING = "waiting"
+    FETCHING = "fetching"
+    FETCHED = "fetched"
+    """All of it is here; its report is not made yet."""
+    REPORTED = "reported"
+    REFUSED = "refused"
+    """Nothing of it could be a FLAIR, or what came could not be reported."""
+    FAILED = "failed"
+    NOT_FOUND = "not_found"
+    """The PACS has nothing of what was asked for."""
+    CANCELLED = "cancelled"
+
+
+PULLS = sa.Table(
+    "pulls",
+    metadata,
+    sa.Column("pull_id", CleanText, primary_key=True),
+    sa.Column("source", CleanText, nullable=False),
+    sa.Column("asked", CleanText, nullable=False),  # JSON
+    sa.Column("all_series", sa.Boolean, nullable=False),
+    sa.Column("state", CleanText, nullable=False, index=True),
+    sa.Column("searched", sa.Boolean, nullable=False),
+    sa.Column("waits", CleanText, nullable=False),  # what it waits for, in words
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("updated", sa.Float, nullable=False),
+)
+PULLED = sa.Table(
+    "pulled_studies",
+    metadata,
+    sa.Column("pull_id", CleanText, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("asked", CleanText, nullable=False),
+    sa.Column("study_uid", CleanText, nullable=False, index=True),
+    sa.Column("accession", CleanText, nullable=False),
+    sa.Column("patient_id", CleanText, nullable=False),
+    sa.Column("study_date", CleanText, nullable=False),
+    sa.Column("state", CleanText, nullable=False, index=True),
+    sa.Column("reason", CleanText, nullable=False),
+    sa.Column("series", CleanText, nullable=False),  # JSON: what was taken and what not, with reasons
+    sa.Column("instances", sa.Integer, nullable=False),
+    sa.Column("way", CleanText, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("job_id", CleanText, nullable=False),
+    sa.Column("started", sa.Float),
+    sa.Column("updated", sa.Float, nullable=False),
+)
 
 
 COMMITMENTS = sa.Table(

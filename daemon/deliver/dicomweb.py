@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from daemon.config.sections import Destination
 from daemon.deliver.addresses import addresses_of
 from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import Permanent, Retryable
+
+logging.getLogger("retrying").setLevel(logging.CRITICAL + 1)  # the client's retries log tracebacks of what it raises
 
 BATCH_BYTES = 32_000_000
 """Files of about this size in all go out in one request; a larger file has one of its own."""
@@ -63,7 +66,7 @@ class DicomwebClient:
             Retryable: no answer, or an error.
         """
         try:
-            self._client(min(self.timeout, ECHO_SECONDS)).search_for_studies(limit=1)
+            self.client(min(self.timeout, ECHO_SECONDS)).search_for_studies(limit=1)
         except (requests.RequestException, *UNREADABLE) as error:
             raise self._no_answer(error) from error
 
@@ -80,7 +83,7 @@ class DicomwebClient:
             Permanent: a file cannot be read.
         """
         answers: list[requests.Response] = []
-        client = self._client(self.timeout, lambda response, *_args, **_options: answers.append(response))
+        client = self.client(self.timeout, lambda response, *_args, **_options: answers.append(response))
         outcomes: list[StoreOutcome] = []
         for batch in _batches(files):
             answers.clear()
@@ -88,7 +91,7 @@ class DicomwebClient:
                 client.store_instances([_read(outgoing) for outgoing in batch])
             except (requests.RequestException, *UNREADABLE) as error:  # the latter: a body that the client cannot read
                 if not answers:
-                    raise Retryable(f"{self.destination.stow_url}: {_first_line(error)}") from error
+                    raise Retryable(f"{self.destination.stow_url}: {first_line(error)}") from error
             for outcome in _outcomes(batch, answers[-1]):
                 outcomes.append(outcome)
                 on_outcome(outcome)
@@ -102,7 +105,7 @@ class DicomwebClient:
             Retryable: it cannot be reached, or answers with an error.
         """
         try:
-            found = self._client(self.timeout).search_for_instances(study_uid, series_uid, get_remaining=True)
+            found = self.client(self.timeout).search_for_instances(study_uid, series_uid, get_remaining=True)
             return {str(value) for item in found for value in item.get("00080018", {}).get("Value", ())}
         except requests.HTTPError as error:
             status = None if error.response is None else error.response.status_code
@@ -128,10 +131,10 @@ class DicomwebClient:
         raise NotOffered(f"{self.destination.stow_url}: DICOMweb servers offer no storage commitment")
 
     def _no_answer(self, error: Exception) -> Retryable:
-        return Retryable(f"{self.destination.stow_url}: QIDO-RS: {_first_line(error)}")
+        return Retryable(f"{self.destination.stow_url}: QIDO-RS: {first_line(error)}")
 
-    def _client(self, timeout: float, on_answer: Callable[..., Any] | None = None) -> DICOMwebClient:
-        """A client that tries each request once: the delivery has its own back-off."""
+    def client(self, timeout: float, on_answer: Callable[..., Any] | None = None) -> DICOMwebClient:
+        """A client that tries each request once: who calls has a back-off of its own."""
         session = create_session()
         session.trust_env = False  # neither a proxy nor a .netrc of the machine may see results
         session.max_redirects = 0  # results, and who we are, go to the place in the configuration only
@@ -269,5 +272,6 @@ def _body(answer: requests.Response) -> Dataset:
     return Dataset.from_json(body[0] if isinstance(body, list) and body else body or {})
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, short."""
     return (str(error).splitlines() or [type(error).__name__])[0][:300]

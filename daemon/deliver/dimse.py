@@ -18,6 +18,7 @@ from pydicom.uid import (
 )
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.sop_class import (
     StorageCommitmentPushModel,
     StorageCommitmentPushModelInstance,
@@ -109,7 +110,7 @@ class DimseClient:
         Raises:
             Retryable: the peer cannot be reached, refuses, or answers with a failure.
         """
-        ae = self._application_entity(min(self.timeout, ECHO_SECONDS))
+        ae = self.application_entity(min(self.timeout, ECHO_SECONDS))
         ae.add_requested_context(Verification)
         association = associate(ae, self.peer)
         try:
@@ -150,7 +151,7 @@ class DimseClient:
         """
         outcomes: list[StoreOutcome] = []
         for batch, contexts in _batches(files):
-            ae = self._application_entity(self.timeout)
+            ae = self.application_entity(self.timeout)
             for sop_class_uid, syntaxes in contexts:
                 ae.add_requested_context(sop_class_uid, list(syntaxes))
             association = associate(ae, self.peer)
@@ -176,7 +177,7 @@ class DimseClient:
         identifier.StudyInstanceUID = study_uid
         identifier.SeriesInstanceUID = series_uid
         identifier.SOPInstanceUID = ""
-        ae = self._application_entity(self.timeout)
+        ae = self.application_entity(self.timeout)
         ae.add_requested_context(StudyRootQueryRetrieveInformationModelFind)
         association = associate(ae, self.peer)
         found: set[str] = set()
@@ -212,7 +213,7 @@ class DimseClient:
             answered.set()
             return 0x0000, None
 
-        ae = self._application_entity(self.timeout)
+        ae = self.application_entity(self.timeout)
         ae.add_requested_context(StorageCommitmentPushModel, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
         association = associate(ae, self.peer, [(evt.EVT_N_EVENT_REPORT, take)])
         try:
@@ -230,7 +231,7 @@ class DimseClient:
             if association.is_established:
                 association.release()
 
-    def _application_entity(self, timeout: float) -> AE:
+    def application_entity(self, timeout: float) -> AE:
         """An AE of ours that waits `timeout` seconds for answers."""
         ae = AE(ae_title=self.calling_aet)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
@@ -287,8 +288,19 @@ class Checkpoint:
             self._changed.notify_all()
 
 
-def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callable[..., object]]] = ()) -> Association:
+def associate(
+    ae: AE,
+    peer: Peer,
+    handlers: Sequence[tuple[evt.EventType, Callable[..., object]]] = (),
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+) -> Association:
     """An established association with one of the peer's addresses, the first that takes a connection.
+
+    Args:
+        ae: Ours, with the presentation contexts that are asked for.
+        peer: Who is called.
+        handlers: Of what comes on it.
+        roles: For which SOP classes we are the provider (PS3.7 D.3.3.4).
 
     Raises:
         NotOffered: the peer accepts none of the presentation contexts.
@@ -304,6 +316,7 @@ def associate(ae: AE, peer: Peer, handlers: Sequence[tuple[evt.EventType, Callab
             max_pdu=0,
             tls_args=None if peer.tls is None else (_tls_context(peer.tls), peer.host),
             evt_handlers=[(evt.EVT_CONN_OPEN, connected.append), *handlers],
+            ext_neg=list(roles),
         )
         if association.is_established:
             association._reactor_checkpoint = Checkpoint(association)

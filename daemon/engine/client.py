@@ -16,12 +16,13 @@ from daemon.engine.identifiers import (
     REPORT_WORKFLOW,
     WORKFLOW_VERSION,
 )
+from daemon.jobs.store import Job
 
 
-def enqueue_report(engine: sa.Engine, job_id: str, *, workflow_id: str | None = None) -> None:
-    """Queue a job for whichever worker is free; queueing it twice starts it once."""
+def enqueue_report(engine: sa.Engine, job: Job, *, workflow_id: str | None = None) -> None:
+    """Queue a job for whichever worker is free, at its turn; queueing it twice starts it once."""
     with engine_client(engine) as client:
-        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, workflow_id or job_id, job_id)
+        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, workflow_id or job.job_id, job.job_id, turn=job.turn)
 
 
 def enqueue_delivery(engine: sa.Engine, workflow_id: str, job_id: str, destination: str) -> None:
@@ -40,12 +41,13 @@ def engine_client(engine: sa.Engine) -> Iterator[DBOSClient]:
         client.destroy()
 
 
-def _enqueue(client: DBOSClient, queue: str, workflow: str, workflow_id: str, *arguments: str) -> None:
+def _enqueue(client: DBOSClient, queue: str, workflow: str, workflow_id: str, *arguments: str, turn: int) -> None:
     options: EnqueueOptions = {
         "queue_name": queue,
         "workflow_name": workflow,
         "workflow_id": workflow_id,
         "app_version": WORKFLOW_VERSION,
+        "priority": turn,
     }
     client.enqueue(options, *arguments)
 

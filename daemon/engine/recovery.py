@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from daemon.database.tables import DELIVERIES, JOBS, OPEN_DELIVERIES, JobState
 from daemon.engine.client import engine_client, engine_has_run, enqueue_delivery, enqueue_report
 from daemon.engine.identifiers import DESTINATION_QUEUE, REPORT_WORKFLOW, WORKFLOW_VERSION
-from daemon.jobs.store import now
+from daemon.jobs.store import JobStore, now
 from daemon.observe import metrics
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,11 @@ def give_every_job_a_workflow(engine: sa.Engine, *, alone: bool) -> list[str]:
         if _times_mended(engine, job_id) >= MOST_MENDED:
             _give_up(engine, job_id)
             continue
+        job = JobStore(engine).get(job_id)
+        if job is None:  # removed meanwhile
+            continue
         queued.append(f"{job_id}-{stamp}")
-        enqueue_report(engine, job_id, workflow_id=queued[-1])
+        enqueue_report(engine, job, workflow_id=queued[-1])
     for job_id, destination in _open_deliveries(engine, limit):
         if not any(_job_of(name) == job_id and _destination_of(name) == destination for name in live):
             queued.append(f"{job_id}-{stamp}:{destination}")

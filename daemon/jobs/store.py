@@ -27,6 +27,7 @@ from daemon.database.tables import (
     DeliveryState,
     JobState,
 )
+from daemon.jobs.priority import SENT, turn
 from dicom_io.objects.kinds import KINDS
 
 
@@ -42,6 +43,7 @@ class Job:
         series_uid: The series that it reports; empty until that is decided.
         deaths: How often what worked on it ended without a word, or was given up, in the step that it is at. Above 0
             in a job that was set aside: it was for this, and not for what its images show.
+        priority: Its class, by `[[rules]]`.
     """
 
     job_id: str
@@ -58,6 +60,12 @@ class Job:
     result: str = ""
     series_uid: str = ""
     deaths: int = 0
+    priority: str = SENT
+
+    @property
+    def turn(self) -> int:
+        """The engine's number for it: the smallest goes first."""
+        return turn(self.created, self.priority)
 
     def to_json(self) -> dict[str, Any]:
         """As `braingemma jobs list --json` prints it."""
@@ -146,13 +154,14 @@ class JobStore:
         self._may_write()
         return self.engine.begin()
 
-    def add(self, job_id: str, *, study_uid: str, supersedes: str | None) -> None:
+    def add(self, job_id: str, *, study_uid: str, supersedes: str | None, priority: str = SENT) -> None:
         """Add a queued job; adding one that exists changes nothing."""
         time = now()
         row = {
             "job_id": job_id, "study_uid": study_uid, "supersedes": supersedes,
             "state": JobState.QUEUED, "step": "", "reason": "", "created": time, "updated": time,
             "runs": 1, "progress": "", "timings": "{}", "result": "", "series_uid": "", "deaths": 0,
+            "priority": priority,
         }  # fmt: skip
         with self._writing() as connection:
             connection.execute(upsert(self.engine, JOBS, row, update=()))

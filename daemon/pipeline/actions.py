@@ -60,7 +60,7 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
     run = job.runs + 1
     with engine_client(engine) as client:
         store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="", deaths=0)
-        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id)
+        _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id, turn=job.turn)
         return "all steps"
 
 
@@ -123,9 +123,9 @@ def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str
             changes = {"job_id": new_id, "supersedes": job_id, "anew": True}
             record.model_copy(update=changes).write(JobFolder(draft).arrival)
     files.keep(new_id, RECEIVED)
-    store.add(new_id, study_uid=job.study_uid, supersedes=job_id)
+    store.add(new_id, study_uid=job.study_uid, supersedes=job_id, priority=job.priority)
     note_study(store, new_id, folder)
-    enqueue_report(engine, new_id)
+    enqueue_report(engine, job_or_error(store, new_id))
     return new_id
 
 

@@ -73,7 +73,7 @@ def _make_job(store: JobStore, files: JobFiles, job: Job, folder: JobFolder, arr
     )
     _write_folder(folder, name, record)
     files.keep(name, RECEIVED)
-    store.add(name, study_uid=job.study_uid, supersedes=supersedes)
+    store.add(name, study_uid=job.study_uid, supersedes=supersedes, priority=job.priority)
     store.update(name, series_uid=series_uid)
     note_study(store, name, JobFolder(folder.root.parent / name))
     return name

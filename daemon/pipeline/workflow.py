@@ -119,8 +119,9 @@ def _may_pass(error: sa.exc.DBAPIError) -> bool:
 
 
 def submit(job_id: str) -> None:
-    """Queue the job; queueing it twice starts it once (the workflow's id is the job's)."""
-    with SetWorkflowID(job_id):
+    """Queue the job at its turn; queueing it twice starts it once (the workflow's id is the job's)."""
+    job = context().store.get(job_id)
+    with SetWorkflowID(job_id), SetEnqueueOptions(priority=None if job is None else job.turn):
         DBOS.enqueue_workflow(REPORT_QUEUE, report_study, job_id)
 
 

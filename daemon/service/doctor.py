@@ -28,6 +28,7 @@ from daemon.database.engine import check_database, database_url, make_engine
 from daemon.deliver.client import client_for
 from daemon.errors import ConfigurationError, DaemonError, Permanent
 from daemon.files import read_json
+from daemon.pull.source import client_of
 from dicom_io.content.kind import ResultKind
 from dicom_io.objects.kinds import KINDS, REJECTION
 
@@ -59,7 +60,7 @@ def examine(settings: Settings, say: Callable[[str], None] = lambda _: None) -> 
     """Look at everything that `serve` will need, one check after the other; `say` is told what is looked at."""
     looks: tuple[Callable[[Settings], Iterator[Check]], ...] = (
         _weights, _device, _memory, _four_bit, _codecs, _disk, _ports, _page, _peers, _certificates, _database, _shared,
-        _destinations, _tools,
+        _destinations, _sources, _tools,
     )  # fmt: skip
     for look in looks:
         say(f"looking at {look.__name__.strip('_').replace('_', ' ')}")
@@ -309,6 +310,17 @@ def sent_kinds(settings: Settings, destination: Destination) -> list[ResultKind]
     """Kinds of results that go to a destination by this configuration."""
     wanted = [kind for kind in KINDS if getattr(settings.results, kind.name, False)]
     return [*wanted, *([REJECTION] if destination.reject_replaced else [])]
+
+
+def _sources(settings: Settings) -> Iterator[Check]:
+    for source in settings.sources:
+        name = f"source {source.name}"
+        try:
+            client_of(settings, source).echo()
+        except DaemonError as error:
+            yield Check(name, False, str(error))
+        else:
+            yield Check(name, True, f"{source.address} answers {'QIDO-RS' if source.url else 'and takes C-FIND'}")
 
 
 def _tools(_settings: Settings) -> Iterator[Check]:

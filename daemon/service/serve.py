@@ -33,14 +33,17 @@ from daemon.files import PRIVATE, make_private, write_json
 from daemon.jobs import records
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.priority import priority_of
 from daemon.jobs.steps import RECEIVE
 from daemon.jobs.worklist import note_study
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.observe.systemd import notify
-from daemon.pipeline import workflow
+from daemon.pipeline import actions, workflow
 from daemon.pipeline.step_process import StepProcess
+from daemon.pull.puller import Puller
+from daemon.pull.store import is_pulled
 from daemon.receive.processes import Receivers, start_receivers
 from daemon.service import retention
 from daemon.service.page import PageProcess
@@ -188,6 +191,7 @@ class _Parts:
             waiting=self.store.waiting,
             receivers=self.others,
         )
+        self.puller = Puller(settings, self.engine)
         if self.lease is not None:
             self.health.alive["lease"] = self.lease.alive
         self._threads: list[threading.Thread] = []
@@ -208,7 +212,7 @@ class _Parts:
     def _submit(self, arrival: Arrival) -> None:
         self.files.keep(arrival.job_id, RECEIVED)
         new = self.store.get(arrival.job_id) is None
-        self.store.add(arrival.job_id, study_uid=arrival.study_uid, supersedes=arrival.supersedes)
+        self._add(arrival)
         note_study(self.store, arrival.job_id, JobFolder(arrival.folder))
         if arrival.set_aside:
             step = "" if arrival.instances else RECEIVE
@@ -216,13 +220,23 @@ class _Parts:
         elif self.steps is not None:
             workflow.submit(arrival.job_id)
         else:
-            client.enqueue_report(self.engine, arrival.job_id)
+            client.enqueue_report(self.engine, actions.job_or_error(self.store, arrival.job_id))
         if new:
             record = records.Arrival.read(JobFolder(arrival.folder).arrival)
             self.audit.write(
                 "received", job=arrival.job_id, study_uid=arrival.study_uid, series_uids=arrival.series_uids,
                 instances=arrival.instances, calling_aets=list(record.calling_aets), peers=list(record.peers),
             )  # fmt: skip
+
+    def _add(self, arrival: Arrival) -> None:
+        """The job's row, with how soon it is worked on."""
+        folder = JobFolder(arrival.folder)
+        priority = priority_of(
+            self.settings.rules, records.Arrival.read(folder.arrival), folder,
+            pulled=is_pulled(self.engine, arrival.study_uid),
+        )  # fmt: skip
+        study_uid, supersedes = arrival.study_uid, arrival.supersedes
+        self.store.add(arrival.job_id, study_uid=study_uid, supersedes=supersedes, priority=priority)
 
     def take_commitments(self) -> None:
         """What PACSs told our receivers about storage commitment."""
@@ -232,10 +246,11 @@ class _Parts:
             log.warning("reports of storage commitment wait: %s", error)
 
     def start_threads(self) -> None:
-        """The assembler, and the housekeeping."""
+        """The assembler, the housekeeping, and what fetches from PACSs."""
         assembling = threading.Thread(target=self._assemble, name="assembler", daemon=True)
         keeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
-        self._threads = [assembling, keeping]
+        pulling = threading.Thread(target=self.puller.run, args=(self.stop,), name="pulls", daemon=True)
+        self._threads = [assembling, keeping, pulling]
         for thread in self._threads:
             thread.start()
             self.health.alive[thread.name] = thread.is_alive
@@ -272,6 +287,7 @@ class _Parts:
         """Stop what runs."""
         for thread in self._threads:
             thread.join(3)
+        self.puller.close()
         if self.steps is not None:
             self.steps.close()
         if self.lease is not None:

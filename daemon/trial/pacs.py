@@ -121,24 +121,35 @@ class Orthanc:
         Raises:
             DaemonError: Orthanc is not installed, or does not answer in time.
         """
-        binary = shutil.which("Orthanc")
-        if binary is None:
-            raise DaemonError("Orthanc is not installed: expected the command `Orthanc` (Debian package orthanc)")
         self.folder = folder
         self.ae_title = ae_title
         self.port = port or free_port()
         self.http_port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
-        configuration = folder / "orthanc.json"
         plugins = (
             {"Plugins": [str(DICOM_WEB)], "DicomWeb": {"Enable": True, "Root": "/dicom-web/"}} if dicom_web else {}
         )
         settings = self._configuration(modalities) | plugins | dict(extra or {})
-        configuration.write_text(json.dumps(settings, indent=1))
+        self._settings_file.write_text(json.dumps(settings, indent=1))
         self.log = folder / "orthanc.log"
-        with self.log.open("wb") as log:
+        self.start()
+
+    @property
+    def _settings_file(self) -> Path:
+        return self.folder / "orthanc.json"
+
+    def start(self) -> None:
+        """Start it, for the first time or again with what it holds, and wait until it answers.
+
+        Raises:
+            DaemonError: Orthanc is not installed, or does not answer in time.
+        """
+        binary = shutil.which("Orthanc")
+        if binary is None:
+            raise DaemonError("Orthanc is not installed: expected the command `Orthanc` (Debian package orthanc)")
+        with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [binary, str(configuration)],
+                [binary, str(self._settings_file)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "TCP_NODELAY": "1"},
@@ -220,6 +231,11 @@ class Orthanc:
             with self._open(f"/instances/{instance}/file", None) as answer:
                 headers.append(pydicom.dcmread(pydicom.filebase.DicomBytesIO(answer.read()), stop_before_pixels=True))
         return headers
+
+    def kill(self) -> None:
+        """End it as a crash would; `start` lets it come back."""
+        self._process.kill()
+        self._process.wait()
 
     def stop(self) -> None:
         """End the process; what it stored stays in its folder."""

@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from daemon.assemble.index import complete_now
 from daemon.config.sections import Destination
 from daemon.database.engine import open_index
+from daemon.database.tables import PullState
 from daemon.deliver.client import client_for
 from daemon.errors import DaemonError
 from daemon.jobs.overview import with_dead_letter
@@ -18,6 +19,7 @@ from daemon.jobs.reviews import add_review
 from daemon.observe.metrics import READER_VERDICTS
 from daemon.pipeline import actions
 from daemon.pipeline.verified import VERIFYING, check_verifiable, send_verified, verifies
+from daemon.pull.store import PullStore
 from daemon.web.context import form_of, identity_of, page_of, render
 
 log = logging.getLogger(__name__)
@@ -126,6 +128,18 @@ async def cancel(request: Request) -> Response:
     await run_in_threadpool(actions.cancel, page.store, job_id)
     page.audit.write("cancelled", by=identity_of(request).named, job=job_id)
     return RedirectResponse(f"/jobs/{job_id}", 303)
+
+
+async def change_pull(request: Request) -> Response:
+    """Pause a pull, or let it go on."""
+    await form_of(request)
+    page, pull_id = page_of(request), request.path_params["pull_id"]
+    state = {"pause": PullState.PAUSED, "resume": PullState.RUNNING}.get(request.path_params["change"])
+    if state is None:
+        raise NotFound("a pull can be paused and resumed")
+    await run_in_threadpool(PullStore(page.engine).set_state, pull_id, state)
+    page.audit.write("pull_changed", by=identity_of(request).named, pull=pull_id, state=str(state))
+    return RedirectResponse("/", 303)
 
 
 async def review(request: Request) -> Response:

@@ -143,6 +143,7 @@ def create_app(page: Page) -> Starlette:
         Route("/jobs/{job_id}/retry", actions.retry, methods=["POST"]),
         Route("/jobs/{job_id}/cancel", actions.cancel, methods=["POST"]),
         Route("/jobs/{job_id}/review", actions.review, methods=["POST"]),
+        Route("/pulls/{pull_id}/{change}", actions.change_pull, methods=["POST"]),
         Route("/login", login_form, methods=["GET"]),
         Route("/login", login, methods=["POST"]),
         Route("/metrics", pages.metrics, methods=["GET"]),

@@ -34,6 +34,7 @@ from daemon.jobs.store import Job
 from daemon.jobs.study import study_rows
 from daemon.jobs.worklist import Asked, study_of, worklist
 from daemon.pipeline.verified import verifies
+from daemon.pull.store import unfinished
 from daemon.web import exposition, views
 from daemon.web.context import Page, form_of, identity_of, page_of, render
 from daemon.web.slices import PLANES, Stack, first_plane
@@ -102,6 +103,7 @@ def _job_list(request: Request, sought: str, states: Sequence[str], number: int)
         at_work=[(job, views.steps_of(job)) for job in at_work],
         backlogs=backlogs,
         idle_destinations=[name for name in configured if name not in {b.destination for b in backlogs}],
+        pulls=unfinished(page.engine),
         rows=rows[:ROWS],
         more=len(rows) > ROWS,
         number=number,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
@@ -162,6 +163,43 @@ def judge(series: Series, rules: SelectionRules | None = None) -> Verdict:
         accepted = all(r.passed for r in reasons)
         score, merits = _score(case) if accepted else (0.0, "")
         return Verdict(series.series_uid, accepted, score, reasons, merits)
+
+
+def judge_entry(entry: Dataset, rules: SelectionRules | None = None) -> Verdict:
+    """Whether a series could be a FLAIR by what a PACS says of it in answer to a query, before it is fetched.
+
+    What the PACS leaves out refuses nothing: modality, names, body part and, where they are told, type and timing.
+
+    Args:
+        entry: Attributes of the series level (PS3.4 C.6.2.1.4), and whatever else was answered.
+        rules: The site's additions.
+    """
+    with header.quiet("pydicom"):
+        series = Series(
+            header.uid(entry, "SeriesInstanceUID"), "", header.text(entry, "Modality"), Path(), (Path(),), (entry,)
+        )
+        case = _Case(
+            series=series,
+            rules=rules or SelectionRules(),
+            name=_name(series),
+            acquisition=physics.read_acquisition(series),
+            included=_matching(series, (rules or SelectionRules()).include),
+            geometry=None,
+        )
+        reasons = (
+            Reason("modality", series.modality in ("MR", ""), series.modality or "not told"),
+            *(rule(case) for rule in (_site_rule, _image_type_rule, _name_rule)),
+            _told_physics(case),
+            _body_part_rule(case),
+        )
+        return Verdict(series.series_uid, all(r.passed for r in reasons), 0.0, reasons)
+
+
+def _told_physics(case: _Case) -> Reason:
+    """The timing as far as it is told."""
+    against = physics.contradictions(case.acquisition, named=bool(case.name.flair or case.included))
+    shown = case.acquisition.described
+    return Reason("physics", not against, f"{shown}: {'; '.join(against)}" if against else shown)
 
 
 def rank(series_list: Iterable[Series], rules: SelectionRules | None = None) -> list[tuple[Series, Verdict]]:

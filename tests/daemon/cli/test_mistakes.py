@@ -46,6 +46,11 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "damaged.toml").write_text(f'[storage]\nfolder = "{tmp_path / "damaged"}"\n')
     (tmp_path / "damaged").mkdir(mode=0o700)
     (tmp_path / "damaged" / "daemon.sqlite").write_bytes(b"SQLite format 3\0" + os.urandom(4096))
+    (tmp_path / "source.toml").write_text(
+        f'[storage]\nfolder = "{tmp_path / "good"}"\n'
+        '[[sources]]\nname = "archive"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = 1\n'
+        '[[sources]]\nname = "web"\nurl = "http://127.0.0.1:1/dicom-web"\n'
+    )
     (tmp_path / "good.toml").write_text(f'[storage]\nfolder = "{tmp_path / "good"}"\n')
     return tmp_path
 
@@ -74,7 +79,30 @@ def mistakes(at: Path, port: int) -> Iterator[list[str]]:
     for command in (["jobs", "list"], ["jobs", "show", "j"], ["jobs", "purge"], ["jobs", "retry", "j"]):
         for configuration in ("data.toml", "database.toml", "damaged.toml"):
             yield [*command, "--config", str(at / configuration)]
+    yield from mistakes_of_pulls(at)
     yield from other_mistakes(at, p, port)
+
+
+def mistakes_of_pulls(at: Path) -> Iterator[list[str]]:
+    """Of sources, queries, lists and pulls."""
+    configured = ["--config", str(at / "source.toml")]
+    one = ["--study", "1.2.3", *configured]
+    yield ["pull", "--from", "archive", "--study", "1.2.3", "--config", str(at / "good.toml")]
+    for source in ("archiv", "nobody", ""):
+        yield ["pull", "--from", source, *one]
+    for source in ("archive", "web"):
+        yield ["pull", "--from", source, "--detach", *one]
+    yield ["pull", "--from", "archive", *one]
+    yield ["pull", "--from", "archive", "--report", str(at / "report.txt"), *one]
+    yield ["pull", "--from", "archive", *configured]
+    for query in ("StudyDat=1", "Modality=MR", "StudyDate=yesterday", "StudyDate", "PatientID=*", "PatientID='1"):
+        yield ["pull", "--from", "archive", "--query", query, *configured]
+    for listed in ("nowhere", "empty", "bytes.toml", "file"):
+        yield ["pull", "--from", "archive", "--list", str(at / listed), *configured]
+    for value in (["--study", "1.2.x"], ["--study", ""], ["--accession", "A*"], ["--patient", " "]):
+        yield ["pull", "--from", "archive", *value, *configured]
+    for change in ("show", "pause", "resume", "cancel"):
+        yield ["pull", change, "p0", *configured]
 
 
 def other_mistakes(at: Path, p: dict[str, str], port: int) -> Iterator[list[str]]:

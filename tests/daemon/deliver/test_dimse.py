@@ -62,7 +62,7 @@ def test_the_thread_of_an_association_rests_while_a_request_is_under_way() -> No
 
 def test_associations_pause_by_our_own_checkpoint(pacs: EmbeddedPacs) -> None:
     client = client_of(pacs)
-    ae = client._application_entity(10)
+    ae = client.application_entity(10)
     ae.add_requested_context("1.2.840.10008.1.1")
     association = dimse.associate(ae, client.peer)
     assert isinstance(vars(association)["_reactor_checkpoint"], dimse.Checkpoint), "the name is pynetdicom's own"

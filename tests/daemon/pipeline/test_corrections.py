@@ -297,7 +297,7 @@ def test_results_that_are_on_their_way_are_held_back(carried, at_work, engine, j
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
     started: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(actions, "enqueue_report", lambda _engine, job_id, **_: started.append(job_id))
+        patch.setattr(actions, "enqueue_report", lambda _engine, job, **_: started.append(job.job_id))
         if carried:
             carry()
         assert workflow.attempt_step("j1", "pacs", 1) is None

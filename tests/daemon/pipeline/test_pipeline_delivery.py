@@ -19,7 +19,7 @@ from daemon.engine import client, identifiers, recovery
 from daemon.engine.client import engine_client, enqueue_delivery, enqueue_report
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.store import JobStore
-from daemon.pipeline import workflow
+from daemon.pipeline import actions, workflow
 from daemon.pipeline.step_process import StepProcess
 from daemon.service import wiring
 from daemon.trial.pacs import LOOPBACK, free_port
@@ -111,7 +111,7 @@ def test_a_new_workflow_version_strands_no_job(site: Site, monkeypatch: pytest.M
     DBOS.migrate(site.store.engine.url.render_as_string())
     for job_id in ("j1", "j2"):
         enqueue_delivery(site.store.engine, f"{job_id}:{UP}", job_id, UP)
-    enqueue_report(site.store.engine, "j3")
+    enqueue_report(site.store.engine, actions.job_or_error(site.store, "j3"))
     with site.store.engine.begin() as connection:  # killed while one was at work, and one was waiting for its turn
         for job_id, status in (("j1", "PENDING"), ("j2", "DELAYED")):
             connection.execute(

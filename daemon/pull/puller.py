@@ -1,0 +1,400 @@
+"""The daemon's puller: searches, fetches, and follows what it fetched until it is reported.
+
+Everything that it knows is in the database, so it goes on wherever it was killed: a study that was being fetched is
+fetched again, and what had come already is known by its bytes. One thread for each source, so that a PACS that is away
+holds up no other. While a study is fetched, the assembler takes it for being received (a row of
+`received_open_associations`), so that a slow PACS cannot have half of it reported.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from pydicom import Dataset
+
+from daemon.config.sections import Settings, Source
+from daemon.database.engine import open_index, upsert
+from daemon.database.tables import (
+    ARRIVALS,
+    INSTANCES,
+    JOBS,
+    OPEN_ASSOCIATIONS,
+    InstanceState,
+    JobState,
+    PulledState,
+    PullState,
+)
+from daemon.errors import Retryable
+from daemon.jobs.store import now
+from daemon.observe.logs import tag
+from daemon.pull.asks import Ask
+from daemon.pull.source import Inbox, SourceAway, SourceClient, client_of
+from daemon.pull.store import Pull, PulledStudy, PullStore
+from daemon.spool.writer import SpoolWriter
+from dicom_io import header
+from dicom_io.content.equipment import MANUFACTURER
+from dicom_io.select.selection import SelectionRules, judge_entry
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.5
+FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
+"""Seconds until a source that is away, or a study that did not come, is tried again: at first, and at the most."""
+ARRIVAL_SECONDS = 60.0
+"""So long, and three quiet times, a fetched study may take to become a job."""
+ACTIVE = (PullState.RUNNING, PullState.PAUSED)
+REPORTED = (JobState.DELIVERING, JobState.DONE)
+_GIB = 1 << 30
+
+Row = sa.Row[Any]
+
+
+@dataclass(eq=False)
+class Puller:
+    """Carries out the pulls of one service.
+
+    Args:
+        settings: The whole configuration.
+        engine: The daemon's database; its tables exist.
+        clock: Local time: for the window.
+    """
+
+    settings: Settings
+    engine: sa.Engine
+    clock: Callable[[], datetime.time] = lambda: datetime.datetime.now().astimezone().time()
+    _threads: dict[str, threading.Thread] = field(default_factory=dict, init=False)
+    _inbox: Inbox = field(init=False)
+    _index: sa.Engine = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = PullStore(self.engine)
+        self._index = open_index(self.settings, self.engine)
+        writer = SpoolWriter(self.settings.data.spool, int(self.settings.storage.min_free_gb * _GIB))
+        self._inbox = Inbox(writer)
+        self._hold_interrupted()
+
+    def _hold_interrupted(self) -> None:
+        """Before the assembler starts: studies whose fetching was cut off are not complete."""
+        for pull in self.store.pulls((*ACTIVE, PullState.CANCELLED)):
+            for study in self.store.studies(pull.pull_id, (PulledState.FETCHING,)):
+                self.hold(study.study_uid)
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set."""
+        while not stop.is_set():
+            try:
+                for pull in self.store.pulls((*ACTIVE, PullState.CANCELLED)):
+                    self._give_thread(pull.source, stop)
+            except sa.exc.SQLAlchemyError as error:
+                log.warning("the database does not answer: %s", type(error).__name__)
+            stop.wait(POLL_SECONDS)
+
+    def close(self) -> None:
+        """Give the spool back."""
+        self._inbox.writer.close()
+
+    def _give_thread(self, name: str, stop: threading.Event) -> None:
+        thread = self._threads.get(name)
+        if thread is None or not thread.is_alive():
+            worker = _SourceWorker(self, name, stop)
+            thread = threading.Thread(target=worker.run, name=f"pull {name}", daemon=True)
+            self._threads[name] = thread
+            thread.start()
+
+    def source(self, name: str) -> Source | None:
+        """The entry of the configuration."""
+        return next((source for source in self.settings.sources if source.name == name), None)
+
+    def client(self, source: Source) -> SourceClient:
+        """The client of a source."""
+        return client_of(self.settings, source, self._inbox)
+
+    def hold(self, study_uid: str) -> None:
+        """Let a study count as being received."""
+        row = {
+            "association": self._hold_name(study_uid), "study_uid": study_uid,
+            "receiver": self._inbox.writer.receiver,
+        }  # fmt: skip
+        with self._index.begin() as connection:
+            connection.execute(upsert(self._index, OPEN_ASSOCIATIONS, row, update=()))
+
+    def let_go(self, study_uid: str) -> None:
+        """Let it be complete once it is quiet."""
+        with self._index.begin() as connection:
+            mine = OPEN_ASSOCIATIONS.c.association == self._hold_name(study_uid)
+            connection.execute(sa.delete(OPEN_ASSOCIATIONS).where(mine))
+
+    def _hold_name(self, study_uid: str) -> str:
+        return f"{self._inbox.writer.receiver}/pull {study_uid}"
+
+    def is_arriving(self, study_uid: str, instances: int) -> bool:
+        """Whether some of so many instances of a study are not indexed yet, or wait for a job."""
+        mine = INSTANCES.c.study_uid == study_uid
+        pending = sa.func.sum(sa.case((INSTANCES.c.state == InstanceState.PENDING.value, 1), else_=0))
+        waiting = (ARRIVALS.c.study_uid == study_uid, ARRIVALS.c.submitted.is_(False))
+        with self._index.connect() as connection:
+            query = sa.select(sa.func.count(INSTANCES.c.sop_uid.distinct()), pending).where(mine)
+            indexed, left = connection.execute(query).one()
+            unsubmitted = connection.execute(sa.select(ARRIVALS.c.job_id).where(*waiting).limit(1)).scalar()
+        return int(indexed) < instances or bool(left) or unsubmitted is not None
+
+    def jobs_of(self, study_uid: str) -> Sequence[Row]:
+        """Jobs of a study, the newest first."""
+        with self.engine.connect() as connection:
+            query = sa.select(JOBS).where(JOBS.c.study_uid == study_uid)
+            return connection.execute(query.order_by(JOBS.c.created.desc())).all()
+
+
+@dataclass(eq=False)
+class _SourceWorker:
+    """The pulls of one source, one study after the other."""
+
+    puller: Puller
+    name: str
+    stop: threading.Event
+    _pause: float = FIRST_PAUSE
+    _not_before: dict[tuple[str, int], float] = field(default_factory=dict)
+    """By study: monotonic time of its next try."""
+
+    def run(self) -> None:
+        """Until every pull of the source has ended."""
+        while not self.stop.is_set():
+            wait = POLL_SECONDS
+            try:
+                if not (pulls := self._pulls()):
+                    return
+                wait = self._step(pulls)
+            except (sa.exc.SQLAlchemyError, OSError) as error:
+                log.warning("pull from %s: %s; tried again", self.name, type(error).__name__)
+                wait = FIRST_PAUSE
+            except Exception:  # one pull must not end the others; what failed stays on record and is tried again
+                log.exception("pull from %s", self.name)
+                wait = LONGEST_PAUSE
+            self.stop.wait(wait)
+
+    def _pulls(self) -> list[Pull]:
+        """Pulls that have something to do, the oldest first."""
+        store = self.puller.store
+        found = [pull for pull in store.pulls((*ACTIVE, PullState.CANCELLED)) if pull.source == self.name]
+        here = {study.pull_id for study in store.in_flight(self.name)}
+        return [pull for pull in reversed(found) if pull.state in ACTIVE or pull.pull_id in here]
+
+    def _step(self, pulls: Sequence[Pull]) -> float:
+        """Settle what ended, then search or fetch one study; how long to wait then, s."""
+        store = self.puller.store
+        for pull in pulls:
+            for study in store.studies(pull.pull_id, (PulledState.FETCHED,)):
+                self._settle(study)
+            if pull.state is PullState.CANCELLED:
+                for study in store.studies(pull.pull_id, (PulledState.FETCHING,)):  # cut off, and not wanted any more
+                    self._end(study, PulledState.CANCELLED, "cancelled by request")
+            store.finish(pull.pull_id)
+        running = [pull for pull in pulls if pull.state is PullState.RUNNING and not store.finish(pull.pull_id)]
+        source = self.puller.source(self.name)
+        for pull in running:
+            obstacle = "its source is no longer in the configuration" if source is None else self._obstacle(source)
+            if obstacle or source is None:
+                store.note(pull.pull_id, obstacle)
+                continue
+            try:
+                done = self._work_on(pull, source)
+            except SourceAway as error:
+                log.warning("pull %s: %s", pull.pull_id, type(error).__name__)
+                store.note(pull.pull_id, f"waits for the PACS: {error}")
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+                return self._pause / 2
+            self._pause = FIRST_PAUSE
+            store.note(pull.pull_id, "")
+            if done:
+                return 0.0
+        return POLL_SECONDS
+
+    def _obstacle(self, source: Source) -> str:
+        """Why nothing may be asked of the source now; empty where it may."""
+        if source.window and not in_window(source.window, self.puller.clock()):
+            return f"waits for its time of day, {source.window}"
+        return ""
+
+    def _work_on(self, pull: Pull, source: Source) -> bool:
+        """Search, or fetch the next study; False where there is nothing to do now."""
+        store = self.puller.store
+        if not pull.searched:
+            store.put_found(pull.pull_id, search(self.puller.client(source), pull.asked))
+            return True
+        study = self._next(pull, source)
+        if study is None:
+            return False
+        known = self._known(study) if study.attempts == 0 else None
+        if known is not None:
+            self._end_by_job(study, known, "reported before: ")
+            return True
+        self._fetch(pull, study, source)
+        return True
+
+    def _next(self, pull: Pull, source: Source) -> PulledStudy | None:
+        """The study whose turn it is: one whose fetching was cut off, else the first that waits and may be begun."""
+        store = self.puller.store
+        in_flight = store.in_flight(self.name)
+        cut_off = [s for s in in_flight if s.pull_id == pull.pull_id and s.state is PulledState.FETCHING]
+        ready = [s for s in cut_off if self._not_before.get((s.pull_id, s.position), 0.0) <= time.monotonic()]
+        if ready:
+            return ready[0]
+        if len(in_flight) >= source.in_flight or self._too_soon(source):
+            return None
+        elsewhere = {study.study_uid for study in in_flight}
+        waiting = store.studies(pull.pull_id, (PulledState.WAITING,))
+        return next((study for study in waiting if study.study_uid not in elsewhere), None)
+
+    def _too_soon(self, source: Source) -> bool:
+        if not source.studies_per_hour:
+            return False
+        return now() < self.puller.store.last_started(self.name) + 3600 / source.studies_per_hour
+
+    def _known(self, study: PulledStudy) -> Row | None:
+        """An earlier job of the study that has a report, or is going to have one."""
+        wanted = (*REPORTED, JobState.QUEUED, JobState.RUNNING)
+        return next((job for job in self.puller.jobs_of(study.study_uid) if job.state in wanted), None)
+
+    def _fetch(self, pull: Pull, study: PulledStudy, source: Source) -> None:
+        """Fetch what could be a FLAIR of one study.
+
+        Raises:
+            SourceAway: the source does not answer; the study waits, and that is no attempt of it.
+        """
+        puller, store = self.puller, self.puller.store
+        client = puller.client(source)
+        attempts = study.attempts + 1
+        store.update(study, PulledState.FETCHING, attempts=attempts, started=study.started or now())
+        puller.hold(study.study_uid)
+        try:
+            entries = client.series(study.study_uid)
+            verdicts = judged(entries, puller.settings, all_series=pull.all_series)
+            store.update(study, series=verdicts)
+            wanted = [v["series_uid"] for v in verdicts if v["taken"]]
+            if not wanted:
+                self._end(study, PulledState.REFUSED, _why_none(verdicts))
+                return
+            fetched = client.fetch(study.study_uid, wanted)
+            told = sum(v["instances"] or 0 for v in verdicts if v["taken"])
+            if fetched.instances < told:
+                raise Retryable(f"the PACS named {told} instances, and {fetched.instances} came")
+        except SourceAway:
+            store.update(study, attempts=study.attempts)
+            raise
+        except Retryable as error:
+            self._put_off(study, attempts, source, str(error))
+            return
+        log.info("pull %s: study %s fetched by %s", pull.pull_id, tag(study.study_uid), fetched.way)
+        values = {"instances": fetched.instances, "way": fetched.way, "reason": ""}
+        store.update(study, PulledState.FETCHED, **values)
+        puller.let_go(study.study_uid)
+
+    def _put_off(self, study: PulledStudy, attempts: int, source: Source, why: str) -> None:
+        log.warning("pull %s: study %s did not come, attempt %d", study.pull_id, tag(study.study_uid), attempts)
+        if attempts >= source.attempts:
+            self._end(study, PulledState.FAILED, f"given up after {attempts} attempts: {why}")
+            return
+        pause = min(FIRST_PAUSE * 2 ** (attempts - 1), LONGEST_PAUSE)
+        self._not_before[study.pull_id, study.position] = time.monotonic() + pause
+        self.puller.store.update(study, reason=f"attempt {attempts}: {why}")
+
+    def _end(self, study: PulledStudy, state: PulledState, reason: str, **values: Any) -> None:
+        self.puller.store.update(study, state, reason=reason, **values)
+        self.puller.let_go(study.study_uid)
+
+    def _settle(self, study: PulledStudy) -> None:
+        """Look what became of a fetched study."""
+        puller = self.puller
+        jobs = puller.jobs_of(study.study_uid)
+        late = now() - study.updated > ARRIVAL_SECONDS + 3 * puller.settings.assembly.quiet_seconds
+        if any(job.state in (JobState.QUEUED, JobState.RUNNING) for job in jobs):
+            return
+        if puller.is_arriving(study.study_uid, study.instances) and not (late and jobs):
+            return
+        if jobs:
+            best = next((job for job in jobs if job.state in REPORTED), jobs[0])
+            self._end_by_job(study, best, "")
+        elif late:
+            self._end(study, PulledState.FAILED, "it was fetched, and made no job: see the log of the service")
+
+    def _end_by_job(self, study: PulledStudy, job: Row, before: str) -> None:
+        state = JobState(job.state)
+        if state in REPORTED:
+            ended, reason = PulledState.REPORTED, job.result
+        elif state is JobState.SET_ASIDE:
+            ended, reason = PulledState.REFUSED, job.reason
+        elif state in (JobState.QUEUED, JobState.RUNNING):
+            ended, reason = PulledState.FETCHED, ""
+        else:
+            ended, reason = PulledState.FAILED, job.reason or str(state)
+        self.puller.store.update(study, ended, reason=f"{before}{reason}" if reason else before, job_id=job.job_id)
+
+
+def in_window(window: str, at: datetime.time) -> bool:
+    """Whether a time of day lies in `HH:MM-HH:MM`, which may go over midnight; the end belongs to the next time."""
+    begin, end = (datetime.time.fromisoformat(text) for text in window.split("-"))
+    plain = at.replace(tzinfo=None)
+    return begin <= plain < end if begin < end else plain >= begin or plain < end
+
+
+def search(client: SourceClient, asked: Sequence[Ask]) -> list[tuple[Ask, Dataset | None, str]]:
+    """Every study that was asked for, each once; None for what is not there.
+
+    Raises:
+        SourceAway: the source does not answer.
+    """
+    found: list[tuple[Ask, Dataset | None, str]] = []
+    for ask in asked:
+        try:
+            studies = client.studies(ask.keys)
+        except SourceAway:
+            raise
+        except Retryable as error:
+            found.append((ask, None, str(error)))
+            continue
+        named = [study for study in studies if header.uid(study, "StudyInstanceUID")]
+        wrong = [ask.missing(study) for study in named]
+        if ask.literal:  # a PACS may take it for a pattern, or leave it out of account
+            named, wrong = [s for s, why in zip(named, wrong, strict=True) if not why], [w for w in wrong if not w]
+        if not named:
+            found.append((ask, None, f"the PACS has no study of {ask.label}"))
+        for study, why in zip(named, wrong, strict=True):
+            modalities = header.texts(study, "ModalitiesInStudy")
+            no_mr = bool(modalities) and "MR" not in modalities
+            found.append((ask, study, why or (f"no MR among its modalities: {', '.join(modalities)}" if no_mr else "")))
+    return found
+
+
+def judged(entries: Sequence[Dataset], settings: Settings, *, all_series: bool) -> list[dict[str, Any]]:
+    """Each series of a study: whether it is taken, and why."""
+    rules = SelectionRules(include=settings.selection.include, exclude=settings.selection.exclude)
+    verdicts = []
+    for entry in entries:
+        verdict = judge_entry(entry, rules)
+        ours = header.text(entry, "Manufacturer") == MANUFACTURER
+        taken = not ours and (all_series or verdict.accepted)
+        against = "a result of ours" if ours else "; ".join(f"{r.rule}: {r.detail}" for r in verdict.refusals)
+        verdicts.append({
+            "series_uid": header.uid(entry, "SeriesInstanceUID"),
+            "description": header.text(entry, "SeriesDescription"),
+            "modality": header.text(entry, "Modality"),
+            "instances": header.whole_number(entry, "NumberOfSeriesRelatedInstances"),
+            "taken": taken,
+            "reason": "asked for with all series" if taken and against else against,
+        })  # fmt: skip
+    return verdicts
+
+
+def _why_none(verdicts: Sequence[dict[str, Any]]) -> str:
+    if not verdicts:
+        return "the PACS names no series of it"
+    shown = " | ".join(f"{v['description'] or v['series_uid']!s}: {v['reason']}" for v in verdicts[:8])
+    more = f" | and {len(verdicts) - 8} more" if len(verdicts) > 8 else ""
+    return f"none of {len(verdicts)} series could be a FLAIR: {shown}{more}"

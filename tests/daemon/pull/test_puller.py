@@ -1,0 +1,256 @@
+"""When a source is asked, how much at once, what becomes of studies that do not come: with the tests' own PACS."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from pydicom import Dataset
+
+from daemon.config.sections import Settings
+from daemon.database.engine import open_database
+from daemon.database.tables import OPEN_ASSOCIATIONS, JobState, PulledState, PullState
+from daemon.errors import Retryable
+from daemon.jobs.store import JobStore, now
+from daemon.pull.asks import query
+from daemon.pull.puller import Puller, _SourceWorker, in_window
+from daemon.pull.source import Fetched, SourceAway
+from daemon.pull.store import PulledStudy
+
+
+class Pacs:
+    """Studies "1.1", "1.2", …, each of one FLAIR series; what goes wrong is set by the test."""
+
+    def __init__(self, studies: int) -> None:
+        self.uids = [f"1.{n}" for n in range(1, studies + 1)]
+        self.away = False
+        self.refuses: dict[str, str] = {}
+        self.fetched: list[str] = []
+        self.entry: dict[str, Any] = {"Modality": "MR", "SeriesDescription": "t2_flair_tra"}
+
+    def _ask(self) -> None:
+        if self.away:
+            raise SourceAway("PACS@127.0.0.1:104 cannot be reached")
+
+    def studies(self, keys: Mapping[str, str]) -> list[Dataset]:
+        self._ask()
+        return [_dataset(StudyInstanceUID=uid, **keys) for uid in self.uids]
+
+    def series(self, study_uid: str) -> list[Dataset]:
+        self._ask()
+        return [_dataset(SeriesInstanceUID=f"{study_uid}.1", NumberOfSeriesRelatedInstances=5, **self.entry)]
+
+    def fetch(self, study_uid: str, series_uids: Sequence[str]) -> Fetched:  # noqa: ARG002
+        self._ask()
+        if study_uid in self.refuses:
+            raise Retryable(self.refuses[study_uid])
+        self.fetched.append(study_uid)
+        return Fetched(5 - (study_uid == "1.99"), "C-MOVE")
+
+
+def _dataset(**values: Any) -> Dataset:
+    made = Dataset()
+    for keyword, value in values.items():
+        setattr(made, keyword, value)
+    return made
+
+
+class Site:
+    def __init__(self, folder: Path, pacs: Pacs, clock: Callable[[], datetime.time], **source: Any) -> None:
+        entry = {"name": "a", "ae_title": "PACS", "host": "127.0.0.1", "port": 104, **source}
+        self.settings = Settings.model_validate({"storage": {"folder": folder, "min_free_gb": 0}, "sources": [entry]})
+        self.engine = open_database(self.settings)
+        self.puller = Puller(self.settings, self.engine, clock)
+        self.puller.client = lambda _source: pacs
+        self.store = self.puller.store
+        self.jobs = JobStore(self.engine)
+        self.pull_id = self.store.add("a", [query("StudyDate=20260101")], all_series=False)
+        self.worker = _SourceWorker(self.puller, "a", threading.Event())
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.worker._step(self.worker._pulls())
+
+    def studies(self) -> dict[str, PulledStudy]:
+        return {study.study_uid: study for study in self.store.studies(self.pull_id)}
+
+    def states(self) -> list[str]:
+        return [str(study.state) for study in self.studies().values()]
+
+    def waits(self) -> str:
+        return self.store.get(self.pull_id).waits
+
+    def held(self) -> set[str]:
+        with self.engine.connect() as connection:
+            return set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Site]:
+    def _make(pacs: Pacs, clock: Callable[[], datetime.time] = lambda: datetime.time(12), **source: Any) -> Site:
+        return Site(tmp_path, pacs, clock, **source)
+
+    return _make
+
+
+@pytest.mark.parametrize(
+    ("window", "at", "inside"),
+    [
+        ("19:00-06:00", "19:00", True), ("19:00-06:00", "23:59:59", True), ("19:00-06:00", "00:00", True),
+        ("19:00-06:00", "05:59", True), ("19:00-06:00", "06:00", False), ("19:00-06:00", "12:00", False),
+        ("08:00-17:30", "08:00", True), ("08:00-17:30", "17:30", False), ("08:00-17:30", "07:59:59", False),
+    ],
+)  # fmt: skip
+def test_a_window_may_go_over_midnight(window: str, at: str, inside: bool) -> None:
+    assert in_window(window, datetime.time.fromisoformat(at)) is inside
+
+
+def test_outside_its_window_the_source_is_not_asked_and_says_so(make: Callable[..., Site]) -> None:
+    pacs, time = Pacs(2), [datetime.time(12)]
+    site = make(pacs, lambda: time[0], window="19:00-06:00")
+    site.step(3)
+    assert site.waits() == "waits for its time of day, 19:00-06:00"
+    assert site.studies() == {}
+    time[0] = datetime.time(3)
+    site.step(3)
+    assert pacs.fetched == ["1.1", "1.2"]
+    assert site.waits() == ""
+
+
+def test_no_more_are_in_flight_than_allowed_and_they_leave_by_their_report(make: Callable[..., Site]) -> None:
+    pacs = Pacs(4)
+    site = make(pacs, in_flight=2)
+    site.step(6)
+    assert pacs.fetched == ["1.1", "1.2"]
+    assert site.states() == ["fetched", "fetched", "waiting", "waiting"]
+    site.puller.is_arriving = lambda _uid, _number: False
+    site.jobs.add("j1", study_uid="1.1", supersedes=None)
+    site.step(2)
+    assert pacs.fetched == ["1.1", "1.2"], "its job is queued"
+    site.jobs.update("j1", state=JobState.DONE, result="lesion left frontal")
+    site.step(2)
+    assert pacs.fetched == ["1.1", "1.2", "1.3"]
+    first = site.studies()["1.1"]
+    assert (first.state, first.job_id, first.reason) == (PulledState.REPORTED, "j1", "lesion left frontal")
+
+
+def test_the_rate_holds_over_a_restart(make: Callable[..., Site]) -> None:
+    pacs = Pacs(3)
+    site = make(pacs, studies_per_hour=60)
+    site.step(4)
+    assert pacs.fetched == ["1.1"]
+    site.worker = _SourceWorker(site.puller, "a", threading.Event())
+    site.step(2)
+    assert pacs.fetched == ["1.1"]
+    site.store.update(site.studies()["1.1"], started=now() - 61)
+    site.step(2)
+    assert pacs.fetched == ["1.1", "1.2"]
+
+
+def test_a_source_that_is_away_costs_no_attempt_and_no_study(make: Callable[..., Site]) -> None:
+    pacs = Pacs(1)
+    site = make(pacs, attempts=1)
+    site.step()
+    pacs.away = True
+    site.step(5)
+    assert site.waits() == "waits for the PACS: PACS@127.0.0.1:104 cannot be reached"
+    assert [(s.state, s.attempts) for s in site.studies().values()] == [(PulledState.FETCHING, 0)]
+    pacs.away = False
+    site.step()
+    assert site.states() == ["fetched"]
+    assert site.held() == set()
+
+
+def test_a_study_that_does_not_come_fails_by_itself_and_the_next_goes_on(make: Callable[..., Site]) -> None:
+    pacs = Pacs(2)
+    pacs.refuses["1.1"] = "C-MOVE: status 0xA702"
+    pacs.uids.append("1.99")
+    site = make(pacs, attempts=2)
+    for _ in range(8):
+        site.worker._not_before.clear()
+        site.step()
+    studies = site.studies()
+    assert studies["1.1"].state is PulledState.FAILED
+    assert studies["1.1"].reason == "given up after 2 attempts: C-MOVE: status 0xA702"
+    assert studies["1.2"].state is PulledState.FETCHED
+    assert studies["1.99"].state is PulledState.FAILED
+    assert "the PACS named 5 instances, and 4 came" in studies["1.99"].reason
+
+
+def test_what_was_cut_off_is_held_back_from_the_assembler_and_fetched_again(make: Callable[..., Site]) -> None:
+    pacs = Pacs(2)
+    site = make(pacs)
+    site.step()
+    site.store.update(site.studies()["1.2"], PulledState.FETCHING, attempts=1, started=now())
+    again = Puller(site.settings, site.engine)
+    assert site.held() == {"1.2"}
+    again.client = lambda _source: pacs
+    site.puller, site.worker = again, _SourceWorker(again, "a", threading.Event())
+    site.step()
+    assert pacs.fetched == ["1.2"], "before others"
+    assert site.held() == set()
+
+
+def test_paused_nothing_is_fetched_and_what_is_here_is_settled(make: Callable[..., Site]) -> None:
+    pacs = Pacs(3)
+    site = make(pacs)
+    site.step(2)
+    site.store.set_state(site.pull_id, PullState.PAUSED)
+    site.puller.is_arriving = lambda _uid, _number: False
+    site.jobs.add("j1", study_uid="1.1", supersedes=None)
+    site.jobs.update("j1", state=JobState.SET_ASIDE, reason="no brain FLAIR")
+    site.step(3)
+    assert pacs.fetched == ["1.1"]
+    assert site.studies()["1.1"].state is PulledState.REFUSED
+    assert site.studies()["1.1"].reason == "no brain FLAIR"
+    site.store.set_state(site.pull_id, PullState.CANCELLED)
+    assert site.states() == ["refused", "cancelled", "cancelled"]
+    assert site.worker._pulls() == []
+
+
+def test_a_study_is_fetched_by_one_pull_and_known_to_the_next(make: Callable[..., Site]) -> None:
+    pacs = Pacs(1)
+    site = make(pacs)
+    site.step(2)
+    other = site.store.add("a", [query("StudyDate=20260101-20260102")], all_series=False)
+    assert other != site.pull_id
+    assert site.store.add("a", [query("StudyDate=20260101-20260102")], all_series=False) == other, "joined"
+    site.step(4)
+    assert pacs.fetched == ["1.1"]
+    site.puller.is_arriving = lambda _uid, _number: False
+    site.jobs.add("j1", study_uid="1.1", supersedes=None)
+    site.jobs.update("j1", state=JobState.DONE, result="nothing stated as present")
+    site.step(4)
+    [study] = site.store.studies(other)
+    assert (study.state, study.attempts) == (PulledState.REPORTED, 0)
+    assert study.reason == "reported before: nothing stated as present"
+    assert [pull.state for pull in site.store.pulls()] == [PullState.DONE, PullState.DONE]
+
+
+@pytest.mark.parametrize(
+    ("told", "taken"),
+    [
+        ({}, True),
+        ({"SeriesDescription": "Ax T2"}, True),
+        ({"SeriesDescription": "Ax T2", "InversionTime": "2500", "RepetitionTime": "9000", "EchoTime": "120"}, True),
+        ({"SeriesDescription": "Ax IR", "InversionTime": "150", "RepetitionTime": "4000", "EchoTime": "60"}, False),
+        ({"SeriesDescription": "t1_mprage"}, False),
+        ({"SeriesDescription": "FLAIR spine", "BodyPartExamined": "CSPINE"}, False),
+        ({"SeriesDescription": "", "Modality": "CT"}, False),
+        ({"SeriesDescription": "t2_flair_tra", "Manufacturer": "BrainGemma3D for PACS"}, False),
+    ],
+)
+def test_series_are_taken_by_what_the_pacs_tells(make: Callable[..., Site], told: dict[str, str], taken: bool) -> None:
+    pacs = Pacs(1)
+    pacs.entry |= told
+    site = make(pacs)
+    site.step(2)
+    assert bool(pacs.fetched) is taken
+    [study] = site.studies().values()
+    assert study.state is (PulledState.FETCHED if taken else PulledState.REFUSED)
+    assert taken or "could be a FLAIR" in study.reason

@@ -1,0 +1,152 @@
+"""`braingemma pull` with a real Orthanc: by C-MOVE, C-GET and DICOMweb, and with either killed in the middle."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from pull_support import SLICES, PullSite, StudyInPacs, make_study, series_of
+from steps_support import QUICK_STEPS, replace_steps
+
+from daemon.database.tables import JobState, PulledState, PullState
+from daemon.trial.pacs import DICOM_WEB
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.orthanc,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(shutil.which("Orthanc") is None, reason="Debian's orthanc is not installed"),
+    pytest.mark.skipif(not DICOM_WEB.exists(), reason="Debian's orthanc-dicomweb is not installed"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_steps(tmp_path / "steps", QUICK_STEPS, monkeypatch)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., PullSite]]:
+    sites: list[PullSite] = []
+
+    def _start(**source: object) -> PullSite:
+        sites.append(PullSite(tmp_path / f"site{len(sites)}", **source))
+        return sites[-1]
+
+    yield _start
+    for site in sites:
+        site.stop()
+
+
+@pytest.mark.parametrize(("by", "way"), [("move", "C-MOVE"), ("get", "C-GET"), ("web", "WADO-RS")])
+def test_only_what_could_be_a_flair_is_fetched_and_each_study_is_reported_once(
+    start: Callable[..., PullSite], tmp_path: Path, by: str, way: str
+) -> None:
+    site = start(by=by)
+    studies = [make_study(tmp_path / f"in{n}", n) for n in range(3)]
+    older = make_study(tmp_path / "older", 8, StudyDate="20251231")
+    no_flair = make_study(tmp_path / "none", 9, SeriesDescription="dwi_b1000", ProtocolName="dwi_b1000")
+    site.keep([*studies, older, no_flair])
+    site.service.start()
+    table = tmp_path / "pull.csv"
+    code, said, messages = site.pull("--query", "StudyDate=20260101-20260131", "--report", str(table))
+    assert code == 0, messages
+    by_uid = {study["study_uid"]: study for study in said["studies"]}
+    assert by_uid.keys() == {study.uid for study in (*studies, no_flair)}
+    assert {by_uid[study.uid]["state"] for study in studies} == {"reported"}
+    assert {by_uid[study.uid]["way"] for study in studies} == {way}
+    assert by_uid[no_flair.uid]["state"] == "refused"
+    assert "dwi_b1000: name: 'dwi_b1000' means diffusion" in by_uid[no_flair.uid]["reason"]
+    assert site.received() == {study.flair: SLICES for study in studies}
+    assert sorted(job.study_uid for job in site.service.store.recent()) == sorted(study.uid for study in studies)
+    with table.open(newline="") as file:
+        rows = {row["study_uid"]: row for row in csv.DictReader(file)}
+    assert {rows[study.uid]["series_taken"] for study in studies} == {"t2_flair_tra"}
+    assert all("t1_mprage_sag (" in rows[study.uid]["series_left"] for study in studies)
+    assert "Traceback" not in site.service.log.read_text()
+
+    code, said, messages = site.pull("--study", studies[0].uid, "--accession", studies[1].accession, "--patient", "P9")
+    assert code == 1
+    assert "the PACS has no study of PatientID=P9" in messages
+    states = [(study["state"], study["attempts"]) for study in said["studies"]]
+    assert states.count(("reported", 0)) == 2, "known, and not fetched again"
+    assert states.count(("not_found", 0)) == 1
+    assert len(site.service.store.recent()) == len(studies)
+
+
+def test_all_series_are_fetched_where_that_is_asked_for(start: Callable[..., PullSite], tmp_path: Path) -> None:
+    site = start()
+    study = make_study(tmp_path / "in", 1)
+    site.keep([study])
+    site.service.start()
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"case,AccessionNumber\n1,{study.accession}\n")
+    code, said, messages = site.pull("--list", str(listed), "--all-series")
+    assert code == 0, messages
+    assert [entry["state"] for entry in said["studies"]] == ["reported"]
+    assert site.received() == dict.fromkeys(series_of(study), SLICES)
+
+
+def test_auto_falls_back_to_c_get_where_the_pacs_does_not_know_us(
+    start: Callable[..., PullSite], tmp_path: Path
+) -> None:
+    site = start(by="auto")
+    site.orthanc.stop()
+    settings = site.orthanc.folder / "orthanc.json"
+    known = settings.read_text().replace('"DicomCheckModalityHost": true', '"DicomCheckModalityHost": false')
+    settings.write_text(known.replace("BRAINGEMMA", "ELSE"))
+    site.orthanc.start()
+    site.keep([study := make_study(tmp_path / "in", 1)])
+    site.service.start()
+    code, said, messages = site.pull("--study", study.uid)
+    assert code == 0, messages
+    assert [(entry["state"], entry["way"]) for entry in said["studies"]] == [("reported", "C-GET")]
+
+
+def until(site: PullSite, pull_id: str, condition: Callable[[dict[PulledState, int]], bool]) -> None:
+    """Wait for what the pull's studies come to; the test's timeout ends it."""
+    while not condition(site.pulls.progress([site.pulls.get(pull_id)])[0].counts):
+        time.sleep(0.05)
+
+
+def test_daemon_and_pacs_killed_in_the_middle_miss_and_double_nothing(
+    start: Callable[..., PullSite], tmp_path: Path
+) -> None:
+    """And a pause holds over a restart."""
+    site = start(in_flight=2)
+    studies: list[StudyInPacs] = [make_study(tmp_path / f"in{n}", n, others=()) for n in range(24)]
+    site.keep(studies)
+    site.service.start()
+    following = subprocess.Popen(
+        site.command("--from", "archive", "--query", "StudyDate=20260115"), stdout=subprocess.PIPE, text=True
+    )
+    while not site.pulls.pulls():
+        time.sleep(0.05)
+    [pull] = site.pulls.pulls()
+    until(site, pull.pull_id, lambda counts: counts.get(PulledState.REPORTED, 0) >= 3)
+    site.orthanc.kill()
+    until(site, pull.pull_id, lambda _: "waits for the PACS" in site.pulls.get(pull.pull_id).waits)
+    site.service.kill()
+    subprocess.run(site.command("pause", pull.pull_id), check=True, capture_output=True, timeout=60)
+    site.orthanc.start()
+    site.service.start()
+    before = site.pulls.progress([pull])[0].counts
+    assert before.get(PulledState.WAITING, 0) > 5
+    assert site.pulls.get(pull.pull_id).state is PullState.PAUSED
+    subprocess.run(site.command("resume", pull.pull_id), check=True, capture_output=True, timeout=60)
+    until(site, pull.pull_id, lambda counts: counts.get(PulledState.REPORTED, 0) >= 10)
+    site.service.kill()
+    site.service.start()
+    assert following.wait(280) == 0
+    assert following.stdout is not None
+    assert "24 of 24 reported" in following.stdout.read()
+    jobs = site.service.store.recent()
+    assert sorted(job.study_uid for job in jobs) == sorted(study.uid for study in studies)
+    assert {job.state for job in jobs} == {JobState.DONE}
+    assert site.received() == {study.flair: SLICES for study in studies}
+    assert "Traceback" not in site.service.log.read_text()
