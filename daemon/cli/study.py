@@ -205,12 +205,14 @@ def batch(
         from daemon.cohort.bids import write_bids
         from daemon.cohort.cases import find_cases
         from daemon.cohort.page import write_page
+        from daemon.cohort.sessions import compare_sessions
         from daemon.cohort.table import rows_of, write_csv, write_parquet
 
         found = find_cases(source)
         work = Batch(found, out, settings, say)
         tally = work.run()
         with only_one_writes(out):
+            compare_sessions(found.cases, out, named=not deidentify)
             rows = rows_of(out)
             write_csv(rows, out / "cases.csv")
             write_parquet(rows, out / "cases.parquet")

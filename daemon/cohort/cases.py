@@ -14,6 +14,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from daemon.errors import Rejected
+from daemon.jobs.comparison import Patient
 from dicom_io.errors import FileError
 from dicom_io.header import number, text
 from dicom_io.series.file import read_header
@@ -35,6 +36,11 @@ class SeriesFacts:
     manufacturer: str = ""
     model_name: str = ""
     field_strength_t: float | None = None
+    study_date: str = ""
+    study_time: str = ""
+    patient_name: str = ""
+    """Folded, see `daemon.jobs.comparison`; like the date of birth for comparisons only, and written nowhere."""
+    birth_date: str = ""
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,10 @@ def _facts(header: Dataset) -> SeriesFacts:
         manufacturer=text(header, "Manufacturer"),
         model_name=text(header, "ManufacturerModelName"),
         field_strength_t=number(header, "MagneticFieldStrength"),
+        study_date=text(header, "StudyDate"),
+        study_time=text(header, "StudyTime"),
+        patient_name=Patient.of(header).name,
+        birth_date=text(header, "PatientBirthDate"),
     )
 
 

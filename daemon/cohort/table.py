@@ -29,7 +29,9 @@ COLUMNS: dict[str, type] = {
         for what in ("presence", "laterality", "sites", "confidence")
     },
     "lesion_volume_ml": float, "midline_shift_mm": float, "midline_shift_side": str,
-    "ventricle_volume_left_ml": float, "ventricle_volume_right_ml": float, "warnings": str, "folder": str,
+    "ventricle_volume_left_ml": float, "ventricle_volume_right_ml": float,
+    "earlier_case": str, "lesion_change": str, "lesion_change_ml": float, "lesion_change_uncertainty_ml": float,
+    "warnings": str, "folder": str,
 }  # fmt: skip
 """Columns of `cases.csv` and `cases.parquet`; sites and warnings are joined by "; "."""
 
@@ -65,6 +67,10 @@ def _said(report: Report) -> Row:
     if row["lesion_volume_ml"] is None and report.lesion_estimate is not None:
         row["lesion_volume_ml"] = report.lesion_estimate.volume_ml
     row["midline_shift_side"] = measured["midline_shift"].laterality if "midline_shift" in measured else None
+    if report.comparison is not None:
+        row["earlier_case"], row["lesion_change"] = report.comparison.job_id, report.comparison.stated
+        row["lesion_change_ml"] = report.comparison.change_ml
+        row["lesion_change_uncertainty_ml"] = report.comparison.uncertainty_ml
     row["warnings"] = "; ".join(report.warnings) or None
     return row
 

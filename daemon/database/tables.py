@@ -357,6 +357,25 @@ EXECUTORS = sa.Table(
 )
 
 
+RESULTS = sa.Table(
+    "results",
+    metadata,
+    sa.Column("job_id", CleanText, primary_key=True),
+    sa.Column("study_uid", CleanText, nullable=False, index=True),
+    sa.Column("patient", CleanText, nullable=False, index=True),  # digests; empty where nothing is said
+    sa.Column("name", CleanText, nullable=False),
+    sa.Column("birth", CleanText, nullable=False),
+    sa.Column("study_date", CleanText, nullable=False),
+    sa.Column("study_time", CleanText, nullable=False),
+    sa.Column("model_name", CleanText, nullable=False),
+    sa.Column("model_version", CleanText, nullable=False),
+    sa.Column("weights_sha256", CleanText, nullable=False),
+    sa.Column("volume_ml", sa.Float),
+    sa.Column("created", sa.Float, nullable=False),
+)
+"""What later studies of the same patient are compared with; kept when a job's files are removed."""
+
+
 REVIEWS = sa.Table(
     "reviews",
     metadata,

@@ -68,6 +68,11 @@ class JobFolder:
         return self.root / "lesion.nii.gz"
 
     @property
+    def earlier(self) -> Path:
+        """An earlier result of the patient, to compare with (daemon only)."""
+        return self.root / "earlier.json"
+
+    @property
     def report_text(self) -> Path:
         """The report with the research-use line."""
         return self.root / "report.txt"

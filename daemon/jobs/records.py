@@ -103,6 +103,43 @@ class Check(Record):
     detail: str
 
 
+class EarlierResult(Record):
+    """`earlier.json`: an earlier result of the same patient, to compare with."""
+
+    what: ClassVar[str] = "an earlier result of a patient"
+
+    job_id: str
+    study_date: str = ""
+    """YYYYMMDD; empty where it is not known."""
+    label: str = ""
+    """What the earlier examination is called where it has no date, such as a BIDS session."""
+    model_name: str
+    model_version: str
+    weights_sha256: str
+    volume_ml: float | None
+    """The lesion volume that it states; None where it states none."""
+    study_date_now: str = ""
+    """Of the study that is compared with it."""
+
+
+class Comparison(Record):
+    """How the lesion changed since an earlier result of the same weights."""
+
+    job_id: str
+    label: str = ""
+    study_date: str
+    days_before: int | None
+    model: str
+    weights_sha256: str
+    earlier_volume_ml: float | None
+    volume_ml: float | None
+    change_ml: float | None
+    uncertainty_ml: float | None
+    """95 of 100 differences between measurements of an unchanged lesion are smaller."""
+    stated: Literal["larger", "smaller", "not distinguishable"] | None
+    """None where one of the two measured no volume."""
+
+
 class ReportInput(Record):
     """What the report is about."""
 
@@ -160,6 +197,7 @@ class Report(Record):
     findings: tuple[ReportFinding, ...]
     lesion_estimate: LesionEstimate | None = None
     measurements: tuple[Measurement, ...] = ()
+    comparison: Comparison | None = None
     candidates: tuple[Candidate, ...] = ()
     input: ReportInput
     model: ReportModel

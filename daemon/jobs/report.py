@@ -12,6 +12,7 @@ import jinja2
 from PIL import Image
 
 from daemon.files import write_durably
+from daemon.jobs.comparison import comparison_lines
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Measurement, Report, ReportFinding
 from daemon.jobs.study import study_rows
@@ -71,11 +72,12 @@ def finding_line(finding: ReportFinding) -> str:
 
 
 def impression(report: Report) -> list[str]:
-    """The report in a few lines: what is present, what is not, what was measured."""
+    """The report in a few lines: what is present, what is not, what was measured, what changed."""
     said = [finding_line(finding) for finding in report.findings]
     if not any(finding.presence == "present" for finding in report.findings):
         said.insert(0, "The draft names no abnormal finding as present.")
-    return [*said, *map(measurement_line, report.measurements)]
+    compared = [] if report.comparison is None else comparison_lines(report.comparison)
+    return [*said, *map(measurement_line, report.measurements), *compared]
 
 
 def measurement_line(measured: Measurement) -> str:
@@ -115,6 +117,8 @@ def report_text(report: Report) -> str:
         lines.append(report.banner)
     lines += ["", report.report, "", "Findings read from the text:"]
     lines += [f"  {finding_line(finding)}" for finding in report.findings]
+    if report.comparison is not None:
+        lines += ["", "Comparison:", *(f"  {line}" for line in comparison_lines(report.comparison))]
     if report.warnings:
         lines += ["", "Warnings:", *(f"  {warning}" for warning in report.warnings)]
     lines += ["", report.intended_use, ""]

@@ -33,7 +33,7 @@ from daemon.jobs.store import Job, JobStore
 from daemon.jobs.worklist import keep_verdicts, note_study
 from daemon.observe import metrics
 from daemon.observe.logs import about_job
-from daemon.pipeline import actions
+from daemon.pipeline import actions, earlier
 from daemon.pipeline.corrections import Correction, find_correction
 from daemon.pipeline.series_jobs import follow_choice
 from daemon.pipeline.step_process import Cancelled, StepProcess
@@ -278,8 +278,11 @@ def convert(job_id: str) -> list[str]:
 
 def report(job_id: str) -> list[str]:
     """The model writes."""
+    earlier.look_up(context().store.engine, context().settings.data, context().files, job_id)
     _run("report", job_id)
-    _patient(context().store.update)(job_id, result=findings_line(read_report(_folder(job_id)).findings))
+    written = read_report(_folder(job_id))
+    _patient(context().store.update)(job_id, result=findings_line(written.findings))
+    earlier.note(context().store.engine, _folder(job_id), job_id, written)
     return []
 
 
@@ -310,6 +313,7 @@ def encode(job_id: str) -> list[str]:
             raise Permanent(why)
         correction.write(folder.identity)
         note_study(store, job_id, folder)
+        earlier.forget(store.engine, job_id)
     _run("encode", job_id)
     return []
 
@@ -455,8 +459,8 @@ def _run(step: str, job_id: str) -> None:
     update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
     started = time.monotonic()
     folder = _patient(_folder)(job_id)
-    for earlier in _patient(store.superseded_by)(job_id) if step == "encode" else ():
-        _patient(context().files.fetch)(earlier)  # its report is named as predecessor, its images are rejected
+    for replaced in _patient(store.superseded_by)(job_id) if step == "encode" else ():
+        _patient(context().files.fetch)(replaced)  # its report is named as predecessor, its images are rejected
     try:
         context().steps.run(step, Path(folder.root), progress=note, cancelled=lambda: _is_cancelled(job_id))
     except DaemonError as error:

@@ -130,13 +130,19 @@ async def cancel(request: Request) -> Response:
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
 
-async def change_pull(request: Request) -> Response:
-    """Pause a pull, or let it go on."""
+async def pause_pull(request: Request) -> Response:
+    """Let a pull fetch nothing more for now."""
+    return await _change_pull(request, PullState.PAUSED)
+
+
+async def resume_pull(request: Request) -> Response:
+    """Let a paused pull go on."""
+    return await _change_pull(request, PullState.RUNNING)
+
+
+async def _change_pull(request: Request, state: PullState) -> Response:
     await form_of(request)
     page, pull_id = page_of(request), request.path_params["pull_id"]
-    state = {"pause": PullState.PAUSED, "resume": PullState.RUNNING}.get(request.path_params["change"])
-    if state is None:
-        raise NotFound("a pull can be paused and resumed")
     await run_in_threadpool(PullStore(page.engine).set_state, pull_id, state)
     page.audit.write("pull_changed", by=identity_of(request).named, pull=pull_id, state=str(state))
     return RedirectResponse("/", 303)

@@ -14,6 +14,7 @@ PRIVATE_SCHEME = "99BRAINGEMMA3D"
 
 # Document and sections (CID 7000, CID 7001)
 DIAGNOSTIC_IMAGING_REPORT: Code = codes.LN.DiagnosticImagingReport
+COMPARISON_SECTION: Code = codes.LN.PreviousFindings  # LOINC 18834-2: radiology comparison study
 CURRENT_PROCEDURE_DESCRIPTIONS: Code = codes.LN.CurrentProcedureDescriptions
 FINDINGS_SECTION: Code = codes.LN.Findings
 IMPRESSIONS_SECTION: Code = codes.LN.Impressions
@@ -23,6 +24,7 @@ SECTIONS: tuple[Code, ...] = (IMPRESSIONS_SECTION, FINDINGS_SECTION, CURRENT_PRO
 PROCEDURE_DESCRIPTION: Code = codes.DCM.ProcedureDescription
 FINDING: Code = codes.DCM.Finding
 IMPRESSION: Code = codes.DCM.Impression
+PREVIOUS_FINDING: Code = codes.DCM.PreviousFinding
 
 # Context (TID 1204, TID 1002, TID 1004, TID 4019)
 LANGUAGE: Code = codes.DCM.LanguageOfContentItemAndDescendants
@@ -101,6 +103,9 @@ FINDINGS: dict[str, Code] = {
 
 
 MEASUREMENTS: dict[str, Code] = {
+    "earlier_lesion_volume": codes.SCT.Volume,
+    "lesion_volume_change": Code("VOLUME_CHANGE", PRIVATE_SCHEME, "Change of lesion volume"),
+    "change_uncertainty": Code("CHANGE_95", PRIVATE_SCHEME, "Smallest change that is told from none (95 %)"),
     "lesion_volume": codes.SCT.Volume,
     "midline_shift": Code("MIDLINE_SHIFT", PRIVATE_SCHEME, "Midline shift"),
     "ventricle_volume_left": codes.SCT.Volume,

@@ -109,6 +109,19 @@ class MeasurementRecord:
 
 
 @dataclass(frozen=True)
+class ComparisonRecord:
+    """What changed since an earlier result.
+
+    Attributes:
+        lines: In sentences.
+        values: The earlier volume, the change and its uncertainty, where they are known.
+    """
+
+    lines: tuple[str, ...]
+    values: tuple[MeasurementRecord, ...] = ()
+
+
+@dataclass(frozen=True)
 class ModelIdentity:
     """The model that wrote the report.
 
@@ -140,6 +153,7 @@ class ReportContent:
         model: Who wrote it.
         explain: Method, samples, r2, faithfulness of the explanation; None where there is none.
         measurements: What image processing measured.
+        comparison: With an earlier result of the patient; None where there is none.
     """
 
     report_text: str
@@ -150,6 +164,7 @@ class ReportContent:
     model: ModelIdentity
     explain: dict[str, Any] | None = None
     measurements: tuple[MeasurementRecord, ...] = ()
+    comparison: ComparisonRecord | None = None
 
     def __post_init__(self) -> None:
         """An empty report must never look like a healthy one."""

@@ -29,6 +29,7 @@ from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
 from dicom_io.content.report import (
     MODEL_LIMITS,
     RESEARCH_USE_LINE,
+    ComparisonRecord,
     FindingRecord,
     MeasurementRecord,
     ModelIdentity,
@@ -101,6 +102,7 @@ def _root(context: ResultContext, key_slices: Sequence[int]) -> ContainerContent
             *_observer(context),
             _container(codes.IMPRESSIONS_SECTION, _impression(content)),
             _container(codes.FINDINGS_SECTION, _findings(context, key_slices)),
+            *([_container(codes.COMPARISON_SECTION, _comparison(content.comparison))] if content.comparison else []),
             _container(codes.CURRENT_PROCEDURE_DESCRIPTIONS, _procedure(content)),
         ],
         is_root=False,
@@ -128,7 +130,8 @@ def _impression(content: ReportContent) -> Iterator[ContentItem]:
     if content.warnings:
         yield _text(codes.IMPRESSION, "\n".join(f"Warning: {warning}" for warning in content.warnings))
     measured = [f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements]
-    yield _text(codes.IMPRESSION, "\n".join([*content.impression(), *measured]))
+    compared = content.comparison.lines if content.comparison else ()
+    yield _text(codes.IMPRESSION, "\n".join([*content.impression(), *measured, *compared]))
 
 
 def _procedure(content: ReportContent) -> Iterator[ContentItem]:
@@ -164,6 +167,13 @@ def _findings(context: ResultContext, key_slices: Sequence[int]) -> Iterator[Con
     narrative = _text(codes.FINDING, f"{RESEARCH_USE_LINE}\n\n{content.report_text}")
     narrative.ContentSequence = ContentSequence([_key_image(context, index) for index in key_slices], is_root=False)
     yield narrative
+
+
+def _comparison(compared: ComparisonRecord) -> Iterator[ContentItem]:
+    """What changed since an earlier result, in words and as values."""
+    yield _text(codes.PREVIOUS_FINDING, "\n".join(compared.lines))
+    for measured in compared.values:
+        yield _container(codes.COMPARISON_SECTION, _measurement(measured))
 
 
 def _key_image(context: ResultContext, index: int) -> ImageContentItem:

@@ -10,13 +10,14 @@ from pathlib import Path
 from daemon.config.sections import Settings
 from daemon.errors import Rejected
 from daemon.files import make_private
+from daemon.jobs.comparison import comparison_lines
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Arrival, Measurement, Report, ReportFinding, ReportModel
+from daemon.jobs.records import Arrival, Comparison, Measurement, Report, ReportFinding, ReportModel
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.select import chosen_series
-from dicom_io.content.report import FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
+from dicom_io.content.report import ComparisonRecord, FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub
 from dicom_io.objects.kinds import KINDS
 from dicom_io.pack.encode import MANIFEST, encode_pack, load_pack, reports_of, wanted
@@ -85,7 +86,8 @@ def _with_correction(settings: Settings, folder: JobFolder) -> Report:
         return report
     said = f"The patient's identity ({correction.named}) was corrected after the images came."
     if said not in report.warnings:
-        report = report.model_copy(update={"warnings": (*report.warnings, said)})
+        # Whose the earlier result is was judged by the identity as it came: it may be another patient's.
+        report = report.model_copy(update={"warnings": (*report.warnings, said), "comparison": None})
         write_report(folder, report, named=not settings.results.deidentify)
     return report
 
@@ -105,7 +107,21 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
         intended_use=report.intended_use,
         model=_model(report.model),
         explain=None if report.explain is None else report.explain.to_json(),
+        comparison=None if report.comparison is None else _comparison(report.comparison),
     )
+
+
+def _comparison(found: Comparison) -> ComparisonRecord:
+    """What changed, in words and as values."""
+    values = (
+        ("earlier_lesion_volume", found.earlier_volume_ml),
+        ("lesion_volume_change", found.change_ml),
+        ("change_uncertainty", found.uncertainty_ml),
+    )
+    measured = tuple(
+        MeasurementRecord(name, value, "mL", "lesion map of the model") for name, value in values if value is not None
+    )
+    return ComparisonRecord(tuple(comparison_lines(found)), measured)
 
 
 def _finding(finding: ReportFinding) -> FindingRecord:
@@ -143,6 +159,8 @@ def _identity(report: Report, settings: Settings, correction: Correction | None)
     what = {key: said[key] for key in ("input", "report", "findings", "measurements", "model")}
     what["explain"] = [said["explain"], settings.explain.model_dump()]
     what["results"] = settings.results.model_dump(mode="json", exclude={"deidentify_key"})
+    if said["comparison"] is not None:
+        what["comparison"] = said["comparison"]
     if correction is not None:
         what["patient"] = dict(correction.values)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

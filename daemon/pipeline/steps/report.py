@@ -25,6 +25,7 @@ from daemon.config.sections import Checks
 from daemon.errors import Rejected
 from daemon.files import whole
 from daemon.jobs import records
+from daemon.jobs.comparison import compare
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Report
 from daemon.jobs.report import INTENDED_USE, write_report
@@ -71,6 +72,11 @@ def report(context: Context, folder: JobFolder) -> None:
         banner=context.weights.banner,
         intended_use=INTENDED_USE,
     )
+    earlier = records.EarlierResult.read_if_there(folder.earlier)
+    if earlier is not None:
+        dated = not context.settings.results.deidentify
+        compared = compare(earlier, record, earlier.study_date_now, dated=dated)
+        record = record.model_copy(update={"comparison": compared})
     write_report(folder, record, named=not context.settings.results.deidentify)
 
 

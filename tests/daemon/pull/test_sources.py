@@ -8,10 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from ingest_support import InProcess, instances_in
 from pull_support import LOGIN, SLICES, T1, StudyInPacs, make_study
 from pydicom import Dataset
+from pydicom.uid import MRImageStorage
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
 
 from daemon.config.sections import Source
 from daemon.errors import Retryable
@@ -110,6 +117,36 @@ def test_a_pacs_that_does_not_know_us_or_where_we_are_says_so(site: Site) -> Non
         WebSource(Source(name="a", url=site.orthanc.web_url, username="x")).studies({"PatientID": "1"})
     with pytest.raises(Retryable, match="HTTP 404"):
         site.client("web").fetch("1.2.3", ["1.2.3.4"])
+
+
+def test_auto_takes_c_get_where_the_pacs_does_not_know_where_to_send(tmp_path: Path) -> None:
+    """A PACS of pynetdicom's: C-MOVE answers 0xA801, C-GET works."""
+    [file, *_] = make_study(tmp_path / "in", 3, others=()).files
+    held = pydicom.dcmread(file)
+
+    def give(_event: evt.Event) -> Iterator[Any]:
+        yield 1
+        yield 0xFF00, held
+
+    ae = AE("STOCK")
+    ae.add_supported_context(MRImageStorage, scu_role=True, scp_role=True)
+    for model in (StudyRootQueryRetrieveInformationModelGet, StudyRootQueryRetrieveInformationModelMove):
+        ae.add_supported_context(model)
+    handlers = [(evt.EVT_C_MOVE, lambda _event: iter([(None, None)])), (evt.EVT_C_GET, give)]
+    server = ae.start_server((LOOPBACK, 0), block=False, evt_handlers=handlers)
+    try:
+        there = {"name": "a", "ae_title": "STOCK", "host": LOOPBACK, "port": server.socket.getsockname()[1]}
+        asked = str(held.StudyInstanceUID), [str(held.SeriesInstanceUID)]
+        with pytest.raises(Retryable, match="does not know us as 'US'"):
+            DimseSource(Source.model_validate(there | {"retrieve": "move"}), "US").fetch(*asked)
+        inbox = Inbox(SpoolWriter(tmp_path / "spool"))
+        fetched = DimseSource(Source.model_validate(there), "US", inbox).fetch(*asked)
+        assert (fetched.instances, fetched.way) == (1, "C-GET")
+        assert [record.meta["sop_instance_uid"] for record, _ in instances_in(tmp_path / "spool")] == [
+            held.SOPInstanceUID
+        ]
+    finally:
+        server.shutdown()
 
 
 # pynetdicom drops the socket of a refused connection without closing it.

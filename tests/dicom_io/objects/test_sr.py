@@ -16,6 +16,7 @@ from dicom_io.content.context import ResultContext
 from dicom_io.content.report import (
     MODEL_LIMITS,
     RESEARCH_USE_LINE,
+    ComparisonRecord,
     FindingRecord,
     MeasurementRecord,
     ModelIdentity,
@@ -277,6 +278,39 @@ def test_every_measurement_is_a_number_with_its_unit_side_and_how_it_came(tmp_pa
         ("Volume", 11.4, "mL", "Right", how),
         ("Some later measurement", 0.5, "1", None, how),
     ]
+
+
+COMPARED = ComparisonRecord(
+    ("Compared with the study of 2025-12-01.", "Lesion volume then 20.0 mL, now 40.0 mL: change +20.0 mL, larger."),
+    (
+        MeasurementRecord("earlier_lesion_volume", 20.0, "mL", "lesion map of the model"),
+        MeasurementRecord("lesion_volume_change", 20.0, "mL", "lesion map of the model"),
+        MeasurementRecord("change_uncertainty", 7.5, "mL", "lesion map of the model"),
+    ),
+)
+
+
+def test_a_comparison_stands_behind_the_findings_in_words_and_values(tmp_path: Path) -> None:
+    case = make_case(tmp_path, said=content(comparison=COMPARED))
+    pack = encode_pack(**case.arguments(kinds=SR_ONLY, out=tmp_path / "d"))
+    document = dcmread(pack.objects[0].path)
+    sections = [item for item in document.ContentSequence if item.ValueType == "CONTAINER"]
+    assert [coded_name(section) for section in sections] == ["19005-8", "59776-5", "18834-2", "55111-9"]
+    comparison = sections[2]
+    assert "then 20.0 mL, now 40.0 mL" in comparison.ContentSequence[0].TextValue
+    values = {
+        coded_name(item): float(item.MeasuredValueSequence[0].NumericValue)
+        for item in items(comparison)
+        if item.ValueType == "NUM"
+    }
+    assert values == {"118565006": 20.0, "VOLUME_CHANGE": 20.0, "CHANGE_95": 7.5}
+    assert "change +20.0 mL, larger" in sections[0].ContentSequence[-1].TextValue.replace("\r\n", " ")
+    if dciodvfy_path() is not None:
+        assert dciodvfy_errors(pack.objects[0].path) == []
+
+
+def coded_name(item: Dataset) -> str:
+    return str(item.ConceptNameCodeSequence[0].CodeValue)
 
 
 def test_text_of_any_script_survives(tmp_path: Path) -> None:
