@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -222,10 +223,16 @@ def evaluate(
     score: Annotated[
         list[str] | None, typer.Option(help="NAME=FOLDER: radgraph, ratescore or green with local weights; repeatable.")
     ] = None,
+    changes: Annotated[
+        int, typer.Option(min=0, help="Instead: so many pairs with a lesion that grew, and that did not.")
+    ] = 0,
     fade: Annotated[int, typer.Option(min=0, help="Lower the brightness of so many lesions step by step.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Judge reports on cases with truth, beside reports that never look."""
+    if changes:
+        _evaluate_changes(out, weights, changes, seed if seed is not None else 7_300_000, as_json=as_json)
+        return
     if (baseline is None) != (checkpoint is None):
         raise typer.BadParameter("--baseline and --checkpoint go together")
     if slices is not None and baseline != "medgemma-2d":
@@ -252,6 +259,21 @@ def evaluate(
         sys.stdout.write((out / "evaluation.json").read_text())
     else:
         data.print((out / "evaluation.md").read_text())
+
+
+def _evaluate_changes(out: Path, weights: str, count: int, seed: int, *, as_json: bool) -> None:
+    """How well a change of lesion volume is told from none."""
+    from braingemma.model.braingemma3d import BrainGemma3D
+    from training.evaluation.changes import markdown, measure_changes
+
+    with writing_to(out), working("loading") as say:
+        result = measure_changes(BrainGemma3D.from_pretrained(weights).eval(), count, seed, say)
+        (out / "changes.json").write_text(json.dumps(result, indent=1) + "\n")
+        (out / "changes.md").write_text(markdown(result))
+    if as_json:
+        emit_json(result)
+    else:
+        data.print(markdown(result))
 
 
 def phantom(

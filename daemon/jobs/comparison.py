@@ -8,23 +8,16 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import math
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pydicom import Dataset
 
+from braingemma.reading.change import stated_change, uncertainty_ml
 from daemon.jobs.records import Comparison, EarlierResult, Report
 from dicom_io import header
 from dicom_io.content.report import LESION_VOLUME
-
-VOLUME_ERROR = 0.085
-"""Standard deviation of ln(measured volume), of one lesion measured again in another position with other noise."""
-VOLUME_FLOOR_ML = 0.6
-"""What comes to it for small lesions, ml. Both as `braingemma evaluate --changes` measures them on phantoms."""
-CONFIDENCE = 1.96
-"""Of a normal distribution: 95 of 100 differences between measurements of an unchanged lesion are smaller."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +77,6 @@ def measured_volume(report: Report) -> float | None:
     return next((m.value for m in report.measurements if m.name == LESION_VOLUME), None)
 
 
-def uncertainty_ml(*volumes_ml: float) -> float:
-    """Half the width of the interval that holds 95 of 100 differences between two such measurements, ml."""
-    variances = [(VOLUME_ERROR * volume) ** 2 + VOLUME_FLOOR_ML**2 for volume in volumes_ml]
-    return CONFIDENCE * math.sqrt(sum(variances))
-
-
 def compare(earlier: EarlierResult, report: Report, study_date: str, *, dated: bool = True) -> Comparison | None:
     """How the lesion changed since an earlier result; None where that is of other weights, or not earlier.
 
@@ -107,9 +94,7 @@ def compare(earlier: EarlierResult, report: Report, study_date: str, *, dated: b
     before, now = earlier.volume_ml, measured_volume(report)
     change = None if before is None or now is None else round(now - before, 1)
     margin = None if before is None or now is None else round(uncertainty_ml(before, now), 1)
-    stated = None
-    if change is not None and margin is not None:
-        stated = "not distinguishable" if abs(change) <= margin else "larger" if change > 0 else "smaller"
+    stated = None if before is None or now is None else stated_change(before, now)
     return Comparison(
         job_id=earlier.job_id,
         label=earlier.label,

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -116,6 +117,7 @@ def make_phantom(
     large_plaques: bool = False,
     difficulty: Difficulty = "plain",
     brightness: float | None = None,
+    growth: float = 1.0,
 ) -> Phantom:
     """Draw one case; equal arguments give equal voxels.
 
@@ -130,6 +132,7 @@ def make_phantom(
         difficulty: The generator, one of `GENERATORS`.
         brightness: Only hard phantoms: edema and core are so many times as bright as the brain. Below `FAINTEST` all
             findings are undetermined; above it edema is, as nothing tells it from the core.
+        growth: The lesion's size, as a multiple of the volume that it would have; all else stays as it would be.
 
     Raises:
         ValueError: a negative seed, a voxel size outside 0.5–12 mm, lesions on both sides of a head without one,
@@ -157,8 +160,9 @@ def make_phantom(
     draw = _lesion_source(generator, rng, both_sides=both_sides) if present else None
     share = 0.0 if present else 1.0 if large_plaques else _plaque_share(generator)
     case = _draw_case(
-        rng, atlas, grid, pose, draw, generator, plaque_share=share, stripped=stripped, brightness=brightness
-    )
+        rng, atlas, grid, pose, draw, generator, plaque_share=share, stripped=stripped, brightness=brightness,
+        growth=growth,
+    )  # fmt: skip
     picture, parts, findings = case.picture, case.parts, _visible(case.findings, brightness)
     errors = np.random.default_rng([seed, 20261])  # of its own: whatever is drawn of them, the picture stays as it is
     extracted = picture > 0 if stripped else draw_extraction(errors, grid, case.outside, pose.rigid(grid.points()))
@@ -291,6 +295,7 @@ def _draw_case(
     plaque_share: float,
     stripped: bool,
     brightness: float | None,
+    growth: float,
 ) -> _Case:
     head = pose.rigid(grid.points())
     standard = head + smooth_displacement(rng, grid, 45.0, 2.2) + smooth_displacement(rng, grid, 20.0, 0.9)
@@ -300,10 +305,16 @@ def _draw_case(
     for _ in range(_DRAWS):
         lesions = draw(rng) if draw else ()
         pushed, compressed = _mass_effect(rng, atlas, resting, standard, lesions)
-        tissue = sample_tissue(atlas, pushed, rng.uniform(0.0, 0.55))
+        tissue = sample_tissue(atlas, pushed, atrophy := float(rng.uniform(0.0, 0.55)))
+        border = deepcopy(rng)
         masks = _paint_all(rng, grid, standard, regions, tissue, lesions)
         if masks is None or is_plain(masks, regions, standard):
             break
+    if lesions and growth != 1.0:  # drawn as it would be, then larger: with a border of the same roughness
+        lesions = tuple(replace(lesion, radii=lesion.radii * growth ** (1 / 3)) for lesion in lesions)
+        pushed, compressed = _mass_effect(deepcopy(border), atlas, resting, standard, lesions)
+        tissue = sample_tissue(atlas, pushed, atrophy)
+        masks = _paint_all(border, grid, standard, regions, tissue, lesions)
     spots = _draw_spots(rng, atlas, grid, pushed, tissue.white, plaque_share, generator)
     contrast = _draw_contrast(rng, generator, infarct=draw is draw_infarct, brightness=brightness)
     image = paint_brain(tissue, masks, spots, contrast, grid, rng)

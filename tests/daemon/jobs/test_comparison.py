@@ -8,7 +8,8 @@ import pytest
 from pydicom import Dataset
 from record_support import a_report
 
-from daemon.jobs.comparison import Patient, compare, comparison_lines, is_same, uncertainty_ml
+from braingemma.reading.change import uncertainty_ml
+from daemon.jobs.comparison import Patient, compare, comparison_lines, is_same
 from daemon.jobs.records import EarlierResult, Report
 from daemon.jobs.report import impression, report_text
 
