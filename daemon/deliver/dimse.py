@@ -129,7 +129,7 @@ class DimseClient:
         Raises:
             Retryable: no association could be made.
         """
-        ae = self._application_entity(min(self.timeout, ECHO_SECONDS))
+        ae = self.application_entity(min(self.timeout, ECHO_SECONDS))
         for sop_class_uid in sop_class_uids:
             for syntaxes in _proposals(ExplicitVRLittleEndian):
                 ae.add_requested_context(sop_class_uid, list(syntaxes))

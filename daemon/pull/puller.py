@@ -45,6 +45,10 @@ from dicom_io.select.selection import SelectionRules, judge_entry
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
+OTHERS_SECONDS = 5.0
+"""How often a process looks whether the one that pulls is gone."""
+PULL_LOCK = 7_361_024_509
+"""PostgreSQL advisory lock of the one process that pulls."""
 FIRST_PAUSE, LONGEST_PAUSE = 2.0, 60.0
 """Seconds until a source that is away, or a study that did not come, is tried again: at first, and at the most."""
 ARRIVAL_SECONDS = 60.0
@@ -70,6 +74,7 @@ class Puller:
     engine: sa.Engine
     clock: Callable[[], datetime.time] = lambda: datetime.datetime.now().astimezone().time()
     _threads: dict[str, threading.Thread] = field(default_factory=dict, init=False)
+    _lock: sa.Connection | None = field(default=None, init=False)
     _inbox: Inbox = field(init=False)
     _index: sa.Engine = field(init=False)
 
@@ -87,14 +92,26 @@ class Puller:
                 self.hold(study.study_uid)
 
     def run(self, stop: threading.Event) -> None:
-        """Work until `stop` is set."""
+        """Work until `stop` is set; of several receivers on one database, one alone."""
         while not stop.is_set():
             try:
+                if not self._is_the_one():
+                    stop.wait(OTHERS_SECONDS)
+                    continue
                 for pull in self.store.pulls((*ACTIVE, PullState.CANCELLED)):
                     self._give_thread(pull.source, stop)
             except sa.exc.SQLAlchemyError as error:
                 log.warning("the database does not answer: %s", type(error).__name__)
             stop.wait(POLL_SECONDS)
+
+    def _is_the_one(self) -> bool:
+        """Whether no other process pulls on this database; the lock is the connection's, and goes with the process."""
+        if self.engine.dialect.name != "postgresql":
+            return True
+        if self._lock is None or self._lock.invalidated:
+            self._lock = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        take = sa.select(sa.func.pg_try_advisory_lock(PULL_LOCK))  # what is held already is held once more
+        return bool(self._lock.execute(take).scalar_one())
 
     def close(self) -> None:
         """Give the spool back."""
