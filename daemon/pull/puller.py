@@ -345,7 +345,7 @@ class _SourceWorker:
         state = JobState(job.state)
         if state in REPORTED:
             ended, reason = PulledState.REPORTED, job.result
-        elif state is JobState.SET_ASIDE:
+        elif state is JobState.SET_ASIDE and not job.deaths:  # with deaths: for what went wrong, until a person retries
             ended, reason = PulledState.REFUSED, job.reason
         elif state in (JobState.QUEUED, JobState.RUNNING):
             ended, reason = PulledState.FETCHED, ""
