@@ -20,10 +20,8 @@ from daemon.jobs.records import Report, ReportFinding
 from daemon.jobs.report import read_report
 from daemon.jobs.reviews import Review, Verdict
 from daemon.jobs.store import Job, JobStore
-from daemon.pipeline.steps.encode import result_content, result_sources
 from dicom_io.errors import DicomIoError
 from dicom_io.objects.kinds import SR
-from dicom_io.pack.verified import Verification, encode_verified
 
 VERIFYING = frozenset({Verdict.AGREE, Verdict.EDIT})
 """Verdicts that make a verified SR."""
@@ -71,6 +69,10 @@ def send_verified(
 
 def _write(settings: Settings, folder: JobFolder, review: Review, out: Path) -> str:
     """The SR's UID; made from the same headers as the draft, so that it is of the same patient."""
+    # Late: the encoders take a second to load, and few start a service to send one.
+    from daemon.pipeline.steps.encode import result_content, result_sources
+    from dicom_io.pack.verified import Verification, encode_verified
+
     sources, geometry = result_sources(settings, folder)
     saliency = folder.explain / "saliency.nii.gz"
     return encode_verified(

@@ -29,7 +29,7 @@ from daemon.jobs.store import JobStore
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.pipeline import workflow
-from dicom_io.pack.encode import MANIFEST
+from dicom_io.pack.manifest import MANIFEST
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,6 @@ its Coding Scheme Identification Sequence (PS3.3 C.12.1.1, PS3.16 8.2).
 
 from __future__ import annotations
 
-from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
@@ -127,13 +126,3 @@ def measurement(name: str) -> Code:
         return MEASUREMENTS[name]
     meaning = name.replace("_", " ").strip()
     return Code(name.upper()[:16], PRIVATE_SCHEME, meaning[:1].upper() + meaning[1:64])
-
-
-def private_scheme() -> CodingSchemeIdentificationItem:
-    """The declaration of our private scheme."""
-    return CodingSchemeIdentificationItem(
-        designator=PRIVATE_SCHEME,
-        name="BrainGemma3D for PACS, concepts that DICOM has no code for",
-        version="1",
-        responsible_organization="BrainGemma3D for PACS",
-    )

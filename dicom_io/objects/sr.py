@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sr import (
     CodeContentItem,
     ContainerContentItem,
@@ -65,11 +66,20 @@ def encode_sr(
         is_verified=False,
         requested_procedures=list(context.sources.requests) or None,
         previous_versions=[_header_of(reference) for reference in predecessors] or None,
-        coding_schemes=[codes.private_scheme()],
+        coding_schemes=[_private_scheme()],
         **context.identification(SR),
     )
     context.finish(document)
     return document
+
+
+def _private_scheme() -> CodingSchemeIdentificationItem:
+    return CodingSchemeIdentificationItem(
+        designator=codes.PRIVATE_SCHEME,
+        name="BrainGemma3D for PACS, concepts that DICOM has no code for",
+        version="1",
+        responsible_organization="BrainGemma3D for PACS",
+    )
 
 
 def evidence_headers(context: ResultContext) -> list[Dataset]:

@@ -27,6 +27,13 @@ def test_help_imports_nothing_heavy(asked: str) -> None:
     assert asked == "--version" or all(name in run.stdout for name in COMMANDS)
 
 
+def test_the_service_loads_neither_the_model_nor_the_encoders() -> None:
+    """They are the work of the process of the steps; the service listens sooner without them."""
+    later = ("torch", "transformers", "highdicom", "fpdf", "skimage", "matplotlib", "dicom2nifti")
+    code = f"import sys, daemon.service.serve; print([name for name in {later} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_is_what_help_says(name: str) -> None:
     command = load_command(name)

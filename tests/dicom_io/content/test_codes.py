@@ -50,7 +50,7 @@ def test_private_codes_fit_their_value_representation_and_are_declared() -> None
     private = [code for code in ALL.values() if code.scheme_designator not in ("SCT", "DCM")]
     assert private
     for code in private:
-        assert code.scheme_designator == codes.private_scheme().CodingSchemeDesignator
+        assert code.scheme_designator == codes.PRIVATE_SCHEME
         assert code.scheme_designator.startswith("99")
         assert len(code.value) <= 16
         assert len(code.scheme_designator) <= 16
