@@ -8,11 +8,13 @@ whether they agree: beside them stand the measures of `training.evaluation.metri
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from pycocoevalcap.cider.cider import Cider
@@ -23,6 +25,8 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 #: In the order of the model card's table.
 TEXT_MEASURES: Final = ("bleu_1", "bleu_4", "rouge_l", "cider")
 _TOKENIZE: Final = Tokenizer13a()
+#: METEOR's program is ended after this long.
+METEOR_SECONDS: Final = 600
 
 #: The words that the published evaluation looks for, as bare substrings (arXiv 2602.22098): kept to compare with
 #: its figures. "No edema" counts as edema there.
@@ -109,28 +113,58 @@ def meteor(writers: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> tuple[
     if java is None:
         return {}, "METEOR needs Java, and there is none on this machine"
     jar = files("pycocoevalcap") / "meteor" / "meteor-1.5.jar"
-    command = [java, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = [java, "-Xmx2G", "-XX:+UseSerialGC", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
     pairs = [(t, s) for references, reports in writers.values() for t, s in zip(references, reports, strict=True)]
     try:
-        stats = _meteor_lines(command, [f"SCORE ||| {_one_line(t)} ||| {_one_line(s)}" for t, s in pairs])
-        wanted, sizes = [], [len(reports) for _, reports in writers.values()]
-        for size in sizes:
-            wanted.append(" ||| ".join(["EVAL", *stats[:size]]))
-            del stats[:size]
-        answers = _meteor_lines(command, wanted)  # for each writer: one value for each case, then that of all
-        values = {}
-        for name, size in zip(writers, sizes, strict=True):
-            values[name] = float(answers[size])
-            del answers[: size + 1]
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        with _Meteor(command) as program:
+            stats = iter([program.ask(f"SCORE ||| {_one_line(t)} ||| {_one_line(s)}") for t, s in pairs])
+            values = {}
+            for name, (_, reports) in writers.items():
+                mine = list(itertools.islice(stats, len(reports)))
+                # One value for each case, then that of all.
+                first = program.ask(" ||| ".join(["EVAL", *mine]))
+                values[name] = float([first, *(program.answer() for _ in mine)][-1])
+    except (OSError, ValueError) as error:
         return {}, f"METEOR did not run: {' '.join(str(error).split())[:200]}"
     return values, ""
 
 
-def _meteor_lines(command: Sequence[str], lines: Sequence[str]) -> list[str]:
-    text = "\n".join([*lines, ""])
-    run = subprocess.run(command, input=text, capture_output=True, check=True, timeout=600, encoding="utf-8")
-    return run.stdout.splitlines()
+class _Meteor:
+    """METEOR's program, which answers line by line: its tables of paraphrases are read once."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8"
+        )
+        self._silent = threading.Timer(METEOR_SECONDS, self._process.kill)
+
+    def __enter__(self) -> Self:
+        self._silent.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._silent.cancel()
+        self._process.kill()
+        self._process.communicate()
+
+    def ask(self, line: str) -> str:
+        """The first line of its answer.
+
+        Raises:
+            OSError, ValueError: it has ended.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{line}\n")
+        self._process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> str:
+        """The next line of it."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise ValueError(f"the program ended with exit code {self._process.wait()}")
+        return line.strip()
 
 
 def _one_line(text: str) -> str:
