@@ -6,23 +6,40 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from daemon.cli.__main__ import main
 from dicom_io.series_writer import write_series
 
 
-def braingemma(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "daemon.cli", *map(str, arguments)],
-        capture_output=True, text=True, check=False, timeout=240, stdin=subprocess.DEVNULL,
-    )  # fmt: skip
+class Ended(NamedTuple):
+    """What a command left."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-def one_line(result: subprocess.CompletedProcess[str]) -> str:
+@pytest.fixture
+def braingemma(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """The command in this process, which has loaded what it needs; as a process it is tested by `python -m` below."""
+
+    def run(*arguments: str | Path) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["braingemma", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Ended(int(ended.value.code or 0), *capsys.readouterr())
+
+    return run
+
+
+def one_line(result: Ended) -> str:
     """The last line of standard error; there must be no traceback."""
     assert "Traceback" not in result.stderr
     return result.stderr.strip().splitlines()[-1]
@@ -68,22 +85,24 @@ def test_bad_input_to_process_gives_one_line_that_names_it(tmp_path: Path) -> No
         assert path.name.split(".")[0] in text, f"{name}: {text}"
 
 
-def test_a_rejected_file_ends_the_command_with_one_line_and_1(tmp_path: Path) -> None:
+def test_a_rejected_file_ends_the_command_with_one_line_and_1(tmp_path: Path, braingemma: Callable[..., Ended]) -> None:
     result = braingemma("process", bad_inputs(tmp_path)["nan.nii.gz"], "--out", tmp_path / "out")
     assert result.returncode == 1
     assert "nan.nii.gz" in one_line(result)
     assert result.stdout == ""
 
 
-def test_wrong_usage_and_wrong_configuration_end_with_2(tmp_path: Path) -> None:
+def test_wrong_usage_and_wrong_configuration_end_with_2(tmp_path: Path, braingemma: Callable[..., Ended]) -> None:
     assert braingemma("process").returncode == 2
     assert braingemma("nonsense").returncode == 2
+    process = [sys.executable, "-m", "daemon.cli", "nonsense"]
+    assert subprocess.run(process, capture_output=True, check=False, stdin=subprocess.DEVNULL).returncode == 2
     missing = braingemma("jobs", "list", "--config", tmp_path / "none.toml")
     assert missing.returncode == 2
     assert "none.toml" in one_line(missing)
 
 
-def test_select_names_the_values_that_each_rule_saw(tmp_path: Path) -> None:
+def test_select_names_the_values_that_each_rule_saw(tmp_path: Path, braingemma: Callable[..., Ended]) -> None:
     rng = np.random.default_rng(0)
     head = nib.Nifti1Image(rng.integers(0, 900, (48, 56, 32)).astype(np.int16), np.diag([4.0, 4.0, 5.0, 1.0]))
     write_series(head, tmp_path / "study" / "flair")
@@ -101,7 +120,7 @@ def test_select_names_the_values_that_each_rule_saw(tmp_path: Path) -> None:
     assert any("t2_tse_tra" in reason for reason in found["refused"]["reasons"])
 
 
-def test_neither_select_nor_process_chooses_between_patients(tmp_path: Path) -> None:
+def test_neither_select_nor_process_chooses_between_patients(tmp_path: Path, braingemma: Callable[..., Ended]) -> None:
     rng = np.random.default_rng(0)
     head = nib.Nifti1Image(rng.integers(0, 900, (48, 56, 32)).astype(np.int16), np.diag([4.0, 4.0, 5.0, 1.0]))
     for number, patient in ((1, "ONE"), (2, "TWO")):
@@ -119,20 +138,20 @@ def test_neither_select_nor_process_chooses_between_patients(tmp_path: Path) -> 
     assert [row["series_uid"] for row in json.loads(one.stdout)["series"]] == ["1.2.2.1"]
 
 
-def test_select_of_nothing_is_an_error(tmp_path: Path) -> None:
+def test_select_of_nothing_is_an_error(tmp_path: Path, braingemma: Callable[..., Ended]) -> None:
     result = braingemma("select", tmp_path)
     assert result.returncode == 1
     assert "found none" in one_line(result)
 
 
 @pytest.mark.parametrize("command", [[], ["jobs"], ["weights"], ["train"], ["bench"], ["process"], ["serve"], ["demo"]])
-def test_every_command_has_help(command: list[str]) -> None:
+def test_every_command_has_help(command: list[str], braingemma: Callable[..., Ended]) -> None:
     result = braingemma(*command, "--help")
     assert result.returncode == 0
     assert "Usage" in result.stdout
 
 
-def test_send_says_what_was_not_sent(tmp_path: Path) -> None:
+def test_send_says_what_was_not_sent(tmp_path: Path, braingemma: Callable[..., Ended]) -> None:
     (tmp_path / "note.txt").write_text("no DICOM")
     result = braingemma("send", tmp_path, "--to", "PACS@127.0.0.1:1")
     assert result.returncode == 1
