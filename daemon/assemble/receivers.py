@@ -20,6 +20,7 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,7 +109,10 @@ class Receivers:
     replicates: bool
     fetch: Callable[[str], JobFolder]
     _epoch: int = field(default=0, init=False)
-    _next_beat: float = field(default=0.0, init=False)
+    _beating_since: float | None = field(default=None, init=False)
+    """Monotonic time since which every sign of life came through; None: the last one did not."""
+    _lost: Permanent | None = field(default=None, init=False)
+    _next_look: float = field(default=0.0, init=False)
     _mine: set[str] = field(default_factory=set, init=False)
     """Studies that are known to be this receiver's, with all their jobs in the index."""
     _open: frozenset[str] | None = field(default=None, init=False)
@@ -130,18 +134,42 @@ class Receivers:
             else:
                 connection.execute(sa.update(RECEIVERS).where(mine).values(**values))
 
+    def keep(self, stop: threading.Event) -> None:
+        """Give signs of life until `stop` is set, whatever the assembler does meanwhile."""
+        while not stop.is_set():
+            self.beat()
+            stop.wait(self.seconds / BEATS_PER_LEASE)
+
+    def beat(self) -> None:
+        """One sign of life; a database that is away is tried again the next time."""
+        try:
+            self._beat()
+        except sa.exc.SQLAlchemyError as error:
+            self._beating_since = None
+            log.warning("other receivers hear nothing of this one: %s", type(error).__name__)
+        except Permanent as error:
+            self._lost = error
+        else:
+            self._beating_since = self._beating_since or time.monotonic()
+
     def look(self) -> None:
-        """Beat where it is time, and take over from the dead; then take what lies in this receiver's folder.
+        """Take over from the dead, and take what lies in this receiver's folder.
 
         Raises:
             Permanent: another process receives under this name: the data folder was copied.
         """
+        if self._lost is not None:
+            raise self._lost
         now = time.monotonic()
-        if now >= self._next_beat:
-            self._beat()
+        if now >= self._next_look and self._may_judge():
             self._take_over()
-            self._next_beat = now + self.seconds / BEATS_PER_LEASE
+            self._next_look = now + self.seconds / BEATS_PER_LEASE
         self._take_in()
+
+    def _may_judge(self) -> bool:
+        """Whether the silence of others is theirs: after the database was away everybody has been silent."""
+        since = self._beating_since
+        return since is not None and time.monotonic() - since >= self.seconds
 
     def _beat(self) -> None:
         me = (RECEIVERS.c.receiver == self.name, RECEIVERS.c.epoch == self._epoch)
@@ -220,9 +248,10 @@ class Receivers:
                 for uid in sorted(studies - set(found)):
                     row = {"study_uid": uid, "receiver": self.name}
                     connection.execute(upsert(self.engine, STUDY_OWNERS, row, update=()))
-                dead = sa.select(RECEIVERS.c.receiver).where(self._is_dead())
-                orphans = (of_these, STUDY_OWNERS.c.receiver.in_(dead))
-                connection.execute(sa.update(STUDY_OWNERS).where(*orphans).values(receiver=self.name))
+                if self._may_judge():
+                    dead = sa.select(RECEIVERS.c.receiver).where(self._is_dead())
+                    orphans = (of_these, STUDY_OWNERS.c.receiver.in_(dead))
+                    connection.execute(sa.update(STUDY_OWNERS).where(*orphans).values(receiver=self.name))
                 found = {row.study_uid: row.receiver for row in connection.execute(query)}
         return found
 

@@ -251,6 +251,9 @@ class _Parts:
         keeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         pulling = threading.Thread(target=self.puller.run, args=(self.stop,), name="pulls", daemon=True)
         self._threads = [assembling, keeping, pulling]
+        if self.others is not None:
+            beating = threading.Thread(target=self.others.keep, args=(self.stop,), name="receiver", daemon=True)
+            self._threads.append(beating)
         for thread in self._threads:
             thread.start()
             self.health.alive[thread.name] = thread.is_alive

@@ -56,6 +56,7 @@ class Host:
             self.files.fetch,
         )  # fmt: skip
         self.receivers.join()
+        self.receivers._beating_since = -2 * LEASE
         self.arrivals: list[Arrival] = []
         self.assembler = Assembler(self.settings, self.index, self.submit, receivers=self.receivers)
         self.writer = SpoolWriter(data.spool, replica=self.receivers.replicas if replicate == "shared" else None)
@@ -158,7 +159,13 @@ def test_the_disk_of_one_is_lost_and_the_other_goes_on(host: Callable[..., Host]
     second.assembler.look(11)
     shutil.rmtree(first.settings.data.root)
     first.fall_silent()
-    second.receivers._next_beat = 0.0
+    second.receivers._beating_since = None
+    second.receivers.look()
+    second.receivers.beat()
+    second.receivers.look()
+    assert len(list(first.receivers.replicas.glob("*.seg"))) == 2, "the database may have been away for both"
+    second.receivers._beating_since = -2 * LEASE
+    second.receivers._next_look = 0.0
     second.assembler.look(12)
     arrivals = second.assembler.step(30)
     counts = {a.study_uid: (a.instances, a.supersedes) for a in arrivals}
@@ -176,13 +183,13 @@ def test_one_that_was_frozen_acknowledges_nothing_into_what_was_taken_from_it(ho
     first.receive(series[:2], end=False)
     first.fall_silent()
     for one in (second, third):
-        one.receivers._next_beat = 0.0
+        one.receivers._next_look = 0.0
         one.assembler.look(0)
     assert sorted(len(one.states()) for one in (second, third)) == [0, 2], "exactly one took it"
     with pytest.raises(NotDurable):
         first.receive(series[2:3], end=False)
     first.receive(series[2:])
-    first.receivers._next_beat = 0.0
+    first.receivers.beat()
     first.assembler.look(1)
     assert first.states() == [InstanceState.PASSED_ON.value] * 6
     for one in (second, third):
@@ -197,7 +204,7 @@ def test_a_copied_data_folder_is_no_second_receiver(host: Callable[..., Host]) -
     copy = Receivers(**{name: getattr(first.receivers, name) for name in (
         "engine", "index", "name", "shared", "spool", "jobs", "seconds", "replicates", "fetch")})  # fmt: skip
     copy.join()
-    first.receivers._next_beat = 0.0
+    first.receivers.beat()
     with pytest.raises(Permanent, match="in a copy of this data folder"):
         first.receivers.look()
 
