@@ -101,6 +101,37 @@ def test_slices_are_scrolled_by_keyboard_and_the_overlay_is_switched(site: Site,
     playwright.expect(page.locator("#flair")).to_have_attribute("alt", re.compile("coronal"), timeout=PATIENCE_MS)
 
 
+def test_changing_the_plane_keeps_the_point(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    add_job(site, "j1")
+    page.goto(f"{site.url}/jobs/j1?plane=axial")
+    slider = page.locator("#slice")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    axial = slider.input_value()
+    page.get_by_role("link", name="coronal").click()
+    playwright.expect(page.locator("#position")).to_contain_text("/55")
+    assert abs(int(slider.input_value()) - (10 + 108) / 4) <= 1  # of the ball, whose map is strongest there
+    page.keyboard.press("Tab")
+    page.get_by_role("link", name="axial").click()
+    playwright.expect(page.locator("#position")).to_contain_text("/43")
+    assert slider.input_value() == axial
+
+
+def test_the_list_narrows_as_one_types(site: Site, page) -> None:  # type: ignore[no-untyped-def]
+    for job_id in ("j1", "j22"):
+        add_job(site, job_id, reported=False)
+    page.goto(site.url)
+    playwright.expect(page.locator("#row-j1")).to_be_visible()
+    page.locator("#find").press_sequentially("J22")
+    playwright.expect(page.locator("#row-j1")).to_have_count(0)
+    playwright.expect(page.locator("#row-j22")).to_be_visible()
+    assert "J22" not in page.url
+    site.store.update("j22", result="lesion left frontal")  # what is found is kept up to date, too
+    playwright.expect(page.locator("main")).to_contain_text("lesion left frontal")
+    page.locator("#find").fill("")
+    playwright.expect(page.locator("#row-j1")).to_be_visible()
+
+
 def test_a_verdict_is_given_by_keyboard_alone(site: Site, page) -> None:  # type: ignore[no-untyped-def]
     add_job(site, "j1")
     page.goto(f"{site.url}/jobs/j1")
@@ -190,6 +221,12 @@ def test_without_scripts_everything_is_still_there(site: Site, browser) -> None:
     playwright.expect(page.locator("#report-text")).to_contain_text("left frontal lobe")
     page.get_by_role("link", name="Next slice").click()
     playwright.expect(page.locator("#position")).to_contain_text("22/43")
+    page.locator("#find").fill("no such job")
+    page.get_by_role("button", name="Find").click()
+    playwright.expect(page.locator("#row-j1")).to_have_count(0)
+    page.locator("#find").fill("j1")
+    page.locator("#find").press("Enter")
+    playwright.expect(page.locator("#row-j1")).to_be_visible()
     context.close()
 
 
