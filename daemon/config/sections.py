@@ -399,6 +399,8 @@ class Source(Section):
     """Time of day, of this machine's clock, in which it may be asked, such as `19:00-06:00`; empty: always."""
     attempts: int = Field(5, ge=1)
     """A study that so often could not be fetched, though the PACS answered, has failed."""
+    compare: bool = False
+    """Look here for our own earlier reports of a patient of whom none is known, by C-GET or WADO-RS."""
 
     @model_validator(mode="after")
     def _one_way_to_reach_it(self) -> Source:

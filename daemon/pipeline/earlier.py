@@ -6,6 +6,8 @@ are not compared with.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pydicom
 import sqlalchemy as sa
 from pydicom import Dataset
@@ -28,7 +30,13 @@ TAGS = [
 ]  # fmt: skip
 
 
-def look_up(engine: sa.Engine, data: DataFolder, files: JobFiles, job_id: str) -> None:
+Elsewhere = Callable[[Patient, str, tuple[str, str]], EarlierResult | None]
+"""Asked for a patient's latest result before a date and time, of another study than this, where none is known here."""
+
+
+def look_up(
+    engine: sa.Engine, data: DataFolder, files: JobFiles, job_id: str, elsewhere: Elsewhere | None = None
+) -> None:
     """Write the latest earlier result of the job's patient into its folder; none where there is none.
 
     Args:
@@ -36,6 +44,7 @@ def look_up(engine: sa.Engine, data: DataFolder, files: JobFiles, job_id: str) -
         data: The data folder of the process that receives.
         files: Where the folders of jobs are.
         job_id: The job, whose series is chosen.
+        elsewhere: Asked where none is known here.
     """
     folder = files.fetch(job_id)
     folder.earlier.unlink(missing_ok=True)
@@ -46,7 +55,8 @@ def look_up(engine: sa.Engine, data: DataFolder, files: JobFiles, job_id: str) -
     job = JobStore(engine).get(job_id)
     if not who.key or not date or job is None:
         return
-    for row in _candidates(engine, who.key, job.study_uid, (date, header.text(head, "StudyTime"))):
+    before = date, header.text(head, "StudyTime")
+    for row in _candidates(engine, who.key, job.study_uid, before):
         names = ((row.name, who.name_key), (row.birth, who.birth_key))
         if same_keys(row.patient, who.key, names) and not _corrected(engine, data, files, row.job_id):
             EarlierResult(
@@ -59,6 +69,9 @@ def look_up(engine: sa.Engine, data: DataFolder, files: JobFiles, job_id: str) -
                 study_date_now=date,
             ).write(folder.earlier)
             return
+    found = None if elsewhere is None else elsewhere(who, job.study_uid, before)
+    if found is not None:
+        found.model_copy(update={"study_date_now": date}).write(folder.earlier)
 
 
 def _candidates(

@@ -73,6 +73,8 @@ class Context:
     store: JobStore
     steps: StepProcess
     files: JobFiles
+    elsewhere: earlier.Elsewhere | None = None
+    """Where earlier results are looked for that are not known here."""
 
 
 _context: Context | None = None
@@ -278,7 +280,7 @@ def convert(job_id: str) -> list[str]:
 
 def report(job_id: str) -> list[str]:
     """The model writes."""
-    earlier.look_up(context().store.engine, context().settings.data, context().files, job_id)
+    earlier.look_up(context().store.engine, context().settings.data, context().files, job_id, context().elsewhere)
     _run("report", job_id)
     written = read_report(_folder(job_id))
     _patient(context().store.update)(job_id, result=findings_line(written.findings))

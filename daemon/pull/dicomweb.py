@@ -108,6 +108,15 @@ class WebSource:
         finally:
             self.inbox.end(sender)
 
+    def documents(self, study_uid: str, series_uid: str) -> list[Dataset]:
+        """By WADO-RS.
+
+        Raises:
+            Retryable: not all of them came.
+        """
+        with self._asking("WADO-RS"):
+            return list(self._client.client(SECONDS).iter_series(study_uid, series_uid))
+
     def _fetch_series(self, study_uid: str, series_uid: str, sender: Sender) -> int:
         assert self.inbox is not None
         number = 0

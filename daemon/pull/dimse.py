@@ -13,6 +13,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     EnhancedMRColorImageStorage,
     EnhancedMRImageStorage,
+    EnhancedSRStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     LegacyConvertedEnhancedMRImageStorage,
@@ -49,6 +50,8 @@ GET_CLASSES = (
     EnhancedMRColorImageStorage,
 )
 """What C-GET may bring: the storage classes in which a FLAIR comes."""
+DOCUMENT_CLASSES = (EnhancedSRStorage,)
+"""In which our reports come."""
 GET_SYNTAXES = (
     (ExplicitVRLittleEndian, ImplicitVRLittleEndian),
     *((uid,) for uid in TRANSFER_SYNTAXES if UID(uid).is_compressed and uid != DeflatedExplicitVRLittleEndian),
@@ -126,6 +129,23 @@ class DimseSource:
                 return self._get(study_uid, series_uids)
             except NotOffered as neither:
                 raise Retryable(f"{error}; C-GET: {neither}") from error
+
+    def documents(self, study_uid: str, series_uid: str) -> list[Dataset]:
+        """By C-GET.
+
+        Raises:
+            Retryable: not all of them came, or there is no C-GET.
+        """
+        model = StudyRootQueryRetrieveInformationModelGet
+        came: list[Dataset] = []
+
+        def take(event: evt.Event) -> int:
+            came.append(event.dataset)
+            return 0x0000
+
+        with self._associated(model, FIND_SECONDS, take, DOCUMENT_CLASSES) as association:
+            self._follow("C-GET", association.send_c_get(_retrieval(study_uid, series_uid), model))
+        return came
 
     def _find(self, identifier: Dataset) -> list[Dataset]:
         found = []
@@ -207,12 +227,14 @@ class DimseSource:
         raise Retryable(f"{where}: {what}: no answer")
 
     @contextmanager
-    def _associated(self, model: str, seconds: float, take: Handler | None = None) -> Iterator[Association]:
+    def _associated(
+        self, model: str, seconds: float, take: Handler | None = None, classes: Sequence[UID] = GET_CLASSES
+    ) -> Iterator[Association]:
         """An association for one query model; with `take`, one on which instances come to us."""
         ae = DimseClient(self._peer, self.calling_aet).application_entity(seconds)
         ae.add_requested_context(model)
         try:
-            handlers, roles = _provide(ae, take) if take is not None else ((), ())
+            handlers, roles = _provide(ae, take, classes) if take is not None else ((), ())
             association = associate(ae, self._peer, handlers, roles)
         except NotOffered:
             if model == StudyRootQueryRetrieveInformationModelFind:
@@ -240,13 +262,13 @@ class _NoMove(Retryable):
 
 
 def _provide(
-    ae: AE, take: Handler
+    ae: AE, take: Handler, classes: Sequence[UID]
 ) -> tuple[list[tuple[evt.EventType, Handler]], list[SCP_SCU_RoleSelectionNegotiation]]:
     """Contexts and roles in which instances come to us."""
-    contexts = [(sop_class, syntaxes) for syntaxes in GET_SYNTAXES for sop_class in GET_CLASSES]
+    contexts = [(sop_class, syntaxes) for syntaxes in GET_SYNTAXES for sop_class in classes]
     for sop_class, syntaxes in contexts[: MAX_CONTEXTS - 1]:
         ae.add_requested_context(sop_class, [str(uid) for uid in syntaxes])
-    return [(evt.EVT_C_STORE, take)], [build_role(uid, scp_role=True) for uid in GET_CLASSES]
+    return [(evt.EVT_C_STORE, take)], [build_role(uid, scp_role=True) for uid in classes]
 
 
 def _identifier(level: str, fields: Sequence[str]) -> Dataset:

@@ -70,6 +70,13 @@ class SourceClient(Protocol):
             Retryable: not all of them came.
         """
 
+    def documents(self, study_uid: str, series_uid: str) -> list[Dataset]:
+        """The documents of a series, in memory.
+
+        Raises:
+            Retryable: not all of them came.
+        """
+
 
 def client_of(settings: Settings, source: Source, inbox: Inbox | None = None) -> SourceClient:
     """The client of a source: by DICOMweb where it has a URL, else by DIMSE under our AE title.

@@ -43,6 +43,7 @@ from daemon.observe.systemd import notify
 from daemon.pipeline import actions, workflow
 from daemon.pipeline.step_process import StepProcess
 from daemon.pull.puller import Puller
+from daemon.pull.results import earlier_in_pacs
 from daemon.pull.store import is_pulled
 from daemon.receive.processes import Receivers, start_receivers
 from daemon.service import retention
@@ -178,7 +179,13 @@ class _Parts:
             executor_id = EXECUTOR_ID if self.lease is None else self.lease.executor_id
             if died if self.lease is None else self.lease.follows_a_death:
                 count_deaths(self.engine, executor_id)
-            launch_engine(self.engine, workflow.Context(settings, self.store, self.steps, self.files), executor_id)
+            launch_engine(
+                self.engine,
+                workflow.Context(
+                    settings, self.store, self.steps, self.files, functools.partial(earlier_in_pacs, settings)
+                ),
+                executor_id,
+            )
         else:
             prepare_for_enqueueing(settings, self.engine)
         self.clock = ClockWatch(self.engine, LONGEST_WAIT_OF_ALL)

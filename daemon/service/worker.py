@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import threading
+from functools import partial
 from typing import NoReturn
 
 from prometheus_client import start_http_server
@@ -27,6 +28,7 @@ from daemon.observe.audit import AuditLog
 from daemon.observe.systemd import notify
 from daemon.pipeline import workflow
 from daemon.pipeline.step_process import StepProcess
+from daemon.pull.results import earlier_in_pacs
 from daemon.service import retention
 from daemon.service.wiring import (
     check_weights,
@@ -83,7 +85,9 @@ def _work(
     steps = StepProcess(settings)
     if lease.follows_a_death:
         count_deaths(engine, lease.executor_id)
-    launch_engine(engine, workflow.Context(settings, store, steps, files), lease.executor_id)
+    launch_engine(
+        engine, workflow.Context(settings, store, steps, files, partial(earlier_in_pacs, settings)), lease.executor_id
+    )
     threading.Thread(target=retention.keep_house, args=([files.sweep], stop), name="housekeeping", daemon=True).start()
     if metrics_port is not None:
         start_http_server(metrics_port, addr="127.0.0.1", registry=metrics.REGISTRY)
