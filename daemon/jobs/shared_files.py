@@ -85,7 +85,7 @@ class SharedFiles:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """No other thread of this process, and no other process on this folder, such as the page's."""
-        with self._lock, (self.jobs / ".lock").open("a") as lock:
+        with self._lock, (self.jobs.parent / f".{self.jobs.name}.lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 

@@ -101,6 +101,8 @@ def serve(settings: Settings) -> NoReturn:
         parts.health.alive["receivers"] = receivers.alive
         parts.start_threads()
         web = PageProcess(settings, info.banner, parts.health) if settings.web.enabled else None
+        if web is not None:
+            web.keep()
         status = {"pid": os.getpid(), "dicom_port": receivers.address[1], "web_port": web.port if web else None}
         write_json(data.status, status)
         log.info(
