@@ -9,6 +9,7 @@ c then say which contrast it is. Nothing here tells left from right: the maps ar
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,13 +19,14 @@ from scipy import ndimage, optimize
 
 from braingemma.volume.brain import Mask
 from braingemma.volume.resampling import Volume, resample_whole
+from braingemma.volume.standard import standard_brain
 
 Float = npt.NDArray[np.float64]
 
 #: Voxel size at which the picture is explained, mm: large beside noise and lesions' edges, small beside ventricles.
 SAMPLING = 5.0
-#: Voxel size of the tissue maps, mm; they are smoothed by `SMOOTHING` voxels, so that the search is smooth too.
-MAP_SPACING, SMOOTHING = 2, 1.5
+#: The tissue maps are smoothed by so many of their voxels, so that the search is smooth too.
+SMOOTHING = 1.5
 #: Only samples that lie this far inside the brain's mask count.
 INSIDE = 0.9
 #: Fewer samples than this are no brain: 25 ml.
@@ -69,22 +71,37 @@ class _Atlas:
 
 @lru_cache(maxsize=1)
 def _atlas() -> _Atlas:
-    from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
-
-    whole = load_mni152_template(resolution=1)
-    brain = (np.asarray(whole.dataobj) > 0.05).astype(np.float32)
-    gray, white = (
-        np.asarray(load(resolution=1).dataobj, np.float32)
-        for load in (load_mni152_gm_template, load_mni152_wm_template)
-    )
-    step = slice(None, None, MAP_SPACING)
-    maps = np.stack([ndimage.gaussian_filter(m[step, step, step], SMOOTHING) for m in (gray, white, brain)])
-    affine = np.asarray(whole.affine) @ np.diag([MAP_SPACING, MAP_SPACING, MAP_SPACING, 1.0])
+    standard = standard_brain()
+    maps = np.stack([ndimage.gaussian_filter(m, SMOOTHING) for m in standard.thinned])
+    affine = standard.thinned_affine
     places = (affine[:3, :3] @ np.argwhere(maps[2] > 0.5).T) + affine[:3, 3:]
     return _Atlas(maps, np.linalg.inv(affine)[:3], places.mean(axis=1), places.std(axis=1))
 
 
+@dataclass(frozen=True)
+class Laid:
+    """How the standard brain lies over a picture.
+
+    Attributes:
+        appearance: What the picture looks like under it.
+        to_standard: (3, 4) from voxel (i, j, k, 1) to MNI mm.
+    """
+
+    appearance: Appearance
+    to_standard: Float
+
+
+#: The last picture's, so that input check and measurement lay the standard brain once.
+_KNOWN: dict[bytes, Laid | None] = {}
+
+
 def measure_appearance(volume: Volume, mask: Mask, axes: Float) -> Appearance | None:
+    """How bright the tissues of a brain are; arguments and None as of `lay_standard`."""
+    laid = lay_standard(volume, mask, axes)
+    return None if laid is None else laid.appearance
+
+
+def lay_standard(volume: Volume, mask: Mask, axes: Float) -> Laid | None:
     """Lay the standard brain over a brain and say how bright its tissues are.
 
     Args:
@@ -95,12 +112,23 @@ def measure_appearance(volume: Volume, mask: Mask, axes: Float) -> Appearance | 
     Returns:
         None where the brain is too small to say, or has one brightness only.
     """
+    key = hashlib.blake2b(np.packbits(mask).data, key=axes.tobytes()[:64])
+    key.update(np.ascontiguousarray(volume[::2, ::2, ::2]).data)
+    if key.digest() not in _KNOWN:
+        found = _lay(volume, mask, axes)
+        _KNOWN.clear()
+        _KNOWN[key.digest()] = found
+    return _KNOWN[key.digest()]
+
+
+def _lay(volume: Volume, mask: Mask, axes: Float) -> Laid | None:
     sampled = _samples(volume, mask, axes)
     if sampled is None:
         return None
-    values, points = sampled
+    values, points, middle = sampled
     atlas = _atlas()
-    start = points * np.clip(atlas.spread / np.maximum(points.std(axis=1), 1.0), 0.8, 1.25)[:, None]
+    size = np.clip(atlas.spread / np.maximum(points.std(axis=1), 1.0), 0.8, 1.25)
+    start = points * size[:, None]
 
     def shares(pose: Float) -> Float:
         turned = _turn(pose[:3]) @ (start * np.exp(pose[3:6])[:, None])
@@ -118,16 +146,19 @@ def measure_appearance(volume: Volume, mask: Mask, axes: Float) -> Appearance | 
     gray, white, brain = shares(pose)
     levels, explained = _mixture(values, gray, white, np.clip(1 - gray - white, 0, 1))
     bright = max(float(levels[1]), 1e-3)
-    return Appearance(
+    appearance = Appearance(
         gray=float(levels[0]) / bright,
         fluid=float(levels[2]) / bright,
         explained=max(0.0, explained),
         inside=float(brain.mean()),
     )
+    linear = _turn(pose[:3]) @ np.diag(np.exp(pose[3:6]) * size)
+    offset = atlas.centre + 100 * pose[6:] - linear @ middle
+    return Laid(appearance, np.column_stack([linear @ axes, offset]))
 
 
-def _samples(volume: Volume, mask: Mask, axes: Float) -> tuple[Float, Float] | None:
-    """Values (N,) over their median, and their places (3, N) in mm from the brain's centre."""
+def _samples(volume: Volume, mask: Mask, axes: Float) -> tuple[Float, Float, Float] | None:
+    """Values (N,) over their median, their places (3, N) in mm from the brain's centre, and that (3,) from voxel 0."""
     if not mask.any():
         return None
     spacing = np.linalg.norm(axes, axis=0)
@@ -148,7 +179,9 @@ def _samples(volume: Volume, mask: Mask, axes: Float) -> tuple[Float, Float] | N
     if middle <= 0 or values.min() == values.max():
         return None
     places = (axes / spacing) @ ((np.argwhere(inside) + 0.5) / target * size * spacing).T
-    return values / middle, places - places.mean(axis=1, keepdims=True)
+    centre = places.mean(axis=1)
+    corner = axes @ (np.array([s.start for s in box]) - 0.5)
+    return values / middle, places - centre[:, None], centre + corner
 
 
 def _turn(angles: Float) -> Float:

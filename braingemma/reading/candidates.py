@@ -15,6 +15,7 @@ from torch import Tensor
 
 from braingemma.findings.text import findings_from_text
 from braingemma.findings.vocabulary import Finding
+from braingemma.measure.sizes import Measured
 from braingemma.model.braingemma3d import BrainGemma3D, GeneratedReport
 from braingemma.model.language import GenerationSettings, Progress
 from braingemma.reading.doubts import Probabilities, doubts
@@ -62,6 +63,7 @@ def write_candidates(
     volume: Tensor,
     probabilities: Probabilities | None,
     look: LesionLook | None,
+    measured: Sequence[Measured] = (),
     *,
     count: int,
     settings: GenerationSettings,
@@ -74,6 +76,7 @@ def write_candidates(
         volume: (1, 1, D, H, W).
         probabilities: As for `doubts`.
         look: As for `doubts`.
+        measured: As for `doubts`.
         count: Texts at most, the greedy one included.
         settings: How the first text is written; further ones differ in how tokens are drawn.
         progress: Called with the number of tokens written so far.
@@ -81,12 +84,16 @@ def write_candidates(
     Returns:
         One of them is taken.
     """
-    first = _candidate(model.generate_batch(volume, settings=settings, progress=progress)[0], probabilities, look)
+
+    def judged(written: GeneratedReport) -> Candidate:
+        return _candidate(written, probabilities, look, measured)
+
+    first = judged(model.generate_batch(volume, settings=settings, progress=progress)[0])
     if first.agrees or count == 1:
         return chosen([first])
     drawing = replace(settings, temperature=TEMPERATURE, top_k=0, top_p=TOP_P, seed=SEED)
     drawn = model.generate_batch(volume, settings=drawing, progress=progress, copies=count - 1)
-    return chosen([first, *(_candidate(written, probabilities, look) for written in drawn)])
+    return chosen([first, *map(judged, drawn)])
 
 
 def chosen(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -96,9 +103,14 @@ def chosen(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(replace(c, taken=n == best) for n, c in enumerate(candidates))
 
 
-def _candidate(written: GeneratedReport, probabilities: Probabilities | None, look: LesionLook | None) -> Candidate:
+def _candidate(
+    written: GeneratedReport,
+    probabilities: Probabilities | None,
+    look: LesionLook | None,
+    measured: Sequence[Measured],
+) -> Candidate:
     findings = tuple(findings_from_text(written.text))
-    denied = [d for d in doubts(findings, probabilities, look) if d.witness != "second look"]
+    denied = [d for d in doubts(findings, probabilities, look, measured) if d.witness != "second look"]
     silent = any(f.finding == "lesion" and f.presence == "undetermined" for f in findings)
     return Candidate(
         written.text, findings, sum(written.token_logprobs), len(written.token_ids), agrees=not denied and not silent

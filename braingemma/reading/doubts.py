@@ -1,4 +1,4 @@
-"""What the text says, held against the image classifier, the lesion map and the second look.
+"""What the text says, held against the image classifier, the lesion map, the second look and the measured ventricles.
 
 Each doubt names who disagrees about what. A wrong side is the worst error: whoever can tell a side is compared with the
 text, "bilateral" against one side included.
@@ -11,14 +11,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from braingemma.explain.grounding import LIKELY, LesionEstimate
-from braingemma.findings.vocabulary import Finding, Laterality
+from braingemma.findings.vocabulary import COMPRESSION, OTHER_SIDE, Finding, Laterality
+from braingemma.measure.sizes import Measured, signed_shift, ventricles
 from braingemma.reading.second_look import LesionLook
 
-Witness = Literal["classifier", "lesion map", "second look"]
+Witness = Literal["classifier", "lesion map", "second look", "measurement"]
 Probabilities = Mapping[str, Mapping[str, Any]]
 
 #: A text that names one side is doubted where the map shows less than this share of the lesion there.
 OWN_SHARE: Final = 0.5
+#: A ventricle that is said to be narrowed is smaller than this share of the other one; errors of both allowed for.
+NARROWED: Final = 0.85
+#: One is surely narrowed below the first share of the other, and below the second with a shift of so many mm.
+MUCH_SMALLER: Final = (0.5, 0.65, 2.0)
 #: Steps in which a probability is printed: what calibration on drawn heads carries on real scanners is coarse, and no
 #: finding of a model is certain.
 STEPS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -47,7 +52,10 @@ def printed(probability: float) -> float:
 
 
 def doubts(
-    findings: Sequence[Finding], probabilities: Probabilities | None, look: LesionLook | None
+    findings: Sequence[Finding],
+    probabilities: Probabilities | None,
+    look: LesionLook | None,
+    measured: Sequence[Measured] = (),
 ) -> tuple[Doubt, ...]:
     """All disagreements with the text.
 
@@ -56,11 +64,15 @@ def doubts(
         probabilities: Of the findings head, as `BrainGemma3D.finding_probabilities` gives them for one volume; None:
             the weights have none.
         look: The lesion map; None: the weights have none.
+        measured: Midline shift and ventricles' volumes, where they could be measured.
     """
     found = [d for f in findings for d in _by_classifier(f, (probabilities or {}).get(f.finding))]
     lesion = next((f for f in findings if f.finding == "lesion"), None)
     if lesion is not None and look is not None:
         found += _by_map(lesion, look)
+    compression = next((f for f in findings if f.finding == COMPRESSION), None)
+    if compression is not None:
+        found += _by_measurement(compression, measured)
     return tuple(found)
 
 
@@ -68,17 +80,20 @@ def with_verdicts(
     findings: Sequence[Finding],
     probabilities: Probabilities | None,
     look: LesionLook | None,
+    measured: Sequence[Measured] = (),
 ) -> list[Finding]:
     """The findings with the classifier's printed probability; "undetermined" where all who can tell deny the text.
 
-    The lesion has two witnesses, classifier and map; the other findings have the classifier. Side and sites stay as the
+    The lesion has two witnesses, classifier and map; compression has the classifier and, where both ventricles were
+    measured, their volumes; the other findings have the classifier. Side and sites stay as the
     text states them.
     """
-    doubted = doubts(findings, probabilities, look)
+    doubted = doubts(findings, probabilities, look, measured)
     result = []
     for finding in findings:
         witnesses = {"classifier"} if finding.finding in (probabilities or {}) else set()
         witnesses |= {"lesion map"} if finding.finding == "lesion" and look is not None else set()
+        witnesses |= {"measurement"} if finding.finding == COMPRESSION and len(ventricles(measured)) == 2 else set()
         against = {d.witness for d in doubted if d.finding == finding.finding and d.about == "presence"}
         denied = bool(witnesses) and witnesses <= against
         sure = _stated(finding, (probabilities or {}).get(finding.finding))
@@ -187,3 +202,32 @@ def _other_side(stated: Laterality, estimate: LesionEstimate) -> bool:
         return False
     own = {"left": estimate.left_share, "right": 1 - estimate.left_share}.get(stated)
     return own is None or own < OWN_SHARE
+
+
+def _by_measurement(compression: Finding, measured: Sequence[Measured]) -> list[Doubt]:
+    """Compression as stated against the ventricles' volumes, allowing for errors of both."""
+    size = ventricles(measured)
+    if len(size) < 2:
+        return []
+    smaller: Laterality = "left" if size["left"] < size["right"] else "right"
+    larger = OTHER_SIDE[smaller]
+    share = size[smaller] / max(size[larger], 0.1)
+    seen = f"{size['left']:.1f} ml left and {size['right']:.1f} ml right"
+    side = compression.laterality
+    if compression.presence == "absent":
+        shift = abs(signed_shift(measured) or 0.0)
+        much, less, moved = MUCH_SMALLER
+        if share < much or (share < less and shift >= moved):
+            text = (
+                f"The text denies ventricular compression, but the ventricles measure {seen}, "
+                f"with a midline shift of {shift:.1f} mm: look at the {smaller} ventricle."
+            )
+            return [Doubt(COMPRESSION, "measurement", "presence", text)]
+    elif compression.presence == "present" and side in ("left", "right"):
+        if side == larger and share < MUCH_SMALLER[0]:
+            text = f"The text calls the {side} ventricle compressed, but the ventricles measure {seen}: check the side."
+            return [Doubt(COMPRESSION, "measurement", "side", text)]
+        if side == larger or share > NARROWED:
+            text = f"The text calls the {side} ventricle compressed, but the ventricles measure {seen}: read with care."
+            return [Doubt(COMPRESSION, "measurement", "presence", text)]
+    return []

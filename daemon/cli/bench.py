@@ -59,6 +59,9 @@ def bench_explain(
     samples: Annotated[int, typer.Option(min=10, help="Volumes that each method may score.")] = 100,
     segments: Annotated[int, typer.Option(min=2, help="Supervoxels.")] = 20,
     quick: Annotated[bool, typer.Option("--quick", help="The default and LIME only.")] = False,
+    method: Annotated[
+        list[str] | None, typer.Option(help="Only these methods, such as balanced or kernelshap; may be repeated.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Faithfulness and speed of each method on volumes whose lesion is known."""
@@ -68,6 +71,10 @@ def bench_explain(
 
     drawn = explain_cases(seed=seed, count=count, folder=cases, insert=tuple(insert or ()))
     variants = [v for v in VARIANTS if not quick or v in (("balanced", "mirror"), ("lime", "mirror"))]
+    if method:
+        variants = [v for v in VARIANTS if v[0] in method and v[1] == "mirror"]
+        if unknown := set(method) - {name for name, _ in VARIANTS}:
+            raise typer.BadParameter(f"--method: expected {', '.join(sorted({n for n, _ in VARIANTS}))}, got {unknown}")
     with working("loading") as say:
         model = BrainGemma3D.from_pretrained(weights).eval()
         result = run(

@@ -226,6 +226,10 @@ def evaluate(
     changes: Annotated[
         int, typer.Option(min=0, help="Instead: so many pairs with a lesion that grew, and that did not.")
     ] = 0,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep brain masks and measurements here: other weights find them again.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the cases.")] = 1,
     fade: Annotated[int, typer.Option(min=0, help="Lower the brightness of so many lesions step by step.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -252,6 +256,8 @@ def evaluate(
         baseline=baseline,
         slices=slices,
         trust_remote_code=trust_remote_code,
+        kept=cache,
+        workers=workers,
     )
     with writing_to(out), working("loading") as say:
         judge.evaluate(judged, out, say, flip=flip)

@@ -86,6 +86,13 @@ class Measurement(Record):
     laterality: Side | None = None
 
 
+class Unmeasured(Record):
+    """What image processing could not measure, and why."""
+
+    name: str
+    reason: str
+
+
 class Candidate(Record):
     """One of the texts from which the report was chosen."""
 
@@ -198,6 +205,7 @@ class Report(Record):
     lesion_estimate: LesionEstimate | None = None
     measurements: tuple[Measurement, ...] = ()
     comparison: Comparison | None = None
+    unmeasured: tuple[Unmeasured, ...] = ()
     candidates: tuple[Candidate, ...] = ()
     input: ReportInput
     model: ReportModel

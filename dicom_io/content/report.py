@@ -154,6 +154,7 @@ class ReportContent:
         explain: Method, samples, r2, faithfulness of the explanation; None where there is none.
         measurements: What image processing measured.
         comparison: With an earlier result of the patient; None where there is none.
+        unmeasured: What it could not, and why, a sentence each.
     """
 
     report_text: str
@@ -165,6 +166,7 @@ class ReportContent:
     explain: dict[str, Any] | None = None
     measurements: tuple[MeasurementRecord, ...] = ()
     comparison: ComparisonRecord | None = None
+    unmeasured: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """An empty report must never look like a healthy one."""

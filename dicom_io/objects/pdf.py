@@ -54,7 +54,7 @@ def draw_pdf(context: ResultContext, pictures: Sequence[Image.Image]) -> bytes:
     _line(page, "   ".join(_study(context)))
     for title, lines in (
         ("Warnings", content.warnings or ("None.",)),
-        ("Impression", [*content.impression(), *(m.sentence() for m in content.measurements)]),
+        ("Impression", [*content.impression(), *(m.sentence() for m in content.measurements), *content.unmeasured]),
         ("Report", [content.report_text]),
     ):
         _section(page, title, lines)

@@ -141,7 +141,8 @@ def _impression(content: ReportContent) -> Iterator[ContentItem]:
         yield _text(codes.IMPRESSION, "\n".join(f"Warning: {warning}" for warning in content.warnings))
     measured = [f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements]
     compared = content.comparison.lines if content.comparison else ()
-    yield _text(codes.IMPRESSION, "\n".join([*content.impression(), *measured, *compared]))
+    said = [*content.impression(), *measured, *content.unmeasured, *compared]
+    yield _text(codes.IMPRESSION, "\n".join(said))
 
 
 def _procedure(content: ReportContent) -> Iterator[ContentItem]:

@@ -188,6 +188,14 @@ def evaluate_cases(
 
     `fade`: of how many lesions, the first that have a mask, the brightness is also lowered step by step.
     """
+    results, readings = judge_cases(reporter, cases, flip=flip, fade=fade, progress=progress)
+    return summarise(results, samples, readings)
+
+
+def judge_cases(
+    reporter: Reporter, cases: Iterable[EvaluationCase], *, flip: bool, fade: int, progress: Progress
+) -> tuple[list[CaseResult], list[FadedReading]]:
+    """What was reported of each case, and of each lesion that was faded."""
     results: list[CaseResult] = []
     readings: list[FadedReading] = []
     for number, case in enumerate(cases, 1):
@@ -195,7 +203,7 @@ def evaluate_cases(
         if len(readings) < fade * len(RATIOS) and isinstance(reporter, ModelReporter):
             readings += _faded(reporter, case, results[-1])
         progress(number)
-    return summarise(results, samples, readings)
+    return results, readings
 
 
 def _faded(reporter: ModelReporter, case: EvaluationCase, result: CaseResult) -> list[FadedReading]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from braingemma.measure.brain import measure_brain
+from braingemma.measure.sizes import Measured
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.reading.candidates import write_candidates
 from braingemma.reading.doubts import doubts
 from braingemma.reading.second_look import look_twice
-from braingemma.volume.brain import BrainMask
+from braingemma.volume.brain import BrainMask, find_brain
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
 from training.data.phantom_cases import mask_on_grid
 
@@ -59,10 +64,12 @@ class ModelReporter:
     Attributes:
         model: The model.
         candidates: Texts at most for each picture, as `[model] candidates`.
+        kept: Folder where brain masks and measurements are kept, by the picture's voxels; None: nowhere.
     """
 
-    def __init__(self, model: BrainGemma3D, candidates: int = 1) -> None:
+    def __init__(self, model: BrainGemma3D, candidates: int = 1, kept: Path | None = None) -> None:
         self.model = model
+        self.kept = kept
         self.candidates = 1 if model.config.published else candidates
 
     @property
@@ -72,26 +79,81 @@ class ModelReporter:
 
     def read(self, image: Any, name: str, /, *, flip: bool, brain: BrainMask | None = None) -> Reading:
         """Report a picture; with `flip` its mirror image, which is not looked for a brain again."""
-        prepared = prepare_image(image, self.model.config, name=name, brain=brain)
-        reading = self._read(prepared)
-        return replace(reading, mirrored=self._read(_mirrored(prepared)).report) if flip else reading
+        looked = _Looked.at(image, brain, self.kept)
+        wanted = self.model.config.volume_settings
+        found = looked.brain if wanted.brain_extraction == "auto" or wanted.reading == "whole" else brain
+        prepared = prepare_image(image, self.model.config, name=name, brain=found)
+        reading = self._read(prepared, looked.measured)
+        if not flip:
+            return reading
+        back = tuple(measured.mirrored() for measured in looked.measured)
+        return replace(reading, mirrored=self._read(_mirrored(prepared), back).report)
 
-    def _read(self, prepared: PreparedVolume) -> Reading:
+    def _read(self, prepared: PreparedVolume, measured: tuple[Measured, ...]) -> Reading:
         volume = prepared.tensor.to(self.model.compute_device)
         found = self.model.finding_probabilities(volume)
         known = found if isinstance(found, dict) else None
         look = look_twice(self.model, prepared)
         settings = self.model.generation_settings(seed=0)
-        written = write_candidates(self.model, volume, known, look, count=self.candidates, settings=settings)
+        written = write_candidates(self.model, volume, known, look, measured, count=self.candidates, settings=settings)
         taken = next(candidate for candidate in written if candidate.taken)
         return Reading(
             report=taken.text,
             probabilities={n: float(p["presence"]) for n, p in (known or {}).items()},
             sides={n: (float(p["left"]), float(p["right"])) for n, p in (known or {}).items()},
-            doubted=frozenset(doubt.finding for doubt in doubts(taken.findings, known, look)),
+            doubted=frozenset(doubt.finding for doubt in doubts(taken.findings, known, look, measured)),
             grounding=None if look is None else look.patches,
             prepared=prepared,
         )
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What is found in a picture before any weights see it: the same for all weights."""
+
+    brain: BrainMask | None
+    measured: tuple[Measured, ...]
+
+    @classmethod
+    def at(cls, image: Any, brain: BrainMask | None, kept: Path | None) -> _Looked:
+        """Brain and measurements of a nibabel image, from `kept` where they lie there."""
+        canonical = nibabel.as_closest_canonical(image)
+        volume = np.asarray(canonical.dataobj, dtype=np.float32)
+        axes = np.asarray(canonical.affine, np.float64)[:3, :3]
+        if volume.ndim != 3 or not np.isfinite(volume).all():
+            return cls(brain, ())  # preparing it says what is wrong
+        if kept is None or brain is not None:
+            return cls._found(volume, axes, brain)
+        digest = hashlib.sha256(np.ascontiguousarray(volume).data)
+        digest.update(axes.tobytes())
+        file = kept / f"{digest.hexdigest()[:32]}.npz"
+        if file.exists():
+            return cls._read(file, volume.shape)
+        found = cls._found(volume, axes, None)
+        kept.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(f".{digest.hexdigest()[:6]}.tmp.npz")
+        facts = {
+            "method": found.brain.method if found.brain else None,
+            "volume_ml": found.brain.volume_ml if found.brain else 0.0,
+            "measured": [measured.to_json() for measured in found.measured],
+        }
+        mask = found.brain.mask if found.brain else np.zeros(volume.shape, bool)
+        np.savez_compressed(draft, mask=np.packbits(mask), facts=json.dumps(facts))
+        draft.replace(file)
+        return found
+
+    @classmethod
+    def _found(cls, volume: NDArray[np.float32], axes: NDArray[np.float64], brain: BrainMask | None) -> _Looked:
+        brain = brain or find_brain(volume, np.linalg.norm(axes, axis=0))
+        return cls(brain, measure_brain(volume, brain.mask, axes).measured if brain else ())
+
+    @classmethod
+    def _read(cls, file: Path, shape: tuple[int, ...]) -> _Looked:
+        with np.load(file) as saved:
+            facts = json.loads(str(saved["facts"]))
+            mask = np.unpackbits(saved["mask"], count=int(np.prod(shape))).astype(bool).reshape(shape)
+        brain = BrainMask(mask, facts["method"], facts["volume_ml"]) if facts["method"] else None
+        return cls(brain, tuple(Measured.from_json(entry) for entry in facts["measured"]))
 
 
 def _mirrored(prepared: PreparedVolume) -> PreparedVolume:

@@ -14,11 +14,11 @@ from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from braingemma.findings.vocabulary import SITES
+from braingemma.volume.standard import standard_brain
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -26,8 +26,6 @@ Labels = NDArray[np.uint8]
 #: Names of the regions in the order of their labels; label 0 is outside the brain or deep grey without a lobe.
 REGIONS: Final = ("none", *SITES)
 _LABEL: Final = {name: number for number, name in enumerate(REGIONS)}
-_SPACING: Final = 2
-_PAD: Final = 20  # voxels around the template, so that a head fits around the brain
 
 
 def region_code(name: str) -> int:
@@ -91,8 +89,9 @@ class Atlas:
     """Maps on one isotropic RAS grid.
 
     `gray`, `white`: tissue shares in [0, 1]; `brain`: share of brain including CSF spaces; `ventricle`: share of
-    lateral and third ventricle; `outside`: distance to the brain surface in mm, negative within; `regions`: labels
-    as in `REGIONS`. All (X, Y, Z); `origin` is the MNI position in mm of voxel (0, 0, 0).
+    lateral and third ventricle; `lateral`: that of the lateral ones with their soft border; `outside`: distance to the
+    brain surface in mm, negative within; `regions`: labels as in `REGIONS`. All (X, Y, Z); `origin` is the MNI position
+    in mm of voxel (0, 0, 0).
     """
 
     spacing: float
@@ -101,6 +100,7 @@ class Atlas:
     white: Floats
     brain: Floats
     ventricle: Floats
+    lateral: Floats
     outside: Floats
     regions: Labels
 
@@ -141,54 +141,24 @@ def sample_tissue(atlas: Atlas, points: Floats, atrophy: float) -> Tissue:
 
 @lru_cache(maxsize=1)
 def load_atlas() -> Atlas:
-    """The tissue maps of `nilearn` at 2 mm, padded by 40 mm so that a head fits around the brain."""
-    gray, white = (
-        _coarser(np.asarray(loader(resolution=1).dataobj, np.float32))
-        for loader in (load_mni152_gm_template, load_mni152_wm_template)
-    )
-    t1 = load_mni152_template(resolution=1)
-    brain = _coarser((np.asarray(t1.dataobj) > 0).astype(np.float32))
-    origin = [float(v) - _SPACING * _PAD for v in t1.affine[:3, 3]]
-    outside = _signed_distance(brain > 0.5)
-    axes = [origin[axis] + _SPACING * np.arange(size, dtype=np.float32) for axis, size in enumerate(brain.shape)]
+    """The standard brain's maps with the regions beside them."""
+    standard = standard_brain()
+    axes = [
+        start + standard.spacing * np.arange(size, dtype=np.float32)
+        for start, size in zip(standard.origin, standard.brain.shape, strict=True)
+    ]
     x, y, z = (axis.astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij"))
-    ventricle = _ventricles(brain - gray - white, outside, (x, y, z))
     regions = lobe_map(x, y, z)
-    regions[brain < 0.5] = 0
-    regions[ventricle > 0.5] = _LABEL["ventricle"]
+    regions[standard.brain < 0.5] = 0
+    regions[standard.ventricle > 0.5] = _LABEL["ventricle"]
     return Atlas(
-        spacing=float(_SPACING),
-        origin=(origin[0], origin[1], origin[2]),
-        gray=gray,
-        white=white,
-        brain=brain,
-        ventricle=ventricle,
-        outside=outside,
+        spacing=standard.spacing,
+        origin=standard.origin,
+        gray=standard.gray,
+        white=standard.white,
+        brain=standard.brain,
+        ventricle=standard.ventricle,
+        lateral=standard.lateral,
+        outside=standard.outside,
         regions=regions,
     )
-
-
-def _coarser(map_: NDArray[np.float32]) -> Floats:
-    """Anti-aliased subsampling from 1 mm to 2 mm, with a border of zero."""
-    smooth = ndimage.gaussian_filter(map_, 0.6)
-    return np.pad(smooth[::_SPACING, ::_SPACING, ::_SPACING], _PAD).astype(np.float32)
-
-
-def _signed_distance(mask: NDArray[np.bool_]) -> Floats:
-    outer = ndimage.distance_transform_edt(~mask, sampling=_SPACING)
-    inner = ndimage.distance_transform_edt(mask, sampling=_SPACING)
-    return (outer - inner).astype(np.float32)
-
-
-def _ventricles(csf: Floats, outside: Floats, xyz: tuple[Floats, Floats, Floats]) -> Floats:
-    """The lateral and third ventricles: CSF share deep inside the brain, without cisterns and insular clefts."""
-    x, y, z = xyz
-    box = (np.abs(x) < 38) & (y > -62) & (y < 42) & (z > -10) & (z < 34)
-    cistern = (y < -26) & (z < 12) & (np.abs(x) < 16)
-    insular_cleft = (y > -24) & (np.abs(x) > 26)
-    deep = box & ~cistern & ~insular_cleft & (outside < -14) & (csf > 0.35)
-    parts, _ = ndimage.label(deep)
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    keep = np.isin(parts, np.flatnonzero(sizes >= max(20, sizes.max() // 50)))
-    return np.where(keep, np.clip(csf, 0, 1), 0).astype(np.float32)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from braingemma.findings.vocabulary import Finding, mirror_text, mirrored_findings
+from braingemma.measure.sizes import Measured
 from training.errors import DataError
 from training.phantoms.anatomy import Atlas, Labels, Tissue, load_atlas, sample_tissue
 from training.phantoms.contrast import (
@@ -48,7 +49,7 @@ from training.phantoms.lesions import (
     push_away,
 )
 from training.phantoms.spots import LARGE_PLAQUE_SHARE, MEASURED_PLAQUE_SHARE, measured_plaques, white_matter_spots
-from training.phantoms.truth import is_plain, located_findings
+from training.phantoms.truth import is_plain, located_findings, measured_truth
 from training.phantoms.wording import write_report
 from training.progress import Say
 
@@ -72,7 +73,7 @@ class Phantom:
         volume: RAS NIfTI of the FLAIR picture.
         lesion: RAS NIfTI mask on the same grid: 1 where there is edema, core or necrosis.
         parts: (X, Y, Z) on the same grid, `training.phantoms.lesions.PARTS` of each voxel: what a dense loss learns.
-        truth: `{"seed", "findings": [as in report.json], "report"}`.
+        truth: `{"seed", "findings", "measurements": [both as in report.json], "report"}`.
         extracted: (X, Y, Z) on the same grid, the brain as an extraction would find it, with its errors; None where
             none was drawn.
     """
@@ -169,6 +170,7 @@ def make_phantom(
     truth = {
         "seed": seed,
         "findings": [finding.to_json() for finding in findings],
+        "measurements": [size.to_json() for size in case.sizes],
         "report": write_report(_stated(findings), np.random.default_rng([seed, 7])),
     }
     lesion = (parts > 0) & (parts != LOST_VENTRICLE)
@@ -207,6 +209,9 @@ def mirror(phantom: Phantom) -> Phantom:
     truth = {
         **phantom.truth,
         "findings": [finding.to_json() for finding in findings],
+        "measurements": [
+            Measured.from_json(entry).mirrored().to_json() for entry in phantom.truth.get("measurements", ())
+        ],
         "report": mirror_text(phantom.truth["report"]),
     }
     parts = np.ascontiguousarray(phantom.parts[::-1])
@@ -276,12 +281,13 @@ def _flipped(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 @dataclass(frozen=True)
 class _Case:
-    """What was drawn: picture, parts, truth, and the distance (X, Y, Z) to the brain's surface in mm."""
+    """What was drawn: picture, parts, findings, distance (X, Y, Z) to the brain's surface in mm, true measurements."""
 
     picture: Floats
     parts: NDArray[np.uint8]
     findings: tuple[Finding, ...]
     outside: Floats
+    sizes: tuple[Measured, ...]
 
 
 def _draw_case(
@@ -325,7 +331,9 @@ def _draw_case(
         image = paint_head(image, tissue, head, grid, rng, fat)
     picture = degrade(image, grid, rng, stripped=stripped)
     parts = _label_parts(atlas, standard, resting, pushed, masks, compressed)
-    return _Case(picture, parts, located_findings(regions, standard, masks, compressed), tissue.outside)
+    findings = located_findings(regions, standard, masks, compressed)
+    sizes = measured_truth(head, pushed, grid.spacing, float(pose.scale[0]))
+    return _Case(picture, parts, findings, tissue.outside, sizes)
 
 
 def _draw_contrast(

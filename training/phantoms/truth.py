@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from braingemma.findings.vocabulary import FINDINGS, SITES, Finding
-from training.phantoms.anatomy import REGIONS, Labels, region_code
+from braingemma.measure.sizes import Measured, shift, ventricle
+from training.phantoms.anatomy import REGIONS, Labels, load_atlas, region_code
 from training.phantoms.fields import Floats
 from training.phantoms.lesions import LesionMasks, side_of
 
@@ -74,3 +75,62 @@ def _located(name: str, mask: NDArray[np.bool_], regions: NDArray[np.uint8], sta
         return Finding(name, "present", side_of(mask, standard))  # type: ignore[arg-type]
     sites = tuple(site for site in SITES if counts[region_code(site)] >= SITE_SHARE * total)
     return Finding(name, "present", side_of(mask, standard), sites)  # type: ignore[arg-type]
+
+
+# ---- sizes
+
+#: MNI mm of the septum between the frontal horns, and of the falx in front of it and behind it at the same height.
+SEPTUM: Final = (0.0, 10.0, 14.0)
+FALX: Final = ((0.0, 60.0, 14.0), (0.0, -92.0, 14.0))
+#: Tissue within this distance of such a point says where it lies in the head, mm.
+_NEAR: Final = 9.0
+
+
+def measured_truth(
+    head: Floats, pushed: Floats, spacing: tuple[float, float, float], scale: float
+) -> tuple[Measured, ...]:
+    """Midline shift and the lateral ventricles' volumes, as they are drawn.
+
+    The shift is how far the septum lies beside the straight line from the falx in front to the falx behind; a
+    ventricle's volume is the sum of its fluid shares over the voxels.
+
+    Args:
+        head: (3, X, Y, Z) MNI mm of the head before any elastic warp.
+        pushed: (3, X, Y, Z) MNI mm at which each voxel's tissue is looked up.
+        spacing: Voxel size, mm.
+        scale: Scanner mm over head mm from left to right.
+    """
+    septum, front, back = (_place_of(point, head, pushed) for point in (SEPTUM, *FALX))
+    share = (septum[1] - back[1]) / (front[1] - back[1])
+    off = septum[0] - (back[0] + share * (front[0] - back[0]))
+    sizes = _ventricle_ml(pushed, spacing)
+    return (
+        shift(float(off) * scale, "drawn"),
+        ventricle("left", sizes[0], "drawn"),
+        ventricle("right", sizes[1], "drawn"),
+    )
+
+
+def _place_of(point: tuple[float, float, float], head: Floats, pushed: Floats) -> NDArray[np.float64]:
+    """(3,) where in the head (mm) the tissue of an MNI place lies: the map is straight within `_NEAR`."""
+    box = np.ones(pushed.shape[1:], bool)
+    for axis, middle in enumerate(point):
+        box &= np.abs(pushed[axis] - np.float32(middle)) < _NEAR
+    tissue, places = pushed[:, box].astype(np.float64), head[:, box].astype(np.float64)
+    offset = np.stack([np.ones(tissue.shape[1]), *(tissue - np.reshape(point, (3, 1)))], axis=1)
+    found: NDArray[np.float64] = np.linalg.lstsq(offset, places.T, rcond=None)[0][0]
+    return found
+
+
+def _ventricle_ml(pushed: Floats, spacing: tuple[float, float, float]) -> tuple[float, float]:
+    """Size of the left and of the right lateral ventricle, ml."""
+    atlas = load_atlas()
+    filled = np.argwhere(atlas.lateral > 0) * atlas.spacing + np.asarray(atlas.origin)
+    low, high = filled.min(axis=0) - atlas.spacing, filled.max(axis=0) + atlas.spacing
+    box = np.ones(pushed.shape[1:], bool)
+    for axis in range(3):
+        box &= (pushed[axis] > low[axis]) & (pushed[axis] < high[axis])
+    points = pushed[:, box]
+    fluid = atlas.sample(atlas.lateral, points) * np.float32(np.prod(spacing) / 1000)
+    left = points[0] < 0
+    return float(fluid[left].sum(dtype=np.float64)), float(fluid[~left].sum(dtype=np.float64))

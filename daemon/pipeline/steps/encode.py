@@ -103,6 +103,9 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
         findings=tuple(_finding(finding) for finding in report.findings),
         warnings=warnings,
         measurements=tuple(_measurement(measured) for measured in report.measurements),
+        unmeasured=tuple(
+            f"{m.name.replace('_', ' ').capitalize()}: not measured, {m.reason}." for m in report.unmeasured
+        ),
         banner=report.banner,
         intended_use=report.intended_use,
         model=_model(report.model),

@@ -14,6 +14,7 @@ from braingemma.checks.domain import load_domain
 from braingemma.checks.input import Check, check_input
 from braingemma.errors import GenerationError
 from braingemma.explain.grounding import lesion_mask
+from braingemma.measure.brain import BrainMeasures, measure_picture
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.reading.candidates import Candidate, write_candidates
 from braingemma.reading.doubts import Probabilities, doubts, with_verdicts
@@ -28,7 +29,7 @@ from daemon.jobs import records
 from daemon.jobs.comparison import compare
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Report
-from daemon.jobs.report import INTENDED_USE, write_report
+from daemon.jobs.report import INTENDED_USE, SMALL_LESIONS, write_report
 from daemon.pipeline.steps.context import Context
 
 
@@ -43,11 +44,14 @@ def report(context: Context, folder: JobFolder) -> None:
     limit = context.settings.model.max_new_tokens
     probabilities = _probabilities(model, prepared)
     look = look_twice(model, prepared)
+    context.progress(0, 1, "measuring")
+    sizes = measure_picture(folder.volume, prepared)
     candidates = write_candidates(
         model,
         prepared.tensor,
         probabilities,
         look,
+        sizes.measured,
         count=1 if model.config.published else context.settings.model.candidates,
         settings=model.generation_settings(**context.settings.model.decoding()),
         progress=lambda done: context.progress(done, limit, "writing, token"),
@@ -58,19 +62,21 @@ def report(context: Context, folder: JobFolder) -> None:
         *_arrival_warnings(folder),
         *dict.fromkeys((*_conversion_warnings(folder), *prepared.warnings)),  # both look at a NIfTI header
         *(check.detail for check in checks if check.passed is False),
-        *(doubt.text for doubt in doubts(text.findings, probabilities, look)),
+        *(doubt.text for doubt in doubts(text.findings, probabilities, look, sizes.measured)),
     ]
+    said = with_verdicts(text.findings, probabilities, look, sizes.measured)
     record = Report(
         report=text.text,
-        findings=tuple(records.ReportFinding(**f.to_json()) for f in with_verdicts(text.findings, probabilities, look)),
+        findings=tuple(records.ReportFinding(**finding.to_json()) for finding in said),
         lesion_estimate=None if look is None else records.LesionEstimate(**look.to_json()),
         candidates=tuple(records.Candidate.model_validate(candidate.to_json()) for candidate in candidates),
-        measurements=_measure(folder, prepared, look),
+        measurements=(*_lesion_volume(folder, prepared, look), *_measurements(sizes)),
+        unmeasured=tuple(records.Unmeasured(**vars(lacking)) for lacking in sizes.unmeasured),
         input=_input_facts(folder, prepared, checks),
         model=_model_facts(context),
         warnings=tuple(warnings),
         banner=context.weights.banner,
-        intended_use=INTENDED_USE,
+        intended_use=f"{INTENDED_USE} {SMALL_LESIONS}" if model.config.synthetic_only else INTENDED_USE,
     )
     earlier = records.EarlierResult.read_if_there(folder.earlier)
     if earlier is not None:
@@ -123,7 +129,13 @@ def _probabilities(model: BrainGemma3D, prepared: PreparedVolume) -> Probabiliti
     return known if isinstance(known, dict) else None
 
 
-def _measure(folder: JobFolder, prepared: PreparedVolume, look: LesionLook | None) -> tuple[records.Measurement, ...]:
+def _measurements(sizes: BrainMeasures) -> tuple[records.Measurement, ...]:
+    return tuple(records.Measurement(**measured.to_json()) for measured in sizes.measured)
+
+
+def _lesion_volume(
+    folder: JobFolder, prepared: PreparedVolume, look: LesionLook | None
+) -> tuple[records.Measurement, ...]:
     """The lesion's volume where the map shows one, with the mask that has this volume beside the report."""
     folder.lesion.unlink(missing_ok=True)  # of an earlier run
     if look is None or not look.first.stated:

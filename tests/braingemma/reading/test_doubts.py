@@ -7,6 +7,7 @@ import pytest
 
 from braingemma.explain.grounding import LesionEstimate
 from braingemma.findings.vocabulary import FINDINGS, Finding
+from braingemma.measure.sizes import shift, ventricle
 from braingemma.reading.doubts import STEPS, doubts, printed, with_verdicts
 from braingemma.reading.second_look import LesionLook
 
@@ -86,3 +87,26 @@ def test_no_probability_is_printed_as_certain() -> None:
     assert max(STEPS) < 1
     [finding] = with_verdicts([Finding("lesion", "absent")], known(0.0004), None)
     assert finding.confidence == 0.95
+
+
+@pytest.mark.parametrize(
+    ("presence", "side", "left", "right", "moved", "about"),
+    [
+        ("absent", None, 9.0, 8.0, 0.5, None),
+        ("absent", None, 9.0, 5.5, 0.5, None),
+        ("absent", None, 9.0, 5.5, -3.0, "presence"),
+        ("absent", None, 9.0, 3.0, 0.0, "presence"),
+        ("present", "right", 9.0, 4.0, -3.0, None),
+        ("present", "left", 4.0, 9.0, 3.0, None),
+        ("present", "left", 9.0, 4.0, -3.0, "side"),
+        ("present", "right", 4.0, 9.0, 3.0, "side"),
+        ("present", "right", 9.0, 8.9, 0.0, "presence"),
+        ("present", "bilateral", 9.0, 8.9, 0.0, None),
+    ],
+)
+def test_compression_is_held_against_the_measured_ventricles(presence, side, left, right, moved, about) -> None:
+    sizes = (shift(moved, "x"), ventricle("left", left, "x"), ventricle("right", right, "x"))
+    said = doubts([Finding("ventricular_compression", presence, side)], None, None, sizes)
+    assert [(d.witness, d.about) for d in said] == ([("measurement", about)] if about else [])
+    assert all(f"{left:.1f} ml left and {right:.1f} ml right" in d.text for d in said)
+    assert doubts([Finding("ventricular_compression", presence, side)], None, None, sizes[:2]) == ()

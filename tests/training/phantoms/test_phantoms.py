@@ -69,6 +69,13 @@ def test_the_mirrored_phantom_has_the_mirrored_truth(phantoms: list[Phantom]) ->
         assert lesion_centre_mm(flipped)[0] == pytest.approx(-lesion_centre_mm(phantom)[0])
         assert findings_from_text(flipped.truth["report"])[0].laterality == flipped.findings[0].laterality
         assert np.array_equal(mirror(flipped).volume.dataobj, phantom.volume.dataobj)
+        sizes, mirrored = (
+            {m["name"]: (m["value"], m["laterality"]) for m in p.truth["measurements"]} for p in (phantom, flipped)
+        )
+        moved, side = sizes["midline_shift"]
+        assert mirrored["midline_shift"] == (moved, swap.get(side))
+        assert mirrored["ventricle_volume_left"] == (sizes["ventricle_volume_right"][0], "left")
+        assert 1 < sizes["ventricle_volume_left"][0] < 30
 
 
 def test_the_report_states_the_truth(phantoms: list[Phantom]) -> None:
@@ -183,3 +190,16 @@ def test_written_folders_can_be_read_back(tmp_path, phantoms: list[Phantom]) -> 
 def test_impossible_requests_are_refused(seed: int, spacing: float) -> None:
     with pytest.raises(ValueError, match="must be"):
         make_phantom(seed, spacing=spacing)
+
+
+def test_the_narrowed_ventricle_is_the_smaller_one(phantoms: list[Phantom]) -> None:
+    """The measured truth agrees with the finding: a compressed ventricle is smaller than the other one."""
+    judged = 0
+    for phantom in phantoms:
+        compressed = next(f for f in phantom.findings if f.finding == "ventricular_compression")
+        size = {m["laterality"]: m["value"] for m in phantom.truth["measurements"] if "volume" in m["name"]}
+        if compressed.laterality in ("left", "right"):
+            other = {"left": "right", "right": "left"}[compressed.laterality]
+            assert size[compressed.laterality] < 0.8 * size[other]
+            judged += 1
+    assert judged
