@@ -73,9 +73,9 @@ class _Atlas:
 def _atlas() -> _Atlas:
     standard = standard_brain()
     maps = np.stack([ndimage.gaussian_filter(m, SMOOTHING) for m in standard.thinned])
-    affine = standard.thinned_affine
+    affine = np.asarray(standard.thinned_affine, np.float64)
     places = (affine[:3, :3] @ np.argwhere(maps[2] > 0.5).T) + affine[:3, 3:]
-    return _Atlas(maps, np.linalg.inv(affine)[:3], places.mean(axis=1), places.std(axis=1))
+    return _Atlas(maps, np.asarray(np.linalg.inv(affine)[:3], np.float64), places.mean(axis=1), places.std(axis=1))
 
 
 @dataclass(frozen=True)

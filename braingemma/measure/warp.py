@@ -98,7 +98,7 @@ def fit_warp(values: Float32, inside: Float32, to_standard: Float) -> Warp | Non
     weight = torch.from_numpy((seen > 0.9).astype(np.float32))
     target = torch.from_numpy(picture.astype(np.float32))
     fitted = _Fit(brain, points, target, weight)
-    control = None
+    control = torch.zeros(1, 3, 2, 2, 2)
     for mesh, rounds, price in STAGES:
         control = fitted.stage(control, mesh, rounds, price)
     displacement = fitted.displacement(control).detach()
@@ -129,12 +129,11 @@ class _Fit:
         self.size = torch.tensor([n - 1 for n in brain.gray.shape], dtype=torch.float32).view(3, 1, 1, 1)
         self.spacing = brain.spacing
 
-    def stage(self, control: Tensor | None, mesh: float, rounds: int, price: float) -> Tensor:
+    def stage(self, control: Tensor, mesh: float, rounds: int, price: float) -> Tensor:
         """Rounds on one mesh, from what a coarser one found."""
         extent = torch.tensor(self.shape, dtype=torch.float32) * STEP
         nodes = [int(n) for n in (extent / mesh).round().clamp(min=2) + 1]
-        start = torch.zeros(1, 3, *nodes) if control is None else _resized(control, nodes)
-        control = start.clone().requires_grad_(True)
+        control = _resized(control, nodes).clone().requires_grad_(True)
         optimiser = torch.optim.Adam([control], lr=RATE)
         for number in range(rounds):
             if number % 10 == 0:
@@ -144,7 +143,7 @@ class _Fit:
             squared = residual.square()
             loss = (self.weight * squared / (squared + ROBUST**2)).sum() / self.weight.sum()
             loss = loss + price * _bending(control)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimiser.step()
         return control.detach()
 
