@@ -70,8 +70,8 @@ def make(name: str, flair: bool, *parts: dict[str, Any], stack: Stack = WHOLE_2D
     values: dict[str, Any] = {"SeriesDescription": name}
     for part in (*parts, more):
         values |= part
-    headers = [_header(values, stack, i) for i in range(stack.slices)]
-    return Labelled(name, flair, _series(headers))
+    first = _header(values, stack, 0)
+    return Labelled(name, flair, _series([first, *(_further_slice(first, stack, i) for i in range(1, stack.slices))]))
 
 
 def make_enhanced(
@@ -124,6 +124,17 @@ def _header(values: dict[str, Any], stack: Stack, index: int) -> Dataset:
     header.ImagePositionPatient = _position(stack, index)
     for keyword, value in values.items():
         setattr(header, keyword, value)
+    return header
+
+
+def _further_slice(first: Dataset, stack: Stack, index: int) -> Dataset:
+    """Elements that are the same in all slices are held once: there are a thousand series of them."""
+    header = Dataset()
+    header.update(first)
+    header.add_new("SOPInstanceUID", "UI", f"1.2.3.4.{index + 1}")
+    header.add_new("InstanceNumber", "IS", index + 1)
+    if "ImagePositionPatient" in first:
+        header.add_new("ImagePositionPatient", "DS", _position(stack, index))
     return header
 
 
