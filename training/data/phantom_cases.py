@@ -85,14 +85,15 @@ _CHUNK: Final = 25
 def training_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say: Say = print) -> tuple[Cases, Cases]:
     """(training, validation) phantoms; those of a kind that was asked for have the seeds after validation's."""
     seed = data.seed + data.count
-    draw = partial(phantom_cases, config, cache=cache, say=say, difficulty=data.difficulty)
-    train = [draw(data.seed, data.count)]
-    validation = draw(seed, data.validation)
-    seed += data.validation
-    for kind, count in (("bilateral", data.bilateral), ("plaques", data.plaques)):
-        if count:
-            train.append(draw(seed, count, kind=kind))
-        seed += count
+    with _drawers() as pool:
+        draw = partial(_phantom_cases, pool, config, cache=cache, say=say, difficulty=data.difficulty)
+        train = [draw(data.seed, data.count)]
+        validation = draw(seed, data.validation)
+        seed += data.validation
+        for kind, count in (("bilateral", data.bilateral), ("plaques", data.plaques)):
+            if count:
+                train.append(draw(seed, count, kind=kind))
+            seed += count
     return Cases.join(train), validation
 
 
@@ -106,14 +107,32 @@ def phantom_cases(
     difficulty: Difficulty = "plain",
 ) -> Cases:
     """Prepared phantoms of the seeds `first` … `first + count - 1`, drawn by all processors; kept in `cache`."""
+    with _drawers() as pool:
+        return _phantom_cases(pool, config, first, count, cache, say, kind, difficulty)
+
+
+def _drawers() -> ProcessPoolExecutor:
+    """As many as there are processors; each begins when there is work for it, and loads torch once."""
+    return ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn"))
+
+
+def _phantom_cases(
+    pool: ProcessPoolExecutor,
+    config: BrainGemmaConfig,
+    first: int,
+    count: int,
+    cache: str,
+    say: Say,
+    kind: str = "any",
+    difficulty: Difficulty = "plain",
+) -> Cases:
     starts = range(first, first + count, _CHUNK)
     jobs = [(config.to_dict(), start, min(_CHUNK, first + count - start), cache, kind, difficulty) for start in starts]
     parts: list[Cases] = []
-    with ProcessPoolExecutor(os.cpu_count() or 1, mp_context=get_context("spawn")) as pool:
-        for number, part in enumerate(pool.map(_draw_chunk, jobs)):
-            parts.append(part)
-            if number % 10 == 9:
-                say(f"phantoms: {sum(map(len, parts))} of {count}")
+    for number, part in enumerate(pool.map(_draw_chunk, jobs)):
+        parts.append(part)
+        if number % 10 == 9:
+            say(f"phantoms: {sum(map(len, parts))} of {count}")
     return Cases.join(parts)
 
 
