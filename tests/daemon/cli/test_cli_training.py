@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from daemon.cli.app import app
 from tests.braingemma.tiny_models import tiny_model
 from training.errors import DataError, SettingsError
+from training.evaluation import evaluate
 from training.phantoms.phantom import make_phantom, write_phantom
 
 RUN = CliRunner()
@@ -22,8 +23,10 @@ def report(side: str) -> str:
     return f"The lesion area is in the {side} frontal lobe. Edema is not observed."
 
 
-def test_folders_of_phantoms_are_judged(tmp_path: Path) -> None:
-    tiny_model(findings_head=True, grounding_head=True).save_pretrained(tmp_path / "weights")
+def test_folders_of_phantoms_are_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "meteor", lambda writers: (dict.fromkeys(writers, 0.25), ""))  # a Java program
+    short = {"max_new_tokens": 24}  # it would write without an end
+    tiny_model(findings_head=True, grounding_head=True, decoding=short).save_pretrained(tmp_path / "weights")
     for seed in (1, 2, 3):
         write_phantom(tmp_path / "cases" / f"case-{seed}", make_phantom(seed, spacing=5.0, stripped=True))
     (tmp_path / "cases" / "case-2" / "flair.nii.gz").write_bytes(b"cut off")
@@ -42,6 +45,7 @@ def test_folders_of_phantoms_are_judged(tmp_path: Path) -> None:
     assert list(facts["table"]) == [
         "model", "constant report", "majority report", "shuffled images", "left-right flip",
     ]  # fmt: skip
+    assert facts["table"]["model"]["meteor"] == 0.25
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written == {"evaluation.json", "evaluation.md", "evaluation.png", "reliability.png", "cases.csv"}
 
