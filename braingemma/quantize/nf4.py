@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig
 
 from braingemma.errors import CheckpointError
 from braingemma.quantize import few_rows as native
+from braingemma.quantize.library import bnb
 
 #: Tensors that bitsandbytes writes beside a packed weight (`QuantState.as_dict`).
 STAT_MARK = ".weight."
