@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +26,12 @@ PROTON_DENSITY = Contrast(white=0.55, gray=0.66, fluid=0.6, edema=0.7, core=0.68
 
 @pytest.fixture(scope="module")
 def flair() -> nib.Nifti1Image:
-    return phantoms.make_phantom(5_500_003, stripped=False).volume
+    return head(stripped=False)
+
+
+@functools.cache
+def head(stripped: bool) -> nib.Nifti1Image:
+    return phantoms.make_phantom(5_500_003, stripped=stripped).volume
 
 
 def checks(image: nib.Nifti1Image, folder: Path, domain: Domain | None = None) -> dict[str, Check]:
@@ -94,7 +100,7 @@ def test_flair_with_little_contrast_between_gray_and_white_matter_passes(seed, t
 @pytest.mark.parametrize("stripped", [True, False])
 @pytest.mark.parametrize(("axis", "end"), [(0, "left"), (0, "right"), (1, "front"), (2, "top")])
 def test_half_a_head_in_a_whole_picture_is_told(axis, end, stripped, tmp_path) -> None:
-    image = phantoms.make_phantom(5_500_003, stripped=stripped).volume
+    image = head(stripped)
 
     def blank(volume: np.ndarray) -> np.ndarray:
         half = volume.shape[axis] // 2
