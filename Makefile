@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?=
 
-.PHONY: install demo test check gpu-check clean
+.PHONY: install demo test check gpu-check lock clean
 
 install: $(STAMP)
 
@@ -32,6 +32,14 @@ check: $(STAMP)
 DEVICE ?= cuda
 gpu-check: $(STAMP)
 	$(BIN)/braingemma bench gpu --device $(DEVICE) $(if $(OUT),--out '$(OUT)')
+
+# requirements.lock anew from pyproject.toml and constraints.txt: versions and hashes of everything but torch.
+lock:
+	$(PYTHON) -m venv .lock-venv && .lock-venv/bin/pip install --quiet pip-tools
+	(sed -n '/^#/p' requirements.lock; .lock-venv/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header \
+	  --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  --unsafe-package torch --constraint constraints.txt -o .lock-venv/lock pyproject.toml >/dev/null; \
+	  sed '/^#/d' .lock-venv/lock) > .lock-venv/whole && mv .lock-venv/whole requirements.lock; rm -rf .lock-venv
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
