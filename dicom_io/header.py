@@ -79,17 +79,25 @@ def character_sets(dataset: Dataset) -> tuple[str, ...]:
 
 def escaped_text(dataset: Dataset, keyword: str) -> str | None:
     """Text with escape sequences, decoded exactly; None where it has none, or they are not known."""
-    raw = _raw_text(dataset, keyword)
+    raw = raw_text(dataset, keyword)
     return decode(raw, character_sets(dataset)) if raw is not None and b"\x1b" in raw else None
 
 
-def fits_its_label(dataset: Dataset, keyword: str) -> bool:
-    """Whether a text's bytes are of the character set that the header states; what was set in memory is."""
-    raw = _raw_text(dataset, keyword)
-    return raw is None or (raw.isascii() and b"\x1b" not in raw) or decode(raw, character_sets(dataset)) is not None
+def fits_its_label(dataset: Dataset, keyword: str, labels: tuple[str, ...] | None = None) -> bool:
+    """Whether a text's bytes are of the character set that the header states; what was set in memory is.
+
+    Args:
+        dataset: A header, or an item of one.
+        keyword: Of the text.
+        labels: Specific Character Set of the header whose item `dataset` is; None: of `dataset` itself.
+    """
+    raw = raw_text(dataset, keyword)
+    if raw is None or (raw.isascii() and b"\x1b" not in raw):
+        return True
+    return decode(raw, character_sets(dataset) if labels is None else labels) is not None
 
 
-def _raw_text(dataset: Dataset, keyword: str) -> bytes | None:
+def raw_text(dataset: Dataset, keyword: str) -> bytes | None:
     """The bytes of a text element as they came; None where they are no longer known."""
     try:
         element = dataset.get_item(keyword)

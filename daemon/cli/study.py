@@ -128,6 +128,7 @@ def select(
     as_json: JsonOption = False,
 ) -> None:
     """Say for every series found whether it would be reported, and why."""
+    from daemon.pipeline.steps.picture import look_at
     from dicom_io.errors import SeriesError
     from dicom_io.select.selection import SelectionRules, rank
     from dicom_io.series.group import scan_folder
@@ -144,7 +145,7 @@ def select(
         series = of_one_study(scan.series, study)
     except SeriesError as error:  # each is judged all the same, but none comes before another
         unclear = DaemonError(f"{folder}: {error}")
-    ranked = rank(series, SelectionRules(include=rules.include, exclude=rules.exclude))
+    ranked = rank(series, SelectionRules(include=rules.include, exclude=rules.exclude), look_at)
     rows = [
         {
             "series_uid": verdict.series_uid,

@@ -243,6 +243,8 @@ class Selection(Record):
     """Series that were accepted besides, the best first."""
     parts: Mapping[str, int] = {}
     """Of series UIDs under which several acquisitions came: which of them is meant, by `contrasts`."""
+    by_picture: tuple[str, ...] = ()
+    """Accepted series whose headers do not say that they are FLAIR: their picture does."""
     series: tuple[SeriesVerdict, ...] = ()
     problems: tuple[UnreadFile, ...] = ()
 

@@ -19,11 +19,15 @@ from daemon.database.tables import INSTANCES, InstanceState
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, CorrectedIdentity, Selection
 from dicom_io import header
+from dicom_io.content.sources import IDENTITY, PATIENT_AND_STUDY
+from dicom_io.errors import SeriesError
 
 log = logging.getLogger(__name__)
 
 KEYWORDS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber")
 """Who the patient is, and which order it was."""
+UNREADABLE = "\ufffd"
+"""Stands in texts whose bytes do not fit their character set."""
 _TELLING = [str(s) for s in (InstanceState.PENDING, InstanceState.HANDED_OVER, InstanceState.CONFLICT)]
 
 
@@ -36,11 +40,31 @@ class Correction(CorrectedIdentity):
         return ", ".join(self.changed)
 
     def apply(self, dataset: Dataset) -> None:
-        """Give an instance the corrected identity, in place."""
+        """Give an instance the corrected identity, in place.
+
+        Raises:
+            SeriesError: the corrected identity, or the rest of the received one, does not fit its character set:
+                written anew in another one it would be another identity.
+        """
+        self._check_readable(dataset)
         dataset.decode()  # every text, before the character set that it was read in is replaced
         dataset.SpecificCharacterSet = "ISO_IR 192"
         for keyword, text in self.values.items():
             setattr(dataset, keyword, text)
+
+    def _check_readable(self, dataset: Dataset) -> None:
+        unclear = [k for k, text in self.values.items() if UNREADABLE in text]
+        for keyword in PATIENT_AND_STUDY:
+            if keyword not in self.values and not header.fits_its_label(dataset, keyword):
+                if keyword in IDENTITY:
+                    unclear.append(keyword)
+                else:
+                    del dataset[keyword]
+        if unclear:
+            raise SeriesError(
+                "corrected patient: expected texts of the stated character set, got other bytes in "
+                f"{', '.join(unclear)}"
+            )
 
 
 def find_correction(engine: sa.Engine, data: DataFolder, folder: JobFolder) -> Correction | None:
@@ -95,4 +119,5 @@ def _read(path: Path) -> Dataset | None:
 
 
 def _text(dataset: Dataset, keyword: str) -> str:
-    return header.text(dataset, keyword).rstrip("^ ")
+    text = header.text(dataset, keyword).rstrip("^ ")
+    return text if header.fits_its_label(dataset, keyword) else text.replace(UNREADABLE, "") + UNREADABLE

@@ -17,8 +17,9 @@ from pydicom.valuerep import DSfloat
 from dicom_io.content import codes
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
 from dicom_io.content.kind import ResultKind
+from dicom_io.content.received_text import CHARACTER_SET, under_received_label
 from dicom_io.content.report import RESEARCH_USE_LINE, ReportContent
-from dicom_io.content.sources import CHARACTER_SET, Sources
+from dicom_io.content.sources import Sources
 from dicom_io.content.uids import device_uid, digest_uid
 from dicom_io.volume.geometry import SeriesGeometry
 
@@ -105,6 +106,10 @@ class ResultContext:
         equipment.DeviceUID = self.device_uid
         others = list(dataset.get("ContributingEquipmentSequence", []))
         dataset.ContributingEquipmentSequence = [*others, equipment]
+
+    def as_written(self, dataset: Dataset) -> Dataset:
+        """A finished object as it is written: in UTF-8, or with the received bytes under the received label."""
+        return under_received_label(dataset, self.sources.header)
 
     @cached_property
     def planes(self) -> list[Dataset]:

@@ -1,30 +1,35 @@
 """The received series as results refer to it: its instances, and a patient and study header that is legal again.
 
 Old archives hold headers that were never, or are no longer, legal. Results keep whatever identifies patient and study
-exactly as received (in Unicode), fill absent type 2 attributes with empty values, cut other text to what its value
-representation holds, and leave out what no reader could parse (PS3.5 6.2).
+exactly as received (in Unicode; where bytes do not fit their label, those bytes: `received_text`), fill absent type 2
+attributes with empty values, cut other text to what its value representation holds, and leave out what no reader could
+parse (PS3.5 6.2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pydicom import DataElement, Dataset
 from pydicom.config import RAISE
-from pydicom.datadict import dictionary_VM
+from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.errors import InvalidDicomError
 from pydicom.valuerep import PersonName, validate_value
 
+from dicom_io import header as received_header
+from dicom_io.content.received_text import (
+    CHARACTER_SET,
+    TEXT,
+    as_received,
+    holds_received_bytes,
+)
 from dicom_io.errors import FileError, PackError
 from dicom_io.header import MALFORMED, escaped_text
 from dicom_io.reading import read_dataset
 from dicom_io.volume.geometry import SeriesGeometry
-
-CHARACTER_SET = "ISO_IR 192"
-"""UTF-8; every result is written in it (PS3.3 C.12.1.1.2)."""
 
 TYPE_2 = (
     "PatientName",
@@ -100,8 +105,8 @@ class Sources:
     """The received series: one normalised header and a reference to each instance.
 
     Attributes:
-        header: Patient and study attributes of the instance that holds the first slice; ISO_IR 192, type 2
-            attributes present.
+        header: Patient and study attributes of the instance that holds the first slice, as `normalised_header` makes
+            them.
         instances: Every received instance.
         requests: Items of a Referenced Request Sequence (PS3.3 C.17.2): what was ordered, as far as the source says.
     """
@@ -122,19 +127,31 @@ class Sources:
         return {instance.sop_instance_uid: instance for instance in self.instances}
 
     def illegal_identity(self) -> Iterator[str]:
-        """Marks by which a validator's complaint about what was received is known: `<keyword>`, `<value`, `"value"`."""
-        for keyword in IDENTITY:
-            element = self.header.get(keyword) is not None and self.header[keyword]
-            if element and not _is_legal(element, strict=True):
-                yield f"<{keyword}>"
-                yield f"<{str(element.value).splitlines()[0]}"
+        """Marks by which a validator's complaint about what was received is known; see `illegal_identity`."""
         uids = {uid for i in self.instances for uid in (i.study_uid, i.series_uid, i.sop_instance_uid)}
-        for uid in sorted(uids):
-            if not _is_value("UI", uid):
-                yield from (
-                    f"<{uid}>",
-                    f'"{uid}"',
-                )  # dciodvfy quotes in two ways
+        yield from illegal_identity(self.header, uids)
+
+
+def illegal_identity(header: Dataset, uids: Iterable[str]) -> Iterator[str]:
+    """Marks by which a validator's complaint about what was received is known: `<keyword>`, `<value`, `"value"`.
+
+    Args:
+        header: As `normalised_header` makes it.
+        uids: Received UIDs.
+    """
+    for keyword in IDENTITY:
+        element = header.get(keyword) is not None and header[keyword]
+        if element and not _is_legal(element, strict=True):
+            yield f"<{keyword}>"
+            yield f"<{str(element.value).splitlines()[0]}"
+    if holds_received_bytes(header):
+        yield from ("<SpecificCharacterSet>", "<Specific Character Set>")
+        for element in header:
+            if element.VR in TEXT and not str(element.value).isascii():
+                yield f"<{_as_printed(str(element.value))}"
+    for uid in sorted(uids):
+        if not _is_value("UI", uid):
+            yield from (f"<{uid}>", f'"{uid}"')  # dciodvfy quotes in two ways
 
 
 def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sources:
@@ -159,14 +176,18 @@ def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sour
 
 
 def normalised_header(received: Dataset) -> Dataset:
-    """Patient and study attributes of a received instance, legal and in Unicode.
+    """Patient and study attributes of a received instance: legal, type 2 attributes present, in Unicode (ISO_IR 192).
+
+    Where the bytes of one of them do not fit the received Specific Character Set, all that is not ASCII keeps its bytes
+    (`received_text`), and the header states the received Specific Character Set.
 
     Args:
         received: Header of any instance of the study, in any character set.
     """
     header = Dataset()
+    exact = _fits(received)
     for keyword in (*PATIENT_AND_STUDY, *ABOUT_SOURCE):
-        element = _legal_element(received, keyword)
+        element = _legal_element(received, keyword, exact=exact)
         if element is not None:
             header.add(element)
     for keyword in TYPE_2:
@@ -178,8 +199,25 @@ def normalised_header(received: Dataset) -> Dataset:
     if removed and not (header.get("DeidentificationMethod") or header.get("DeidentificationMethodCodeSequence")):
         header.DeidentificationMethod = "Not stated in the received images"  # type 1C, PS3.3 C.7.1.1
     header.StudyInstanceUID = received.StudyInstanceUID
-    header.SpecificCharacterSet = CHARACTER_SET
+    if exact:
+        header.SpecificCharacterSet = CHARACTER_SET
+    elif "SpecificCharacterSet" in received:
+        header.SpecificCharacterSet = received.SpecificCharacterSet
     return header
+
+
+def _as_printed(text: str) -> str:
+    """Received bytes as a tool prints them that knows no character set, and as we read that (UTF-8)."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").rstrip()
+
+
+def _fits(received: Dataset) -> bool:
+    """Whether every text that results take over can be decoded exactly."""
+    labels = received_header.character_sets(received)
+    texts = [(received, keyword) for keyword in (*PATIENT_AND_STUDY, *ABOUT_SOURCE)]
+    items = received_header.items(received, "RequestAttributesSequence")
+    texts += [(item, keyword) for item in items for keyword in REQUEST]
+    return all(received_header.fits_its_label(holder, keyword, labels) for holder, keyword in texts)
 
 
 def _requests(received: Dataset) -> Iterator[Dataset]:
@@ -188,16 +226,18 @@ def _requests(received: Dataset) -> Iterator[Dataset]:
         named = list(received.get("RequestAttributesSequence") or [])
     except MALFORMED:
         named = []
-    if not named and not received.get("AccessionNumber"):
+    exact = _fits(received)
+    order = _legal_element(received, "AccessionNumber", exact=exact)
+    if not named and (order is None or not order.value):
         return
     for source in named or [Dataset()]:
         item = Dataset()
         item.StudyInstanceUID = received.StudyInstanceUID
         item.ReferencedStudySequence = []
         for keyword in REQUEST:
-            element = _legal_element(source, keyword) or _legal_element(received, keyword)
+            element = _legal_element(source, keyword, exact=exact) or _legal_element(received, keyword, exact=exact)
             setattr(item, keyword, "" if element is None else element.value)
-        codes = _legal_element(source, "RequestedProcedureCodeSequence")
+        codes = _legal_element(source, "RequestedProcedureCodeSequence", exact=exact)
         item.RequestedProcedureCodeSequence = [] if codes is None else codes.value
         yield item
 
@@ -227,15 +267,18 @@ def _reference(header: Dataset) -> InstanceReference:
     )
 
 
-def _legal_element(received: Dataset, keyword: str) -> DataElement | None:
-    """The element in Unicode; None where it is absent, malformed or illegal."""
+def _legal_element(received: Dataset, keyword: str, *, exact: bool) -> DataElement | None:
+    """The element in Unicode, or with `exact` false its bytes; None where it is absent, malformed or illegal."""
     try:
         if keyword not in received:
             return None
-        exact = escaped_text(received, keyword)
+        raw = None if exact else received_header.raw_text(received, keyword)
+        if raw is not None and not (raw.isascii() and b"\x1b" not in raw):
+            return _element_of_bytes(received, keyword, raw)
+        decoded = escaped_text(received, keyword)
         element = _in_unicode(received[keyword])
-        if exact is not None:
-            kept = exact.rstrip()
+        if decoded is not None:
+            kept = decoded.rstrip()
             element = DataElement(element.tag, element.VR, PersonName(kept) if element.VR == "PN" else kept)
     except MALFORMED:
         return None
@@ -244,6 +287,19 @@ def _legal_element(received: Dataset, keyword: str) -> DataElement | None:
     if element.VR in _LONGEST:
         return _shortened(element)
     return element if _is_legal(element) else None
+
+
+def _element_of_bytes(received: Dataset, keyword: str, raw: bytes) -> DataElement | None:
+    """The element with its bytes; None where it identifies nobody and is longer than it may be.
+
+    What was received is left as it is: decoding it would lose the bytes.
+    """
+    element = received.get_item(keyword)
+    vr = str(element.VR or dictionary_VR(keyword))
+    if vr not in TEXT or (keyword not in IDENTITY and len(raw) > _LONGEST[vr]):
+        return None
+    text = as_received(raw)
+    return DataElement(element.tag, vr, PersonName(text) if vr == "PN" else text)
 
 
 def _in_unicode(element: DataElement) -> DataElement:

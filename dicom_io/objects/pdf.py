@@ -19,6 +19,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext
+from dicom_io.content.received_text import shown
 from dicom_io.content.regions import SourceVolumes
 from dicom_io.content.report import MODEL_LIMITS, RESEARCH_USE_LINE, in_words
 from dicom_io.objects.kinds import PDF
@@ -85,7 +86,7 @@ def _study(context: ResultContext) -> Iterator[str]:
     header = context.sources.header
     for label, keyword in (("Patient", "PatientName"), ("ID", "PatientID"), ("Study date", "StudyDate")):
         if header.get(keyword):
-            yield f"{label}: {header[keyword].value}"
+            yield shown(f"{label}: {header[keyword].value}")
 
 
 def _section(page: FPDF, title: str, lines: Sequence[str], size: int = 9) -> None:

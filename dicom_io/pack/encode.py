@@ -135,7 +135,7 @@ def _write(
     """Encode into `folder`; a second thread writes while the next object is built."""
     with ThreadPoolExecutor(max_workers=1) as writer:
         pending: list[Future[PackObject]] = [
-            writer.submit(_save, kind, folder / kind.file(number), dataset)
+            writer.submit(_save, context, kind, folder / kind.file(number), dataset)
             for kind, datasets in _encoded(context, volumes, kinds, predecessors)
             for number, dataset in enumerate(datasets, start=1)
         ]
@@ -165,9 +165,9 @@ def _encoded(
         yield PDF, [encode_pdf(context, volumes, key_slices(volumes))]
 
 
-def _save(kind: ResultKind, path: Path, dataset: Dataset) -> PackObject:
+def _save(context: ResultContext, kind: ResultKind, path: Path, dataset: Dataset) -> PackObject:
     path.parent.mkdir(exist_ok=True)
-    dataset.save_as(path, enforce_file_format=True)
+    context.as_written(dataset).save_as(path, enforce_file_format=True)
     sync(path)
     return PackObject(
         path=path,

@@ -16,13 +16,14 @@ from pydicom.sr.codedict import codes as dictionary
 from dicom_io.content import codes
 from dicom_io.content.context import software_version
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME, is_own_result
-from dicom_io.content.sources import CHARACTER_SET
+from dicom_io.content.received_text import CHARACTER_SET, under_received_label
+from dicom_io.content.sources import illegal_identity, normalised_header
 from dicom_io.content.uids import digest_uid
 from dicom_io.errors import PackError
 from dicom_io.files import whole
 from dicom_io.objects.kinds import KINDS, REJECTION
 from dicom_io.pack.manifest import Pack, PackObject
-from dicom_io.pack.validate import dciodvfy_errors
+from dicom_io.pack.validate import dciodvfy_errors, errors_without
 
 
 def withdrawn(replaced: Pack, by: Pack) -> tuple[PackObject, ...]:
@@ -50,8 +51,9 @@ def encode_rejection(replaced: Pack, out: Path) -> PackObject:
     """
     if not out.exists():
         with whole(out) as draft:
-            _document(replaced).save_as(draft, enforce_file_format=True)
-            errors = dciodvfy_errors(draft)
+            document, identity = _document(replaced)
+            under_received_label(document, identity).save_as(draft, enforce_file_format=True)
+            errors = errors_without(dciodvfy_errors(draft), [*illegal_identity(identity, [replaced.study_uid])])
             if errors:
                 raise PackError(f"rejection: dciodvfy: {'; '.join(errors)}")
     header = dcmread(out)
@@ -64,10 +66,12 @@ def encode_rejection(replaced: Pack, out: Path) -> PackObject:
     )
 
 
-def _document(replaced: Pack) -> KeyObjectSelectionDocument:
+def _document(replaced: Pack) -> tuple[KeyObjectSelectionDocument, Dataset]:
+    """The Key Object, and the identity that it carries."""
     images = _to_withdraw(replaced)
     if not images:
         raise PackError("rejection: expected images to withdraw, found none")
+    identity = normalised_header(dcmread(images[0].path, stop_before_pixels=True))
     headers = [dcmread(item.path, stop_before_pixels=True) for item in images]
     strangers = [item.path.name for item, header in zip(images, headers, strict=True) if not is_own_result(header)]
     if strangers:
@@ -91,7 +95,8 @@ def _document(replaced: Pack) -> KeyObjectSelectionDocument:
         specific_character_set=CHARACTER_SET,
     )
     document.ContributingEquipmentSequence = headers[0].ContributingEquipmentSequence
-    return document
+    document.update({element.tag: element for element in identity if element.tag in document})
+    return document, identity
 
 
 def _observer(header: Dataset) -> ObserverContext:

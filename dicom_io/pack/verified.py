@@ -14,6 +14,7 @@ from pydicom import Dataset, dcmread
 from pydicom.valuerep import DT, PersonName
 
 from dicom_io.content.context import ResultContext
+from dicom_io.content.received_text import stated, text_in
 from dicom_io.content.regions import key_slices, load_volumes
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import Sources, read_sources
@@ -83,7 +84,7 @@ def encode_verified(
     if faults:
         raise PackError("; ".join(faults))
     _verify(document, verification)
-    save_durably(document, out)
+    save_durably(context.as_written(document), out)
     return str(document.SOPInstanceUID)
 
 
@@ -92,7 +93,7 @@ def _check_same_patient(draft: Pack, sources: Sources) -> None:
     [report] = draft.of_kind(SR.name)
     seen = dcmread(report.path, stop_before_pixels=True, specific_tags=list(SAME))
     for keyword in SAME:
-        found, expected = str(sources.header.get(keyword) or ""), str(seen.get(keyword) or "")
+        found, expected = stated(sources.header, keyword), text_in(seen, keyword, sources.header)
         if found != expected:
             raise PackError(f"verified SR: expected the {keyword} of the draft, which was made before it changed")
 

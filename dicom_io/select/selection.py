@@ -1,7 +1,8 @@
 """Is this series a brain FLAIR that can be reported, and why.
 
 Every rule looks at one thing and says what it saw; a series is accepted when all of them pass. Rules never raise: a
-header that cannot be understood fails the rule that needed it.
+header that cannot be understood fails the rule that needed it. Where headers are silent on the contrast and nothing
+else is against the series, its picture may be looked at; who looks is handed in, for it needs to know brains.
 """
 
 from __future__ import annotations
@@ -120,6 +121,7 @@ class Verdict:
         reasons: One for each rule, in the order in which they were asked; of an accepted series that was ranked among
             others, its place too.
         merits: What the score rests on, in words; empty where refused.
+        by_picture: The headers do not say that it is a FLAIR; it was taken for what it looks like.
     """
 
     series_uid: str
@@ -127,11 +129,25 @@ class Verdict:
     score: float
     reasons: tuple[Reason, ...]
     merits: str = ""
+    by_picture: bool = False
 
     @property
     def refusals(self) -> tuple[Reason, ...]:
         """The rules that did not pass."""
         return tuple(r for r in self.reasons if not r.passed)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the picture of a series says.
+
+    Attributes:
+        flair: Whether it is a brain FLAIR beyond doubt.
+        detail: What was seen.
+    """
+
+    flair: bool
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -147,12 +163,13 @@ class _Case:
     geometry_error: str = field(default="")
 
 
-def judge(series: Series, rules: SelectionRules | None = None) -> Verdict:
+def judge(series: Series, rules: SelectionRules | None = None, look: Callable[[Series], Look] | None = None) -> Verdict:
     """Ask every rule about one series.
 
     Args:
-        series: As scanned; pixels are not read.
+        series: As scanned; pixels are not read here.
         rules: The site's additions.
+        look: Looks at the picture; asked where headers are silent on the contrast. None: such a series is refused.
 
     Returns:
         The verdict; odd headers make a refusal, never an error.
@@ -160,9 +177,27 @@ def judge(series: Series, rules: SelectionRules | None = None) -> Verdict:
     with header.quiet("pydicom"):  # pydicom warns of odd values when they are first looked at
         case = _case(series, rules or SelectionRules())
         reasons = (*(rule(case) for rule in RULES), *(Reason("parts", True, note) for note in series.notes))
+        by_picture = False
+        if look is not None and _is_silent(case) and [r.rule for r in reasons if not r.passed] == ["physics"]:
+            seen = look(series)
+            by_picture = seen.flair
+            reasons = tuple(_with_picture(reason, seen) for reason in reasons)
         accepted = all(r.passed for r in reasons)
         score, merits = _score(case) if accepted else (0.0, "")
-        return Verdict(series.series_uid, accepted, score, reasons, merits)
+        return Verdict(series.series_uid, accepted, score, reasons, merits, by_picture)
+
+
+def _is_silent(case: _Case) -> bool:
+    """Whether headers say too little of the contrast, and nothing against FLAIR."""
+    named = bool(case.name.flair or case.included)
+    unclear = case.acquisition.inversion_recovery is not False and physics.absent(case.acquisition)
+    return bool(unclear) and not physics.contradictions(case.acquisition, named=named)
+
+
+def _with_picture(reason: Reason, seen: Look) -> Reason:
+    if reason.rule != "physics":
+        return reason
+    return Reason("physics", seen.flair, f"{reason.detail}; its picture: {seen.detail}")
 
 
 def judge_entry(entry: Dataset, rules: SelectionRules | None = None) -> Verdict:
@@ -202,13 +237,15 @@ def _told_physics(case: _Case) -> Reason:
     return Reason("physics", not against, f"{shown}: {'; '.join(against)}" if against else shown)
 
 
-def rank(series_list: Iterable[Series], rules: SelectionRules | None = None) -> list[tuple[Series, Verdict]]:
+def rank(
+    series_list: Iterable[Series], rules: SelectionRules | None = None, look: Callable[[Series], Look] | None = None
+) -> list[tuple[Series, Verdict]]:
     """Judge several series: accepted ones first, best first, each with its place; then refused ones in their order.
 
-    Acquisitions that share one SeriesInstanceUID are judged apart.
+    Acquisitions that share one SeriesInstanceUID are judged apart. Those taken by their picture come after all others.
     """
-    judged = [(one, judge(one, rules)) for series in series_list for one in contrasts(series)]
-    ranked = sorted(judged, key=lambda pair: (not pair[1].accepted, -pair[1].score))
+    judged = [(one, judge(one, rules, look)) for series in series_list for one in contrasts(series)]
+    ranked = sorted(judged, key=lambda pair: (not pair[1].accepted, pair[1].by_picture, -pair[1].score))
     of = sum(verdict.accepted for _, verdict in ranked)
     return [(s, _placed(v, place, of) if v.accepted else v) for place, (s, v) in enumerate(ranked, start=1)]
 

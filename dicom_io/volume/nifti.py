@@ -151,8 +151,8 @@ def _header_notes(series: Series, geometry: SeriesGeometry) -> tuple[str, ...]:
         if misfit is not None:
             label = header.text(misfit, "SpecificCharacterSet") or "none, that is ASCII"
             notes.append(
-                f"{keyword} does not fit its character set ({label}): results show it as far as it can be read; "
-                "compare it with the images"
+                f"{keyword} does not fit its character set ({label}): results carry its bytes and that label as "
+                "they came, and a viewer may show it wrongly"
             )
     if geometry.frame_of_reference_uid is None:
         notes.append(

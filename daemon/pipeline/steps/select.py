@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from daemon.errors import Permanent, Rejected
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Selection, SeriesVerdict, UnreadFile
 from daemon.pipeline.steps.context import Context
+from daemon.pipeline.steps.picture import look_at
 from dicom_io.select.selection import GEOMETRY, SelectionRules, Verdict, rank
 from dicom_io.series.group import FileProblem, Series, contrasts, scan_folder
 from dicom_io.series.studies import of_one_study
+
+BY_PICTURE = "the headers do not say that this series is a FLAIR: it was taken for one by its picture"
 
 
 def select(context: Context, folder: JobFolder) -> None:
@@ -24,7 +28,7 @@ def select(context: Context, folder: JobFolder) -> None:
     scan = scan_folder(folder.input)
     rules = context.settings.selection
     candidates = of_one_study(scan.series, folder.study_uid)
-    ranked = rank(candidates, SelectionRules(include=rules.include, exclude=rules.exclude))
+    ranked = rank(candidates, SelectionRules(include=rules.include, exclude=rules.exclude), look_at)
     accepted = [series for series, verdict in ranked if verdict.accepted]
     selection = Selection(
         chosen=accepted[0].series_uid if accepted else None,
@@ -41,6 +45,7 @@ def select(context: Context, folder: JobFolder) -> None:
             )
             for series, verdict in ranked
         ),
+        by_picture=tuple(series.series_uid for series, verdict in ranked if verdict.by_picture),
         problems=tuple(UnreadFile(file=p.path.name, reason=p.reason) for p in scan.problems),
     )
     selection.write(folder.selection)
@@ -55,7 +60,9 @@ def chosen_series(folder: JobFolder) -> Series:
     chosen, part = selection.chosen, selection.parts.get(selection.chosen or "", 0)
     for series in scan_folder(folder.input).series:
         if series.series_uid == chosen and folder.study_uid in (None, series.study_uid):
-            return next((one for one in contrasts(series) if one.part == part), series)
+            found = next((one for one in contrasts(series) if one.part == part), series)
+            taken_by_picture = series.series_uid in selection.by_picture
+            return replace(found, notes=(*found.notes, BY_PICTURE)) if taken_by_picture else found
     raise Permanent(f"{folder.input}: the chosen series {chosen} is no longer there")
 
 

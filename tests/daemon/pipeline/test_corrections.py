@@ -12,6 +12,9 @@ import pydicom
 import pytest
 import sqlalchemy as sa
 from pydicom import Dataset
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 from record_support import a_report, an_arrival, an_instance
 
 from braingemma.checkpoint.weights import describe_weights
@@ -30,6 +33,7 @@ from daemon.pipeline import actions, workflow
 from daemon.pipeline.corrections import Correction, find_correction
 from daemon.pipeline.steps.runner import Steps
 from daemon.pipeline.verified import send_verified
+from dicom_io.errors import SeriesError
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
 
@@ -186,6 +190,25 @@ def test_the_corrected_text_survives_any_character_set() -> None:
     Correction(values={"PatientID": "P", "PatientName": "山田^太郎"}, changed=("PatientName",)).apply(dataset)
     assert (str(dataset.PatientName), dataset.StudyDescription) == ("山田^太郎", "Tête")
     assert dataset.SpecificCharacterSet == "ISO_IR 192"
+
+
+def test_bytes_that_fit_no_label_are_not_corrected_into_another_name() -> None:
+    def received(**raw: bytes) -> Dataset:
+        dataset = Dataset()
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        for keyword, value in raw.items():
+            tag = Tag(keyword)
+            dataset._dict[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
+        return dataset
+
+    right = Correction(values={"PatientID": "P"}, changed=("PatientID",))
+    with pytest.raises(SeriesError, match="other bytes in PatientName"):
+        right.apply(received(PatientName=b"J\xe9r\xf4me"))
+    unsaid = received(StudyDescription=b"T\xeate", PatientName=b"Doe")
+    right.apply(unsaid)
+    assert "StudyDescription" not in unsaid
+    with pytest.raises(SeriesError, match="other bytes in PatientName"):
+        Correction(values={"PatientName": "J\ufffd"}, changed=("PatientName",)).apply(received())
 
 
 # ---------------------------------------------------------------------- what a reader verified

@@ -8,7 +8,8 @@ import pytest
 from pydicom import Dataset, config, dcmread
 from results_factory import Case, flair_header, head, make_case
 
-from dicom_io.content.sources import CHARACTER_SET, normalised_header, read_sources
+from dicom_io.content.received_text import CHARACTER_SET
+from dicom_io.content.sources import normalised_header, read_sources
 from dicom_io.content.uids import digest_uid
 from dicom_io.pack.encode import encode_pack, wanted
 
