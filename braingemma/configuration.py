@@ -135,6 +135,7 @@ class BrainGemmaConfig(PreTrainedConfig):
         findings_head: Whether a head tells the findings' probabilities.
         prompt: What the language model is asked.
         decoding: How these weights write where the caller does not say: some of `DECODING`; None: greedy.
+        doubt: The chance that a statement is wrong, as training fitted it, see `braingemma.reading.chance`; None: not.
         name: Name of the weights.
         version: Version of the weights.
         synthetic_only: Whether they were trained on synthetic images only.
@@ -167,6 +168,7 @@ class BrainGemmaConfig(PreTrainedConfig):
     findings_head: bool = False
     prompt: str = CANONICAL_PROMPT
     decoding: dict | None = None
+    doubt: dict | None = None
     name: str = "BrainGemma3D"
     version: str = "0"
     synthetic_only: bool = False

@@ -47,6 +47,11 @@ class Candidate:
     agrees: bool
     taken: bool = False
 
+    @property
+    def unsure(self) -> float:
+        """Mean of the negative log-probabilities of its tokens, nats."""
+        return -self.score / max(1, self.tokens)
+
     def to_json(self) -> dict[str, Any]:
         """As in `report.json`."""
         return {

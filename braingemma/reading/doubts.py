@@ -15,7 +15,7 @@ from braingemma.findings.vocabulary import COMPRESSION, OTHER_SIDE, Finding, Lat
 from braingemma.measure.sizes import Measured, signed_shift, ventricles
 from braingemma.reading.second_look import LesionLook
 
-Witness = Literal["classifier", "lesion map", "second look", "measurement"]
+Witness = Literal["classifier", "lesion map", "second look", "measurement", "calibration"]
 Probabilities = Mapping[str, Mapping[str, Any]]
 
 #: A text that names one side is doubted where the map shows less than this share of the lesion there.
@@ -81,11 +81,13 @@ def with_verdicts(
     probabilities: Probabilities | None,
     look: LesionLook | None,
     measured: Sequence[Measured] = (),
+    chance: Mapping[Any, float] | None = None,
 ) -> list[Finding]:
     """The findings with the classifier's printed probability; "undetermined" where all who can tell deny the text.
 
     The lesion has two witnesses, classifier and map; compression has the classifier and, where both ventricles were
-    measured, their volumes; the other findings have the classifier. Side and sites stay as the
+    measured, their volumes; the other findings have the classifier. A presence that is more likely wrong than right by
+    `chance` (see `braingemma.reading.chance`) is undetermined too. Side and sites stay as the
     text states them.
     """
     doubted = doubts(findings, probabilities, look, measured)
@@ -95,8 +97,9 @@ def with_verdicts(
         witnesses |= {"lesion map"} if finding.finding == "lesion" and look is not None else set()
         witnesses |= {"measurement"} if finding.finding == COMPRESSION and len(ventricles(measured)) == 2 else set()
         against = {d.witness for d in doubted if d.finding == finding.finding and d.about == "presence"}
-        denied = bool(witnesses) and witnesses <= against
-        sure = _stated(finding, (probabilities or {}).get(finding.finding))
+        unlikely = (chance or {}).get((finding.finding, "presence"), 0.0) > 0.5
+        denied = (bool(witnesses) and witnesses <= against) or unlikely
+        sure = stated_probability(finding, (probabilities or {}).get(finding.finding))
         result.append(
             replace(
                 finding,
@@ -107,7 +110,7 @@ def with_verdicts(
     return result
 
 
-def _stated(finding: Finding, known: Mapping[str, Any] | None) -> float | None:
+def stated_probability(finding: Finding, known: Mapping[str, Any] | None) -> float | None:
     """The classifier's probability that the finding is as the text says; None where either says nothing."""
     if known is None:
         return None
@@ -115,8 +118,17 @@ def _stated(finding: Finding, known: Mapping[str, Any] | None) -> float | None:
     return {"present": present, "absent": 1 - present}.get(finding.presence)
 
 
+def side_probability(finding: Finding, known: Mapping[str, Any] | None) -> float | None:
+    """The classifier's probability that both sides are as the text says, as if they were independent."""
+    if known is None or finding.laterality is None:
+        return None
+    left, right = float(known["left"]), float(known["right"])
+    side = finding.laterality
+    return (left if side != "right" else 1 - left) * (right if side != "left" else 1 - right)
+
+
 def _by_classifier(finding: Finding, known: Mapping[str, Any] | None) -> list[Doubt]:
-    sure = _stated(finding, known)
+    sure = stated_probability(finding, known)
     if known is None or sure is None:
         return []
     name = finding.finding.replace("_", " ")

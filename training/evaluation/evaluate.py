@@ -84,6 +84,7 @@ class CaseResult:
     probabilities: dict[str, float] = field(default_factory=dict)
     sides: dict[str, tuple[float, float]] = field(default_factory=dict)
     doubted: frozenset[str] = frozenset()
+    chances: dict[tuple[str, str], float] = field(default_factory=dict)
     grounding: Grounding | None = None
     error: str | None = None
 
@@ -94,7 +95,9 @@ class CaseResult:
 
     def statements(self) -> list[Statement]:
         """What the report states of findings whose truth is known."""
-        return statements(self.truth, self.predicted, Witnesses(self.probabilities, self.sides, self.doubted))
+        return statements(
+            self.truth, self.predicted, Witnesses(self.probabilities, self.sides, self.doubted, self.chances)
+        )
 
     @property
     def healthy(self) -> bool:
@@ -237,6 +240,7 @@ def judge_case(reporter: Reporter, case: EvaluationCase, *, flip: bool = True) -
         dict(reading.probabilities),
         dict(reading.sides),
         reading.doubted,
+        dict(reading.chances),
         grounding,
     )
 

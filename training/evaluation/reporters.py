@@ -17,7 +17,7 @@ from braingemma.measure.brain import measure_brain
 from braingemma.measure.sizes import Measured
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.reading.candidates import write_candidates
-from braingemma.reading.doubts import doubts
+from braingemma.reading.chance import ChanceOfError, weighed
 from braingemma.reading.second_look import look_twice
 from braingemma.volume.brain import BrainMask, find_brain
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
@@ -34,6 +34,7 @@ class Reading:
         probabilities: Of the presence of each finding, where the weights tell.
         sides: Of its left and right, where the weights tell.
         doubted: Findings on which a warning was given.
+        chances: That each statement (finding, about) is wrong, where the weights tell.
         grounding: (d, h, w) lesion share of each patch of the model's grid, where the weights tell.
         prepared: The grid that `grounding` lies on.
     """
@@ -43,6 +44,7 @@ class Reading:
     probabilities: Mapping[str, float] = field(default_factory=dict)
     sides: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     doubted: frozenset[str] = frozenset()
+    chances: Mapping[tuple[str, str], float] = field(default_factory=dict)
     grounding: NDArray[np.float32] | None = None
     prepared: PreparedVolume | None = None
 
@@ -97,11 +99,14 @@ class ModelReporter:
         settings = self.model.generation_settings(seed=0)
         written = write_candidates(self.model, volume, known, look, measured, count=self.candidates, settings=settings)
         taken = next(candidate for candidate in written if candidate.taken)
+        fitted = ChanceOfError.from_json(self.model.config.doubt)
+        found_doubts, chance = weighed(fitted, taken.findings, known, look, measured, taken.unsure)
         return Reading(
             report=taken.text,
             probabilities={n: float(p["presence"]) for n, p in (known or {}).items()},
             sides={n: (float(p["left"]), float(p["right"])) for n, p in (known or {}).items()},
-            doubted=frozenset(doubt.finding for doubt in doubts(taken.findings, known, look, measured)),
+            doubted=frozenset(doubt.finding for doubt in found_doubts),
+            chances={(name, about): value for (name, about), value in chance.items()},
             grounding=None if look is None else look.patches,
             prepared=prepared,
         )

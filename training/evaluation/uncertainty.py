@@ -1,14 +1,15 @@
 """Does the model know when it is wrong? Each statement of a report beside its truth, its certainty and its warning.
 
-A statement is the presence of a finding, or the side of a finding that truly is there. Its certainty is the findings
-head's probability that it is so. A statement that carries a warning (`braingemma.reading.doubts`) is less certain than
-any that carries none: a reader sees the warning first.
+A statement is the presence of a finding, or the side of a finding that truly is there. Its certainty is one less the
+chance of an error that the weights bring with them; without that, the findings head's probability that it is so. A
+statement that carries a warning (`braingemma.reading.doubts`) is less certain than any that carries none: a reader sees
+the warning first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -29,11 +30,13 @@ class Witnesses:
         presence: Probability of each finding.
         sides: Probabilities of its left and right.
         doubted: Findings on which a warning was given.
+        chances: That each statement (finding, about) is wrong, where the weights tell.
     """
 
     presence: Mapping[str, float]
     sides: Mapping[str, tuple[float, float]]
     doubted: frozenset[str]
+    chances: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,18 @@ def statements(truth: Findings, stated: Findings, known: Witnesses) -> list[Stat
         if "undetermined" in (true.presence, said.presence):
             continue
         warned = name in known.doubted
-        certainty = _presence_certainty(said, known.presence.get(name))
+        certainty = _certainty(known, name, "presence", _presence_certainty(said, known.presence.get(name)))
         result.append(Statement(name, "presence", true.presence != said.presence, certainty, warned))
         if true.presence == said.presence == "present" and true.laterality and said.laterality:
-            certainty = _side_certainty(said, known.sides.get(name))
+            certainty = _certainty(known, name, "side", _side_certainty(said, known.sides.get(name)))
             result.append(Statement(name, "side", true.laterality != said.laterality, certainty, warned))
     return result
+
+
+def _certainty(known: Witnesses, name: str, about: str, by_head: float | None) -> float | None:
+    """By the fitted chance of an error where there is one, else by the findings head."""
+    chance = known.chances.get((name, about))
+    return by_head if chance is None else 1 - chance
 
 
 def _presence_certainty(said: Finding, probability: float | None) -> float | None:

@@ -1,12 +1,22 @@
-"""Calibrated probabilities of the findings head: Platt's scaling (1999), one scale and shift for each output."""
+"""What held-out cases say of the model's certainty.
+
+Probabilities of the findings head: Platt's scaling (1999), one scale and shift for each output. The chance that a
+statement of the report is wrong: a logistic regression over everything that speaks against it, written as serving does.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.reading.candidates import write_candidates
+from braingemma.reading.chance import ChanceOfError, features_of, fit_chance, statements_of
+from braingemma.reading.doubts import doubts
+from braingemma.reading.second_look import look_twice
+from braingemma.volume.preprocess import PreparedVolume
 from training.data.cases import Cases, Stack
 from training.data.targets import findings_weight
 from training.errors import SettingsError
@@ -50,3 +60,65 @@ def calibrate(model: BrainGemma3D, cases: Cases, strength: float = 2.0) -> None:
     optimiser.step(closure)
     model.findings_head.scale.copy_(log_scale.detach().exp())
     model.findings_head.shift.copy_(shift.detach())
+
+
+#: Texts at most for each case, as serving does by default.
+CANDIDATES = 8
+
+
+@torch.no_grad()
+def fit_doubt(model: BrainGemma3D, cases: Cases) -> ChanceOfError | None:
+    """The chance that a statement is wrong, fitted on held-out cases; it belongs to `config.doubt`.
+
+    Returns:
+        None where no statement has a known truth.
+    """
+    features: list[list[float]] = []
+    wrong: list[bool] = []
+    warned: list[bool] = []
+    for number, truth in enumerate(cases.findings):
+        prepared = _prepared(model, cases.volumes[number].float())
+        volume = prepared.tensor.to(model.compute_device)
+        found = model.finding_probabilities(volume)
+        known = found if isinstance(found, dict) else None
+        look = look_twice(model, prepared)
+        settings = model.generation_settings(seed=0)
+        written = write_candidates(model, volume, known, look, count=CANDIDATES, settings=settings)
+        taken = next(candidate for candidate in written if candidate.taken)
+        said = doubts(taken.findings, known, look)
+        doubted = {doubt.finding for doubt in said}
+        true = {finding.finding: finding for finding in truth}
+        for stated in taken.findings:
+            real = true.get(stated.finding)
+            if real is None or real.presence == "undetermined":
+                continue
+            for about in statements_of(stated):
+                if about == "side" and (real.presence != "present" or real.laterality is None):
+                    continue
+                differs = (
+                    stated.presence != real.presence if about == "presence" else stated.laterality != real.laterality
+                )
+                features.append(features_of(stated, about, known, look, taken.unsure, said))
+                wrong.append(differs)
+                warned.append(stated.finding in doubted)
+    return fit_chance(features, wrong, warned) if features else None
+
+
+def _prepared(model: BrainGemma3D, volume: Tensor) -> PreparedVolume:
+    """A prepared case (1, D, H, W) as serving has it, on a grid of 1 mm: what is background lies outside the brain."""
+    settings = model.config.volume_settings
+    foreground = volume[0].numpy() != settings.background
+    shape = foreground.shape[::-1]
+    return PreparedVolume(
+        tensor=volume[None],
+        foreground=foreground,
+        brain=np.ascontiguousarray(foreground.transpose(2, 1, 0)),
+        grid_affine=np.eye(4),
+        source_affine=np.eye(4),
+        source_shape=(shape[0], shape[1], shape[2]),
+        settings=settings,
+        extraction="given",
+        brain_volume_ml=float(foreground.sum()) / 1000,
+        clip=(0.0, 1.0),
+        warnings=(),
+    )

@@ -27,7 +27,7 @@ from training.data.records import Record, read_checked
 from training.data.splits import chosen, with_splits
 from training.errors import DataError, ResumeError, SettingsError
 from training.phases.bases import compose_model, new_model
-from training.phases.calibration import calibrate
+from training.phases.calibration import calibrate, fit_doubt
 from training.phases.four_bit import round_to_nf4
 from training.phases.language_pretraining import language_stage
 from training.phases.loop import Outcome, Source, Trainer
@@ -280,11 +280,21 @@ class PhaseRunner:
         begun = bool(self.settings.weights)
         describe(self.model, self.data, begun_from_weights=begun)
         dropped = [] if begun else drop_untrained_heads(self.model, self.trained)
+        self._fit_doubt()
         if self.accelerator.is_main_process:
             save_weights(self.model, self.folder)
         self.accelerator.wait_for_everyone()
         if dropped:
             self.say(f"not saved, as no phase trained it: head for {' and '.join(dropped)}")
+
+    def _fit_doubt(self) -> None:
+        """Hard phantoms are where the model errs as it does on scanners: only they say how often it is wrong."""
+        data, written = self.settings.data, "lora" in self.trained
+        if data.kind != "phantoms" or data.difficulty != "hard" or not written:
+            return
+        self.say("fitting the chance of an error")
+        fitted = fit_doubt(self.model, self.data.validation)
+        self.model.config.doubt = None if fitted is None else fitted.to_json()
 
     def _note_changes(self, settings: PhaseSettings) -> None:
         changes = "; ".join(self.folder.changed(settings, self.settings))

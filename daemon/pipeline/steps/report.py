@@ -17,7 +17,8 @@ from braingemma.explain.grounding import lesion_mask
 from braingemma.measure.brain import BrainMeasures, measure_picture
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.reading.candidates import Candidate, write_candidates
-from braingemma.reading.doubts import Probabilities, doubts, with_verdicts
+from braingemma.reading.chance import ChanceOfError, weighed
+from braingemma.reading.doubts import Probabilities, with_verdicts
 from braingemma.reading.second_look import LesionLook, look_twice
 from braingemma.volume.brain import Mask
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
@@ -58,13 +59,15 @@ def report(context: Context, folder: JobFolder) -> None:
     )
     text = next(candidate for candidate in candidates if candidate.taken)
     require_words(text)
+    fitted = ChanceOfError.from_json(model.config.doubt)
+    found, chance = weighed(fitted, text.findings, probabilities, look, sizes.measured, text.unsure)
     warnings = [
         *_arrival_warnings(folder),
         *dict.fromkeys((*_conversion_warnings(folder), *prepared.warnings)),  # both look at a NIfTI header
         *(check.detail for check in checks if check.passed is False),
-        *(doubt.text for doubt in doubts(text.findings, probabilities, look, sizes.measured)),
+        *(doubt.text for doubt in found),
     ]
-    said = with_verdicts(text.findings, probabilities, look, sizes.measured)
+    said = with_verdicts(text.findings, probabilities, look, sizes.measured, chance)
     record = Report(
         report=text.text,
         findings=tuple(records.ReportFinding(**finding.to_json()) for finding in said),
