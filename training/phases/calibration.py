@@ -107,7 +107,7 @@ def fit_doubt(model: BrainGemma3D, cases: Cases) -> ChanceOfError | None:
 def _prepared(model: BrainGemma3D, volume: Tensor) -> PreparedVolume:
     """A prepared case (1, D, H, W) as serving has it, on a grid of 1 mm: what is background lies outside the brain."""
     settings = model.config.volume_settings
-    foreground = volume[0].numpy() != settings.background
+    foreground = volume[0].numpy() > settings.background + 0.01  # as half floats hold it
     shape = foreground.shape[::-1]
     return PreparedVolume(
         tensor=volume[None],
