@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ from daemon.config.load import load_settings
 from daemon.config.sections import Explain, Model
 from daemon.errors import DaemonError
 
+BATCH_NICENESS = 10
+"""Of a batch: the daemon's processes on the same machine get the processor first."""
 StudyOption = Annotated[
     str | None, typer.Option("--study", metavar="UID", help="The study to take, of several patients or days.")
 ]
@@ -210,6 +213,7 @@ def batch(
         from daemon.cohort.table import rows_of, write_csv, write_parquet
 
         found = find_cases(source)
+        os.nice(BATCH_NICENESS)
         work = Batch(found, out, settings, say)
         tally = work.run()
         with only_one_writes(out):
