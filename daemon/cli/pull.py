@@ -40,7 +40,7 @@ ReportOption = Annotated[
 @pull_app.callback()
 def pull(
     ctx: typer.Context,
-    source: Annotated[str, typer.Option("--from", help="Name of a [[sources]] entry.", show_default=False)] = "",
+    source: Annotated[str, typer.Option("--from", help="A source of the configuration.", show_default=False)] = "",
     study: Annotated[list[str] | None, typer.Option(help="StudyInstanceUID; may be repeated.")] = None,
     accession: Annotated[list[str] | None, typer.Option(help="AccessionNumber; may be repeated.")] = None,
     patient: Annotated[list[str] | None, typer.Option(help="PatientID: all studies; may be repeated.")] = None,
