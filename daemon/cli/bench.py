@@ -178,6 +178,19 @@ def bench_page(
     _show(result, as_json=as_json)
 
 
+@bench_app.command("start")
+def bench_start(
+    rounds: Annotated[int, typer.Option(min=1, help="Starts of each; medians count.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """How long help and the service take until they answer, and what each process loads."""
+    from daemon.bench.start import bench_start as run
+
+    with working("starting") as say:
+        result = run(rounds=rounds, say=say)
+    _show(result, as_json=as_json)
+
+
 @bench_app.command("site")
 def bench_site(
     per_day: Annotated[float, typer.Option(min=0.1, help="Studies with a FLAIR in a day.")] = 200,

@@ -132,10 +132,16 @@ class TrialService:
     ) -> list[Job]:
         """Wait until there are `count` jobs and all have ended.
 
+        Args:
+            count: Jobs.
+            seconds: For so long nothing may change.
+            on_poll: Told what there is.
+
         Raises:
-            DaemonError: they have not ended in time, or the daemon died.
+            DaemonError: nothing changed for too long, or the daemon died.
         """
         store = self.store
+        seen: object = None
         deadline = time.monotonic() + seconds
         while True:
             jobs = store.recent()
@@ -147,9 +153,12 @@ class TrialService:
                 raise DaemonError(
                     f"the daemon has ended; its log ends:\n{self.log.read_text(errors='replace')[-3000:]}"
                 )
+            now = [(job.job_id, job.state, job.step, job.progress) for job in jobs]
+            if now != seen:
+                seen, deadline = now, time.monotonic() + seconds
             if time.monotonic() > deadline:
                 states = ", ".join(f"{j.job_id} {j.state} {j.step}" for j in jobs) or "none"
-                raise DaemonError(f"expected {count} ended jobs within {seconds:.0f} s, got: {states}")
+                raise DaemonError(f"expected {count} ended jobs, got after {seconds:.0f} s without a change: {states}")
             time.sleep(0.2)
 
     def kill(self) -> None:
