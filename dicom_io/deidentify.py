@@ -10,7 +10,7 @@ On top of it stand, for the whole study, at any depth of sequences:
 - Elements that no dictionary knows go, as private ones do; the preamble and file meta information are made anew.
 
 Pixels are not looked at. So nothing is taken whose pixels may hold text: screen captures, ultrasound, documents
-(E.3.1). Nor are faces removed (E.3.2): a head scan may show its owner.
+(E.3.1). Nor are faces removed (E.3.2): a head scan may show its owner, unless `deface` has seen it before.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ METHODS = (
     ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
 )
 """Codes of PS3.16 CID 7050, DCM."""
-METHOD_TEXT = "PS3.15 Basic Profile 2026c, dates modified, pixels as they were"
+FACE_METHOD = ("113102", "Clean Recognizable Visual Features Option")
+METHOD_TEXT = "PS3.15 Basic Profile 2026c, dates modified, {}"
 
 TAKEN_CLASSES = re.compile(
     r"(?:Legacy Converted |Enhanced )*(?:MR|CT|PET)(?: Color)? Image Storage|Positron Emission .*"
@@ -101,9 +102,11 @@ class Deidentifier:
 
     Attributes:
         key: See `load_key`.
+        faces_removed: Whether what it is given has no face any more, which it then says.
     """
 
     key: bytes
+    faces_removed: bool = False
 
     def uid(self, old: str) -> str:
         """The UID in place of another (PS3.5 B.2: `2.25.` and a 128-bit integer); UIDs of the standard stay."""
@@ -141,7 +144,7 @@ class Deidentifier:
         except (*header.MALFORMED, RecursionError) as error:
             raise DeidentificationError(f"a value cannot be read, so it cannot be replaced: {error}") from error
         dataset.PatientID, dataset.PatientName = pseudonym, pseudonym
-        _state_method(dataset)
+        _state_method(dataset, faces_removed=self.faces_removed)
         _renew_meta(dataset)
 
     def geometry(self, geometry: SeriesGeometry) -> SeriesGeometry:
@@ -358,13 +361,13 @@ def shifted(text: str, shift: datetime.timedelta) -> str:
     return f"{moved:%Y%m%d}{rest}"
 
 
-def _state_method(dataset: Dataset) -> None:
+def _state_method(dataset: Dataset, *, faces_removed: bool) -> None:
     """Say that and how it was done (PS3.15 E.1.1, PS3.3 C.12.1.1.3.2)."""
     dataset.PatientIdentityRemoved = "YES"
-    dataset.DeidentificationMethod = METHOD_TEXT
+    dataset.DeidentificationMethod = METHOD_TEXT.format("face removed" if faces_removed else "pixels as they were")
     dataset.LongitudinalTemporalInformationModified = "MODIFIED"
     codes = []
-    for value, meaning in METHODS:
+    for value, meaning in (*METHODS, *([FACE_METHOD] if faces_removed else ())):
         code = Dataset()
         code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "DCM", meaning
         codes.append(code)

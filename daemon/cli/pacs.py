@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,9 @@ def send(
     deidentify: Annotated[
         bool, typer.Option("--deidentify", help="Send pseudonyms, other UIDs and shifted dates (PS3.15 basic profile).")
     ] = False,
+    deface: Annotated[
+        bool, typer.Option("--deface", help="Send heads without their faces; what is not surely without is not sent.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,15 +40,15 @@ def send(
     with contextlib.ExitStack() as kept, working(f"sending to {peer}") as say:
         originals = {file: file for file in files}
         unread: list[str] = []
+        changed = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="braingemma-send-")))
+        if deface:
+            from daemon.deliver.defaced import without_faces
+
+            originals, unread = without_faces(files, folder if folder.is_dir() else folder.parent, changed, say)
         if deidentify:
-            folder_without = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="braingemma-send-")))
-            originals, unread = _deidentified(files, folder_without, load_settings(config).pseudonym_key)
-        outgoing = []
-        for file in originals:
-            try:
-                outgoing.append(Outgoing.read(file))
-            except DaemonError as error:
-                unread.append(str(error))
+            key = load_settings(config).pseudonym_key
+            originals, unread = _deidentified(originals, changed, key, unread, faces_removed=deface)
+        outgoing = _readable(originals, unread)
         outcomes: list[StoreOutcome] = []
 
         def note(outcome: StoreOutcome) -> None:
@@ -64,20 +68,34 @@ def send(
         raise DaemonError(f"{len(failed)} of {len(files)} files were not stored at {peer}")
 
 
-def _deidentified(files: list[Path], folder: Path, key: Path) -> tuple[dict[Path, Path], list[str]]:
-    """De-identified copies in a folder, each with its original, and why others have none."""
+def _readable(files: Iterable[Path], unread: list[str]) -> list[Outgoing]:
+    """What can be sent; why others cannot is added to `unread`."""
+    outgoing = []
+    for file in files:
+        try:
+            outgoing.append(Outgoing.read(file))
+        except DaemonError as error:
+            unread.append(str(error))
+    return outgoing
+
+
+def _deidentified(
+    files: dict[Path, Path], folder: Path, key: Path, refused: list[str], *, faces_removed: bool
+) -> tuple[dict[Path, Path], list[str]]:
+    """De-identified copies in a folder, each with its original, and why others have none, after those before."""
     from dicom_io.deidentify import Deidentifier, deidentify_file, load_key
 
-    deidentifier = Deidentifier(load_key(key))
+    deidentifier = Deidentifier(load_key(key), faces_removed)
     originals: dict[Path, Path] = {}
-    refused = []
-    for number, file in enumerate(files, start=1):
+    refused = list(refused)
+    for number, (file, original) in enumerate(files.items(), start=1):
+        target = folder / f"{number:06d}.dcm"
         try:
-            deidentify_file(deidentifier, file, folder / f"{number:06d}.dcm")
+            deidentify_file(deidentifier, file, target)
         except DicomIoError as error:
-            refused.append(f"{file}: not sent: {error}")
+            refused.append(f"{original}: not sent: {error}")
         else:
-            originals[folder / f"{number:06d}.dcm"] = file
+            originals[target] = original
     return originals, refused
 
 

@@ -183,6 +183,7 @@ def batch(
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Where the model runs.")] = None,
     bids: Annotated[bool, typer.Option("--bids", help="Also write OUT/bids, a BIDS derivative data set.")] = False,
     deidentify: Annotated[bool, typer.Option("--deidentify", help="Pseudonyms, other UIDs, shifted dates.")] = False,
+    deface: Annotated[bool, typer.Option("--deface", help="Remove the face from every volume and picture.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -195,7 +196,7 @@ def batch(
     changed: dict[str, dict[str, Any]] = {
         "model": model,
         "explain": {"enabled": explain},
-        "results": {"deidentify": True} if deidentify else {},
+        "results": {name: True for name, wanted in (("deidentify", deidentify), ("deface", deface)) if wanted},
     }
     settings = settings.model_copy(
         update={

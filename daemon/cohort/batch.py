@@ -57,6 +57,7 @@ class BatchRecord(Record):
     weights_sha256: str
     deidentified: bool
     explained: bool
+    defaced: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Batch:
             weights_sha256=self._steps.context.weights.sha256,
             deidentified=self.settings.results.deidentify,
             explained=self.settings.explain.enabled,
+            defaced=self.settings.results.deface,
         )
         file = make_private(self.out) / "batch.json"
         theirs = BatchRecord.read_if_there(file)
@@ -195,6 +197,8 @@ class Batch:
                 self._steps.run(step, folder)
         except (DaemonError, OSError) as error:
             fault = error
+        finally:
+            folder.whole_head.unlink(missing_ok=True)
         self._record(case, folder.root.name, fault, folder)
 
     def _record(self, case: Case, name: str, fault: Exception | None, folder: JobFolder | None = None) -> None:

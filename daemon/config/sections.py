@@ -271,6 +271,8 @@ class Results(Section):
     """Comprehensive 3D SR with a region of interest."""
     pdf: bool = False
     """The report as an Encapsulated PDF, for viewers that do not show structured reports."""
+    deface: bool = False
+    """The face is removed from the volume, and so from every result and picture; refused where that is not sure."""
     deidentify: bool = False
     """Results carry pseudonyms, other UIDs and shifted dates (PS3.15 basic profile) in place of the identities."""
     deidentify_key: Path | None = None

@@ -53,6 +53,11 @@ class JobFolder:
         return self.root / "volume_ras.nii.gz"
 
     @property
+    def whole_head(self) -> Path:
+        """The converted volume with its face, where `volume` is to be without: read by the report step only."""
+        return self.root / "whole_head.nii.gz"
+
+    @property
     def brain_mask(self) -> Path:
         """1 where the brain is, on the grid of the volume: what checks, map, explanation and measurements use."""
         return self.root / "brain_mask.nii.gz"

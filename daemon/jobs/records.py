@@ -156,6 +156,8 @@ class ReportInput(Record):
     spacing_mm: tuple[float, ...]
     orientation: str
     sha256: str
+    defaced: bool = False
+    """Whether the face was removed before the model and all that was kept saw the volume."""
     preprocessing: Mapping[str, Any] = {}
     checks: tuple[Check, ...] = ()
 

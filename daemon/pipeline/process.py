@@ -59,10 +59,7 @@ def process(
     steps.check()
     folder = JobFolder(out, source, study_uid)
     _forget_earlier_run(folder)
-    for name in names:
-        if on_step is not None:
-            on_step(name)
-        steps.run(name, folder)
+    _run(steps, names, folder, on_step)
     if settings.selection.report == "all" and names[0] == STEPS[0]:
         for uid in Selection.read(folder.selection).further:
             _report_further(steps, folder, uid, names[1:], on_step)
@@ -76,10 +73,18 @@ def _report_further(
     folder = JobFolder(make_private(best.root / FURTHER / folder_name(series_uid)), best.source, best.study_uid)
     selection = Selection.read(best.selection)
     selection.model_copy(update={"chosen": series_uid, "further": ()}).write(folder.selection)
-    for name in names:
-        if on_step is not None:
-            on_step(f"{name}, series {series_uid}")
-        steps.run(name, folder)
+    _run(steps, names, folder, on_step and (lambda name: on_step(f"{name}, series {series_uid}")))
+
+
+def _run(steps: Steps, names: tuple[str, ...], folder: JobFolder, on_step: Callable[[str], None] | None) -> None:
+    """The steps in order; a volume with its face does not outlive them."""
+    try:
+        for name in names:
+            if on_step is not None:
+                on_step(name)
+            steps.run(name, folder)
+    finally:
+        folder.whole_head.unlink(missing_ok=True)
 
 
 def folder_name(uid: str) -> str:
@@ -106,7 +111,8 @@ def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
 def _forget_earlier_run(folder: JobFolder) -> None:
     """Remove what an earlier run left, so that nothing old stands beside the new; other files stay."""
     for path in (
-        folder.selection, folder.source_facts, folder.conversion, folder.volume, folder.geometry, folder.lesion,
+        folder.selection, folder.source_facts, folder.conversion, folder.volume, folder.whole_head, folder.brain_mask,
+        folder.geometry, folder.lesion,
         folder.report_text, folder.report_json, folder.report_html,
     ):  # fmt: skip
         path.unlink(missing_ok=True)

@@ -106,12 +106,12 @@ class ResultFile:
 
 
 def result_files_of(folder: JobFolder) -> list[ResultFile]:
-    """Every result file of a job: not the received instances, and nothing that is being written."""
+    """Every result file of a job: not what was received, nor a volume with its face, nothing that is being written."""
     found = []
     for path in sorted(folder.root.rglob("*")):
         relative = path.relative_to(folder.root)
         hidden = any(part.startswith(".") for part in relative.parts)
-        if path.is_file() and relative.parts[0] != "input" and not hidden:
+        if path.is_file() and relative.parts[0] not in ("input", folder.whole_head.name) and not hidden:
             found.append(ResultFile(relative.as_posix(), path.stat().st_size))
     return found
 

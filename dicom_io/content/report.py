@@ -155,6 +155,7 @@ class ReportContent:
         measurements: What image processing measured.
         comparison: With an earlier result of the patient; None where there is none.
         unmeasured: What it could not, and why, a sentence each.
+        face_removed: Whether the volume, and so every picture, is without the face.
     """
 
     report_text: str
@@ -167,6 +168,7 @@ class ReportContent:
     measurements: tuple[MeasurementRecord, ...] = ()
     comparison: ComparisonRecord | None = None
     unmeasured: tuple[str, ...] = ()
+    face_removed: bool = False
 
     def __post_init__(self) -> None:
         """An empty report must never look like a healthy one."""

@@ -85,6 +85,8 @@ def _describe(context: ResultContext, image: Dataset) -> None:
     image.ImageType = ["DERIVED", "SECONDARY", "OVERLAY"]
     image.DerivationDescription = "Saliency of an AI draft report, drawn over the source slice"
     context.comment(image)
+    if context.content.face_removed:
+        image.RecognizableVisualFeatures = "NO"
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
         if keyword in context.sources.header:
             image[keyword] = context.sources.header[keyword]

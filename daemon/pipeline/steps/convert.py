@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel
 
 from braingemma.volume.source import read_image
@@ -13,18 +15,27 @@ from daemon.pipeline.steps.select import chosen_series
 from dicom_io.volume.nifti import convert_series
 
 
-def convert(_context: Context, folder: JobFolder) -> None:
+def convert(context: Context, folder: JobFolder) -> None:
     """The chosen series to `volume_ras.nii.gz` and `geometry.json`."""
-    conversion = convert_series(chosen_series(folder), folder.volume)
+    conversion = convert_series(chosen_series(folder), _target(context, folder))
     conversion.geometry.save(folder.geometry)
     Conversion(warnings=conversion.warnings).write(folder.conversion)
 
 
-def import_nifti(_context: Context, folder: JobFolder) -> None:
+def import_nifti(context: Context, folder: JobFolder) -> None:
     """The NIfTI file `source` to `volume_ras.nii.gz`: same voxels, axes in RAS order by the header alone."""
     path = folder.input
     image, warnings = read_image(path)
-    with whole(folder.volume) as draft:
+    with whole(_target(context, folder)) as draft:
         nibabel.save(image, draft)
     SourceFile(file=path.name).write(folder.source_facts)
     Conversion(warnings=warnings).write(folder.conversion)
+
+
+def _target(context: Context, folder: JobFolder) -> Path:
+    """Where the volume goes: with `[results] deface` nothing but the report step sees it before its face is gone."""
+    target, other = folder.volume, folder.whole_head
+    if context.settings.results.deface:
+        target, other = other, target
+    other.unlink(missing_ok=True)
+    return target

@@ -68,7 +68,7 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
     correction, wanted = Correction.read_if_there(folder.identity), settings.results.deidentify
     if correction is None and not wanted:
         return files, geometry
-    deidentifier = Deidentifier(load_key(settings.pseudonym_key)) if wanted else None
+    deidentifier = Deidentifier(load_key(settings.pseudonym_key), settings.results.deface) if wanted else None
     shutil.rmtree(folder.headers, ignore_errors=True)
     targets = [make_private(folder.headers) / f"{number:06d}.dcm" for number, _ in enumerate(files, start=1)]
     for source, target in zip(files, targets, strict=True):
@@ -109,6 +109,7 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
         banner=report.banner,
         intended_use=report.intended_use,
         model=_model(report.model),
+        face_removed=report.input.defaced,
         explain=None if report.explain is None else report.explain.to_json(),
         comparison=None if report.comparison is None else _comparison(report.comparison),
     )

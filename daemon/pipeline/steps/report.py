@@ -20,8 +20,10 @@ from braingemma.reading.candidates import Candidate, write_candidates
 from braingemma.reading.chance import ChanceOfError, weighed
 from braingemma.reading.doubts import Probabilities, with_verdicts
 from braingemma.reading.second_look import LesionLook, look_twice
-from braingemma.volume.brain import Mask
+from braingemma.volume.brain import BrainMask, Mask
+from braingemma.volume.face import brain_of_head, without_face
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
+from braingemma.volume.source import read_source
 from daemon.assemble.arrival import warnings_of
 from daemon.config.sections import Checks
 from daemon.errors import Rejected
@@ -37,10 +39,12 @@ from daemon.pipeline.steps.context import Context
 def report(context: Context, folder: JobFolder) -> None:
     """The report with its findings, warnings and provenance."""
     context.progress(0, 1, "checking the picture")
-    checks = check_picture(folder.volume, context.weights, context.settings.checks)
+    picture = folder.whole_head if folder.whole_head.exists() else folder.volume
+    checks = check_picture(picture, context.weights, context.settings.checks)
+    brain = _remove_face(picture, folder) if context.settings.results.deface else None
     context.progress(0, 1, "loading the model")
     model = context.model
-    prepared = prepare_volume(folder.volume, model.config)
+    prepared = prepare_volume(folder.volume, model.config, brain=brain if _extracts(model) else None)
     _save_brain(folder, prepared)
     limit = context.settings.model.max_new_tokens
     probabilities = _probabilities(model, prepared)
@@ -75,7 +79,7 @@ def report(context: Context, folder: JobFolder) -> None:
         candidates=tuple(records.Candidate.model_validate(candidate.to_json()) for candidate in candidates),
         measurements=(*_lesion_volume(folder, prepared, look), *_measurements(sizes)),
         unmeasured=tuple(records.Unmeasured(**vars(lacking)) for lacking in sizes.unmeasured),
-        input=_input_facts(folder, prepared, checks),
+        input=_input_facts(folder, prepared, checks, defaced=context.settings.results.deface),
         model=_model_facts(context),
         warnings=tuple(warnings),
         banner=context.weights.banner,
@@ -126,6 +130,29 @@ def check_picture(volume: Path, weights: WeightsInfo, wanted: Checks) -> tuple[C
     return found
 
 
+def _remove_face(picture: Path, folder: JobFolder) -> BrainMask:
+    """`volume_ras.nii.gz` from the picture of the whole head; from here on nothing else is looked at.
+
+    Returns:
+        The brain as it was found in the whole head: the model is given the same mask as without this.
+
+    Raises:
+        VolumeError: the mask is not believed; no volume is written.
+    """
+    source = read_source(picture)
+    brain = brain_of_head(source.voxels, source.affine)
+    defaced = without_face(nibabel.load(picture), brain)
+    with whole(folder.volume) as draft:
+        nibabel.save(defaced, draft)
+    return brain
+
+
+def _extracts(model: BrainGemma3D) -> bool:
+    """Whether the weights' reading looks for the brain."""
+    settings = model.config.volume_settings
+    return settings.reading == "whole" or settings.brain_extraction == "auto"
+
+
 def _probabilities(model: BrainGemma3D, prepared: PreparedVolume) -> Probabilities | None:
     """Of each finding, by the findings head; None where the weights have none."""
     known = model.finding_probabilities(prepared.tensor)
@@ -168,7 +195,9 @@ def _save_mask(path: Path, folder: JobFolder, prepared: PreparedVolume, mask: Ma
         nibabel.save(image, draft)
 
 
-def _input_facts(folder: JobFolder, prepared: PreparedVolume, checks: Sequence[Check]) -> records.ReportInput:
+def _input_facts(
+    folder: JobFolder, prepared: PreparedVolume, checks: Sequence[Check], *, defaced: bool
+) -> records.ReportInput:
     image = nibabel.load(folder.volume)
     selection = records.Selection.read_if_there(folder.selection)
     source = records.SourceFile.read_if_there(folder.source_facts)
@@ -179,6 +208,7 @@ def _input_facts(folder: JobFolder, prepared: PreparedVolume, checks: Sequence[C
         spacing_mm=tuple(round(float(s), 4) for s in image.header.get_zooms()[:3]),
         orientation="".join(nibabel.aff2axcodes(image.affine)),
         sha256=voxel_digest(image),
+        defaced=defaced,
         preprocessing=prepared.facts(),
         checks=tuple(records.Check(**check.to_json()) for check in checks),
     )
