@@ -1,9 +1,9 @@
 """The face taken out of a head, so that nobody is known by it (PS3.15, Clean Recognizable Visual Features Option).
 
 As Quickshear (Schimke and Hale, HealthSec 2011) does it: what lies in front of the brain and below it, beyond a plane
-that touches it there, goes; no voxel of the brain can. The package of that name takes one plane, along the first edge of
-the brain's outline, which follows the rounding of the frontal pole: on thin slices it is so steep that the eyes stay. So
-here are several planes, in millimetres, for slices in any direction.
+that touches it there, goes; no voxel of the brain can. The package of that name takes one plane, along the first edge
+of the brain's outline, which follows the rounding of the frontal pole: on thin slices it is so steep that the eyes
+stay. So here are several planes, in millimetres, for slices in any direction.
 """
 
 from __future__ import annotations

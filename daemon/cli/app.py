@@ -59,6 +59,7 @@ COMMANDS = {
     "send": Command("pacs", "send", "Send DICOM files by C-STORE."),
     "echo": Command("pacs", "echo", "C-ECHO: is the peer there, and does it talk to us."),
     "doctor": Command("serve", "doctor", "Is this machine ready: device, 4-bit, codecs, disk, ports, PACS reachable."),
+    "stats": Command("serve", "stats", "How often reports say what, by scanner and month."),
     "phantom": Command("train", "phantom", "Write synthetic FLAIR cases with their truth."),
     "evaluate": Command("train", "evaluate", "Judge reports on cases with truth, beside reports that never look."),
     "jobs": Command("jobs", "jobs_app", "The daemon's work, also while it is stopped."),

@@ -50,3 +50,24 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         emit_json([dataclasses.asdict(c) for c in checks])
     if not all(check.ok for check in checks):
         raise DaemonError(f"{sum(not c.ok for c in checks)} of {len(checks)} checks failed")
+
+
+def stats(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """How often reports say what, by scanner and month: findings, warnings, pictures far from training."""
+    from daemon.database.engine import open_database
+    from daemon.jobs.figures import REPORTS, figures_of, rates
+
+    found = figures_of(open_database(load_settings(config)))
+    if as_json:
+        emit_json({"figures": [{**vars(one), "numbers": dict(one.numbers)} for one in found], "rates": rates(found)})
+        return
+    if not found:
+        data.print("No report has been counted yet.")
+    for one in found:
+        data.print(f"{one.month}  {one.scanner}: {one.numbers.get(REPORTS, 0)} reports", markup=False)
+    for line, scanners in rates(found).items():
+        data.print(f"\n{line}, share of reports")
+        for scanner, values in scanners.items():
+            data.print(f"  {scanner}", markup=False)
+            for month, share in values:
+                data.print(f"    {month}  {'█' * round(share * 40):<40} {share:4.0%}", markup=False)

@@ -463,6 +463,37 @@ class Rule(Section):
         return self
 
 
+class Notice(Section):
+    """One `[[notices]]` entry: a web address that is told what needs a person; notices name nobody."""
+
+    name: str = Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9_.-]+$")
+    """How the log calls it."""
+    url: SecretStr
+    """Takes a POST of JSON with the key `text`, as chat services do; `https://`, or `http://` inside the site."""
+    token: SecretStr = SecretStr("")
+    """Sent as `Authorization: Bearer`; empty: none."""
+    events: tuple[Literal["failed", "dead_letter", "silent_sender"], ...] = ("failed", "dead_letter", "silent_sender")
+    """A job that failed; objects in a destination's dead letter; a sender that is due and sends nothing."""
+    senders: tuple[str, ...] = ()
+    """Calling AE titles that are expected to send."""
+    silent_hours: float = Field(24, gt=0)
+    """After so long without an instance a sender is silent."""
+    max_attempts: int = Field(10, ge=1, le=100)
+    """Attempts to tell one thing, with pauses that double up to an hour."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_plain_http(cls, url: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(url.get_secret_value())
+            good = parts.scheme in ("http", "https") and parts.hostname and not parts.username and parts.port != 0
+        except ValueError:
+            good = False
+        if not good:
+            raise ValueError("expected https://HOST/PATH or http://HOST/PATH without a user name")
+        return url
+
+
 class Engine(Section):
     """`[engine]`: the durable workflows."""
 
@@ -627,6 +658,7 @@ class Settings(BaseSettings):
     destinations: tuple[Destination, ...] = ()
     sources: tuple[Source, ...] = ()
     rules: tuple[Rule, ...] = ()
+    notices: tuple[Notice, ...] = ()
     engine: Engine = Engine()
     storage: Storage = Storage()
     web: Web = Web()
@@ -640,6 +672,14 @@ class Settings(BaseSettings):
             twice = sorted({n for n in names if names.count(n) > 1})
             if twice:
                 raise ValueError(f"{section}: each name may stand once, got twice: {', '.join(twice)}")
+        return self
+
+    @model_validator(mode="after")
+    def _receivers_are_unique(self) -> Settings:
+        names = [n.name for n in self.notices]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"notices: each name may stand once, got twice: {', '.join(twice)}")
         return self
 
     @model_validator(mode="after")

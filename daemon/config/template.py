@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
-from daemon.config.sections import Destination, Peer, Rule, Section, Settings, Source, Tls, section_of
+from daemon.config.sections import Destination, Notice, Peer, Rule, Section, Settings, Source, Tls, section_of
 
 _EXAMPLES: dict[type[Section], dict[str, str]] = {
     Destination: {"name": '"pacs"', "ae_title": '"ORTHANC"', "host": '"127.0.0.1"', "port": "4242"},
     Source: {"name": '"archive"', "ae_title": '"ORTHANC"', "host": '"127.0.0.1"', "port": "4242"},
     Rule: {"priority": '"urgent"', "calling_aet": '"ER_*"', "match": '{ StudyDescription = "stroke|emergency" }'},
+    Notice: {"name": '"team"', "url": '"https://chat.example/hooks/..."'},
     Peer: {"ae_title": '"ORTHANC"', "host": '"127.0.0.1"'},
     Tls: {"cert": '"/path/cert.pem"', "key": '"/path/key.pem"'},
 }

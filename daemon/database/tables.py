@@ -389,3 +389,29 @@ REVIEWS = sa.Table(
     sa.Column("facts", CleanText, nullable=False, default="{}"),
     sa.Column("created", sa.Float, nullable=False, index=True),
 )
+
+
+FIGURES = sa.Table(
+    "figures",
+    metadata,
+    sa.Column("month", CleanText, primary_key=True),  # of the report, YYYY-MM, UTC
+    sa.Column("scanner", CleanText, primary_key=True),
+    sa.Column("name", CleanText, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+)
+"""How many reports of a month and scanner say what; it outlives the jobs, and names nobody."""
+FIGURED = sa.Table("figured", metadata, sa.Column("job_id", CleanText, primary_key=True))
+"""Jobs that `FIGURES` counted: a step that runs again counts once."""
+NOTICES = sa.Table(
+    "notices",
+    metadata,
+    sa.Column("receiver", CleanText, primary_key=True),
+    sa.Column("subject", CleanText, primary_key=True),
+    sa.Column("body", CleanText, nullable=False),
+    sa.Column("state", CleanText, nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("next_attempt", sa.Float, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sa.Column("reason", CleanText, nullable=False, default=""),
+)
+"""What is to be told to whom, once for each subject."""

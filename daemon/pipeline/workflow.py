@@ -24,6 +24,7 @@ from daemon.deliver.delivery import deliver_to, give_up_all, is_open, plan_deliv
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
 from daemon.files import free_bytes, is_disk_full
+from daemon.jobs.figures import count_report
 from daemon.jobs.files import JobFiles
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival
@@ -285,6 +286,7 @@ def report(job_id: str) -> list[str]:
     written = read_report(_folder(job_id))
     _patient(context().store.update)(job_id, result=findings_line(written.findings))
     earlier.note(context().store.engine, _folder(job_id), job_id, written)
+    _patient(count_report)(context().store.engine, job_id, _folder(job_id))
     return []
 
 

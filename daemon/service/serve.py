@@ -47,6 +47,7 @@ from daemon.pull.results import earlier_in_pacs
 from daemon.pull.store import is_pulled
 from daemon.receive.processes import Receivers, start_receivers
 from daemon.service import retention
+from daemon.service.notices import notice_threads
 from daemon.service.page import PageProcess
 from daemon.service.restore import restore_deliveries
 from daemon.service.wiring import (
@@ -259,7 +260,7 @@ class _Parts:
         assembling = threading.Thread(target=self._assemble, name="assembler", daemon=True)
         keeping = threading.Thread(target=self._keep_house, name="housekeeping", daemon=True)
         pulling = threading.Thread(target=self.puller.run, args=(self.stop,), name="pulls", daemon=True)
-        self._threads = [assembling, keeping, pulling]
+        self._threads = [assembling, keeping, pulling, *notice_threads(self.settings, self.engine, self.stop)]
         if self.others is not None:
             beating = threading.Thread(target=self.others.keep, args=(self.stop,), name="receiver", daemon=True)
             self._threads.append(beating)

@@ -15,7 +15,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from daemon.errors import DaemonError
-from daemon.web import access, actions, pages, upload
+from daemon.web import access, actions, figures, pages, upload
 from daemon.web.context import HERE, Page, fields_of, page_of, render
 
 WRONG_SECONDS = 0.5
@@ -127,6 +127,7 @@ def create_app(page: Page) -> Starlette:
         Route("/reviews", pages.reviews, methods=["GET"]),
         Route("/upload", upload.upload_form, methods=["GET"]),
         Route("/upload", upload.upload, methods=["POST"]),
+        Route("/figures", figures.figures, methods=["GET"]),
         Route("/reviews.jsonl", pages.reviews_export, methods=["GET"]),
         Route("/search", pages.search, methods=["POST"]),
         Route("/jobs/{job_id}", pages.job, methods=["GET"]),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 import psutil
 import sqlalchemy as sa
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_index
 from daemon.jobs import overview
+from daemon.jobs.figures import REPORTS, WARNED, Figures, figures_of
 from daemon.jobs.store import now
 from daemon.observe.metrics import PAGE_REGISTRY
 
@@ -49,7 +51,33 @@ class DatabaseCollector(Collector):
         disk = shutil.disk_usage(self._settings.storage.folder)
         yield GaugeMetricFamily("braingemma_disk_free_bytes", "Free space at the data folder.", value=disk.free)
         yield GaugeMetricFamily("braingemma_disk_total_bytes", "Size of its file system.", value=disk.total)
+        yield from _report_metrics(figures_of(self._engine))
         yield from _process_metrics(self._service_pid)
+
+
+def _report_metrics(figures: Sequence[Figures]) -> Iterator[Metric]:
+    """What reports say, summed over the months: as counters, since it only grows."""
+    reports = CounterMetricFamily("braingemma_reports", "Reports that were written.", labels=["scanner"])
+    findings = CounterMetricFamily(
+        "braingemma_report_findings", "Findings of reports.", labels=["scanner", "finding", "presence"]
+    )
+    warned = CounterMetricFamily("braingemma_report_warnings", "Reports with a warning.", labels=["scanner"])
+    failed = CounterMetricFamily(
+        "braingemma_report_checks_failed", "Reports of pictures that failed a check.", labels=["scanner", "check"]
+    )
+    for scanner in sorted({f.scanner for f in figures}):
+        summed: Counter[str] = Counter()
+        for one in figures:
+            summed.update(one.numbers if one.scanner == scanner else {})
+        reports.add_metric([scanner], summed[REPORTS])
+        warned.add_metric([scanner], summed[WARNED])
+        for name, number in summed.items():
+            kind, _, rest = name.partition(":")
+            if kind == "finding":
+                findings.add_metric([scanner, *rest.split(":")], number)
+            elif kind == "failed":
+                failed.add_metric([scanner, rest], number)
+    yield from (reports, findings, warned, failed)
 
 
 def _process_metrics(service_pid: int) -> Iterator[Metric]:

@@ -27,7 +27,7 @@ def series(folder: Path, *, compressed: bool = False) -> list[Path]:
     for file in files:
         dataset = pydicom.dcmread(file)
         icon = Dataset()
-        icon.Rows, icon.Columns, icon.PixelData = 2, 2, b"FACE"
+        icon.Rows, icon.Columns, icon.BitsAllocated, icon.PixelData = 2, 2, 8, b"FACE"
         dataset.IconImageSequence = [icon]
         dataset.add_new(0x60000010, "US", 24)
         dataset.add_new(0x60003000, "OW", b"\1" * 64)

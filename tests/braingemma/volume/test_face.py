@@ -1,4 +1,4 @@
-"""The face goes and the brain stays: in any direction of slices, on either side, and not at all where it is not sure."""
+"""The face goes and the brain stays, in any direction of slices; not at all where it is not sure."""
 
 from __future__ import annotations
 
