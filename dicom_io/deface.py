@@ -65,9 +65,10 @@ def deface_instances(files: Sequence[Path], geometry: SeriesGeometry, keep: Path
         ConversionError: pixels cannot be decoded, or not be put back as they were.
     """
     masks: dict[str, list[tuple[int, Mask]]] = {}
-    for source, mask in zip(geometry.slices, resample_to_source(nib.load(keep), geometry, order=0) > 0, strict=True):
+    kept = np.asarray(resample_to_source(nib.load(keep), geometry, order=0), np.bool_)
+    for source, mask in zip(geometry.slices, kept, strict=True):
         masks.setdefault(source.sop_instance_uid, []).append(((source.frame_number or 1) - 1, mask))
-    written = {}
+    written: dict[Path, Path] = {}
     for file in files:
         try:
             dataset = read_dataset(file)

@@ -77,7 +77,8 @@ def outside_face(voxels: npt.NDArray[np.generic], affine: Float, brain: BrainMas
         return np.ones(brain.mask.shape, bool)
     _check_mask(brain)
     keep = _behind_planes(brain.mask, affine)
-    head = voxels > HEAD_SHARE * np.percentile(voxels, 99)
+    values = np.asarray(voxels, np.float32)
+    head = values > HEAD_SHARE * float(np.percentile(values, 99))
     share = float((head & ~keep).sum() / max(1, head.sum()))
     if not LEAST_SHARE <= share <= LARGEST_SHARE:
         raise VolumeError(

@@ -53,7 +53,10 @@ def doctor(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 
 def stats(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """How often reports say what, by scanner and month: findings, warnings, pictures far from training."""
+    """How often reports say what, by scanner and month.
+
+    The share of reports that name each finding, carry a warning, or are of pictures far from training.
+    """
     from daemon.database.engine import open_database
     from daemon.jobs.figures import REPORTS, figures_of, rates
 

@@ -36,6 +36,8 @@ LOOK_BACK_SECONDS = 86400.0
 """What is older was told, or came before there was anybody to tell."""
 MOST_WAITING = 200
 """So many wait for one receiver; what comes on top is said in the log only."""
+GIVEN_UP_DEATHS = 2
+"""A job that was set aside after so many attempts waits for a person as one that failed does."""
 FIRST_PAUSE, LONGEST_PAUSE = 10.0, 3600.0
 """Seconds between attempts: doubled each time."""
 KEPT_SECONDS = 30 * 86400.0
@@ -129,26 +131,28 @@ class Teller:
             row = connection.execute(query).one_or_none()
         if row is None:
             return False
-        reason = post(self.receiver, row.body.encode())
         attempts = row.attempts + 1
+        key = (NOTICES.c.receiver == row.receiver, NOTICES.c.subject == row.subject)
         pause = min(FIRST_PAUSE * 2**row.attempts, LONGEST_PAUSE)
+        claim = sa.update(NOTICES).where(*key, NOTICES.c.attempts == row.attempts)
+        with self._engine.begin() as connection:
+            claimed = connection.execute(claim.values(attempts=attempts, next_attempt=now() + pause)).rowcount
+        if not claimed:  # by another receiver of instances that works on the same database
+            return True
+        reason = post(self.receiver, row.body.encode())
         state = SENT if reason == "" else GIVEN_UP if attempts >= self.receiver.max_attempts else WAITING
         if state is GIVEN_UP:
             log.error("notice %s: given up after %d attempts: %s", self.receiver.name, attempts, reason)
-        key = (NOTICES.c.receiver == row.receiver, NOTICES.c.subject == row.subject)
         with self._engine.begin() as connection:
-            connection.execute(
-                sa.update(NOTICES)
-                .where(*key)
-                .values(state=state, attempts=attempts, reason=reason, next_attempt=now() + pause)
-            )
+            connection.execute(sa.update(NOTICES).where(*key).values(state=state, reason=reason))
         return True
 
 
 def _failed(connection: sa.Connection) -> Iterator[tuple[str, dict[str, Any]]]:
     """Jobs that failed; why stands in the job's record, which may name a series, and is not told."""
+    given_up = sa.and_(JOBS.c.state == JobState.SET_ASIDE.value, JOBS.c.deaths >= GIVEN_UP_DEATHS)
     query = sa.select(JOBS.c.job_id, JOBS.c.runs, JOBS.c.step).where(
-        JOBS.c.state == JobState.FAILED.value, JOBS.c.updated > now() - LOOK_BACK_SECONDS
+        sa.or_(JOBS.c.state == JobState.FAILED.value, given_up), JOBS.c.updated > now() - LOOK_BACK_SECONDS
     )
     for row in connection.execute(query):
         text = f"job {row.job_id} failed in step {row.step or 'none'}; `braingemma jobs show` says why"

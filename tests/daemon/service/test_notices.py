@@ -116,6 +116,29 @@ def test_each_thing_is_told_once_and_names_nobody(tmp_path: Path, receiver: Rece
         assert identity not in everything
 
 
+def test_what_was_given_up_is_told_and_what_was_refused_is_not(tmp_path: Path, receiver: Receiver) -> None:
+    teller, store, _ = site(tmp_path, receiver.url, events=["failed"])
+    for job, deaths in (("refused", 0), ("given-up", 3)):
+        store.add(job, study_uid="1.2", supersedes=None)
+        store.update(job, state=JobState.SET_ASIDE, deaths=deaths)
+    teller.look()
+    tell_all(teller)
+    assert [json.loads(body)["job"] for _, _, body in receiver.came] == ["given-up"]
+
+
+def test_two_tellers_of_one_database_tell_it_once(tmp_path: Path, receiver: Receiver) -> None:
+    teller, store, engine = site(tmp_path, receiver.url, events=["failed"])
+    troubles(store, engine)
+    teller.look()
+    other = Teller(teller.receiver, engine, engine)
+    both = [threading.Thread(target=tell_all, args=(one,)) for one in (teller, other)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert len(receiver.came) == 1
+
+
 def test_another_process_does_not_tell_it_again(tmp_path: Path, receiver: Receiver) -> None:
     teller, store, engine = site(tmp_path, receiver.url, events=["failed"])
     troubles(store, engine)
