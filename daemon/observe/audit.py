@@ -8,6 +8,7 @@ written and synced under a lock on the file: several processes may write.
 from __future__ import annotations
 
 import datetime
+import errno
 import fcntl
 import hashlib
 import json
@@ -48,11 +49,23 @@ class AuditLog:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             entry = {"time": time.isoformat(timespec="milliseconds"), "event": event, **facts}
             line = json.dumps({**entry, "previous": _digest_of_last(descriptor)}, ensure_ascii=False, default=str)
-            os.write(descriptor, line.encode() + b"\n")
+            _write_whole(descriptor, line.encode() + b"\n")
             if durably:
                 os.fdatasync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    """All of a line or nothing of it, as on a disk that has room for half of it the next one would not follow.
+
+    Raises:
+        OSError: there is no room.
+    """
+    before = os.fstat(descriptor).st_size
+    if os.write(descriptor, line) != len(line):
+        os.ftruncate(descriptor, before)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def check_chain(path: Path) -> int:

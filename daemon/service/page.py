@@ -233,9 +233,12 @@ def _serve(settings: Settings, listening: socket.socket, banner: str | None) -> 
 
 def _listen(lines: IO[bytes], word: ServiceWord) -> None:
     """Take what the service says until it is gone; then there is nothing to show."""
-    for line in lines:
-        word.take(line)
-    os._exit(1)
+    try:
+        for line in lines:
+            if line.endswith(b"\n"):  # else it was killed in the middle of it
+                word.take(line)
+    finally:
+        os._exit(1)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+import sqlalchemy as sa
 from starlette.applications import Starlette
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.requests import Request
@@ -119,6 +120,17 @@ def refused(_request: Request, error: Exception) -> Response:
     return PlainTextResponse(f"{error}\n", getattr(error, "status", 403))
 
 
+def away(_request: Request, error: Exception) -> Response:
+    """The database does not answer: said in a line, and nothing is looked up for it."""
+    log.warning("the page cannot be shown: %s", type(error).__name__)
+    return PlainTextResponse("the database does not answer just now: try again in a moment\n", 503)
+
+
+HANDLERS = {
+    DaemonError: foreseen, access.Refused: refused, sa.exc.OperationalError: away, sa.exc.InterfaceError: away,
+}  # fmt: skip
+
+
 def create_app(page: Page) -> Starlette:
     """The application."""
     routes = [
@@ -153,7 +165,7 @@ def create_app(page: Page) -> Starlette:
         Route("/readyz", pages.readyz, methods=["GET"]),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
-    app = Starlette(routes=routes, exception_handlers={DaemonError: foreseen, access.Refused: refused})
+    app = Starlette(routes=routes, exception_handlers=HANDLERS)
     app.add_middleware(Doorkeeper)
     app.state.page = page
     app.state.wrong_logins = asyncio.Semaphore(MOST_WRONG_LOGINS)

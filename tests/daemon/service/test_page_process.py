@@ -90,3 +90,16 @@ def test_a_service_that_says_nothing_is_called_silent(monkeypatch: pytest.Monkey
     assert (word.faults(), word.metrics()) == (["x"], b"y")
     monkeypatch.setattr(module, "SILENT_SECONDS", -1.0)
     assert word.faults()[0].startswith("the service has given no sign of life")
+
+
+def test_a_service_that_is_killed_in_the_middle_of_a_line_takes_the_page_with_it(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert page.ask("/healthz")[0] == 200
+    child = page.process._child
+    assert child is not None
+    assert child.stdin is not None
+    wait_until(lambda: page.process.keep() is None and not page.process._unsent, seconds=SECONDS)
+    os.write(child.stdin.fileno(), b'{"faults": [], "metr')
+    child.stdin.close()
+    assert child.wait(SECONDS) == 1

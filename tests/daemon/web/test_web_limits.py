@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from ingest_support import encode, make_series, wait_until
 from web_support import Site, add_job, start_site
 
@@ -129,3 +130,14 @@ def test_a_study_nested_without_end_has_a_page(tmp_path: Path, inside: bytes) ->
     (folder.input / "000001.dcm").write_bytes(head + raw[:place] + inside + raw[place:])
     assert site.ask("/jobs/j1")[0] == 200
     site.server.stop()
+
+
+def test_a_database_that_is_away_is_said_in_a_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    from daemon.jobs import overview
+
+    def away(*_: object, **__: object) -> None:
+        raise sa.exc.OperationalError("SELECT 1", {}, OSError("refused"))
+
+    monkeypatch.setattr(overview, "backlogs", away)
+    status, _, text = site.ask("/", Authorization=f"Bearer {TOKEN}")
+    assert (status, text.decode().split(":")[0]) == (503, "the database does not answer just now")
