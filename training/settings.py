@@ -136,6 +136,7 @@ class DataSettings:
         bilateral: Further training phantoms with a lesion on each side, which are one in twelve of all others.
         plaques: Further training phantoms without a lesion but with large plaques, which are one in nine of all others.
         difficulty: Which phantoms are drawn, by `training.phantoms.generator`.
+        plain: Further training phantoms that are plain, so that hard ones do not make clear cases forgotten.
         manifest: JSONL or CSV with `image`, `report` and optional `mask`, `patient`, `split`.
         cache: Folder for prepared cases; empty: the run folder's.
         workers: Processes that load and augment ahead of the training; 0: the training does it itself.
@@ -148,6 +149,7 @@ class DataSettings:
     bilateral: Count = 0
     plaques: Count = 0
     difficulty: Literal["plain", "hard"] = "plain"
+    plain: Count = 0
     manifest: str = ""
     cache: str = ""
     workers: Count = 0

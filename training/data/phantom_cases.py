@@ -42,13 +42,15 @@ KINDS: Final[dict[str, dict[str, Any]]] = {
     "any": {},
     "bilateral": {"both_sides": True},
     "plaques": {"with_lesion": False, "large_plaques": True},
+    "plain": {"difficulty": "plain"},
 }
 
 
 def training_phantom(seed: int, kind: str = "any", difficulty: Difficulty = "plain") -> Phantom:
     """A coarse phantom of one of `KINDS`; half of them come without skull, since serving takes it off anyway."""
     stripped = bool(np.random.default_rng([seed, 98]).random() < 0.5)
-    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped, difficulty=difficulty, **KINDS[kind])
+    asked = {"difficulty": difficulty, **KINDS[kind]}
+    return make_phantom(seed, spacing=training_spacing(seed), stripped=stripped, **asked)
 
 
 def prepare_case(phantom: Phantom, config: BrainGemmaConfig) -> Cases:
@@ -90,7 +92,7 @@ def training_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say
         train = [draw(data.seed, data.count)]
         validation = draw(seed, data.validation)
         seed += data.validation
-        for kind, count in (("bilateral", data.bilateral), ("plaques", data.plaques)):
+        for kind, count in (("bilateral", data.bilateral), ("plaques", data.plaques), ("plain", data.plain)):
             if count:
                 train.append(draw(seed, count, kind=kind))
             seed += count

@@ -186,7 +186,8 @@ def load_data(settings: TrainingSettings, model: BrainGemma3D, out: Path, say: S
     cache = data.cache or str(out / "cases")
     if data.kind == "phantoms":
         drawn = training_cases(data, model.config, cache, say)
-        kind = "hard synthetic" if data.difficulty == "hard" else "synthetic"
+        hard = "hard and plain " if data.plain else "hard "
+        kind = f"{hard}synthetic" if data.difficulty == "hard" else "synthetic"
         return TrainingData(*drawn, f"{kind} FLAIR phantoms drawn from the MNI152 tissue maps")
     say(f"checking the cases of {data.manifest}")
     records = with_splits(read_checked(Path(data.manifest)), data.seed)
