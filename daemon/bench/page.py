@@ -34,10 +34,10 @@ from daemon.database.tables import (
 from daemon.errors import DaemonError
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.lists.worklist import words_of
 from daemon.jobs.records import Report, ReportFinding, ReportInput, ReportModel
 from daemon.jobs.report import INTENDED_USE, write_report
 from daemon.jobs.store import JobStore, now
-from daemon.jobs.worklist import words_of
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.web.access import Access, Identity

@@ -27,8 +27,8 @@ def main() -> None:
 
 def _run() -> None:
     from daemon.cli.app import FORESEEN, app
-    from daemon.cli.faults import fault_line
     from daemon.errors import ConfigurationError
+    from daemon.faults import fault_line
 
     try:
         app()

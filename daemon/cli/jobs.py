@@ -20,7 +20,7 @@ from daemon.database.engine import open_database, open_index
 from daemon.database.tables import JobState
 from daemon.errors import DaemonError
 from daemon.jobs.files import JobFiles, LocalFiles
-from daemon.jobs.overview import jobs_page
+from daemon.jobs.lists.overview import jobs_page
 from daemon.jobs.reviews import all_reviews
 from daemon.jobs.shared_files import SharedFiles
 from daemon.jobs.store import JobStore

@@ -58,7 +58,7 @@ def stats(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     The share of reports that name each finding, carry a warning, or are of pictures far from training.
     """
     from daemon.database.engine import open_database
-    from daemon.jobs.figures import REPORTS, figures_of, rates
+    from daemon.jobs.lists.figures import REPORTS, figures_of, rates
 
     found = figures_of(open_database(load_settings(config)))
     if as_json:

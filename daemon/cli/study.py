@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from daemon.cli.faults import writing_to
 from daemon.cli.terminal import ConfigOption, JsonOption, WeightsOption, data, emit_json, messages, working
 from daemon.config.load import load_settings
 from daemon.config.sections import Explain, Model
 from daemon.errors import DaemonError
+from daemon.faults import writing_to
 
 BATCH_NICENESS = 10
 """Of a batch: the daemon's processes on the same machine get the processor first."""

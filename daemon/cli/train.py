@@ -15,8 +15,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from daemon.cli.faults import writing_to
 from daemon.cli.terminal import JsonOption, data, emit_json, messages, working
+from daemon.faults import writing_to
 from training.evaluation import judge
 from training.progress import Progress, Say, no_progress, silent
 from training.settings import load_settings

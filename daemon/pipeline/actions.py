@@ -19,10 +19,10 @@ from daemon.errors import DaemonError
 from daemon.files import make_private, whole
 from daemon.jobs.files import RECEIVED, JobFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.lists.worklist import note_study
 from daemon.jobs.records import Arrival
 from daemon.jobs.steps import RECEIVE
 from daemon.jobs.store import Job, JobStore
-from daemon.jobs.worklist import note_study
 from dicom_io.pack.manifest import MANIFEST
 
 

@@ -14,9 +14,9 @@ import os
 from daemon.files import make_private, whole
 from daemon.jobs.files import RECEIVED, JobFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.lists.worklist import note_study
 from daemon.jobs.records import Arrival, Selection
 from daemon.jobs.store import Job, JobStore
-from daemon.jobs.worklist import note_study
 
 
 def follow_choice(store: JobStore, files: JobFiles, job_id: str, *, report_all: bool) -> list[str]:

@@ -24,14 +24,14 @@ from daemon.deliver.delivery import deliver_to, give_up_all, is_open, plan_deliv
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
 from daemon.files import free_bytes, is_disk_full
-from daemon.jobs.figures import count_report
 from daemon.jobs.files import JobFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.lists.figures import count_report
+from daemon.jobs.lists.worklist import keep_verdicts, note_study
 from daemon.jobs.records import Arrival
 from daemon.jobs.report import findings_line, read_report
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Job, JobStore
-from daemon.jobs.worklist import keep_verdicts, note_study
 from daemon.observe import metrics
 from daemon.observe.logs import about_job
 from daemon.pipeline import actions, earlier

@@ -33,9 +33,9 @@ from daemon.files import PRIVATE, make_private, write_json
 from daemon.jobs import records
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.lists.worklist import note_study
 from daemon.jobs.priority import priority_of
 from daemon.jobs.steps import RECEIVE
-from daemon.jobs.worklist import note_study
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health

@@ -14,7 +14,7 @@ from daemon.database.engine import open_index
 from daemon.database.tables import PullState
 from daemon.deliver.client import client_for
 from daemon.errors import DaemonError
-from daemon.jobs.overview import with_dead_letter
+from daemon.jobs.lists.overview import with_dead_letter
 from daemon.jobs.reviews import add_review
 from daemon.observe.metrics import READER_VERDICTS
 from daemon.pipeline import actions

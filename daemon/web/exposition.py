@@ -15,8 +15,8 @@ from prometheus_client.registry import Collector
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_index
-from daemon.jobs import overview
-from daemon.jobs.figures import REPORTS, WARNED, Figures, figures_of
+from daemon.jobs.lists import overview
+from daemon.jobs.lists.figures import REPORTS, WARNED, Figures, figures_of
 from daemon.jobs.store import now
 from daemon.observe.metrics import PAGE_REGISTRY
 

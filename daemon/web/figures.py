@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from daemon.jobs.figures import figures_of, rates
+from daemon.jobs.lists.figures import figures_of, rates
 from daemon.web.context import page_of, render
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 44, 24

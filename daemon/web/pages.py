@@ -27,12 +27,12 @@ from daemon.config.load import without_password
 from daemon.database.engine import open_index
 from daemon.database.tables import FINAL_STATES, JobState
 from daemon.errors import DaemonError
-from daemon.jobs import overview
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.lists import overview
+from daemon.jobs.lists.worklist import Asked, study_of, worklist
 from daemon.jobs.reviews import all_reviews, count_reviews, reviews_of
 from daemon.jobs.store import Job
 from daemon.jobs.study import study_rows
-from daemon.jobs.worklist import Asked, study_of, worklist
 from daemon.pipeline.verified import verifies
 from daemon.pull.store import unfinished
 from daemon.web import exposition, views

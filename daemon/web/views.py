@@ -170,7 +170,7 @@ def viewer_link(template: str, job: Job, study: Mapping[str, str], *, named: boo
     Args:
         template: `[web] viewer_url`.
         job: The job.
-        study: What `daemon.jobs.worklist` knows of its study.
+        study: What `daemon.jobs.lists.worklist` knows of its study.
         named: Whether numbers of patients and orders may stand in the link.
     """
     values = {"StudyInstanceUID": job.study_uid, "SeriesInstanceUID": job.series_uid}

@@ -22,9 +22,9 @@ from daemon.database.engine import open_database
 from daemon.database.tables import JobState
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.lists.worklist import note_study
 from daemon.jobs.report import write_report
 from daemon.jobs.store import JobStore, SeriesVerdict
-from daemon.jobs.worklist import note_study
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.web.access import Access

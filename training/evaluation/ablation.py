@@ -26,7 +26,7 @@ from training.data.cases import Cases
 from training.data.patches import patch_share
 from training.data.phantom_cases import phantom_cases, training_cases
 from training.evaluation.metrics import Pair, measure
-from training.evaluation.text_measures import TEXT_MEASURES, text_measures
+from training.evaluation.text.text_measures import TEXT_MEASURES, text_measures
 from training.phases.run import PhaseRunner, make_accelerator, prepare_language, start_model
 from training.phases.run_folder import RunFolder, data_digest
 from training.phases.weights import TrainingData

@@ -32,7 +32,7 @@ from training.evaluation.metrics import (
     reliability,
 )
 from training.evaluation.reporters import Grounding, ModelReporter, Reporter, judge_grounding
-from training.evaluation.text_measures import keyword_f1, meteor, text_intervals, text_measures
+from training.evaluation.text.text_measures import keyword_f1, meteor, text_intervals, text_measures
 from training.evaluation.uncertainty import (
     Statement,
     Witnesses,
@@ -152,7 +152,7 @@ class Evaluation:
         silent_errors: Wrong statements without a warning.
         ece: Calibration error of each finding's presence, and of all together.
         fade: By brightness of the lesion; None where none was faded.
-        report_scores: Means of `training.evaluation.report_scores`, those that were asked for.
+        report_scores: Means of `training.evaluation.text.report_scores`, those that were asked for.
         unmeasured: Why a measure is empty.
     """
 

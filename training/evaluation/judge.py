@@ -69,7 +69,7 @@ def evaluate(judged: Judged, out: Path, say: Say, *, flip: bool = True) -> Evalu
     """
     from training.evaluation.evaluate import summarise, with_meteor
     from training.evaluation.files import write_evaluation
-    from training.evaluation.report_scores import parse_folders, report_scores
+    from training.evaluation.text.report_scores import parse_folders, report_scores
 
     folders = parse_folders(judged.scores)
     _, described, total = _cases(judged)

@@ -16,8 +16,8 @@ import pytest
 import sqlalchemy as sa
 
 from daemon.cli.__main__ import main
-from daemon.cli.faults import fault_line, writing_to
 from daemon.errors import DaemonError
+from daemon.faults import fault_line, writing_to
 
 NOWHERE = "no-such-host.invalid"
 

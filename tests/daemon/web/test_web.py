@@ -21,7 +21,7 @@ from web_support import BANNER, NAME, Site, a_verdict, add_job, audit_lines, sta
 
 from daemon.database.tables import JobState
 from daemon.errors import ConfigurationError
-from daemon.jobs.worklist import note_study
+from daemon.jobs.lists.worklist import note_study
 
 TOKEN = "a-token-of-24-characters"
 BY_PROXY = {"user_header": "X-Remote-User", "trusted_proxies": ["127.0.0.1"]}

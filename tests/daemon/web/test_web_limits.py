@@ -133,7 +133,7 @@ def test_a_study_nested_without_end_has_a_page(tmp_path: Path, inside: bytes) ->
 
 
 def test_a_database_that_is_away_is_said_in_a_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    from daemon.jobs import overview
+    from daemon.jobs.lists import overview
 
     def away(*_: object, **__: object) -> None:
         raise sa.exc.OperationalError("SELECT 1", {}, OSError("refused"))

@@ -11,8 +11,8 @@ from postgres_support import Postgres, missing
 
 from daemon.database.engine import create_tables, make_engine
 from daemon.database.tables import JOB_STUDIES, JOB_WORDS, DeliveryState, JobState
+from daemon.jobs.lists.worklist import Asked, Sent, terms_of, words_of, worklist
 from daemon.jobs.store import JobStore
-from daemon.jobs.worklist import Asked, Sent, terms_of, words_of, worklist
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

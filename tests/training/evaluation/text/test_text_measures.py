@@ -8,7 +8,7 @@ import pytest
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.rouge.rouge import Rouge
 
-from training.evaluation.text_measures import keyword_f1, meteor, text_intervals, text_measures, tokens
+from training.evaluation.text.text_measures import keyword_f1, meteor, text_intervals, text_measures, tokens
 
 REFERENCES = [
     "The lesion area is in the left frontal lobe, with mixed signal. Edema is not observed.",

@@ -10,7 +10,7 @@ from record_support import a_report
 from web_support import add_job, start_site
 
 from daemon.database.engine import open_database
-from daemon.jobs.figures import Figures, count_report, figures_of, rates
+from daemon.jobs.lists.figures import Figures, count_report, figures_of, rates
 from daemon.jobs.records import Check
 from daemon.jobs.report import write_report
 from dicom_io.volume.geometry import SeriesGeometry, SourceSlice

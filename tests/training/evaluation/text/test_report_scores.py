@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants as hub
 
 from training.errors import DataError
-from training.evaluation.report_scores import parse_folders, report_scores
+from training.evaluation.text.report_scores import parse_folders, report_scores
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What is shown of many jobs: the worklist, counts by state and destination, figures by scanner and month."""

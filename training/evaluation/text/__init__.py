@@ -1,0 +1,1 @@
+"""Measures of report text beside its reference: those that count words, and models that read."""
