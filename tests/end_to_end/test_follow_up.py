@@ -23,8 +23,8 @@ def test_the_second_report_names_the_first_and_the_change(pacs: EmbeddedPacs, tm
     service = TrialService(tmp_path / "daemon", sections(pacs.port, explain={"enabled": False}))
     service.start()
     try:
-        for number, (date, growth) in enumerate((("20250101", 1.0), ("20250601", 2.5))):
-            phantom = make_phantom(7_300_002, spacing=(2.0, 2.0, 3.0), with_lesion=True, growth=growth)
+        for number, (date, growth) in enumerate((("20250101", 1.0), ("20250601", 2.0))):
+            phantom = make_phantom(7_300_021, spacing=(2.0, 2.0, 3.0), with_lesion=True, growth=growth)
             uids = {
                 "StudyInstanceUID": f"1.2.826.0.1.9.{number + 1}",
                 "SeriesInstanceUID": f"1.2.826.0.1.9.{number + 1}.1",
