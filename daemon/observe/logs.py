@@ -110,6 +110,20 @@ class WithoutIdentities(logging.Filter):
         return True
 
 
+class NetworkFaultsInOneLine(logging.Filter):
+    """Takes the traceback from what pynetdicom logs when a peer goes away: it names no fault of ours."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always keeps the record."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, OSError) and record.name.startswith("pynetdicom"):
+            text = record.getMessage()
+            said = f"{type(error).__name__}: {error}"
+            record.msg, record.args = (said if text == str(error) else f"{text} ({said})"), ()
+            record.exc_info = record.exc_text = None
+        return True
+
+
 class JsonLines(logging.Formatter):
     """One JSON object a line: time (UTC), level, logger, job (where there is one), message, and the traceback."""
 
@@ -155,6 +169,7 @@ def set_up_logging(form: LogFormat = "text") -> None:
     """
     handler = logging.StreamHandler(sys.__stderr__)
     handler.addFilter(JobFilter())
+    handler.addFilter(NetworkFaultsInOneLine())
     handler.addFilter(WithoutIdentities())
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonLines() if form == "json" else text)

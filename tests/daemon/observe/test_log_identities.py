@@ -33,6 +33,10 @@ try:
     raise ValueError("MARKERDOE")
 except ValueError:
     log.exception("failed")
+try:
+    raise ConnectionResetError(104, "Connection reset by peer")
+except OSError as error:
+    logging.getLogger("pynetdicom.dul").exception(error)
 thread = threading.Thread(target=lambda: 1 / 0)
 thread.start()
 thread.join()
@@ -49,7 +53,11 @@ def test_one_form_for_all_lines_and_nobody_in_them() -> None:
         assert name not in ended.stderr
     assert ended.stderr.count("MRN-4711") == 1  # within another word: not to be found there
     assert lines[0]["message"] == f"of {REMOVED} ({REMOVED}), name {REMOVED}"
-    assert {line["logger"] for line in lines} == {"daemon.test", "pydicom", "warnings", "dbos", "printed", "uncaught"}
+    ours = {"daemon.test", "pydicom", "warnings", "dbos", "printed", "uncaught", "pynetdicom.dul"}
+    assert {line["logger"] for line in lines} == ours
+    [reset] = [line for line in lines if line["logger"] == "pynetdicom.dul"]
+    assert reset["message"] == "ConnectionResetError: [Errno 104] Connection reset by peer"
+    assert "traceback" not in reset
     assert any("ZeroDivisionError" in line.get("traceback", "") for line in lines)
 
 
