@@ -214,25 +214,28 @@ def pull_show(
 
 
 @pull_app.command("pause")
-def pull_pause(pull_id: str, config: ConfigOption = None) -> None:
+def pull_pause(pull_id: str, config: ConfigOption = None, as_json_: JsonOption = False) -> None:
     """Fetch nothing more until `pull resume`; what is here already is reported."""
-    _set(config, pull_id, PullState.PAUSED)
+    _set(config, pull_id, PullState.PAUSED, as_json_=as_json_)
 
 
 @pull_app.command("resume")
-def pull_resume(pull_id: str, config: ConfigOption = None) -> None:
+def pull_resume(pull_id: str, config: ConfigOption = None, as_json_: JsonOption = False) -> None:
     """Go on with a paused pull."""
-    _set(config, pull_id, PullState.RUNNING)
+    _set(config, pull_id, PullState.RUNNING, as_json_=as_json_)
 
 
 @pull_app.command("cancel")
-def pull_cancel(pull_id: str, config: ConfigOption = None) -> None:
+def pull_cancel(pull_id: str, config: ConfigOption = None, as_json_: JsonOption = False) -> None:
     """Fetch nothing more, for good; what is here already is reported."""
-    _set(config, pull_id, PullState.CANCELLED)
+    _set(config, pull_id, PullState.CANCELLED, as_json_=as_json_)
 
 
-def _set(config: Path | None, pull_id: str, state: PullState) -> None:
+def _set(config: Path | None, pull_id: str, state: PullState, *, as_json_: bool) -> None:
     settings = load_settings(config)
     PullStore(open_database(settings)).set_state(pull_id, state)
     _audit(settings, "pull_changed", pull=pull_id, state=str(state))
-    messages.print(f"{pull_id}: {state}", markup=False)
+    if as_json_:
+        emit_json({"pull": pull_id, "state": str(state)})
+    else:
+        messages.print(f"{pull_id}: {state}", markup=False)
