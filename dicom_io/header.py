@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
@@ -24,6 +25,8 @@ from pydicom.valuerep import PersonName
 
 from dicom_io.charset import decode
 
+TEXT = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
+"""Value representations that Specific Character Set is about (PS3.5 6.1.2.2)."""
 # What pydicom's lazy conversion raises on malformed values (VR unknown, bad length, text that is no number or date,
 # unknown character set, broken deflate stream).
 MALFORMED = (
@@ -98,7 +101,9 @@ def fits_its_label(dataset: Dataset, keyword: str, labels: tuple[str, ...] | Non
 
 
 def raw_text(dataset: Dataset, keyword: str) -> bytes | None:
-    """The bytes of a text element as they came; None where they are no longer known."""
+    """The bytes of a text element as they came; None where they are no longer known, or it is none."""
+    if dictionary_VR(keyword) not in TEXT:  # the lengths in a sequence are no letters
+        return None
     try:
         element = dataset.get_item(keyword)
         found = getattr(element, "value", None)

@@ -27,7 +27,7 @@ from daemon.pull.store import PullStore
 POLL_SECONDS = 0.5
 ENDED = (PullState.DONE, PullState.CANCELLED)
 pull_app = typer.Typer(
-    help="Fetch studies from a PACS and report them, each once. The daemon does the work, and goes on after a restart.",
+    help="Fetch studies from a PACS and report them, each once; list, pause, resume.",
     invoke_without_command=True,
     no_args_is_help=True,
 )

@@ -21,8 +21,7 @@ from dicom_io import header
 
 CHARACTER_SET = "ISO_IR 192"
 """UTF-8; results are written in it where the source's texts can be decoded exactly (PS3.3 C.12.1.1.2)."""
-TEXT = ("LO", "LT", "PN", "SH", "ST", "UC", "UT")
-"""Value representations that Specific Character Set is about (PS3.5 6.1.2.2)."""
+TEXT = header.TEXT
 _FIRST, _LAST = "\udc80", "\udcff"
 _SHORT = {"LO": 64, "SH": 16}
 _PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "·": ".", "’": "'", "‘": "'", "“": '"', "”": '"',

@@ -32,6 +32,8 @@ class Steps:
 
     def __init__(self, *_: object) -> None: ...
 
+    def check(self) -> None: ...
+
     def run(self, step: str, folder: JobFolder) -> None:
         if step == "select":
             record = {"chosen": "1.2", "further": [*HOSTILE, "1.3"], "series": [], "problems": []}

@@ -103,6 +103,18 @@ def test_incomplete_codes_are_left_out() -> None:
     assert "DeidentificationMethodCodeSequence" in normalised_header(received)
 
 
+def test_codes_of_a_file_are_no_text_that_fits_no_label(tmp_path: Path) -> None:
+    """Read from a file, a sequence is bytes with lengths of any value until somebody asks for its items."""
+    received = flair_header(0)
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile"
+    received.DeidentificationMethodCodeSequence = [code]
+    received.save_as(tmp_path / "one.dcm", implicit_vr=False, little_endian=True, enforce_file_format=False)
+    header = normalised_header(dcmread(tmp_path / "one.dcm", force=True))
+    assert "DeidentificationMethodCodeSequence" in header
+    assert header.SpecificCharacterSet == CHARACTER_SET
+
+
 def test_private_and_unknown_attributes_stay_behind() -> None:
     received = flair_header(0)
     received.private_block(0x0019, "VENDOR", create=True).add_new(0x01, "LO", "secret")
