@@ -6,6 +6,7 @@ Everything is RAS in MNI152 millimetres; x grows to the patient's right.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -93,10 +94,9 @@ def standard_brain() -> StandardBrain:
     brain = _coarser((t1 > 0).astype(np.float32))
     origin = [float(v) - SPACING * PAD for v in affine[:3, 3]]
     outside = _signed_distance(brain > 0.5)
-    axes = [origin[axis] + SPACING * np.arange(size, dtype=np.float32) for axis, size in enumerate(brain.shape)]
-    x, y, z = (axis.astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij"))
-    ventricle = _ventricles(brain - gray - white, outside, (x, y, z))
-    label, other = _labels(ventricle, brain - gray - white, (x, y, z))
+    places = grid_places(origin, SPACING, brain.shape)
+    ventricle = _ventricles(brain - gray - white, outside, places)
+    label, other = _labels(ventricle, brain - gray - white, places)
     beside, beyond = (np.asarray(ndimage.distance_transform_edt(~m) * SPACING, np.float32) for m in (label, other))
     lateral = np.where((beside < 5) & (beside < beyond), np.clip(brain - gray - white, 0, 1), 0).astype(np.float32)
     step = slice(None, None, SPACING)
@@ -115,6 +115,13 @@ def standard_brain() -> StandardBrain:
         thinned=thinned,
         thinned_affine=affine @ np.diag([SPACING, SPACING, SPACING, 1.0]),
     )
+
+
+def grid_places(origin: Sequence[float], spacing: float, shape: Sequence[int]) -> tuple[Floats, Floats, Floats]:
+    """MNI mm x, y and z of each voxel of a grid, each (X, Y, Z)."""
+    axes = [start + spacing * np.arange(size, dtype=np.float32) for start, size in zip(origin, shape, strict=True)]
+    x, y, z = (axis.astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij"))
+    return x, y, z
 
 
 def _coarser(map_: Floats) -> Floats:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from braingemma.findings.vocabulary import SITES
-from braingemma.volume.standard import standard_brain
+from braingemma.volume.standard import grid_places, standard_brain
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -143,12 +143,7 @@ def sample_tissue(atlas: Atlas, points: Floats, atrophy: float) -> Tissue:
 def load_atlas() -> Atlas:
     """The standard brain's maps with the regions beside them."""
     standard = standard_brain()
-    axes = [
-        start + standard.spacing * np.arange(size, dtype=np.float32)
-        for start, size in zip(standard.origin, standard.brain.shape, strict=True)
-    ]
-    x, y, z = (axis.astype(np.float32) for axis in np.meshgrid(*axes, indexing="ij"))
-    regions = lobe_map(x, y, z)
+    regions = lobe_map(*grid_places(standard.origin, standard.spacing, standard.brain.shape))
     regions[standard.brain < 0.5] = 0
     regions[standard.ventricle > 0.5] = _LABEL["ventricle"]
     return Atlas(
