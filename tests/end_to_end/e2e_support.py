@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import LOOPBACK, free_port
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -31,3 +34,18 @@ def sections(pacs_port: int, pacs_title: str = "TESTPACS", **more: Any) -> dict[
         "destinations": [{"name": "pacs", "ae_title": pacs_title, "host": LOOPBACK, "port": pacs_port}],
         **more,
     }
+
+
+def processes_of(service: TrialService) -> dict[str, psutil.Process]:
+    """The running service ("service") and its children by the module that they run; one that just ended is left out."""
+    assert service.process is not None
+    me = psutil.Process(service.process.pid)
+    found = {"service": me}
+    for child in me.children():
+        try:
+            command = child.cmdline()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):  # ended while we looked
+            continue
+        if "-m" in command:
+            found[command[command.index("-m") + 1]] = child
+    return found

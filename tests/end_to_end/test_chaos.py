@@ -30,7 +30,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 from clock_support import COMPILER, FakeClock
-from e2e_support import sections
+from e2e_support import processes_of, sections
 from ingest_sender import MR, RawSender, associate_request, message, store_request
 from ingest_support import encode, make_series, save
 from objects_support import OBJECT_STEPS
@@ -228,13 +228,9 @@ class Chaos:
                     answer.read()
 
     def processes(self) -> dict[str, psutil.Process]:
-        assert self.service.process is not None
-        me = psutil.Process(self.service.process.pid)
-        found = {"service": me}
-        for child in me.children():
-            command = child.cmdline()
-            found |= {kind: child for kind, module in MODULES.items() if module in command}
-        return found
+        running = processes_of(self.service)
+        modules = {"service": "service", **MODULES}
+        return {kind: running[module] for kind, module in modules.items() if module in running}
 
     # What befalls them
 

@@ -14,7 +14,7 @@ import psutil
 import pydicom
 import pytest
 import sqlalchemy as sa
-from e2e_support import MARKERS
+from e2e_support import MARKERS, processes_of
 from pydicom.uid import generate_uid
 
 from daemon.database.tables import JobState
@@ -150,15 +150,11 @@ def test_sigkill_at_any_step_still_delivers_exactly_once(
 
 def model_process(service: TrialService) -> psutil.Process:
     """The child that runs the steps."""
-    assert service.process is not None
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        for child in psutil.Process(service.process.pid).children():
-            try:
-                if "daemon.pipeline.step_process" in " ".join(child.cmdline()):
-                    return child
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):  # the one that was just shot
-                continue
+        child = processes_of(service).get("daemon.pipeline.step_process")
+        if child is not None:
+            return child
         time.sleep(0.02)
     raise AssertionError("the model process never started")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from e2e_support import sections
+from e2e_support import processes_of, sections
 from ingest_support import make_series, save, wait_until
 from steps_support import QUICK_STEPS, replace_steps
 
@@ -47,13 +47,6 @@ def study(folder: Path) -> list[Path]:
     return [save(dataset, folder / f"{n}.dcm") for n, dataset in enumerate(make_series(3))]
 
 
-def by_module(service: TrialService) -> dict[str, psutil.Process]:
-    """The service and its children, by what they run."""
-    assert service.process is not None
-    me = psutil.Process(service.process.pid)
-    return {"service": me, **{child.cmdline()[2]: child for child in me.children()}}
-
-
 def health(service: TrialService) -> bytes:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{service.web_url}/healthz", timeout=240) as answer:
@@ -66,7 +59,7 @@ def test_twelve_hundred_idle_connections_to_the_page_cost_the_listener_nothing(
     service.start()
     assert health(service) == b"alive\n"
     first, second = (study(tmp_path / name) for name in ("first", "second"))
-    before = {name: process.pid for name, process in by_module(service).items()}
+    before = {name: process.pid for name, process in processes_of(service).items()}
     handles = psutil.Process(before["service"]).num_fds()
     port = int(service.web_url.rsplit(":", 1)[1])
     command = [sys.executable, "-c", CONNECT, str(port), str(STRANGERS)]
@@ -76,16 +69,16 @@ def test_twelve_hundred_idle_connections_to_the_page_cost_the_listener_nothing(
         assert strangers.stdout.readline() == f"{STRANGERS}\n"
         service.send(first)
         assert health(service) == b"alive\n"
-        processes = by_module(service)
+        processes = processes_of(service)
         assert processes["daemon.service.page"].num_fds() < MOST_FILES
         assert processes["service"].num_fds() < handles + 64
         os.kill(processes["daemon.service.page"].pid, signal.SIGKILL)
         service.send(second)
         strangers.stdin.close()
-    wait_until(lambda: by_module(service).get("daemon.service.page", processes["service"]).pid
+    wait_until(lambda: processes_of(service).get("daemon.service.page", processes["service"]).pid
                not in (before["service"], before["daemon.service.page"]), seconds=240)  # fmt: skip
     assert health(service) == b"alive\n"
-    after = {name: process.pid for name, process in by_module(service).items()}
+    after = {name: process.pid for name, process in processes_of(service).items()}
     for same in ("service", "daemon.receive.processes"):
         assert after[same] == before[same]
     jobs = service.wait_for_jobs(2, seconds=300)

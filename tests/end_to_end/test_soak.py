@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pydicom
 import pytest
-from e2e_support import sections
+from e2e_support import processes_of, sections
 from pydicom.uid import generate_uid
 
 from daemon.database.tables import FINAL_STATES, JobState
@@ -85,10 +85,9 @@ class Watch(threading.Thread):
         assert self.service.process is not None
         me, life = psutil.Process(self.service.process.pid), self.life
         memory, handles = {"service": me.memory_info().rss / 1e6}, {"service": me.num_fds()}
-        for child in me.children():
-            kind = next((kind for kind, name in CHILDREN.items() if name in child.cmdline()), None)
-            if kind is not None:
-                memory[kind], handles[kind] = child.memory_info().rss / 1e6, child.num_fds()
+        running = processes_of(self.service)
+        for kind, child in ((kind, running[module]) for kind, module in CHILDREN.items() if module in running):
+            memory[kind], handles[kind] = child.memory_info().rss / 1e6, child.num_fds()
         self.looks.append(Look(life, memory, handles))
 
     def stop(self) -> None:
