@@ -20,7 +20,10 @@ class ResultKind:
         replaced: Whether it is not sent any more once a later job has results for the destination. The report is
             sent: its successor names it as predecessor.
         withdrawn: Whether the Key Object of a later job rejects it.
-        listed: Whether it belongs to a pack, and stands in its manifest; the others accompany one.
+        made_by: Module that makes and checks its instances, as `dicom_io.objects.case.Maker`; loaded only where objects
+            are encoded. Empty where it belongs to no pack, whose manifest lists it, but accompanies one.
+        of_each_slice: Whether there is one instance for each source slice, or else one for the case.
+        needs: Name of the kind that must go with it.
     """
 
     name: str
@@ -32,7 +35,14 @@ class ResultKind:
     by_default: bool
     replaced: bool
     withdrawn: bool
-    listed: bool = True
+    made_by: str = ""
+    of_each_slice: bool = False
+    needs: str = ""
+
+    @property
+    def listed(self) -> bool:
+        """Whether it belongs to a pack, and stands in its manifest."""
+        return bool(self.made_by)
 
     def __str__(self) -> str:
         return self.name

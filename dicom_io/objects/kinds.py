@@ -1,4 +1,7 @@
-"""The one table of result kinds: whoever sends, replaces, withdraws or lists results asks it."""
+"""The one table of result kinds: whoever makes, checks, sends, replaces, withdraws or lists results asks it.
+
+A new kind is an entry here, a module that makes and checks its objects, and its test.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ SR = ResultKind(
     by_default=True,
     replaced=False,
     withdrawn=False,
+    made_by="dicom_io.objects.sr",
 )
 """The report: Enhanced SR of template TID 2000."""
 
@@ -37,6 +41,8 @@ SC = ResultKind(
     by_default=True,
     replaced=True,
     withdrawn=True,
+    made_by="dicom_io.objects.sc",
+    of_each_slice=True,
 )
 """The overlay: one Secondary Capture image for each source slice."""
 
@@ -50,6 +56,7 @@ PM = ResultKind(
     by_default=True,
     replaced=True,
     withdrawn=True,
+    made_by="dicom_io.objects.pm",
 )
 """Parametric Map of the saliency; needs a saliency map and a Frame of Reference."""
 
@@ -63,6 +70,7 @@ SEG = ResultKind(
     by_default=True,
     replaced=True,
     withdrawn=True,
+    made_by="dicom_io.objects.seg",
 )
 """Segmentation of the supporting region and the lesion; needs one of them and a Frame of Reference."""
 
@@ -76,6 +84,8 @@ TID1500 = ResultKind(
     by_default=False,
     replaced=True,
     withdrawn=True,
+    made_by="dicom_io.objects.tid1500",
+    needs=SR.name,
 )
 """Comprehensive 3D SR with regions of interest, beside the report; needs a region."""
 
@@ -89,6 +99,7 @@ PDF = ResultKind(
     by_default=False,
     replaced=True,
     withdrawn=True,
+    made_by="dicom_io.objects.pdf",
 )
 """The report as a PDF, for viewers that do not show structured reports."""
 
@@ -102,7 +113,6 @@ REJECTION = ResultKind(
     by_default=False,
     replaced=False,
     withdrawn=False,
-    listed=False,
 )
 """Key Object that withdraws the results of an earlier job (IHE RAD TF-2 4.66)."""
 

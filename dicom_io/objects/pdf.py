@@ -22,8 +22,12 @@ from dicom_io.content.context import ResultContext
 from dicom_io.content.received_text import shown
 from dicom_io.content.regions import SourceVolumes
 from dicom_io.content.report import MODEL_LIMITS, RESEARCH_USE_LINE, in_words
+from dicom_io.content.sources import Sources
+from dicom_io.objects.case import Case
 from dicom_io.objects.kinds import PDF
 from dicom_io.objects.overlay import OverlayRenderer
+from dicom_io.objects.rules import Faults, value_faults
+from dicom_io.volume.geometry import SeriesGeometry
 
 MIME_TYPE = "application/pdf"
 FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"
@@ -31,6 +35,19 @@ FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"
 WIDTH_MM = 190
 PICTURE_MM = 60
 RED = (176, 0, 32)
+
+
+def make(case: Case) -> list[Dataset]:
+    """The document."""
+    return [encode_pdf(case.context, case.volumes, case.key_slices)]
+
+
+def faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    """What makes it no PDF that viewers open."""
+    del sources, geometry
+    yield from value_faults(dataset, {"BurnedInAnnotation": "YES"})
+    if not bytes(dataset.get("EncapsulatedDocument") or b"").startswith(b"%PDF-"):
+        yield "EncapsulatedDocument: expected a PDF, found none"
 
 
 def encode_pdf(context: ResultContext, volumes: SourceVolumes, key_slices: Sequence[int]) -> Dataset:

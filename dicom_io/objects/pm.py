@@ -11,7 +11,10 @@ from pydicom import Dataset
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext
 from dicom_io.content.regions import SourceVolumes
+from dicom_io.content.sources import Sources
+from dicom_io.objects.case import Case
 from dicom_io.objects.kinds import PM
+from dicom_io.objects.rules import Faults, volume_faults
 from dicom_io.volume.geometry import SeriesGeometry
 
 
@@ -37,6 +40,17 @@ def _in_order(image: ParametricMap, geometry: SeriesGeometry) -> None:
     image.PerFrameFunctionalGroupsSequence = [frames[k] for k in order]
     for number, frame in enumerate(image.PerFrameFunctionalGroupsSequence, start=1):
         frame.FrameContentSequence[0].DimensionIndexValues = [number]
+
+
+def make(case: Case) -> list[Dataset]:
+    """The map, where there is a saliency and a Frame of Reference."""
+    return [encode_pm(case.context, case.volumes)] if case.in_space and case.volumes.saliency is not None else []
+
+
+def faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    """What puts it elsewhere than its source."""
+    del sources
+    yield from volume_faults(dataset, geometry)
 
 
 def encode_pm(context: ResultContext, volumes: SourceVolumes) -> ParametricMap:

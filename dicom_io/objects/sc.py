@@ -19,11 +19,37 @@ from pydicom.uid import ExplicitVRLittleEndian
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext, decimals, orthonormal
 from dicom_io.content.regions import SourceVolumes
+from dicom_io.content.sources import Sources
+from dicom_io.objects.case import Case
 from dicom_io.objects.kinds import SC
 from dicom_io.objects.overlay import OverlayRenderer, direction_letters
+from dicom_io.objects.rules import Faults, orientation_faults, value_faults
+from dicom_io.volume.geometry import SeriesGeometry
 
 OWN = frozenset({"SOPInstanceUID", "InstanceNumber", "ImagePositionPatient", "SourceImageSequence", "PixelData"})
 """Attributes in which the instances of one overlay differ."""
+
+
+def make(case: Case) -> Iterator[Dataset]:
+    """One overlay for each source slice."""
+    return encode_sc(case.context, case.volumes)
+
+
+def faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    """What a picture must say of itself, and where it lies."""
+    del sources
+    yield from value_faults(
+        dataset,
+        {
+            "FrameOfReferenceUID": geometry.frame_of_reference_uid,
+            "PhotometricInterpretation": "RGB",
+            "BurnedInAnnotation": "YES",
+            "ConversionType": "WSD",
+            "BodyPartExamined": "BRAIN",
+        },
+    )
+    if geometry.frame_of_reference_uid is not None:
+        yield from orientation_faults(dataset.get("ImageOrientationPatient"), geometry)
 
 
 def encode_sc(context: ResultContext, volumes: SourceVolumes) -> Iterator[Dataset]:

@@ -9,13 +9,18 @@ import numpy as np
 from highdicom.color import CIELabColor
 from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.seg import Segmentation, SegmentDescription
+from pydicom import Dataset
 from pydicom.sr.codedict import codes as dictionary
 from pydicom.sr.coding import Code
 
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext, as_lo
 from dicom_io.content.regions import BoolArray, SourceVolumes
+from dicom_io.content.sources import Sources
+from dicom_io.objects.case import Case
 from dicom_io.objects.kinds import SEG
+from dicom_io.objects.rules import Faults, volume_faults
+from dicom_io.volume.geometry import SeriesGeometry
 
 RED, YELLOW = (55.0, 76.0, 60.0), (87.0, -2.0, 84.0)
 """CIELab. What supports the draft is red everywhere; the outline of the lesion must differ from it."""
@@ -56,6 +61,17 @@ def _segments(volumes: SourceVolumes) -> Iterator[Segment]:
         )
     if volumes.lesion is not None:
         yield Segment(volumes.lesion, "Lesion as estimated by AI", codes.ABNORMAL_STRUCTURE, codes.LESION, YELLOW)
+
+
+def make(case: Case) -> list[Dataset]:
+    """The segmentation, where there is a segment and a Frame of Reference."""
+    return [encode_seg(case.context, case.volumes)] if case.in_space and segments(case.volumes) else []
+
+
+def faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    """What puts it elsewhere than its source."""
+    del sources
+    yield from volume_faults(dataset, geometry)
 
 
 def encode_seg(context: ResultContext, volumes: SourceVolumes) -> Segmentation:

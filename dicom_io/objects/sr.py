@@ -38,14 +38,29 @@ from dicom_io.content.report import (
     in_words,
     wrap,
 )
-from dicom_io.content.sources import InstanceReference
+from dicom_io.content.sources import InstanceReference, Sources
+from dicom_io.objects.case import Case
 from dicom_io.objects.kinds import SR
+from dicom_io.objects.rules import Faults
+from dicom_io.objects.sr_rules import report_faults
+from dicom_io.volume.geometry import SeriesGeometry
 
 TEMPLATE_ID = "2000"
 CONTAINS = RelationshipTypeValues.CONTAINS
 INFERRED_FROM = RelationshipTypeValues.INFERRED_FROM
 HAS_CONCEPT_MOD = RelationshipTypeValues.HAS_CONCEPT_MOD
 HAS_OBS_CONTEXT = RelationshipTypeValues.HAS_OBS_CONTEXT
+
+
+def make(case: Case) -> list[Dataset]:
+    """The report."""
+    return [encode_sr(case.context, case.key_slices, case.predecessors)]
+
+
+def faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    """What makes it no report of its sources."""
+    del geometry
+    yield from report_faults(dataset, sources.instances)
 
 
 def encode_sr(

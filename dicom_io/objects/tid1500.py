@@ -37,11 +37,29 @@ from dicom_io.content.context import ResultContext
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
 from dicom_io.content.regions import BoolArray, SourceVolumes, volume_ml
 from dicom_io.content.report import RESEARCH_USE_LINE
-from dicom_io.objects.kinds import TID1500
+from dicom_io.content.sources import Sources
+from dicom_io.objects.case import Case
+from dicom_io.objects.kinds import SEG, TID1500
+from dicom_io.objects.rules import Faults
 from dicom_io.objects.seg import Segment, segments
 from dicom_io.objects.sr import evidence_headers
+from dicom_io.objects.sr_rules import regions_faults
+from dicom_io.volume.geometry import SeriesGeometry
 
 TEMPLATE_ID = "1500"
+
+
+def make(case: Case) -> list[Dataset]:
+    """The document, where there is a region."""
+    if not segments(case.volumes):
+        return []
+    return [encode_tid1500(case.context, case.volumes, case.made.get(SEG.name))]
+
+
+def faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
+    """What makes it no document of regions in its sources."""
+    del geometry
+    yield from regions_faults(dataset, sources.instances)
 
 
 def encode_tid1500(

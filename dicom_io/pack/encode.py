@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,18 +14,13 @@ from pydicom import Dataset
 
 from dicom_io.content.context import ResultContext
 from dicom_io.content.kind import ResultKind
-from dicom_io.content.regions import SourceVolumes, key_slices, load_volumes
+from dicom_io.content.regions import load_volumes
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import InstanceReference, read_sources
 from dicom_io.errors import PackError
 from dicom_io.files import sync, whole
-from dicom_io.objects.kinds import KINDS, PDF, PM, SC, SEG, SR, TID1500
-from dicom_io.objects.pdf import encode_pdf
-from dicom_io.objects.pm import encode_pm
-from dicom_io.objects.sc import encode_sc
-from dicom_io.objects.seg import encode_seg, segments
-from dicom_io.objects.sr import encode_sr
-from dicom_io.objects.tid1500 import encode_tid1500
+from dicom_io.objects.case import Case, maker_of
+from dicom_io.objects.kinds import KINDS, SR
 from dicom_io.pack.manifest import MANIFEST, Pack, PackObject, load_pack, save_manifest
 from dicom_io.pack.validate import check_objects
 from dicom_io.volume.geometry import SeriesGeometry
@@ -37,14 +32,16 @@ def wanted(**switches: bool) -> tuple[ResultKind, ...]:
     """The kinds to make: those of the default, but for what is switched on or off by its name.
 
     Raises:
-        PackError: none is left, there is no such kind, or TID 1500 is to go alone, which hides the report from viewers.
+        PackError: none is left, there is no such kind, or one is to go without that which it needs: alone it would hide
+            the report from viewers.
     """
     listed = {kind.name: kind for kind in KINDS if kind.listed}
     if unknown := sorted(set(switches) - set(listed)):
         raise PackError(f"results: expected some of {', '.join(listed)}, got {', '.join(unknown)}")
     chosen = tuple(kind for kind in listed.values() if switches.get(kind.name, kind.by_default))
-    if TID1500 in chosen and SR not in chosen:
-        raise PackError("results: tid1500 needs sr as well, since viewers do not show the text of TID 1500")
+    for kind in chosen:
+        if kind.needs and listed[kind.needs] not in chosen:
+            raise PackError(f"results: {kind} needs {kind.needs} as well, since viewers do not show its text")
     if not chosen:
         raise PackError(f"results: expected at least one of {', '.join(listed)}, got none")
     return chosen
@@ -98,7 +95,7 @@ def encode_pack(
             shutil.copytree(earlier, folder, copy_function=os.link, dirs_exist_ok=True)
         return load_pack(out)
     with _appearing(out) as folder:
-        objects = _write(context, volumes, kinds, predecessors, folder)
+        objects = _write(Case(context, volumes, predecessors), kinds, folder)
         pack = Pack(objects, identity, geometry.study_uid, synthetic_only=content.banner is not None)
         check_objects(pack, sources, geometry, banner=content.banner)
         save_manifest(folder, pack)
@@ -125,44 +122,23 @@ def _existing(out: Path, identity: str) -> Pack:
     return pack
 
 
-def _write(
-    context: ResultContext,
-    volumes: SourceVolumes,
-    kinds: Collection[ResultKind],
-    predecessors: Sequence[InstanceReference],
-    folder: Path,
-) -> tuple[PackObject, ...]:
+def _write(case: Case, kinds: Collection[ResultKind], folder: Path) -> tuple[PackObject, ...]:
     """Encode into `folder`; a second thread writes while the next object is built."""
     with ThreadPoolExecutor(max_workers=1) as writer:
         pending: list[Future[PackObject]] = [
-            writer.submit(_save, context, kind, folder / kind.file(number), dataset)
-            for kind, datasets in _encoded(context, volumes, kinds, predecessors)
-            for number, dataset in enumerate(datasets, start=1)
+            writer.submit(_save, case.context, kind, folder / kind.file(number), dataset)
+            for kind, number, dataset in _encoded(case, kinds)
         ]
         return tuple(future.result() for future in pending)
 
 
-def _encoded(
-    context: ResultContext,
-    volumes: SourceVolumes,
-    kinds: Collection[ResultKind],
-    predecessors: Sequence[InstanceReference],
-) -> Iterator[tuple[ResultKind, Iterable[Dataset]]]:
-    """The objects of each kind, as far as the case has what they need, in the order in which they are sent."""
-    in_space = context.geometry.frame_of_reference_uid is not None
-    if SR in kinds:
-        yield SR, [encode_sr(context, key_slices(volumes), predecessors)]
-    if SC in kinds:
-        yield SC, encode_sc(context, volumes)
-    if PM in kinds and in_space and volumes.saliency is not None:
-        yield PM, [encode_pm(context, volumes)]
-    segmentation = encode_seg(context, volumes) if SEG in kinds and in_space and segments(volumes) else None
-    if segmentation is not None:
-        yield SEG, [segmentation]
-    if TID1500 in kinds and segments(volumes):
-        yield TID1500, [encode_tid1500(context, volumes, segmentation)]
-    if PDF in kinds:
-        yield PDF, [encode_pdf(context, volumes, key_slices(volumes))]
+def _encoded(case: Case, kinds: Collection[ResultKind]) -> Iterator[tuple[ResultKind, int, Dataset]]:
+    """Kind, number from 1, and object, as far as the case has what they need, in the order in which they are sent."""
+    for kind in (kind for kind in KINDS if kind in kinds):
+        for number, dataset in enumerate(maker_of(kind).make(case), start=1):
+            if not kind.of_each_slice:
+                case.made[kind.name] = dataset
+            yield kind, number, dataset
 
 
 def _save(context: ResultContext, kind: ResultKind, path: Path, dataset: Dataset) -> PackObject:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,18 +17,17 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_for_tag
 
 from dicom_io.content.equipment import is_own_result
-from dicom_io.content.kind import ResultKind
 from dicom_io.content.received_text import shown, stated, text_in
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import Sources, read_sources
 from dicom_io.errors import PackError
 from dicom_io.header import quiet
-from dicom_io.objects.kinds import BY_NAME, PDF, PM, SC, SEG, SR, TID1500
-from dicom_io.pack import sr_rules
+from dicom_io.objects.case import maker_of
+from dicom_io.objects.kinds import BY_NAME, KINDS
+from dicom_io.objects.rules import Faults
+from dicom_io.objects.sr_rules import plain_text, report_faults
 from dicom_io.pack.manifest import Pack, PackObject
 from dicom_io.volume.geometry import SeriesGeometry
-
-Faults = Iterator[str]
 
 
 def check_pack(
@@ -46,8 +45,8 @@ def check_pack(
         source_files: Every received instance of the series.
         geometry: Geometry of the series.
         content: What the results were to say; None leaves the banner unchecked.
-        dciodvfy: Also run `dciodvfy` where it is installed: on each kind of object, and on the first and the last
-            overlay for all overlays, which differ in pixels and place only.
+        dciodvfy: Also run `dciodvfy` where it is installed: on each object, but only on the first and the last
+            where there is one for each slice: these differ in pixels and place only.
 
     Raises:
         PackError: every fault that was found, each with its file.
@@ -84,7 +83,8 @@ def _faults_of(
     for item, dataset in headers.items():
         yield from (f"{item.path.name}: {fault}" for fault in _object_faults(item, dataset, received, geometry, pack))
         yield from (f"{item.path.name}: {fault}" for fault in _banner_faults(dataset, banner))
-    yield from _overlay_faults([headers[item] for item in pack.of_kind(SC.name)], geometry)
+    for kind in (kind for kind in KINDS if kind.of_each_slice):
+        yield from _series_faults(kind.name, [headers[item] for item in pack.of_kind(kind.name)], geometry)
     yield from _repeated_uids(pack)
 
 
@@ -94,7 +94,7 @@ def check_sr(dataset: Dataset, sources: Sources) -> None:
     Raises:
         PackError: every fault that was found.
     """
-    faults = list(sr_rules.report_faults(dataset, sources.instances))
+    faults = list(report_faults(dataset, sources.instances))
     if faults:
         raise PackError("; ".join(faults))
 
@@ -141,7 +141,7 @@ def _object_faults(
 ) -> Faults:
     yield from _identity_faults(item, dataset, sources, geometry)
     yield from _reference_faults(dataset, sources, pack)
-    yield from _RULES[BY_NAME[item.kind]](dataset, sources, geometry)
+    yield from maker_of(BY_NAME[item.kind]).faults(dataset, sources, geometry)
 
 
 def _identity_faults(item: PackObject, dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
@@ -171,7 +171,7 @@ def _banner_faults(dataset: Dataset, banner: str | None) -> Faults:
     if banner is None:
         return
     said = (
-        sr_rules.plain_text(dataset)
+        plain_text(dataset)
         if "ContentSequence" in dataset
         else " ".join(str(dataset.get(keyword) or "") for keyword in ("ImageComments", "DocumentTitle"))
     )
@@ -196,76 +196,22 @@ def _referenced(dataset: Dataset) -> Iterator[str]:
             yield from _referenced(item)
 
 
-def _report_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
-    del geometry
-    yield from sr_rules.report_faults(dataset, sources.instances)
-
-
-def _regions_sr_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
-    del geometry
-    yield from sr_rules.regions_faults(dataset, sources.instances)
-
-
-def _picture_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
-    del sources
-    yield from _frame_of_reference_faults(dataset, geometry)
-    for keyword, expected in (
-        ("PhotometricInterpretation", "RGB"),
-        ("BurnedInAnnotation", "YES"),
-        ("ConversionType", "WSD"),
-        ("BodyPartExamined", "BRAIN"),
-    ):
-        if dataset.get(keyword) != expected:
-            yield f"{keyword}: expected {expected}, found {dataset.get(keyword)}"
-    if geometry.frame_of_reference_uid is None:
+def _series_faults(kind: str, images: Sequence[Dataset], geometry: SeriesGeometry) -> Faults:
+    """One image for each source slice, in its order, at its place."""
+    if not images:
         return
-    orientation = np.array(dataset.get("ImageOrientationPatient") or [0] * 6, dtype=np.float64)
-    if not np.allclose(orientation, geometry.orientation, atol=2e-3):
-        yield f"ImageOrientationPatient: expected {geometry.orientation}, found {orientation.tolist()}"
-
-
-def _document_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
-    del sources, geometry
-    if dataset.get("BurnedInAnnotation") != "YES":
-        yield f"BurnedInAnnotation: expected YES, found {dataset.get('BurnedInAnnotation')}"
-    if not bytes(dataset.get("EncapsulatedDocument") or b"").startswith(b"%PDF-"):
-        yield "EncapsulatedDocument: expected a PDF, found none"
-
-
-def _volume_faults(dataset: Dataset, sources: Sources, geometry: SeriesGeometry) -> Faults:
-    del sources
-    yield from _frame_of_reference_faults(dataset, geometry)
-    for keyword, expected in (("Rows", geometry.rows), ("Columns", geometry.columns)):
-        if dataset.get(keyword) != expected:
-            yield f"{keyword}: expected {expected} as in the source, found {dataset.get(keyword)}"
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    orientation = shared.PlaneOrientationSequence[0].ImageOrientationPatient
-    if not np.allclose(np.array(orientation, dtype=np.float64), geometry.orientation, atol=2e-3):
-        yield f"ImageOrientationPatient: expected {geometry.orientation}, found {list(orientation)}"
-
-
-def _frame_of_reference_faults(dataset: Dataset, geometry: SeriesGeometry) -> Faults:
-    found = dataset.get("FrameOfReferenceUID")
-    if found != geometry.frame_of_reference_uid:
-        yield f"FrameOfReferenceUID: expected {geometry.frame_of_reference_uid}, found {found}"
-
-
-def _overlay_faults(overlays: Sequence[Dataset], geometry: SeriesGeometry) -> Faults:
-    """One overlay for each source slice, in its order, at its place."""
-    if not overlays:
+    if len(images) != len(geometry.slices):
+        yield f"{kind}: expected one image for each of {len(geometry.slices)} slices, found {len(images)}"
         return
-    if len(overlays) != len(geometry.slices):
-        yield f"sc: expected one overlay for each of {len(geometry.slices)} slices, found {len(overlays)}"
-        return
-    for number, (overlay, source) in enumerate(zip(overlays, geometry.slices, strict=True), start=1):
-        shown = [item.ReferencedSOPInstanceUID for item in overlay.get("SourceImageSequence", [])]
+    for number, (image, source) in enumerate(zip(images, geometry.slices, strict=True), start=1):
+        shown = [item.ReferencedSOPInstanceUID for item in image.get("SourceImageSequence", [])]
         if shown != [source.sop_instance_uid]:
-            yield f"sc {number}: expected its source to be {source.sop_instance_uid}, found {', '.join(shown)}"
+            yield f"{kind} {number}: expected its source to be {source.sop_instance_uid}, found {', '.join(shown)}"
     if geometry.frame_of_reference_uid is None:
         return
-    places = [np.array(overlay.ImagePositionPatient, dtype=np.float64) @ geometry.normal for overlay in overlays]
+    places = [np.array(image.ImagePositionPatient, dtype=np.float64) @ geometry.normal for image in images]
     if any(later <= earlier for earlier, later in pairwise(places)):
-        yield "sc: expected overlays in the order of their places along the normal"
+        yield f"{kind}: expected images in the order of their places along the normal"
 
 
 def _repeated_uids(pack: Pack) -> Faults:
@@ -275,16 +221,9 @@ def _repeated_uids(pack: Pack) -> Faults:
 
 
 def _representatives(pack: Pack) -> list[PackObject]:
-    overlays = pack.of_kind(SC.name)
-    others = [item for item in pack.objects if item.kind != SC.name]
-    return [*others, *overlays[:1], *overlays[1:][-1:]]
-
-
-_RULES: dict[ResultKind, Callable[[Dataset, Sources, SeriesGeometry], Faults]] = {
-    SR: _report_faults,
-    SC: _picture_faults,
-    PM: _volume_faults,
-    SEG: _volume_faults,
-    TID1500: _regions_sr_faults,
-    PDF: _document_faults,
-}
+    """Every object, but the first and the last only of a kind with one for each slice."""
+    found: list[PackObject] = []
+    for kind in KINDS:
+        items = pack.of_kind(kind.name)
+        found += [*items[:1], *items[1:][-1:]] if kind.of_each_slice else items
+    return found

@@ -22,9 +22,9 @@ from dicom_io.errors import PackError
 from dicom_io.files import save_durably
 from dicom_io.objects.kinds import SR
 from dicom_io.objects.sr import encode_sr
+from dicom_io.objects.sr_rules import report_faults
 from dicom_io.pack.encode import reports_of
 from dicom_io.pack.manifest import Pack, load_pack
-from dicom_io.pack.sr_rules import report_faults
 from dicom_io.volume.geometry import SeriesGeometry
 
 SAME = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "AccessionNumber", "StudyInstanceUID")

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import ast
+import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydicom import dcmread
-from results_factory import default_pack
+from results_factory import default_pack, make_case
 
 from daemon.config.sections import Results
 from dicom_io.errors import PackError
-from dicom_io.objects.kinds import BY_NAME, KINDS, REJECTION, SC, SR
-from dicom_io.pack.encode import wanted
+from dicom_io.objects import pdf
+from dicom_io.objects.kinds import BY_NAME, KINDS, PDF, REJECTION, SC, SR
+from dicom_io.pack import encode, validate
+from dicom_io.pack.encode import encode_pack, wanted
 
 ROOT = Path(__file__).parents[3]
 
@@ -56,6 +61,31 @@ def test_switches_must_make_sense() -> None:
     assert wanted() == tuple(kind for kind in KINDS if kind.by_default)
     with pytest.raises(PackError, match=r"expected some of sr, .*, got ct"):
         wanted(ct=True)
+
+
+@pytest.mark.parametrize("blamed", [False, True])
+def test_a_new_kind_is_an_entry_and_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blamed: bool) -> None:
+    """It is made, checked by its own rules, and listed, and no other file knows of it."""
+    kind = replace(PDF, name="leaflet", file_name="leaflet.dcm", made_by="leaflet", needs=SR.name)
+    faults = ["too short"] if blamed else []
+    monkeypatch.setitem(sys.modules, "leaflet", SimpleNamespace(make=pdf.make, faults=lambda *_: faults))
+    monkeypatch.setitem(BY_NAME, kind.name, kind)
+    for user in (encode, validate):
+        monkeypatch.setattr(user, "KINDS", (*KINDS, kind))
+    with pytest.raises(PackError, match="leaflet needs sr as well"):
+        wanted(leaflet=True, sr=False)
+    case = make_case(tmp_path / "case")
+
+    def packed() -> list[str]:
+        pack = encode_pack(**case.arguments(kinds=[SR, kind], identity="x", out=tmp_path / "out"))
+        return [item.kind for item in pack.objects]
+
+    if not blamed:
+        assert packed() == ["sr", "leaflet"]
+        return
+    with pytest.raises(PackError, match=r"leaflet\.dcm: too short"):
+        packed()
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_other_file_names_a_kind() -> None:

@@ -268,7 +268,7 @@ def test_an_object_without_our_equipment_is_not_sent(copied: tuple[Case, Pack], 
 def test_missing_and_repeated_overlays_are_noticed(copied: tuple[Case, Pack], sources: Sources) -> None:
     case, pack = copied
     fewer = replace(pack, objects=tuple(i for i in pack.objects if i != pack.of_kind("sc")[4]))
-    with pytest.raises(PackError, match="one overlay for each of 36 slices, found 35"):
+    with pytest.raises(PackError, match="sc: expected one image for each of 36 slices, found 35"):
         check_objects(fewer, sources, case.geometry, banner=None, dciodvfy=False)
     twice = replace(pack, objects=(*pack.objects, pack.of_kind("sr")[0]))
     with pytest.raises(PackError, match="expected on one object, found on 2"):

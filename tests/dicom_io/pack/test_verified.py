@@ -9,7 +9,7 @@ from results_factory import content, default_pack
 
 from dicom_io.content.equipment import is_own_result
 from dicom_io.content.report import RESEARCH_USE_LINE, FindingRecord
-from dicom_io.pack.sr_rules import plain_text
+from dicom_io.objects.sr_rules import plain_text
 from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 from dicom_io.pack.verified import Verification, encode_verified
 

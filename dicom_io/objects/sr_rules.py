@@ -13,8 +13,7 @@ from pydicom.sr.coding import Code
 from dicom_io.content import codes
 from dicom_io.content.report import LINE_WIDTH, RESEARCH_USE_LINE
 from dicom_io.content.sources import InstanceReference
-
-Faults = Iterator[str]
+from dicom_io.objects.rules import Faults
 
 LEGAL: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "CONTAINS": (
