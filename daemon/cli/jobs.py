@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import getpass
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ import sqlalchemy as sa
 import typer
 
 from daemon.assemble import index
-from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, print_table
+from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, print_table, user
 from daemon.config.load import load_settings
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database, open_index
@@ -43,8 +42,8 @@ def _files(settings: Settings, engine: sa.Engine) -> JobFiles:
 
 
 def _audit(settings: Settings, event: str, **facts: Any) -> None:
-    """Who did it, as the system knows them."""
-    AuditLog(settings.data.audit).write(event, by=f"{getpass.getuser()} (command line)", **facts)
+    """What was done, and who did it, as the system knows them."""
+    AuditLog(settings.data.audit).note(event, by=user(), **facts)
 
 
 def _when(seconds: float) -> str:
@@ -166,13 +165,13 @@ def jobs_cancel(job_id: str, config: ConfigOption = None, as_json: JsonOption = 
 def jobs_reviews(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Print the readers' verdicts as JSONL (--json: as one list), the oldest first, for training."""
     settings, engine, _ = _store(config)
+    AuditLog(settings.data.audit).write("reviews_exported", by=user())
     reviews = [review.to_json() for review in all_reviews(engine)]
     if as_json:
         emit_json(reviews)
     else:
         for review in reviews:
             data.print(json.dumps(review, ensure_ascii=False))
-    _audit(settings, "reviews_exported")
 
 
 @jobs_app.command("purge")

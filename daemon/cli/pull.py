@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import getpass
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
-from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, print_table, working
+from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, print_table, user, working
 from daemon.config.load import load_settings
 from daemon.config.sections import Settings, Source
 from daemon.database.engine import open_database
@@ -179,7 +178,7 @@ def _show(store: PullStore, pull_id: str, *, as_json_: bool) -> None:
 
 
 def _audit(settings: Settings, event: str, **facts: Any) -> None:
-    AuditLog(settings.data.audit).write(event, by=f"{getpass.getuser()} (command line)", **facts)
+    AuditLog(settings.data.audit).note(event, by=user(), **facts)
 
 
 @pull_app.command("list")

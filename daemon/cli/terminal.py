@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +32,15 @@ ConfigOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 WeightsOption = Annotated[str | None, typer.Option(help="`demo`, a folder, or a hub id.", show_default="demo")]
+
+
+def user() -> str:
+    """Who gives the command, as the system knows them: by name, or by number where it has none."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # in a container, as a rule
+        name = f"uid {os.getuid()}"
+    return f"{name} (command line)"
 
 
 def emit_json(value: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from daemon.config.sections import Destination
+from daemon.database.patience import patient
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
 from daemon.deliver.client import DestinationClient, client_for
 from daemon.deliver.confirmation import NOT_POSSIBLE, confirm
@@ -195,7 +196,9 @@ def _send(
 
     def note(uid: str, state: DeliveryState, status: str, reason: str) -> None:
         delivery = left.pop(uid)
-        store.note_delivery(delivery.job_id, delivery.destination, uid, state=state, status=status, reason=reason)
+        patient(store.note_delivery)(  # without it what was accepted would be sent again
+            delivery.job_id, delivery.destination, uid, state=state, status=status, reason=reason
+        )
         if state is DeliveryState.WAITING:
             reasons.append(reason)
 

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
 from dbos import error as dbos_error
 
 from daemon.config.sections import Settings
+from daemon.database.patience import may_pass, patient
 from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
 from daemon.deliver.delivery import deliver_to, give_up_all, is_open, plan_deliveries
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
@@ -43,12 +43,6 @@ log = logging.getLogger(__name__)
 
 STEP_ATTEMPTS = 3
 """A step that crashes the model process is tried this often, each time in a fresh process."""
-
-DATABASE_PATIENCE = 600.0
-"""Seconds for which a step waits for a database that does not answer."""
-
-DATABASE_PAUSE = 1.0
-"""Seconds between two attempts to reach it."""
 
 ROOM_BYTES = 1 << 20
 """A step that found the disk full is tried again once so many more bytes are free."""
@@ -92,33 +86,6 @@ def context() -> Context:
     if _context is None:
         raise RuntimeError("set_context() must be called before a workflow runs")
     return _context
-
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def _patient(work: Callable[P, T]) -> Callable[P, T]:
-    """The work, done again while the database does not answer: nothing of a study is lost by that but time."""
-
-    @functools.wraps(work)
-    def patient(*args: P.args, **kwargs: P.kwargs) -> T:
-        deadline = time.monotonic() + DATABASE_PATIENCE
-        while True:
-            try:
-                return work(*args, **kwargs)
-            except sa.exc.DBAPIError as error:
-                if not _may_pass(error) or time.monotonic() > deadline:
-                    raise
-                log.warning("the database does not answer (%s); tried again", type(error.orig).__name__)
-                time.sleep(DATABASE_PAUSE)
-
-    return patient
-
-
-def _may_pass(error: sa.exc.DBAPIError) -> bool:
-    """Whether the database was away or locked, and not asked for something that it cannot do."""
-    return isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)) or error.connection_invalidated
 
 
 def submit(job_id: str) -> None:
@@ -188,7 +155,7 @@ def _durable(work: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
     def guarded(job_id: str) -> list[str]:
         while True:
             try:
-                return _patient(work)(job_id)
+                return patient(work)(job_id)
             except Exception as error:  # noqa: BLE001 - it must end this job, and not leave it running for ever
                 if not is_disk_full(error) and not isinstance(error, DiskFull):
                     raise _foreseen(error, job_id, work.__name__) from None
@@ -206,11 +173,11 @@ def _durable(work: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
 
 def _foreseen(error: Exception, job_id: str, step: str) -> Exception:
     """The error itself where it says what to do, else a permanent one whose reason is in the job's row."""
-    if isinstance(error, DaemonError) or (isinstance(error, sa.exc.DBAPIError) and _may_pass(error)):
+    if isinstance(error, DaemonError) or (isinstance(error, sa.exc.DBAPIError) and may_pass(error)):
         return error
     log.error("job %s: step %s failed unexpectedly", job_id, step, exc_info=error)
     why = f"step {step}: unexpected {type(error).__name__}"
-    _patient(context().store.update)(job_id, reason=f"{why}: {error} (see the log of the service)")
+    patient(context().store.update)(job_id, reason=f"{why}: {error} (see the log of the service)")
     return Permanent(f"{why}: why stands in the job's record")
 
 
@@ -223,7 +190,7 @@ def _wait_for_room(job_id: str) -> None:
     store, folder = context().store, context().settings.data.root
     there = free_bytes(folder)
     log.warning("job %s waits for room on the disk: %d bytes are free", job_id, there)
-    _patient(store.update)(job_id, progress="waits for room on the disk")
+    patient(store.update)(job_id, progress="waits for room on the disk")
     deadline = time.monotonic() + LONGEST_WITHOUT_ROOM
     while free_bytes(folder) < there + ROOM_BYTES and time.monotonic() < deadline:
         time.sleep(ROOM_PAUSE)
@@ -238,12 +205,12 @@ def _wait_while_paused(job_id: str) -> None:
         Cancelled: the job was, meanwhile.
     """
     store, told = context().store, 0.0
-    while (pause := _patient(store.paused)()) is not None:
+    while (pause := patient(store.paused)()) is not None:
         if _is_cancelled(job_id):
             raise Cancelled("cancelled by request")
         if time.monotonic() - told > PAUSE_SIGN_SECONDS:
             told = time.monotonic()
-            _patient(store.update)(job_id, progress=f"the queue is paused by {pause.by}")
+            patient(store.update)(job_id, progress=f"the queue is paused by {pause.by}")
         time.sleep(PAUSE_SECONDS)
 
 
@@ -284,9 +251,9 @@ def report(job_id: str) -> list[str]:
     earlier.look_up(context().store.engine, context().settings.data, context().files, job_id, context().elsewhere)
     _run("report", job_id)
     written = read_report(_folder(job_id))
-    _patient(context().store.update)(job_id, result=findings_line(written.findings))
+    patient(context().store.update)(job_id, result=findings_line(written.findings))
     earlier.note(context().store.engine, _folder(job_id), job_id, written)
-    _patient(count_report)(context().store.engine, job_id, _folder(job_id))
+    patient(count_report)(context().store.engine, job_id, _folder(job_id))
     return []
 
 
@@ -339,7 +306,7 @@ plan_step = _durable(plan)
 
 
 @DBOS.step(name="end")
-@_patient
+@patient
 def end_step(job_id: str, error: str, text: str) -> str:
     """Write down how the job ended, or that its results are on their way.
 
@@ -373,7 +340,7 @@ def end_step(job_id: str, error: str, text: str) -> str:
 
 
 @DBOS.step(name="attempt")
-@_patient
+@patient
 def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
     """One attempt at one destination; returns the wait before the next in seconds, or None when it is over.
 
@@ -419,7 +386,7 @@ def _holds_back(job: Job, destination: str) -> bool:
 
 
 @DBOS.step(name="finish")
-@_patient
+@patient
 def finish_step(job_id: str) -> str:
     """The job is done when nothing of it waits any more, and failed when something is in the dead letter."""
     store = context().store
@@ -450,7 +417,7 @@ def _run(step: str, job_id: str) -> None:
     the child works, a database that does not answer costs lines of progress only.
     """
     store = context().store
-    update = _patient(store.update)
+    update = patient(store.update)
 
     def note(done: int, total: int, text: str) -> None:
         try:
@@ -462,9 +429,9 @@ def _run(step: str, job_id: str) -> None:
         raise Cancelled("cancelled by request")
     update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
     started = time.monotonic()
-    folder = _patient(_folder)(job_id)
-    for replaced in _patient(store.superseded_by)(job_id) if step == "encode" else ():
-        _patient(context().files.fetch)(replaced)  # its report is named as predecessor, its images are rejected
+    folder = patient(_folder)(job_id)
+    for replaced in patient(store.superseded_by)(job_id) if step == "encode" else ():
+        patient(context().files.fetch)(replaced)  # its report is named as predecessor, its images are rejected
     try:
         context().steps.run(step, Path(folder.root), progress=note, cancelled=lambda: _is_cancelled(job_id))
     except DaemonError as error:
@@ -473,8 +440,8 @@ def _run(step: str, job_id: str) -> None:
         raise type(error)(f"step {step}: why stands in the job's record") from None
     finally:
         metrics.MODEL_GPU_BYTES.set(context().steps.gpu_bytes)
-        _patient(context().files.keep)(job_id, step)  # what a refusal leaves, too: the verdict on each series
+        patient(context().files.keep)(job_id, step)  # what a refusal leaves, too: the verdict on each series
     seconds = time.monotonic() - started
     metrics.STEP_SECONDS.labels(step).observe(seconds)
-    _patient(store.add_timing)(job_id, step, seconds)
+    patient(store.add_timing)(job_id, step, seconds)
     log.info("job %s: %s took %.2f s", job_id, step, seconds)

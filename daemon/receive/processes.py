@@ -7,6 +7,7 @@ the child reads the end of it and leaves too.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -81,14 +82,15 @@ class Receivers:
 
         Raises:
             Permanent: a new one does not start.
+            OSError: there are no memory or handles for it.
         """
-        dead = [child for child in self._children if child.poll() is not None]
-        for child in dead:
+        dead = [place for place, child in enumerate(self._children) if child.poll() is not None]
+        for place in dead:
+            child = self._children[place]
             log.error("receiver process %d ended with %s; starting another", child.pid, child.returncode)
-            self._children.remove(child)
+            self._children[place] = _start_child(self._order, self._socket)  # where that fails, the dead one is missed
             _close(child)
-            self._children.append(_start_child(self._order, self._socket))
-            _await_ready(self._children[-1])
+            _await_ready(self._children[place])
         return len(dead)
 
     def stop(self) -> None:
@@ -169,8 +171,9 @@ def _start_child(order: Order, listening: socket.socket) -> subprocess.Popen[byt
         start_new_session=True,  # Ctrl-C in the terminal reaches the parent alone, which then stops us in order
     )
     stdin, _ = _pipes(child)
-    stdin.write(order.model_dump_json().encode() + b"\n")
-    stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen when it should be ready
+        stdin.write(order.model_dump_json().encode() + b"\n")
+        stdin.flush()
     return child
 
 
@@ -193,7 +196,8 @@ def _pipes(child: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
 
 def _close(child: subprocess.Popen[bytes]) -> None:
     for pipe in _pipes(child):
-        pipe.close()
+        with contextlib.suppress(BrokenPipeError):  # what it did not read
+            pipe.close()
 
 
 def run_receiver(order: Order, answers: IO[bytes]) -> None:

@@ -61,7 +61,4 @@ class RefusalLog:
                 return
             self._noted[tuple(facts.values())] = now
             left_out, self._left_out = self._left_out, 0
-        try:
-            self.audit.write("refused", **facts, left_out_before=left_out)
-        except OSError as error:  # the disk is full: the sender is refused all the same
-            log.warning("a refusal is not in the audit log: %s", error)
+        self.audit.note("refused", **facts, left_out_before=left_out)

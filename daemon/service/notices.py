@@ -23,6 +23,7 @@ import sqlalchemy as sa
 
 from daemon.config.sections import Notice, Settings
 from daemon.database.engine import open_index, upsert
+from daemon.database.patience import patient
 from daemon.database.tables import DELIVERIES, INSTANCES, JOBS, NOTICES, DeliveryState, JobState
 from daemon.jobs.store import now
 
@@ -143,8 +144,12 @@ class Teller:
         state = SENT if reason == "" else GIVEN_UP if attempts >= self.receiver.max_attempts else WAITING
         if state is GIVEN_UP:
             log.error("notice %s: given up after %d attempts: %s", self.receiver.name, attempts, reason)
-        with self._engine.begin() as connection:
-            connection.execute(sa.update(NOTICES).where(*key).values(state=state, reason=reason))
+
+        def write_down() -> None:
+            with self._engine.begin() as connection:
+                connection.execute(sa.update(NOTICES).where(*key).values(state=state, reason=reason))
+
+        patient(write_down)()  # it was told, and must not be told again
         return True
 
 

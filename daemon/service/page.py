@@ -93,7 +93,11 @@ class PageProcess:
         if self._child is None:
             if now < self._next_start:
                 return
-            self._start()
+            try:
+                self._start()
+            except OSError as error:  # no memory or handles for it just now: the rest goes on
+                log.error("the page cannot be started, tried again soon: %s", error)  # noqa: TRY400 - it says all
+                return
         self._tell()
 
     def stop(self) -> None:

@@ -233,7 +233,7 @@ class _Parts:
             client.enqueue_report(self.engine, actions.job_or_error(self.store, arrival.job_id))
         if new:
             record = records.Arrival.read(JobFolder(arrival.folder).arrival)
-            self.audit.write(
+            self.audit.note(
                 "received", job=arrival.job_id, study_uid=arrival.study_uid, series_uids=arrival.series_uids,
                 instances=arrival.instances, calling_aets=list(record.calling_aets), peers=list(record.peers),
             )  # fmt: skip
@@ -252,7 +252,7 @@ class _Parts:
         """What PACSs told our receivers about storage commitment."""
         try:
             take_reports(self.engine, self.settings.data.commitment_reports)
-        except sa.exc.SQLAlchemyError as error:  # the files stay for the next time
+        except (sa.exc.SQLAlchemyError, OSError) as error:  # the files stay for the next time
             log.warning("reports of storage commitment wait: %s", error)
 
     def start_threads(self) -> None:
@@ -294,7 +294,7 @@ class _Parts:
     def _purge(self) -> None:
         removed = retention.purge(self.store, self.settings, dry_run=False, forget_files=self.files.forget)
         for purged in removed:
-            self.audit.write("purged", job=purged.job_id, state=purged.state, why=purged.why)
+            self.audit.note("purged", job=purged.job_id, state=purged.state, why=purged.why)
 
     def close(self) -> None:
         """Stop what runs."""

@@ -124,20 +124,26 @@ def job_files(
 
 
 def make_store(engine: sa.Engine, audit: AuditLog, files: JobFiles, lease: Lease | None) -> JobStore:
-    """The job tables, with each delivery counted and in the audit log."""
+    """The job tables, with each delivery counted and in the audit log.
+
+    Neither can fail an attempt: it was made, and must not be made again because it could not be counted.
+    """
 
     def on_attempt(job_id: str, destination: str, sop_instance_uid: str, state: DeliveryState, status: str) -> None:
-        sent = state is DeliveryState.SENT
-        metrics.OBJECTS_SENT.labels(destination, str(state)).inc()
-        if sent:
-            manifest = files.fetch(job_id).dicom / MANIFEST
-            if manifest.exists():
-                metrics.DELIVERY_LAG.labels(destination).observe(max(0.0, time.time() - manifest.stat().st_mtime))
         event = {DeliveryState.UNCONFIRMED: "accepted", DeliveryState.SENT: "sent"}.get(state, "not_sent")
-        audit.write(
+        audit.note(
             event, durably=False, job=job_id, destination=destination,
             sop_instance_uid=sop_instance_uid, status=status,
         )  # fmt: skip
+        metrics.OBJECTS_SENT.labels(destination, str(state)).inc()
+        if state is DeliveryState.SENT:
+            try:
+                manifest = files.fetch(job_id).dicom / MANIFEST
+                metrics.DELIVERY_LAG.labels(destination).observe(max(0.0, time.time() - manifest.stat().st_mtime))
+            except FileNotFoundError:
+                pass  # it is purged already
+            except (OSError, DaemonError, sa.exc.SQLAlchemyError) as error:  # where files are shared
+                log.warning("the time of a delivery of job %s is not counted: %s", job_id, error)
 
     if lease is None:
         return JobStore(engine, on_attempt=on_attempt)

@@ -39,7 +39,7 @@ async def retry(request: Request) -> Response:
     await form_of(request)
     page, job_id = page_of(request), request.path_params["job_id"]
     started = await run_in_threadpool(actions.retry, page.store, page.engine, job_id)
-    page.audit.write("retried", by=identity_of(request).named, job=job_id, what=started)
+    page.audit.note("retried", by=identity_of(request).named, job=job_id, what=started)
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
 
@@ -48,7 +48,7 @@ async def retry_delivery(request: Request) -> Response:
     await form_of(request)
     page, job_id, name = page_of(request), request.path_params["job_id"], request.path_params["name"]
     started = await run_in_threadpool(actions.retry_delivery, page.store, page.engine, job_id, name)
-    page.audit.write("retried", by=identity_of(request).named, job=job_id, what=started)
+    page.audit.note("retried", by=identity_of(request).named, job=job_id, what=started)
     return RedirectResponse(f"/jobs/{job_id}#delivery", 303)
 
 
@@ -64,7 +64,7 @@ async def retry_destination(request: Request) -> Response:
             except DaemonError as error:  # it is at work again, or somebody else was quicker
                 log.info("job %s is not retried: %s", job_id, error)
                 continue
-            page.audit.write("retried", by=identity_of(request).named, job=job_id, what=started)
+            page.audit.note("retried", by=identity_of(request).named, job=job_id, what=started)
 
     await run_in_threadpool(send_again)
     return RedirectResponse("/", 303)
@@ -81,7 +81,7 @@ async def test_destination(request: Request) -> Response:
         trouble = str(error)
     else:
         trouble = ""
-    page.audit.write("tested", by=identity_of(request).named, destination=destination.name, answers=not trouble)
+    page.audit.note("tested", by=identity_of(request).named, destination=destination.name, answers=not trouble)
     return render(request, "tested.html", destination=destination, asked=client.sign_of_life, trouble=trouble)
 
 
@@ -98,7 +98,7 @@ async def pause(request: Request) -> Response:
     await form_of(request)
     page, who = page_of(request), identity_of(request).named
     await run_in_threadpool(page.store.pause, who)
-    page.audit.write("paused", by=who)
+    page.audit.note("paused", by=who)
     return RedirectResponse("/", 303)
 
 
@@ -107,7 +107,7 @@ async def resume(request: Request) -> Response:
     await form_of(request)
     page = page_of(request)
     await run_in_threadpool(page.store.resume)
-    page.audit.write("resumed", by=identity_of(request).named)
+    page.audit.note("resumed", by=identity_of(request).named)
     return RedirectResponse("/", 303)
 
 
@@ -117,7 +117,7 @@ async def complete(request: Request) -> Response:
     page, study_uid = page_of(request), fields.get("study", "")
     index = open_index(page.settings, page.engine)
     await run_in_threadpool(complete_now, index, study_uid)
-    page.audit.write("completed", by=identity_of(request).named, study_uid=study_uid)
+    page.audit.note("completed", by=identity_of(request).named, study_uid=study_uid)
     return RedirectResponse("/", 303)
 
 
@@ -126,7 +126,7 @@ async def cancel(request: Request) -> Response:
     await form_of(request)
     page, job_id = page_of(request), request.path_params["job_id"]
     await run_in_threadpool(actions.cancel, page.store, job_id)
-    page.audit.write("cancelled", by=identity_of(request).named, job=job_id)
+    page.audit.note("cancelled", by=identity_of(request).named, job=job_id)
     return RedirectResponse(f"/jobs/{job_id}", 303)
 
 
@@ -144,7 +144,7 @@ async def _change_pull(request: Request, state: PullState) -> Response:
     await form_of(request)
     page, pull_id = page_of(request), request.path_params["pull_id"]
     await run_in_threadpool(PullStore(page.engine).set_state, pull_id, state)
-    page.audit.write("pull_changed", by=identity_of(request).named, pull=pull_id, state=str(state))
+    page.audit.note("pull_changed", by=identity_of(request).named, pull=pull_id, state=str(state))
     return RedirectResponse("/", 303)
 
 
@@ -168,10 +168,10 @@ async def review(request: Request) -> Response:
             reason=fields.get("reason", ""), edited=fields.get("edited", ""),
         )  # fmt: skip
         READER_VERDICTS.labels(str(given.verdict)).inc()
-        page.audit.write("reviewed", by=identity.named, job=job_id, verdict=str(given.verdict))
+        page.audit.note("reviewed", by=identity.named, job=job_id, verdict=str(given.verdict))
         if verifying:
             send_verified(page.settings, page.engine, page.store, page.files, job, given)
-            page.audit.write("verified", by=identity.named, job=job_id)
+            page.audit.note("verified", by=identity.named, job=job_id)
 
     await run_in_threadpool(judge)
     return RedirectResponse(f"/jobs/{job_id}#review", 303)

@@ -303,7 +303,7 @@ async def upload(request: Request) -> Response:
         finally:
             body.close()
             await run_in_threadpool(intake.close)
-            page.audit.write("uploaded", by=identity_of(request).named, instances=intake.taken, refused=intake.refusals)
+            page.audit.note("uploaded", by=identity_of(request).named, instances=intake.taken, refused=intake.refusals)
     finally:
         _ONE_AT_A_TIME.release()
     return render(request, "upload.html", intake=intake, most_mb=page.settings.web.upload_mb)
