@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import psutil
 import sqlalchemy as sa
 
 from daemon.config.load import load_settings
@@ -24,6 +26,9 @@ from daemon.jobs.store import Job, JobStore
 from daemon.trial.pacs import LOOPBACK
 
 START_SECONDS = 300
+
+STILL_SECONDS = 60.0
+"""A service that was told to end and computes nothing for so long is killed."""
 
 
 def toml(sections: Mapping[str, Any]) -> str:
@@ -168,15 +173,25 @@ class TrialService:
             self.process.wait()
 
     def stop(self) -> int | None:
-        """SIGTERM, and wait; returns the exit code."""
+        """SIGTERM, and wait; returns the exit code, which is that of SIGKILL where it stood still."""
         self._engine.dispose()
         if self.process is None:
             return None
         if self.process.poll() is None:
             self.process.terminate()
-            try:
-                self.process.wait(15)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            wait_while_it_works(self.process)
         return self.process.returncode
+
+
+def wait_while_it_works(process: subprocess.Popen[bytes]) -> None:
+    """Wait for a process that was told to end, and kill it once it stands still: a busy machine only takes longer."""
+    seconds, deadline = -1.0, 0.0
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess):
+            used = sum(psutil.Process(process.pid).cpu_times()[:2])
+            if used > seconds:
+                seconds, deadline = used, time.monotonic() + STILL_SECONDS
+        if time.monotonic() > deadline:
+            process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)

@@ -17,7 +17,7 @@ from postgres_support import Postgres, needs_postgres
 from daemon.database.tables import JobState
 from daemon.engine.lease import EXIT_FENCED
 from daemon.jobs.store import Job
-from daemon.trial.daemon import TrialService
+from daemon.trial.daemon import TrialService, wait_while_it_works
 from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
@@ -67,11 +67,7 @@ class Worker:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+            wait_while_it_works(self.process)
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float) -> None:

@@ -81,6 +81,26 @@ def test_a_receiver_that_dies_is_replaced(start):
         assert association.send_c_echo().Status == Status.SUCCESS
 
 
+def test_a_receiver_for_which_there_is_no_memory_is_missed_until_it_runs(start, monkeypatch):
+    receivers = start(processes=1)
+    os.kill(receivers.pids[0], signal.SIGKILL)
+    wait_until(lambda: not receivers.alive())
+
+    def fail(*_, **__):
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processes.subprocess, "Popen", fail)
+        for _ in range(2):
+            with pytest.raises(OSError, match="memory"):
+                receivers.restart_dead()
+            assert not receivers.alive()
+    assert receivers.restart_dead() == 1
+    assert receivers.alive()
+    with associate(receivers.address) as association:
+        assert association.send_c_echo().Status == Status.SUCCESS
+
+
 PARENT = """
 import sys, time
 from pathlib import Path

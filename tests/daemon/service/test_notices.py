@@ -14,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from daemon.config.sections import Notice, Settings
+from daemon.database import patience
 from daemon.database.engine import open_database, upsert
 from daemon.database.tables import DELIVERIES, INSTANCES, NOTICES, DeliveryState, JobState
 from daemon.jobs.store import JobStore, now
@@ -124,6 +125,26 @@ def test_what_was_given_up_is_told_and_what_was_refused_is_not(tmp_path: Path, r
     teller.look()
     tell_all(teller)
     assert [json.loads(body)["job"] for _, _, body in receiver.came] == ["given-up"]
+
+
+def test_a_database_that_is_locked_afterwards_does_not_have_it_told_again(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teller, store, engine = site(tmp_path, receiver.url, events=["failed"])
+    troubles(store, engine)
+    teller.look()
+    monkeypatch.setattr(patience, "DATABASE_PAUSE", 0.01)
+    locked = [True] * 3
+
+    def lock(*_: Any) -> None:
+        if receiver.came and locked:
+            locked.pop()
+            raise sa.exc.OperationalError("UPDATE", {}, Exception("database is locked"))
+
+    sa.event.listen(engine, "before_cursor_execute", lock)
+    assert teller.tell_next()
+    assert rows(engine)["failed"].state == notices.SENT
+    assert len(receiver.came) == 1
 
 
 def test_two_tellers_of_one_database_tell_it_once(tmp_path: Path, receiver: Receiver) -> None:

@@ -62,6 +62,21 @@ def test_it_shows_what_the_service_tells_it(page: Page) -> None:
     wait_until(lambda: page.ask("/healthz") == (503, "assembler does not run\n"), seconds=SECONDS)
 
 
+def test_one_for_which_there_is_no_memory_is_started_later(
+    page: Page, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "RESTART_SECONDS", 0.0)
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.subprocess, "Popen", fail)
+        page.process.keep()
+    assert "Cannot allocate memory" in caplog.text
+    assert page.ask("/healthz")[0] == 200
+
+
 def test_one_that_ends_or_stands_still_is_replaced(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "RESTART_SECONDS", 0.0)
     assert page.ask("/healthz")[0] == 200
