@@ -31,12 +31,12 @@ def receive(listening: socket.socket, spool: Path, **writer: object) -> None:
     BlockingReceiver(listener, listening.dup(), SpoolWriter(spool, **writer)).serve()  # type: ignore[arg-type]
 
 
-def fork_receiver(listening: socket.socket, spool: Path) -> int:
-    """The pid of a new receiver process on the socket."""
+def fork_receiver(listening: socket.socket, spool: Path, replica: Path | None = None) -> int:
+    """The pid of a new receiver process on the socket; with second copies in `replica`, where one is given."""
     pid = os.fork()
     if pid == 0:
         with contextlib.suppress(KeyboardInterrupt):
-            receive(listening, spool, **SMALL_RESERVE)
+            receive(listening, spool, replica=replica, **SMALL_RESERVE)
         os._exit(0)
     return pid
 

@@ -262,6 +262,7 @@ def fuzz(folder: Path, headers: int, bombs: int) -> None:
     # VmHWM, not ru_maxrss: that one is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text().splitlines()
     peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) >> 10
+    print(f"{len(sent) + 1} studies, at most {peak} MB")  # noqa: T201 - `pytest -s` shows it
     assert peak < 1000, f"{peak} MB"
     bench.close()
 
@@ -274,6 +275,7 @@ def run_fuzz(folder: Path, headers: int, bombs: int) -> None:
     environment = {"PYTHONPATH": ":".join(path), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
+    print(ended.stdout)  # noqa: T201
 
 
 def test_random_headers_and_size_bombs(tmp_path):

@@ -75,16 +75,21 @@ def variants(template: Dataset, count: int) -> Iterator[tuple[str, bytes]]:
         yield new.decode(), raw.replace(uid, new)
 
 
-def kill_rounds(folder: Path, moments: int, seed: int) -> tuple[int, int]:
-    """Kill two receivers under load at random moments; instances acknowledged, and kills."""
+def kill_rounds(folder: Path, moments: int, seed: int, *, second: bool) -> tuple[int, int]:
+    """Kill two receivers under load at random moments; instances acknowledged, and kills.
+
+    With a `second` copy of the spool each of the two must hold all of them.
+    """
     import ingest_receiver
 
-    spool = folder / "spool"
+    spool, replica = folder / "spool", folder / "replica" if second else None
+    if replica is not None:
+        replica.mkdir()
     listening = ingest_receiver.bind()
     moment = random.Random(seed)
     receivers: list[int] = []
     try:
-        receivers = [ingest_receiver.fork_receiver(listening, spool) for _ in range(2)]
+        receivers = [ingest_receiver.fork_receiver(listening, spool, replica) for _ in range(2)]
         with Load(listening.getsockname()[1], endless_instances()) as load:
             for _ in range(moments):
                 under_load(load)
@@ -92,11 +97,12 @@ def kill_rounds(folder: Path, moments: int, seed: int) -> tuple[int, int]:
                 victim = moment.randrange(len(receivers))
                 os.kill(receivers[victim], signal.SIGKILL)
                 os.waitpid(receivers[victim], 0)
-                receivers[victim] = ingest_receiver.fork_receiver(listening, spool)
-        stored = {record.meta["sop_instance_uid"]: data for record, data in instances_in(spool)}
-        for uid, digest in load.acknowledged.items():
-            assert uid in stored, f"{uid} was acknowledged and is lost"
-            assert hashlib.sha256(stored[uid]).hexdigest() == digest
+                receivers[victim] = ingest_receiver.fork_receiver(listening, spool, replica)
+        for copy in (spool, replica) if replica is not None else (spool,):
+            stored = {record.meta["sop_instance_uid"]: data for record, data in instances_in(copy)}
+            for uid, digest in load.acknowledged.items():
+                assert uid in stored, f"{uid} was acknowledged and is lost in {copy.name}"
+                assert hashlib.sha256(stored[uid]).hexdigest() == digest
     finally:
         for pid in receivers:
             os.kill(pid, signal.SIGKILL)
@@ -112,14 +118,14 @@ def under_load(load: Load) -> None:
         time.sleep(0.005)
 
 
-def run_kills(folder: Path, moments: int) -> tuple[int, int]:
+def run_kills(folder: Path, moments: int, *, second: bool = False) -> tuple[int, int]:
     """In a process of its own: forking beside pytest's threads would not be sound."""
     code = (
         f"import sys; sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]\n"
         f"from pathlib import Path\nfrom tests.daemon.receive.test_ingest_durability import kill_rounds\n"
-        f"print(*kill_rounds(Path({str(folder)!r}), {moments}, 7))"
+        f"print(*kill_rounds(Path({str(folder)!r}), {moments}, 7, second={second}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     acknowledged, kills = map(int, done.stdout.split()[-2:])
     return acknowledged, kills
@@ -141,9 +147,11 @@ def index_holds_all(folder: Path, acknowledged: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_at_two_hundred_moments(tmp_path):
-    acknowledged, kills = run_kills(tmp_path, 200)
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("second", [False, True])
+def test_killed_at_two_hundred_moments(tmp_path, second):
+    acknowledged, kills = run_kills(tmp_path, 200, second=second)
+    print(f"{kills} kills, {acknowledged} instances acknowledged")  # noqa: T201 - `pytest -s` shows it
     assert kills == 200
     assert acknowledged > 1000
     index_holds_all(tmp_path, acknowledged)
@@ -200,6 +208,7 @@ def test_twenty_thousand_instances_in_a_hundred_series_from_eight_senders(tmp_pa
     resident.append(resident_mb(process.pid))
     process.communicate(timeout=60)
     assert failures == []
+    print(f"at most {max(resident):.0f} MB, {max(resident[20:40]):.0f} MB early, {max(resident[-20:]):.0f} MB late")  # noqa: T201 - `pytest -s` shows it
     assert max(resident) < 300
     assert max(resident[-20:]) < 1.2 * max(resident[20:40]), "flat"
     bench = Bench(tmp_path)
