@@ -1,9 +1,11 @@
 """Which processes work, kept in the database they share: a lease for each, renewed by a heartbeat.
 
-A process that is silent for `engine.lease_seconds` loses its lease, and its unfinished workflows go back to their
-queues. One that was frozen and comes back finds by its own clock that its lease is over, before it can write
-anything, and ends itself; whoever started it starts it anew. PostgreSQL's clock decides when a lease is over, so the
-hosts' clocks need not agree. Only for PostgreSQL: with SQLite there is one process.
+A process that is silent for `engine.lease_seconds` may lose its lease to another one that looks, and its unfinished
+workflows go back to their queues. One that was frozen and comes back finds by its own clock that its lease may be over,
+before it can write anything, and waits until it is renewed; where another has taken it over, it ends itself, and
+whoever started it starts it anew. A database that is away is no reason to end: nobody can take anything over
+meanwhile, and after it nobody is judged by a silence that was the database's. PostgreSQL's clock decides when a lease
+is over, so the hosts' clocks need not agree. Only for PostgreSQL: with SQLite there is one process.
 """
 
 from __future__ import annotations
@@ -72,6 +74,9 @@ class Lease:
     _valid_until: float = 0.0
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
+    _renewed: threading.Condition = field(default_factory=threading.Condition)
+    _judges_from: float = 0.0
+    """Monotonic time from which the silence of others is theirs, and not the database's."""
 
     def take(self) -> None:
         """Begin to hold it; waits for the lease of a process of this name that died, at most one lease and a bit.
@@ -91,7 +96,7 @@ class Lease:
         started = time.monotonic()
         with self.engine.begin() as connection:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))
-            row = connection.execute(self._mine().add_columns(_NOW.label("now"))).one_or_none()
+            row = connection.execute(self._mine().add_columns(_NOW.label("now")).with_for_update()).one_or_none()
             if row is not None and row.state == ALIVE and row.now - row.beat < self.seconds:
                 return False
             self.follows_a_death = row is not None and row.state != LEFT
@@ -106,41 +111,54 @@ class Lease:
         return True
 
     def check(self) -> None:
-        """End the process unless it may still work; costs no look at the database."""
-        if time.monotonic() > self._valid_until:
-            self._end("its lease is over: it was frozen, or the database did not answer")
+        """Wait until the process may work, at once as a rule; costs no look at the database."""
+        with self._renewed:
+            if time.monotonic() > self._valid_until:
+                log.warning("the lease may be over, as of a frozen process or of a database that is away: work waits")
+            while time.monotonic() > self._valid_until:
+                self._renewed.wait()
 
     def check_in(self, connection: sa.Connection) -> None:
-        """End the process unless it may still work, and keep others from taking over until the transaction ends."""
+        """As `check`, and keep others from taking over until the transaction ends; where one has, end the process."""
         self.check()
         if connection.execute(self._mine().with_for_update()).one_or_none() is None or not self._holds(connection):
             self._end("another process has taken its work over")
 
     def give_back(self) -> None:
-        """Stop holding it: others take unfinished work over at once."""
+        """Stop holding it: others take unfinished work over at once; where the database is away, a lease later."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(1.0)  # a beat under way keeps a connection that whoever disposes the engine cannot close
-        with self.engine.begin() as connection:
-            connection.execute(sa.update(EXECUTORS).where(*self._me()).values(state=LEFT))
+        try:
+            with self.engine.begin() as connection:
+                connection.execute(sa.update(EXECUTORS).where(*self._me()).values(state=LEFT))
+        except sa.exc.SQLAlchemyError as error:
+            log.warning("the lease is not given back, it runs out: %s", type(error).__name__)
 
     def alive(self) -> bool:
         """Whether the heartbeat runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def _keep(self) -> None:
-        every = self.seconds / BEATS_PER_LEASE
-        while not self._stop.wait(every):
-            started = time.monotonic()
-            try:
-                with self.engine.begin() as connection:
-                    renewed = connection.execute(sa.update(EXECUTORS).where(*self._me()).values(beat=_NOW)).rowcount
-                if not renewed and not self._stop.is_set():
-                    self._end("another process has taken its work over")
+        while not self._stop.wait(self.seconds / BEATS_PER_LEASE):
+            self._beat()
+
+    def _beat(self) -> None:
+        """Renew it, and take over from those that are silent too long."""
+        started = time.monotonic()
+        try:
+            with self.engine.begin() as connection:
+                renewed = connection.execute(sa.update(EXECUTORS).where(*self._me()).values(beat=_NOW)).rowcount
+            if not renewed and not self._stop.is_set():
+                self._end("another process has taken its work over")
+            with self._renewed:
                 self._valid_until = started + OWN_SHARE * self.seconds
+                self._renewed.notify_all()
+            if started >= self._judges_from:
                 take_over_from_dead(self.engine, self.seconds)
-            except sa.exc.SQLAlchemyError as error:
-                log.warning("the lease cannot be renewed: %s", type(error).__name__)
+        except sa.exc.SQLAlchemyError as error:
+            self._judges_from = time.monotonic() + self.seconds
+            log.warning("the lease cannot be renewed: %s", type(error).__name__)
 
     def _mine(self) -> sa.Select[tuple[object, ...]]:
         return sa.select(EXECUTORS).where(EXECUTORS.c.executor_id == self.executor_id)

@@ -219,7 +219,10 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints must not end up among the answers
 
     def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps({"id": request["id"], **value}).encode() + b"\n")
+        try:
+            answers.write(json.dumps({"id": request["id"], **value}).encode() + b"\n")
+        except BrokenPipeError:  # the parent has ended, or has given this process up: nobody waits for it
+            os._exit(1)
 
     settings = Settings.model_validate_json(os.environ.pop("BRAINGEMMA_STEP_SETTINGS"))
     set_up_logging(settings.log.format)

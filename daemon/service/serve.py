@@ -121,7 +121,8 @@ def serve(settings: Settings) -> NoReturn:
                     web.keep()
                 parts.take_commitments()
                 parts.clock.look()
-                _tell_watchdog(parts.health)
+                if not stop.is_set():  # else parts have ended as they should
+                    _tell_watchdog(parts.health)
         finally:
             data.lock.write_text("")  # an end in order, whatever it is for: no job is to blame
             notify("STOPPING=1")

@@ -96,9 +96,9 @@ def _work(
     notify("READY=1")
     try:
         while not stop.wait(0.5):
-            lease.check()
             clock.look()
-            notify("WATCHDOG=1")
+            if lease.alive():
+                notify("WATCHDOG=1")
     finally:
         notify("STOPPING=1")
         steps.close()

@@ -116,6 +116,8 @@ class Chaos:
         self.service.data = disk / "data"
         self.sent, self.over, self.quiet = Sent(), threading.Event(), threading.Event()
         self.lives, self.events, self.failures = 0, Counter[str](), list[str]()
+        self.ends, self._listened = Counter[int | None](), False
+        """Exit statuses of lives that listened."""
         self.looks: list[tuple[int, dict[str, tuple[float, int]]]] = []
         self._calm = threading.Event()
 
@@ -127,9 +129,13 @@ class Chaos:
         while not self.over.is_set():
             if self.service.process is None or self.service.process.poll() is not None:
                 status = None if self.service.process is None else self.service.process.poll()
+                if self.lives and self._listened:
+                    self.ends[status] += 1
+                self._listened = False
                 try:
                     self.service.start(environment=environment)
                     self.lives += 1
+                    self._listened = True
                     say(f"life {self.lives} (the one before ended with {status})")
                 except DaemonError as error:
                     say(f"it did not start, tried again: {str(error)[-600:]}")
@@ -369,12 +375,14 @@ def test_chaos(tmp_path: Path, disk: Path, postgres: Postgres, monkeypatch: pyte
         held = [] if chaos.pacs is None else chaos.pacs.instances()
         measured = {
             "seed": SEED, "valid": len(chaos.sent.valid), "bad": len(chaos.sent.bad), "jobs": len(jobs),
-            "lives": chaos.lives, "events": dict(chaos.events), "retried by hand": len(chaos.failures),
+            "lives": chaos.lives, "ended with": {str(k): n for k, n in chaos.ends.items()},
+            "events": dict(chaos.events), "retried by hand": len(chaos.failures),
             **{f"{kind}: MB, handles": (chaos.trend(kind, lambda v: v[0]), chaos.trend(kind, lambda v: v[1]))
                for kind in ("service", *MODULES)},
         }  # fmt: skip
         say(json.dumps(measured, indent=1))
         assert chaos._runs()
+        assert set(chaos.ends) <= {-signal.SIGKILL, 0}, "it ends by kills and in order alone"
         check_each_reported_once(chaos.sent, jobs, held)
         check_flat(chaos)
         assert all(check_chain(path) for path in (chaos.service.data / "audit").glob("*.jsonl"))

@@ -149,6 +149,57 @@ def test_one_that_was_frozen_ends_itself_when_it_thaws(engine: sa.Engine, postgr
     assert state == "dead"
 
 
+WORKING = FROZEN.replace("time.sleep(0.01)", "print('may work', flush=True)\n    sys.stdin.readline()")
+
+
+def test_a_database_that_is_away_for_longer_than_a_lease_ends_nobody(engine: sa.Engine, postgres: Postgres) -> None:
+    command = [sys.executable, "-c", WORKING, postgres.url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        try:
+            assert [child.stdout.readline() for _ in range(2)] == ["working\n", "may work\n"]
+            postgres.go_away()
+            time.sleep(2.5)
+            child.stdin.write("\n")
+            postgres.come_back()
+            assert child.stdout.readline() == "may work\n"
+            assert child.poll() is None
+        finally:
+            child.kill()
+    assert states(engine) == {"host:frozen": "alive"}
+
+
+def test_after_the_database_was_away_the_silence_of_others_says_nothing(engine: sa.Engine, postgres: Postgres) -> None:
+    lease = Lease(engine, "host:gpu0", 3600)
+    assert lease._try_to_take()
+    silent = sa.insert(EXECUTORS).values(executor_id="host:silent", epoch=1, state="alive", beat=0, pid=1)
+    with engine.begin() as connection:
+        connection.execute(silent)
+    postgres.go_away()
+    lease._beat()
+    postgres.come_back()
+    lease._beat()
+    assert states(engine)["host:silent"] == "alive"
+    lease._judges_from = 0.0
+    lease._beat()
+    assert states(engine)["host:silent"] == "dead"
+
+
+def test_a_lease_that_cannot_be_given_back_is_no_error(engine: sa.Engine, postgres: Postgres) -> None:
+    lease = Lease(engine, "host:gpu0", 3600)
+    assert lease._try_to_take()
+    postgres.go_away()
+    lease.give_back()
+    postgres.come_back()
+    assert states(engine)["host:gpu0"] == "alive"
+
+
+def states(engine: sa.Engine) -> dict[str, str]:
+    with engine.connect() as connection:
+        return dict(connection.execute(sa.select(EXECUTORS.c.executor_id, EXECUTORS.c.state)).tuples().all())
+
+
 def test_a_database_has_one_receiver_that_shares_nothing_and_the_next_one_waits_until_it_is_gone(
     engine: sa.Engine, postgres: Postgres
 ) -> None:
