@@ -8,7 +8,6 @@ are scored), attribution (from scores to weights), faithfulness (is it true), pl
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -30,6 +29,7 @@ from braingemma.explain.perturbation import (
     filling_for,
 )
 from braingemma.explain.plots import SMALL_EFFECT
+from braingemma.explain.record import AskedRecord, ExplanationRecord, GroundingRecord, SupervoxelRecord, TargetRecord
 from braingemma.explain.supervoxels import Supervoxels
 from braingemma.explain.targets import ALL_FINDINGS, Target
 
@@ -120,7 +120,7 @@ class Explanation:
     r2: float | None = None
     curves: Curves | None = None
     by_target: dict[str, Float] = field(default_factory=dict)
-    grounding: dict[str, Any] | None = None
+    grounding: GroundingRecord | None = None
     samples: int = 0
     evaluations: int = 0
     change: Float32 | None = field(default=None, repr=False)
@@ -159,35 +159,36 @@ class Explanation:
         painted = self.supervoxels.paint(self.weights)
         return painted if self.change is None else (painted * (1 - FOCUS + FOCUS * self.change)).astype(np.float32)
 
-    def to_json(self) -> dict[str, Any]:
-        """As written to `lime_weights.json`."""
+    def record(self, *, alpha: float, clip_q: float) -> ExplanationRecord:
+        """What the file beside the pictures says, which were drawn with this opacity and cut at this quantile."""
         asked = asdict(self.settings)
-        return {
-            "method": asked.pop("method"),
-            "description": self.description,
-            "samples": self.samples,
-            "samples_at_most": asked.pop("samples"),
-            "segments": len(self.weights),
-            "evaluations": self.evaluations,
-            "seed": asked.pop("seed"),
-            "settings": asked,
-            "explained": None if self.target is None else {"target": self.target.name, "words": self.target.words},
-            "finding_present": self.finding_present,
-            "drawn": self.drawn,
-            "unit": "nats per token",
-            "score": self.score,
-            "base_score": self.base_score,
-            "r2": self.r2,
-            "faithfulness": None if self.curves is None else self.curves.to_json(),
-            "grounding": self.grounding,
-            "weights": self.weights.tolist(),
-            "supervoxels": [self._supervoxel(n) for n in range(len(self.weights))],
-            "warnings": list(self.warnings),
-        }
+        return ExplanationRecord(
+            method=asked.pop("method"),
+            description=self.description,
+            samples=self.samples,
+            samples_at_most=asked.pop("samples"),
+            segments=len(self.weights),
+            evaluations=self.evaluations,
+            seed=asked.pop("seed"),
+            settings=AskedRecord(**asked, alpha=alpha, clip_q=clip_q),
+            explained=None if self.target is None else TargetRecord(target=self.target.name, words=self.target.words),
+            finding_present=self.finding_present,
+            drawn=self.drawn,
+            unit="nats per token",
+            score=self.score,
+            base_score=self.base_score,
+            r2=self.r2,
+            faithfulness=None if self.curves is None else self.curves.record(),
+            grounding=self.grounding,
+            weights=tuple(self.weights.tolist()),
+            supervoxels=tuple(self._supervoxel(n) for n in range(len(self.weights))),
+            warnings=self.warnings,
+        )
 
-    def _supervoxel(self, index: int) -> dict[str, Any]:
+    def _supervoxel(self, index: int) -> SupervoxelRecord:
         by_target = {name: float(weights[index]) for name, weights in self.by_target.items()}
-        return {"weight": float(self.weights[index]), "by_target": by_target, **asdict(self.supervoxels.regions[index])}
+        region = asdict(self.supervoxels.regions[index])
+        return SupervoxelRecord(weight=float(self.weights[index]), by_target=by_target, **region)
 
 
 def explain_prepared(

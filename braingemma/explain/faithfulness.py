@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ from scipy import ndimage
 from scipy.stats import spearmanr
 
 from braingemma.errors import ExplainError
+from braingemma.explain.record import CurvesRecord
 
 Float = npt.NDArray[np.float64]
 Masks = npt.NDArray[np.bool_]
@@ -54,15 +54,15 @@ class Curves:
     def _area(self, values: tuple[float, ...]) -> float:
         return float(np.trapezoid(values, np.array(self.steps) / self.steps[-1]))
 
-    def to_json(self) -> dict[str, Any]:
+    def record(self) -> CurvesRecord:
         """Areas and points."""
-        return {
-            "deletion_auc": self.deletion_auc,
-            "insertion_auc": self.insertion_auc,
-            "steps": list(self.steps),
-            "deletion": list(self.deletion),
-            "insertion": list(self.insertion),
-        }
+        return CurvesRecord(
+            deletion_auc=self.deletion_auc,
+            insertion_auc=self.insertion_auc,
+            steps=self.steps,
+            deletion=self.deletion,
+            insertion=self.insertion,
+        )
 
 
 def curve_steps(features: int, count: int = CURVE_STEPS) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from braingemma.explain.faithfulness import rank_agreement
 from braingemma.explain.grounding import grounding_on
 from braingemma.explain.perturbation import Progress, ScoringSettings
 from braingemma.explain.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
+from braingemma.explain.record import GroundingRecord
 from braingemma.explain.supervoxels import Supervoxels, segment
 from braingemma.explain.targets import ALL_FINDINGS, ModelScorer, plan_targets, present_spans
 from braingemma.findings.text import findings_from_text
@@ -167,25 +167,19 @@ def default_batch_size(grid: tuple[int, int, int]) -> int:
     return int(np.clip(BATCH_VOXELS // int(np.prod(grid)), 1, 32))
 
 
-def grounding_agreement(found: Explanation, grounding: Float32) -> dict[str, Any]:
-    """What the model's own lesion map (X, Y, Z) shows, and how far the weights agree with it.
-
-    Returns:
-        peak: Highest value of the map; side, site: of the supervoxel whose mean is highest; rank_correlation:
-        Spearman's, over supervoxels, of weight and mean (None where one is flat); same_top: whether both put the same
-        supervoxel first (None where no finding is explained).
-    """
+def grounding_agreement(found: Explanation, grounding: Float32) -> GroundingRecord:
+    """What the model's own lesion map (X, Y, Z) shows, and how far the weights agree with it."""
     regions = found.supervoxels.regions
     labels = found.supervoxels.labels
     means = np.asarray(ndimage.mean(grounding, labels, [r.label for r in regions]))
     top = int(np.argmax(means))
-    return {
-        "peak": float(grounding.max()),
-        "side": regions[top].side,
-        "site": regions[top].site,
-        "rank_correlation": rank_agreement(found.weights, means),
-        "same_top": top == int(np.argmax(found.weights)) if found.drawn else None,
-    }
+    return GroundingRecord(
+        peak=float(grounding.max()),
+        side=regions[top].side,
+        site=regions[top].site,
+        rank_correlation=rank_agreement(found.weights, means),
+        same_top=top == int(np.argmax(found.weights)) if found.drawn else None,
+    )
 
 
 def other_side(found: Explanation, report: str) -> tuple[str, ...]:
@@ -230,8 +224,6 @@ def _title(found: Explanation) -> str:
 def _write(folder: Path, image: nib.Nifti1Image, found: Explanation, scene: Scene, grounding: Float32 | None) -> None:
     """All files of one explanation."""
     folder.mkdir(parents=True, exist_ok=True)
-    record = found.to_json()
-    record["settings"] |= {"alpha": scene.alpha, "clip_q": scene.clip_q}
     _save_map(scene.saliency, image, folder / "saliency.nii.gz", "saliency, nats per token")
     (folder / "grounding.nii.gz").unlink(missing_ok=True)
     if grounding is not None:
@@ -239,7 +231,7 @@ def _write(folder: Path, image: nib.Nifti1Image, found: Explanation, scene: Scen
     draw_overlay_slices(scene, folder / "overlay_slices.png")
     draw_grid(scene, folder / "lime_2x3_grid.png")
     draw_top_supervoxels(scene, folder / "lime_top_supervoxels_grid.png")
-    (folder / "lime_weights.json").write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    found.record(alpha=scene.alpha, clip_q=scene.clip_q).write(folder)
 
 
 def _save_map(values: Float32, image: nib.Nifti1Image, path: Path, description: str) -> None:

@@ -24,6 +24,7 @@ import nibabel
 import torch
 
 from braingemma.errors import BrainGemmaError
+from braingemma.explain.record import ExplanationRecord
 from braingemma.explain.run import run_interpretability
 from braingemma.findings.text import findings_from_text
 from braingemma.model import language
@@ -227,7 +228,7 @@ def full_size(device: Device, folder: Path) -> dict[str, Any]:
         ),
         device,
     )
-    evaluations = json.loads((folder / "explain" / "lime_weights.json").read_text())["evaluations"]
+    evaluations = ExplanationRecord.read(folder / "explain").evaluations
     return {
         "weights": size.weights,
         "load_s": load_s,

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 
 from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, messages, print_table, user, working
@@ -16,8 +15,8 @@ from daemon.config.sections import Settings, Source
 from daemon.database.engine import open_database
 from daemon.database.tables import PulledState, PullState
 from daemon.errors import ConfigurationError, DaemonError
-from daemon.files import read_json
 from daemon.observe.audit import AuditLog
+from daemon.observe.status import ServiceStatus
 from daemon.pull import asks
 from daemon.pull.report import as_json, check_name, write_report
 from daemon.pull.source import client_of
@@ -119,11 +118,7 @@ def _source(settings: Settings, name: str) -> Source:
 
 
 def _daemon_runs(settings: Settings) -> bool:
-    status = settings.data.status
-    try:
-        return bool(psutil.pid_exists(int(read_json(status)["pid"])))
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+    return ServiceStatus.of_running(settings.data) is not None
 
 
 def _follow(settings: Settings, store: PullStore, pull_id: str) -> None:

@@ -17,9 +17,10 @@ from daemon.config.sections import Settings
 from daemon.errors import DaemonError, Rejected
 from daemon.files import make_private
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Record, Selection
+from daemon.jobs.records import Selection
 from daemon.observe.logs import Identities
 from daemon.pipeline.steps.runner import Steps
+from daemon.record import Record
 from dicom_io.deidentify import Deidentifier, load_key, scrub
 from dicom_io.series.identities import identities
 

@@ -20,9 +20,9 @@ from pydicom.uid import generate_uid
 from daemon.database.tables import COMMITMENTS
 from daemon.deliver.client import DestinationClient
 from daemon.deliver.outgoing import Outgoing
-from daemon.errors import DaemonError
+from daemon.errors import DaemonError, Permanent
 from daemon.jobs.store import now
-from daemon.spool.commitment_reports import Report, read_kept, read_report
+from daemon.spool.commitment_reports import Report, read_report
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,9 @@ def take_reports(engine: sa.Engine, folder: Path) -> int:
     files = sorted(folder.glob("report-*.json")) if folder.is_dir() else []
     for file in files:
         try:
-            report = read_kept(file)
-        except (ValueError, LookupError, TypeError) as error:
-            log.warning("%s: not a report on storage commitment: %r; renamed", file.name, error)
+            report = Report.read(file)
+        except Permanent as error:
+            log.warning("%s; renamed", error)
             file.rename(file.with_suffix(".damaged"))
             continue
         record_answer(engine, report)

@@ -27,7 +27,7 @@ from daemon.config.sections import Destination, Settings
 from daemon.database.engine import check_database, database_url, make_engine
 from daemon.deliver.client import client_for
 from daemon.errors import ConfigurationError, DaemonError, Permanent
-from daemon.files import read_json
+from daemon.observe.status import ServiceStatus
 from daemon.pull.source import client_of
 from dicom_io.content.kind import ResultKind
 from dicom_io.objects.kinds import KINDS, REJECTION
@@ -281,9 +281,8 @@ def _can_bind(name: str, settings: Settings, host: str, port: int) -> Check:
 
 def _running_service(settings: Settings) -> int | None:
     """Process of the service that works in the data folder; None where none does."""
-    status = settings.data.status
-    pid = int(read_json(status)["pid"]) if status.exists() else 0
-    return pid if pid and psutil.pid_exists(pid) else None
+    status = ServiceStatus.of_running(settings.data)
+    return None if status is None else status.pid
 
 
 def _destinations(settings: Settings) -> Iterator[Check]:

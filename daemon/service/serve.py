@@ -29,7 +29,7 @@ from daemon.engine.identifiers import EXECUTOR_ID
 from daemon.engine.lease import SoleReceiver
 from daemon.engine.recovery import ClockWatch, count_deaths, give_every_job_a_workflow
 from daemon.errors import ConfigurationError, Permanent
-from daemon.files import PRIVATE, make_private, write_json
+from daemon.files import PRIVATE, make_private
 from daemon.jobs import records
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.folder import JobFolder
@@ -39,6 +39,7 @@ from daemon.jobs.steps import RECEIVE
 from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
+from daemon.observe.status import ServiceStatus
 from daemon.observe.systemd import notify
 from daemon.pipeline import actions, workflow
 from daemon.pipeline.step_process import StepProcess
@@ -104,8 +105,8 @@ def serve(settings: Settings) -> NoReturn:
         web = PageProcess(settings, info.banner, parts.health) if settings.web.enabled else None
         if web is not None:
             web.keep()
-        status = {"pid": os.getpid(), "dicom_port": receivers.address[1], "web_port": web.port if web else None}
-        write_json(data.status, status)
+        web_port = web.port if web else None
+        ServiceStatus(pid=os.getpid(), dicom_port=receivers.address[1], web_port=web_port).write(data.status)
         log.info(
             "listening as %s on %s:%d; page on %s; weights %s (sha256 %s)%s",
             settings.listener.ae_title, settings.listener.host, receivers.address[1],

@@ -6,16 +6,17 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
 import pydicom
 from pydicom import Dataset
 from pydicom.errors import BytesLengthException
 from pydicom.uid import UID
 
-from daemon.files import Buffer, make_private, read_json, write_json
+from daemon.files import Buffer, make_private
+from daemon.record import Record
 
 STORAGE_COMMITMENT = "1.2.840.10008.1.20.1"
 """Storage Commitment Push Model SOP Class."""
@@ -50,13 +51,14 @@ _UNDECODABLE = (
 )
 
 
-@dataclass(frozen=True)
-class Report:
+class Report(Record):
     """SOP instances that are safe, and those that are not, each with its reason."""
 
+    what: ClassVar[str] = "a report on storage commitment"
+
     transaction_uid: str
-    committed: tuple[str, ...] = ()
-    failed: Mapping[str, str] = field(default_factory=dict)
+    committed: tuple[str, ...]
+    failed: Mapping[str, str]
 
 
 def read_report(information: Dataset) -> Report:
@@ -73,7 +75,7 @@ def read_report(information: Dataset) -> Report:
     for item in information.get("FailedSOPSequence") or ():
         reason = int(item.get("FailureReason") or 0x0110)
         failed[_uid(item)] = f"0x{reason:04X} {FAILURE_REASONS.get(reason, '')}".strip()
-    return Report(transaction_uid, committed, failed)
+    return Report(transaction_uid=transaction_uid, committed=committed, failed=failed)
 
 
 def _uid(item: Dataset) -> str:
@@ -98,7 +100,7 @@ def take_event(folder: Path, encoded: Buffer, transfer_syntax_uid: str) -> None:
     if len(encoded) > MAX_BYTES:
         raise ValueError(f"expected at most {MAX_BYTES} bytes, got {len(encoded)}")
     report = read_report(_decode(encoded, UID(transfer_syntax_uid)))
-    write_json(make_private(folder) / f"report-{report.transaction_uid}.json", asdict(report))
+    report.write(make_private(folder) / f"report-{report.transaction_uid}.json")
 
 
 def _decode(encoded: Buffer, syntax: UID) -> Dataset:
@@ -120,9 +122,3 @@ def _preamble(syntax: UID) -> bytes:
     value = syntax.encode() + b"\0" * (len(syntax) % 2)
     element = b"\x02\x00\x10\x00UI" + len(value).to_bytes(2, "little") + value
     return b"\0" * 128 + b"DICM" + element
-
-
-def read_kept(file: Path) -> Report:
-    """A report that `take_event` wrote."""
-    fields = read_json(file)
-    return Report(fields["transaction_uid"], tuple(fields["committed"]), fields["failed"])

@@ -23,6 +23,7 @@ from daemon.deliver.outgoing import Outgoing
 from daemon.errors import DaemonError
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import Job, JobStore
+from daemon.observe.status import ServiceStatus
 from daemon.trial.pacs import LOOPBACK
 
 START_SECONDS = 300
@@ -97,14 +98,14 @@ class TrialService:
     @property
     def peer(self) -> Peer:
         """Where to send to."""
-        status = json.loads(self.settings.data.status.read_text())
-        return Peer(self.settings.listener.ae_title, LOOPBACK, status["dicom_port"])
+        status = ServiceStatus.read(self.settings.data.status)
+        return Peer(self.settings.listener.ae_title, LOOPBACK, status.dicom_port)
 
     @property
     def web_url(self) -> str:
         """Where its page is."""
-        status = json.loads(self.settings.data.status.read_text())
-        return f"http://{LOOPBACK}:{status['web_port']}"
+        status = ServiceStatus.read(self.settings.data.status)
+        return f"http://{LOOPBACK}:{status.web_port}"
 
     def folder_of(self, job: Job) -> JobFolder:
         """The folder of one of its jobs."""

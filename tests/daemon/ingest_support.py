@@ -8,7 +8,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from pynetdicom import AE
 from pynetdicom.sop_class import Verification
 
-from daemon.assemble.assembler import Arrival, Assembler
+from daemon.assemble.arrival import Arrival
+from daemon.assemble.assembler import Assembler
 from daemon.config.sections import Assembly, Listener, Settings, Storage
 from daemon.database.engine import create_tables, make_engine
 from daemon.files import read_data
@@ -122,9 +123,9 @@ class Bench:
         self.writer = SpoolWriter(folder / "spool")
         self.new_assembler()
 
-    def new_assembler(self, *, at: float = 0.0) -> Assembler:
+    def new_assembler(self, *, at: float = 0.0, clock: Callable[[], float] = time.time) -> Assembler:
         """As after a restart of the daemon."""
-        self.assembler = Assembler(self.settings, self.engine, self.arrivals.append)
+        self.assembler = Assembler(self.settings, self.engine, self.arrivals.append, clock=clock)
         self.assembler.recover(at)
         return self.assembler
 

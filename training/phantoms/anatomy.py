@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from braingemma.findings.vocabulary import SITES
-from braingemma.volume.standard import grid_places, standard_brain
+from braingemma.volume.standard import StandardBrain, grid_places, standard_brain
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
@@ -86,28 +86,22 @@ def _callosum(x: Floats, y: Floats, z: Floats) -> NDArray[np.bool_]:
 
 @dataclass(frozen=True)
 class Atlas:
-    """Maps on one isotropic RAS grid.
+    """The standard brain and its lobes.
 
-    `gray`, `white`: tissue shares in [0, 1]; `brain`: share of brain including CSF spaces; `ventricle`: share of
-    lateral and third ventricle; `lateral`: that of the lateral ones with their soft border; `outside`: distance to the
-    brain surface in mm, negative within; `regions`: labels as in `REGIONS`. All (X, Y, Z); `origin` is the MNI position
-    in mm of voxel (0, 0, 0).
+    Attributes:
+        standard: Maps of tissue and fluid, all (X, Y, Z) on one isotropic RAS grid.
+        regions: Labels on that grid, as in `REGIONS`.
     """
 
-    spacing: float
-    origin: tuple[float, float, float]
-    gray: Floats
-    white: Floats
-    brain: Floats
-    ventricle: Floats
-    lateral: Floats
-    outside: Floats
+    standard: StandardBrain
     regions: Labels
 
     def voxel(self, points: Floats) -> Floats:
         """MNI millimetres (3, ...) to voxel coordinates of this grid (3, ...)."""
         shape = (3,) + (1,) * (points.ndim - 1)
-        return (points - np.asarray(self.origin, np.float32).reshape(shape)) / np.float32(self.spacing)
+        return (points - np.asarray(self.standard.origin, np.float32).reshape(shape)) / np.float32(
+            self.standard.spacing
+        )
 
     def sample(self, map_: Floats, points: Floats) -> Floats:
         """Linear interpolation of a map at MNI millimetres (3, ...); the border value continues outside."""
@@ -134,7 +128,9 @@ class Tissue:
 
 def sample_tissue(atlas: Atlas, points: Floats, atrophy: float) -> Tissue:
     """Look the tissues up at MNI mm (3, X, Y, Z); `atrophy` in [0, 1] thins the cortex and widens the sulci."""
-    gray, white, outside = (atlas.sample(m, points) for m in (atlas.gray, atlas.white, atlas.outside))
+    gray, white, outside = (
+        atlas.sample(m, points) for m in (atlas.standard.gray, atlas.standard.white, atlas.standard.outside)
+    )
     gray = gray * np.clip(1.0 - atrophy * (1.2 - gray), 0.0, 1.0)
     return Tissue(gray, white, outside)
 
@@ -146,14 +142,4 @@ def load_atlas() -> Atlas:
     regions = lobe_map(*grid_places(standard.origin, standard.spacing, standard.brain.shape))
     regions[standard.brain < 0.5] = 0
     regions[standard.ventricle > 0.5] = _LABEL["ventricle"]
-    return Atlas(
-        spacing=standard.spacing,
-        origin=standard.origin,
-        gray=standard.gray,
-        white=standard.white,
-        brain=standard.brain,
-        ventricle=standard.ventricle,
-        lateral=standard.lateral,
-        outside=standard.outside,
-        regions=regions,
-    )
+    return Atlas(standard, regions)

@@ -84,9 +84,13 @@ def _cortex_places() -> NDArray[np.float64]:
 def _surface(region: str) -> NDArray[np.float64]:
     """(N, 3) MNI mm of tissue 3 to 12 mm below the surface of a region."""
     atlas = load_atlas()
-    shell = (atlas.outside < -3) & (atlas.outside > -12) & (atlas.gray + atlas.white > 0.5)
+    shell = (
+        (atlas.standard.outside < -3)
+        & (atlas.standard.outside > -12)
+        & (atlas.standard.gray + atlas.standard.white > 0.5)
+    )
     found = np.argwhere(shell & (atlas.regions == region_code(region)))
-    places: NDArray[np.float64] = found * atlas.spacing + np.asarray(atlas.origin)
+    places: NDArray[np.float64] = found * atlas.standard.spacing + np.asarray(atlas.standard.origin)
     return places
 
 

@@ -194,9 +194,9 @@ def draw_hard_lesion(rng: np.random.Generator, side: int = 0, like: Lesion | Non
 def centres(region: str) -> NDArray[np.float64]:
     """(N, 3) MNI mm of the tissue voxels of a region that lie at least 4 mm below the surface."""
     atlas = load_atlas()
-    wanted = (atlas.gray + atlas.white > 0.5) & (atlas.outside < -4)
+    wanted = (atlas.standard.gray + atlas.standard.white > 0.5) & (atlas.standard.outside < -4)
     wanted &= atlas.regions == region_code("none" if region == DEEP else region)
-    places: NDArray[np.float64] = np.argwhere(wanted) * atlas.spacing + np.asarray(atlas.origin)
+    places: NDArray[np.float64] = np.argwhere(wanted) * atlas.standard.spacing + np.asarray(atlas.standard.origin)
     if region == DEEP:
         places = places[(np.abs(np.abs(places[:, 0]) - 24) < 10) & (places[:, 1] > -18) & (places[:, 2] > -8)]
     return places

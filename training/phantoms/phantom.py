@@ -368,7 +368,9 @@ def _label_parts(
     if masks is None:
         return np.zeros(standard.shape[1:], np.uint8)
     labels = masks.labels()
-    lost = (atlas.sample(atlas.ventricle, resting) > 0.5) & (atlas.sample(atlas.ventricle, pushed) <= 0.5)
+    lost = (atlas.sample(atlas.standard.ventricle, resting) > 0.5) & (
+        atlas.sample(atlas.standard.ventricle, pushed) <= 0.5
+    )
     for side in compressed:
         labels[lost & ~masks.whole & (standard[0] * np.float32(_VENTRICLES[side]) > 0)] = LOST_VENTRICLE
     return labels
@@ -428,7 +430,7 @@ def _squeezes(lesion: Lesion, sign: float) -> bool:
 def _ventricle_size(atlas: Atlas, points: Floats) -> dict[str, float]:
     """Size of the lateral ventricles of each side, in any unit, when tissue is looked up at `points`."""
     points = points[:, ::2, ::2, ::2]
-    share = atlas.sample(atlas.ventricle, points)
+    share = atlas.sample(atlas.standard.ventricle, points)
     x = points[0]
     return {side: float(share[(x * sign > 2.5)].sum()) for side, sign in _VENTRICLES.items()}
 

@@ -137,7 +137,7 @@ def _add_ovoid(
 @lru_cache(maxsize=1)
 def ventricle_halo() -> Floats:
     """How near to a ventricle's wall, on the atlas's grid: 1 at it, fading over about 4 mm."""
-    near = ndimage.gaussian_filter((load_atlas().ventricle > 0.4).astype(np.float32), 1.2)
+    near = ndimage.gaussian_filter((load_atlas().standard.ventricle > 0.4).astype(np.float32), 1.2)
     return np.clip(near * 2.5, 0, 1).astype(np.float32)
 
 
@@ -145,4 +145,6 @@ def ventricle_halo() -> Floats:
 def ventricle_distance() -> Floats:
     """Distance to the nearest lateral ventricle on the atlas's grid, mm; 0 inside."""
     atlas = load_atlas()
-    return np.asarray(ndimage.distance_transform_edt(atlas.ventricle <= 0.4) * atlas.spacing, np.float32)
+    return np.asarray(
+        ndimage.distance_transform_edt(atlas.standard.ventricle <= 0.4) * atlas.standard.spacing, np.float32
+    )

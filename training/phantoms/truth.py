@@ -125,12 +125,12 @@ def _place_of(point: tuple[float, float, float], head: Floats, pushed: Floats) -
 def _ventricle_ml(pushed: Floats, spacing: tuple[float, float, float]) -> tuple[float, float]:
     """Size of the left and of the right lateral ventricle, ml."""
     atlas = load_atlas()
-    filled = np.argwhere(atlas.lateral > 0) * atlas.spacing + np.asarray(atlas.origin)
-    low, high = filled.min(axis=0) - atlas.spacing, filled.max(axis=0) + atlas.spacing
+    filled = np.argwhere(atlas.standard.lateral > 0) * atlas.standard.spacing + np.asarray(atlas.standard.origin)
+    low, high = filled.min(axis=0) - atlas.standard.spacing, filled.max(axis=0) + atlas.standard.spacing
     box = np.ones(pushed.shape[1:], bool)
     for axis in range(3):
         box &= (pushed[axis] > low[axis]) & (pushed[axis] < high[axis])
     points = pushed[:, box]
-    fluid = atlas.sample(atlas.lateral, points) * np.float32(np.prod(spacing) / 1000)
+    fluid = atlas.sample(atlas.standard.lateral, points) * np.float32(np.prod(spacing) / 1000)
     left = points[0] < 0
     return float(fluid[left].sum(dtype=np.float64)), float(fluid[~left].sum(dtype=np.float64))

@@ -7,20 +7,15 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
+from braingemma.explain.record import ExplanationRecord
 from braingemma.explain.run import run_interpretability
 from braingemma.volume.brain import BrainMask
-from daemon.files import read_json, whole
+from daemon.files import whole
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Report, ReportExplanation
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.report import voxel_digest
-
-EXPLAINED = (
-    "method", "description", "samples", "samples_at_most", "segments", "seed", "explained", "r2", "faithfulness",
-    "grounding",
-)  # fmt: skip
-"""What `report.json` takes over from `lime_weights.json`."""
 
 
 def explain(context: Context, folder: JobFolder) -> None:
@@ -29,10 +24,11 @@ def explain(context: Context, folder: JobFolder) -> None:
     with whole(folder.explain) as draft:
         draft.mkdir(mode=0o700)
         _draw(context, folder, report, draft)
-    weights = read_json(folder.explain / "lime_weights.json")
-    facts = {key: weights[key] for key in EXPLAINED}
-    facts["saliency_sha256"] = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
-    said = {"explain": ReportExplanation(**facts), "warnings": (*report.warnings, *weights["warnings"])}
+    made = ExplanationRecord.read(folder.explain)
+    facts = made.model_dump(mode="json", include=set(ReportExplanation.model_fields))
+    digest = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
+    explanation = ReportExplanation(**facts, saliency_sha256=digest)
+    said = {"explain": explanation, "warnings": (*report.warnings, *made.warnings)}
     write_report(folder, report.model_copy(update=said), named=not context.settings.results.deidentify)
 
 

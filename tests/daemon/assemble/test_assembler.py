@@ -19,8 +19,10 @@ from pydicom.uid import BasicTextSRStorage, generate_uid
 
 from daemon import files
 from daemon.assemble import follower, part10
-from daemon.assemble.assembler import Assembler, read_arrival
+from daemon.assemble.arrival import read_arrival
+from daemon.assemble.assembler import Assembler
 from daemon.assemble.gaps import TAGS
+from daemon.assemble.handover import HandOver
 from daemon.assemble.index import forget_study
 from daemon.config.sections import Engine
 from daemon.database.engine import make_engine, open_index
@@ -285,23 +287,25 @@ class PowerCut(BaseException):
     """Stands for the end of the process at this point."""
 
 
-@pytest.mark.parametrize("place", ["_publish", "_note_arrival", "_note_submitted"])
+@pytest.mark.parametrize(
+    ("of", "place"), [(HandOver, "_publish"), (HandOver, "_note_arrival"), (Assembler, "_note_submitted")]
+)
 @pytest.mark.parametrize("before", [True, False])
-def test_a_crash_anywhere_hands_over_exactly_once(bench, monkeypatch, place, before):
+def test_a_crash_anywhere_hands_over_exactly_once(bench, monkeypatch, of, place, before):
     """Killed before or after each durable step: after the restart there is one job folder and one submitted job."""
     series = make_series(3)
     bench.receive(series)
-    real = getattr(Assembler, place)
+    real = getattr(of, place)
 
     def crash(self, *arguments):
         if not before:
             real(self, *arguments)
         raise PowerCut
 
-    monkeypatch.setattr(Assembler, place, crash)
+    monkeypatch.setattr(of, place, crash)
     with pytest.raises(PowerCut):
         bench.assembler.step(1010.0)
-    monkeypatch.setattr(Assembler, place, real)
+    monkeypatch.setattr(of, place, real)
     restarted = bench.new_assembler()
     restarted.step(1011.0)
     restarted.step(5000.0)
@@ -370,7 +374,7 @@ def test_a_damaged_instance_is_reported_and_its_resend_mends_the_study(bench):
 
 
 def test_a_full_disk_keeps_the_study_waiting(bench, monkeypatch):
-    import daemon.assemble.assembler as module
+    import daemon.assemble.handover as module
 
     bench.receive(make_series(2))
     real = module.write_instance

@@ -55,7 +55,7 @@ def test_the_clock_is_set_while_a_study_waits(tmp_path, monkeypatch, step):
 def test_late_slices_supersede_the_latest_job_whatever_the_clock_says(bench):
     series = make_series(6)
     times = iter([5000.0, 5000.0 - HOUR, 5000.0 - 2 * HOUR])
-    bench.assembler.clock = lambda: next(times)
+    bench.new_assembler(clock=lambda: next(times))
     jobs = []
     for number in range(3):
         bench.receive(series[2 * number : 2 * number + 2], at=1000.0 + 100 * number, association=f"a{number}")

@@ -20,6 +20,7 @@ from pydicom.uid import BasicTextSRStorage, DeflatedExplicitVRLittleEndian, MRIm
 from daemon.assemble import assembler as module
 from daemon.assemble.assembler import Assembler
 from daemon.assemble.gaps import TAGS
+from daemon.assemble.handover import HandOver
 from daemon.database.tables import UNDER_WAY
 from daemon.spool.writer import SpoolWriter
 from dicom_io.content.equipment import TELLING
@@ -37,14 +38,14 @@ def bench(tmp_path):
 
 def break_hand_over(monkeypatch, study_uid, error):
     """One study's hand-over fails; the others' are as ever."""
-    real = Assembler._hand_over
+    real = HandOver.hand_over
 
     def hand_over(self, uid):
         if uid == study_uid:
             raise error
         return real(self, uid)
 
-    monkeypatch.setattr(Assembler, "_hand_over", hand_over)
+    monkeypatch.setattr(HandOver, "hand_over", hand_over)
 
 
 @pytest.mark.parametrize("error", [ValueError("odd"), MemoryError(), RecursionError("deep"), OverflowError("1e308")])

@@ -9,8 +9,9 @@ import pytest
 from record_support import a_report, a_selection, an_arrival, an_instance
 
 from daemon.errors import Permanent
-from daemon.jobs.records import Arrival, Conversion, Record, Report, Selection, SourceFile
+from daemon.jobs.records import Arrival, Conversion, Report, Selection, SourceFile
 from daemon.pipeline.corrections import Correction
+from daemon.record import Record
 
 RECORDS: tuple[Record, ...] = (
     a_report(),

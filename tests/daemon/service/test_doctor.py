@@ -13,7 +13,7 @@ import torch
 
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
-from daemon.files import write_json
+from daemon.observe.status import ServiceStatus
 from daemon.service.doctor import Check, examine
 from daemon.service.doctor import _device as device_checks
 from daemon.trial.pacs import LOOPBACK, free_port
@@ -73,7 +73,7 @@ def test_a_folder_that_others_can_enter_and_a_taken_port_are_named(tmp_path: Pat
         assert "mode 0755: expected 0700" in found["data folder"].detail
         assert not found["port"].ok
         tmp_path.chmod(0o700)
-        write_json(DataFolder(tmp_path).status, {"pid": os.getpid(), "dicom_port": port, "web_port": None})
+        ServiceStatus(pid=os.getpid(), dicom_port=port).write(DataFolder(tmp_path).status)
         found = look(tmp_path, listener={"port": port})
         assert found["port"].ok
         assert "the service runs" in found["port"].detail

@@ -138,7 +138,7 @@ def test_deep_lesions_name_no_lobe() -> None:
 
 def test_plaques_have_the_burden_and_the_place_that_was_measured(standard: Grid) -> None:
     atlas, points = load_atlas(), standard.points()
-    white = atlas.sample(atlas.white, points)
+    white = atlas.sample(atlas.standard.white, points)
     distance = atlas.sample(ventricle_distance(), points)
     burden, near = [], []
     for seed in range(40):
@@ -163,7 +163,7 @@ def test_ventricles_are_also_smaller_than_the_atlas(standard: Grid) -> None:
 
 
 def test_what_is_extracted_is_the_brain_with_errors(hard: list[Phantom], standard: Grid) -> None:
-    outside = load_atlas().sample(load_atlas().outside, standard.points())
+    outside = load_atlas().sample(load_atlas().standard.outside, standard.points())
     true = outside < 0
     overlaps, leaks = [], []
     for seed in range(20):

@@ -319,7 +319,7 @@ def test_a_case_is_the_same_whatever_the_threads_and_the_kernels() -> None:
     code = "from tests.training.phases.test_run import drawn_and_prepared; print(drawn_and_prepared())"
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"},
+        env={**os.environ, "OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "2"},
         check=True,
         capture_output=True,
         text=True,
