@@ -382,10 +382,10 @@ def test_chaos(tmp_path: Path, disk: Path, postgres: Postgres, monkeypatch: pyte
         }  # fmt: skip
         say(json.dumps(measured, indent=1))
         assert chaos._runs()
-        assert set(chaos.ends) <= {-signal.SIGKILL, 0}, "it ends by kills and in order alone"
         check_each_reported_once(chaos.sent, jobs, held)
         check_flat(chaos)
         assert all(check_chain(path) for path in (chaos.service.data / "audit").glob("*.jsonl"))
+        assert set(chaos.ends) <= {-signal.SIGKILL, 0}, "it ends by kills and in order alone"
     finally:
         chaos.quiet.set()
         chaos.over.set()
