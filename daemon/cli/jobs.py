@@ -183,9 +183,11 @@ def jobs_purge(
     """Remove jobs whose time is over (`storage.keep_days` and its like); undelivered results stay."""
     settings, engine, store = _store(config)
     forget = _files(settings, engine).forget
-    removed = retention.purge(store, settings, dry_run=dry_run, forget_files=forget)
-    for purged in () if dry_run else removed:
+
+    def note(purged: retention.Purged) -> None:
         _audit(settings, "purged", job=purged.job_id, state=purged.state, why=purged.why)
+
+    removed = retention.purge(store, settings, dry_run=dry_run, forget_files=forget, on_removed=note)
     if as_json:
         emit_json([dataclasses.asdict(p) for p in removed])
         return

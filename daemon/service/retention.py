@@ -52,6 +52,7 @@ def purge(
     *,
     dry_run: bool,
     forget_files: Callable[[str], None] = lambda _job_id: None,
+    on_removed: Callable[[Purged], None] = lambda _purged: None,
     free: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
 ) -> list[Purged]:
     """Remove jobs whose time is over, and delivered ones before their time while the disk is low.
@@ -61,12 +62,16 @@ def purge(
         settings: `[storage]` counts.
         dry_run: Only say what would be removed.
         forget_files: Removes a job's files from where several hosts share them.
+        on_removed: Told of each job as soon as it is removed: a later one may fail.
         free: Free space at a folder, bytes.
     """
     index = open_index(settings, store.engine)
 
     def remove(job: Job, why: str) -> Purged:
-        return _remove(store, index, settings.data.job(job.job_id), job, why, forget_files, dry_run=dry_run)
+        purged = _remove(store, index, settings.data.job(job.job_id), job, why, forget_files, dry_run=dry_run)
+        if not dry_run:
+            on_removed(purged)
+        return purged
 
     removed = [remove(job, "its time is over") for job in _over(store, settings.storage)]
     gone = {purged.job_id for purged in removed}

@@ -294,9 +294,10 @@ class _Parts:
         retention.keep_house(works, self.stop)
 
     def _purge(self) -> None:
-        removed = retention.purge(self.store, self.settings, dry_run=False, forget_files=self.files.forget)
-        for purged in removed:
+        def note(purged: retention.Purged) -> None:
             self.audit.note("purged", job=purged.job_id, state=purged.state, why=purged.why)
+
+        retention.purge(self.store, self.settings, dry_run=False, forget_files=self.files.forget, on_removed=note)
 
     def close(self) -> None:
         """Stop what runs."""

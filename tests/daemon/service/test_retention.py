@@ -75,6 +75,24 @@ def test_each_state_has_its_time_and_what_was_not_delivered_stays(store: JobStor
     assert len(store.recent()) == 5
 
 
+def test_what_was_removed_is_told_though_the_next_one_cannot_be(store: JobStore, settings: Settings) -> None:
+    for number in range(3):
+        add(store, settings.storage.folder, f"d{number}", JobState.DONE, days_old=9 - number)
+    told: list[str] = []
+
+    def forget(job_id: str) -> None:
+        if job_id == "d1":
+            raise OSError(5, "Input/output error")
+
+    with pytest.raises(OSError, match="Input"):
+        purge(store, settings, dry_run=False, forget_files=forget, on_removed=lambda p: told.append(p.job_id))
+    assert told == ["d0"]
+    purge(store, settings, dry_run=True, on_removed=lambda p: told.append(p.job_id))
+    assert told == ["d0"]
+    purge(store, settings, dry_run=False, on_removed=lambda p: told.append(p.job_id))
+    assert told == ["d0", "d1", "d2"]
+
+
 def test_failed_jobs_have_a_time_only_where_one_is_set(store: JobStore, settings: Settings) -> None:
     add(store, settings.storage.folder, "f", JobState.FAILED, days_old=10)
     add(store, settings.storage.folder, "dead", JobState.FAILED, days_old=10, sent=False)
