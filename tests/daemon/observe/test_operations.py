@@ -71,6 +71,14 @@ def test_systemd_is_told_and_only_where_it_asks(tmp_path: Path, monkeypatch: pyt
         assert listening.recv(100) == b"WATCHDOG=1"
 
 
+def test_a_systemd_that_does_not_listen_ends_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
+    assert not notify("WATCHDOG=1")
+    assert "WATCHDOG=1" in caplog.text
+
+
 def test_health_names_what_does_not_run_and_a_full_disk(tmp_path: Path) -> None:
     settings = Settings.model_validate({"storage": {"folder": tmp_path, "min_free_gb": 0}})
     engine = make_engine(f"sqlite:///{tmp_path / 'x.sqlite'}")
