@@ -43,6 +43,8 @@ SEED = 30107
 BRIGHTEST = 1500
 """Stored value of the brightest voxel, as scanners have it."""
 QUIET_SECONDS = 2.0
+ASSOCIATIONS = 2
+"""Over which results are delivered."""
 NOT_OURS = ("report", "explain")
 """Steps of the model and the explainer."""
 DEADLINE_SECONDS = 1800.0
@@ -88,7 +90,15 @@ def _measure(work: Path, slices: int, rounds: int, say: Say) -> dict[str, Any]:
             "listener": {"port": 0},
             "assembly": {"quiet_seconds": QUIET_SECONDS},
             "explain": {"samples": 16},
-            "destinations": [{"name": "pacs", "ae_title": pacs.ae_title, "host": LOOPBACK, "port": pacs.port}],
+            "destinations": [
+                {
+                    "name": "pacs",
+                    "ae_title": pacs.ae_title,
+                    "host": LOOPBACK,
+                    "port": pacs.port,
+                    "associations": ASSOCIATIONS,
+                }
+            ],
         },
     )
     passages: list[Passage] = []

@@ -317,6 +317,8 @@ class Destination(Section):
     """Bearer token, for STOW-RS, in place of a user name."""
     tls: ClientTls | None = None
     """Present: associate by TLS; with `https://`: the certificates to use."""
+    associations: int = Field(1, ge=1, le=16)
+    """Associations over which one study's results are sent at the same time; fewer where it refuses more."""
     max_attempts: int = Field(20, ge=1)
     """Attempts before the dead letter."""
     from_aets: tuple[str, ...] = ()
@@ -340,6 +342,8 @@ class Destination(Section):
                 )
             if self.token.get_secret_value() and self.username:
                 raise ValueError(f"destination {self.name!r}: expected token or username, got both")
+            if self.associations > 1:
+                raise ValueError(f"destination {self.name!r}: associations are for an AE only, not for stow_url")
             return self
         missing = [k for k, value in address.items() if value is None]
         if missing:

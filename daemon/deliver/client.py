@@ -61,4 +61,5 @@ def client_for(destination: Destination, calling_aet: str, *, loopback_only: boo
     if destination.stow_url is not None:
         return DicomwebClient(destination, loopback_only=loopback_only)
     address = str(destination.ae_title), str(destination.host), int(destination.port or 0)
-    return DimseClient(Peer(*address, destination.tls, loopback_only), calling_aet)
+    peer = Peer(*address, destination.tls, loopback_only)
+    return DimseClient(peer, calling_aet, associations=destination.associations)

@@ -47,8 +47,7 @@ def confirm(
     if not open_ones:
         return None
     if destination.confirm == "none":  # the configuration has changed since they were accepted
-        for d in open_ones:
-            store.settle_check(d, DeliveryState.SENT, reason=d.reason)
+        store.settle_checks(open_ones, DeliveryState.SENT)
         return None
     try:
         by_query = _by_commitment(store, open_ones, folder, destination, client)
@@ -97,27 +96,32 @@ def _by_commitment(
         except NotOffered as error:
             log.info("%s: a query must do: %s", destination.name, error)
             uid = NOT_OFFERED
-        for d in new:
-            store.note_check(d, transaction_uid=uid)
-    asked = _unconfirmed(store, open_ones[0].job_id, destination)
-    return [d for d in asked if _take_answer(store, d, destination)]
+        store.note_checks(new, transaction_uid=uid)
+    asked: dict[str, list[Delivery]] = {}
+    for d in _unconfirmed(store, open_ones[0].job_id, destination):
+        asked.setdefault(d.transaction_uid, []).append(d)
+    return [d for uid, together in asked.items() for d in _take_answer(store, uid, together, destination)]
 
 
-def _take_answer(store: JobStore, delivery: Delivery, destination: Destination) -> bool:
-    """Settle an object by the answer to its transaction; True where a query must decide."""
-    found = commitment.find(store.engine, delivery.transaction_uid) if delivery.transaction_uid else None
+def _take_answer(
+    store: JobStore, transaction_uid: str, asked: Sequence[Delivery], destination: Destination
+) -> list[Delivery]:
+    """Settle objects by the answer to their transaction; returns those on which a query must decide."""
+    found = commitment.find(store.engine, transaction_uid) if transaction_uid else None
     if found is None:
-        return True
-    uid = delivery.sop_instance_uid
-    if uid in found.committed:
-        store.settle_check(delivery, DeliveryState.SENT, reason=delivery.reason, confirmed="storage commitment")
-    elif found.answered is not None:
-        why = found.failed.get(uid, "the report does not name it")
+        return list(asked)
+    committed = [d for d in asked if d.sop_instance_uid in found.committed]
+    store.settle_checks(committed, DeliveryState.SENT, confirmed="storage commitment")
+    others = [d for d in asked if d.sop_instance_uid not in found.committed]
+    if found.answered is None:
+        # A transaction of the future was asked for before the machine's clock was set back: nobody knows when.
+        waits = 0 <= now() - found.requested <= destination.commitment_seconds
+        return [] if waits else others
+    for d in others:
+        why = found.failed.get(d.sop_instance_uid, "the report does not name it")
         reason = f"accepted, but storage commitment failed: {why}"
-        store.settle_check(delivery, DeliveryState.WAITING, reason=reason)
-    # A transaction of the future was asked for before the machine's clock was set back: nobody knows when.
-    waits = 0 <= now() - found.requested <= destination.commitment_seconds
-    return found.answered is None and not waits
+        store.settle_checks([d], DeliveryState.WAITING, reason=reason)
+    return []
 
 
 def _by_query(
@@ -128,18 +132,17 @@ def _by_query(
     try:
         held = _held(outgoing.values(), client)
     except NotOffered as error:
-        for d in asked:
-            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
+        store.settle_checks(asked, DeliveryState.SENT, confirmed=NOT_POSSIBLE)
         log.info("%s: what it accepted cannot be confirmed: %s", destination.name, error)
         return
-    for d in asked:
-        if d.sop_instance_uid in held:
-            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=client.query)
-        elif d.checks + 1 < CHECKS_BEFORE_LOST:
-            store.note_check(d)
-        else:
+    found = [d for d in asked if d.sop_instance_uid in held]
+    store.settle_checks(found, DeliveryState.SENT, confirmed=client.query)
+    missing = [d for d in asked if d.sop_instance_uid not in held]
+    store.note_checks([d for d in missing if d.checks + 1 < CHECKS_BEFORE_LOST])
+    for d in missing:
+        if d.checks + 1 >= CHECKS_BEFORE_LOST:
             reason = f"accepted with status 0x{d.status}, but {client.query} does not find it there"
-            store.settle_check(d, DeliveryState.WAITING, reason=reason)
+            store.settle_checks([d], DeliveryState.WAITING, reason=reason)
 
 
 def _held(files: Iterable[Outgoing], client: DestinationClient) -> set[str]:
@@ -151,7 +154,7 @@ def _put_off(store: JobStore, open_ones: Sequence[Delivery], destination: Destin
     """The destination could not be asked: look again later, as often as it would be sent to."""
     for d in open_ones:
         if d.checks + 1 < destination.max_attempts:
-            store.note_check(d, reason=d.reason or f"accepted, not confirmed yet: {why}")
+            store.note_checks([d], reason=d.reason or f"accepted, not confirmed yet: {why}")
         else:
             reason = f"accepted with status 0x{d.status}, but whether it is held could not be asked: {why}"
-            store.settle_check(d, DeliveryState.DEAD, reason=reason)
+            store.settle_checks([d], DeliveryState.DEAD, reason=reason)

@@ -128,9 +128,7 @@ def deliver_to(
     reason = reason or next((d.reason for d in waiting if d.reason), HELD_BACK)
     attempts = max(d.attempts for d in waiting)
     if give_up or attempts >= destination.max_attempts or not _reports_may_come(deliveries):
-        for d in waiting:
-            if not d.reason:
-                store.note_check(d, reason=HELD_BACK)
+        store.note_checks([d for d in waiting if not d.reason], reason=HELD_BACK)
         store.give_up_delivery(job_id, destination.name)
         log.error("job %s: dead letter for %s after %d attempts: %s", job_id, destination.name, attempts, reason)
         return pause
@@ -142,9 +140,8 @@ def deliver_to(
 def give_up_all(store: JobStore, job_id: str, destination: str, reason: str) -> None:
     """Nothing can be done for a destination any more: what waits is dead, what was accepted is believed."""
     store.give_up_delivery(job_id, destination, reason)
-    for d in store.deliveries(job_id, destination):
-        if d.state is DeliveryState.UNCONFIRMED:
-            store.settle_check(d, DeliveryState.SENT, reason=d.reason, confirmed=NOT_POSSIBLE)
+    accepted = [d for d in store.deliveries(job_id, destination) if d.state is DeliveryState.UNCONFIRMED]
+    store.settle_checks(accepted, DeliveryState.SENT, confirmed=NOT_POSSIBLE)
 
 
 def _send_all(

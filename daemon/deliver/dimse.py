@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydicom import Dataset
@@ -31,6 +34,8 @@ from daemon.deliver.addresses import addresses_of
 from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import DaemonError, Permanent, Retryable
 
+log = logging.getLogger(__name__)
+
 MAX_CONTEXTS = 128
 """Presentation contexts in one association (PS3.8 9.3.2.2: odd identifiers 1 to 255)."""
 
@@ -51,8 +56,14 @@ SAME_ASSOCIATION_SECONDS = 1.0
 ECHO_SECONDS = 10.0
 """How long the answer to a C-ECHO may take."""
 
+NO_ANSWER = "no answer: the association timed out, was aborted or lost"
+
 CONNECT_SECONDS = 10.0
 """How long a TCP connection may take."""
+
+
+Contexts = list[tuple[str, tuple[str, ...]]]
+"""SOP classes, each with the transfer syntaxes of one presentation context."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +104,13 @@ class DimseClient:
         peer: Who is called.
         calling_aet: Our AE title.
         timeout: Seconds to wait for each answer.
+        associations: How many `store` uses at the same time at most.
     """
 
     peer: Peer
     calling_aet: str
     timeout: float = 60
+    associations: int = 1
 
     query: ClassVar[str] = "C-FIND"
     """How `held` asks."""
@@ -142,28 +155,52 @@ class DimseClient:
         return [uid for uid in sop_class_uids if uid not in taken]
 
     def store(self, files: Sequence[Outgoing], *, on_outcome: OnOutcome = no_one) -> list[StoreOutcome]:
-        """C-STORE all files, in as few associations as the presentation contexts allow.
+        """C-STORE all files, in as few associations as the presentation contexts allow, or in several at a time.
 
         Files go out as they are encoded; only uncompressed ones are re-encoded where the peer takes another syntax.
+        They are begun in their order. A peer that refuses further associations gets all by those that it takes.
+        `on_outcome` is called by one thread at a time.
 
         Raises:
             Retryable: no association could be made. Once one is made, every file has an outcome.
         """
         outcomes: list[StoreOutcome] = []
+
+        def note(outcome: StoreOutcome) -> None:
+            outcomes.append(outcome)
+            on_outcome(outcome)
+
         for batch, contexts in _batches(files):
-            ae = self.application_entity(self.timeout)
-            for sop_class_uid, syntaxes in contexts:
-                ae.add_requested_context(sop_class_uid, list(syntaxes))
-            association = associate(ae, self.peer)
-            try:
-                for outgoing in batch:
-                    outcome = _store_one(association, outgoing)
-                    outcomes.append(outcome)
-                    on_outcome(outcome)
-            finally:
-                if association.is_established:
-                    association.release()
+            share = _Share(deque(batch), note)
+            first = self._storage_association(contexts)
+            with ThreadPoolExecutor(self.associations) as others:
+                more = min(self.associations, len(batch)) - 1
+                pending = [others.submit(self._join, share, contexts) for _ in range(more)]
+                share.send(first)
+                for other in pending:
+                    other.result()
+            share.give_up()
         return outcomes
+
+    def _storage_association(self, contexts: Contexts) -> Association:
+        """An association for these presentation contexts.
+
+        Raises:
+            Retryable: none could be made.
+        """
+        ae = self.application_entity(self.timeout)
+        for sop_class_uid, syntaxes in contexts:
+            ae.add_requested_context(sop_class_uid, list(syntaxes))
+        return associate(ae, self.peer)
+
+    def _join(self, share: _Share, contexts: Contexts) -> None:
+        """Send some of the files by a further association, where the peer takes one."""
+        try:
+            association = self._storage_association(contexts)
+        except Retryable as error:
+            log.info("%s takes no further association: %s", self.peer, error)
+            return
+        share.send(association)
 
     def held(self, study_uid: str, series_uid: str) -> set[str]:
         """SOP Instance UIDs of a series that the peer knows, by C-FIND at image level (PS3.4 C.4.1).
@@ -237,6 +274,40 @@ class DimseClient:
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = timeout
         ae.connection_timeout = min(timeout, CONNECT_SECONDS)
         return ae
+
+
+@dataclass(eq=False)
+class _Share:
+    """Files that wait, and the associations that take one after the other from them."""
+
+    waiting: deque[Outgoing]
+    note: OnOutcome
+    _noting: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, association: Association) -> None:
+        """Send until nothing waits or the association has ended, and release it; an error ends the others, too."""
+        try:
+            while association.is_established:
+                try:
+                    outgoing = self.waiting.popleft()
+                except IndexError:
+                    return
+                outcome = _store_one(association, outgoing)
+                with self._noting:
+                    self.note(outcome)
+                if outcome.reason == NO_ANSWER:  # pynetdicom may need a moment to see that it has ended
+                    return
+        except BaseException:
+            self.waiting.clear()
+            raise
+        finally:
+            if association.is_established:
+                association.release()
+
+    def give_up(self) -> None:
+        """What waits when all associations have ended was not sent."""
+        while self.waiting:
+            self.note(StoreOutcome(self.waiting.popleft(), None, "the association ended before this instance was sent"))
 
 
 def _references(transaction_uid: str, files: Sequence[Outgoing]) -> Dataset:
@@ -353,9 +424,6 @@ def _refusal(association: Association) -> str:
     return f"{primitive.result_str}, {primitive.source_str}, {primitive.reason_str}"
 
 
-Contexts = list[tuple[str, tuple[str, ...]]]
-
-
 def _batches(files: Sequence[Outgoing]) -> Iterator[tuple[list[Outgoing], Contexts]]:
     """Groups of files whose presentation contexts fit into one association."""
     batch: list[Outgoing] = []
@@ -380,8 +448,6 @@ def _proposals(own: UID) -> tuple[tuple[str, ...], ...]:
 
 
 def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
-    if not association.is_established:
-        return StoreOutcome(outgoing, None, "the association ended before this instance was sent")
     try:
         answer = association.send_c_store(outgoing.path)
     except (ValueError, RuntimeError) as error:  # no accepted context, or the association ended meanwhile
@@ -389,7 +455,7 @@ def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
     except OSError as error:
         raise Permanent(f"{outgoing.path} cannot be read: {error}") from error
     if "Status" not in answer:
-        return StoreOutcome(outgoing, None, "no answer: the association timed out, was aborted or lost")
+        return StoreOutcome(outgoing, None, NO_ANSWER)
     status = int(answer.Status)
     if status == 0x0000:
         return StoreOutcome(outgoing, status)

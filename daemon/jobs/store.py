@@ -129,6 +129,14 @@ def now() -> float:
     return datetime.datetime.now(datetime.UTC).timestamp()
 
 
+DeliveryKey = tuple[str, str, str]
+"""Job, destination and SOP Instance UID."""
+
+
+def _key(delivery: Delivery) -> DeliveryKey:
+    return delivery.job_id, delivery.destination, delivery.sop_instance_uid
+
+
 class JobStore:
     """Reads and writes the three tables."""
 
@@ -295,37 +303,53 @@ class JobStore:
         self, job_id: str, destination: str, sop_instance_uid: str, *, state: DeliveryState, status: str, reason: str
     ) -> None:
         """Record one attempt to deliver one object; an earlier question whether it is held is over."""
-        self._set_delivery(
-            job_id, destination, sop_instance_uid, state=state, status=status, reason=reason,
+        self._set_deliveries(
+            [(job_id, destination, sop_instance_uid)], state=state, status=status, reason=reason,
             attempts=DELIVERIES.c.attempts + 1, transaction_uid="", checks=0, confirmed="",
         )  # fmt: skip
         self._on_attempt(job_id, destination, sop_instance_uid, state, status)
 
-    def note_check(self, delivery: Delivery, *, reason: str | None = None, transaction_uid: str | None = None) -> None:
-        """Record that an accepted object is still not confirmed: why, or which storage commitment was asked for."""
+    def note_checks(
+        self, deliveries: Sequence[Delivery], *, reason: str | None = None, transaction_uid: str | None = None
+    ) -> None:
+        """Record that accepted objects are still not confirmed: why, or which storage commitment was asked for."""
         values: dict[str, Any] = {"checks": DELIVERIES.c.checks + 1} if transaction_uid is None else {}
         if transaction_uid is not None:
             values["transaction_uid"] = transaction_uid
         if reason is not None:
             values["reason"] = reason
-        self._set_delivery(delivery.job_id, delivery.destination, delivery.sop_instance_uid, **values)
+        self._set_deliveries([_key(d) for d in deliveries], **values)
 
-    def settle_check(self, delivery: Delivery, state: DeliveryState, *, reason: str, confirmed: str = "") -> None:
-        """Record that an accepted object is held (sent), is not (waiting again), or cannot be asked for (dead)."""
-        self._set_delivery(
-            delivery.job_id, delivery.destination, delivery.sop_instance_uid, state=state, reason=reason,
-            confirmed=confirmed, transaction_uid="",
-        )  # fmt: skip
-        self._on_attempt(delivery.job_id, delivery.destination, delivery.sop_instance_uid, state, delivery.status)
+    def settle_checks(
+        self, deliveries: Sequence[Delivery], state: DeliveryState, *, reason: str | None = None, confirmed: str = ""
+    ) -> None:
+        """Record that accepted objects are held (sent), are not (waiting again), or cannot be asked for (dead).
 
-    def _set_delivery(self, job_id: str, destination: str, sop_instance_uid: str, **values: Any) -> None:
-        mine = (
-            DELIVERIES.c.job_id == job_id,
-            DELIVERIES.c.destination == destination,
-            DELIVERIES.c.sop_instance_uid == sop_instance_uid,
+        Args:
+            deliveries: Of the objects; all are settled or none.
+            state: What is true of all of them.
+            reason: Why; None: what is on record stays.
+            confirmed: How it is known.
+        """
+        values = {} if reason is None else {"reason": reason}
+        self._set_deliveries(
+            [_key(d) for d in deliveries], state=state, confirmed=confirmed, transaction_uid="", **values
         )
+        for d in deliveries:
+            self._on_attempt(*_key(d), state, d.status)
+
+    def _set_deliveries(self, keys: Sequence[DeliveryKey], **values: Any) -> None:
+        """Set columns of deliveries in one transaction."""
+        if not keys:
+            return
         with self._writing() as connection:
-            connection.execute(sa.update(DELIVERIES).where(*mine).values(updated=now(), **values))
+            for job_id, destination, sop_instance_uid in keys:
+                mine = (
+                    DELIVERIES.c.job_id == job_id,
+                    DELIVERIES.c.destination == destination,
+                    DELIVERIES.c.sop_instance_uid == sop_instance_uid,
+                )
+                connection.execute(sa.update(DELIVERIES).where(*mine).values(updated=now(), **values))
 
     def give_up_delivery(self, job_id: str, destination: str, reason: str | None = None) -> None:
         """Move what waits for a destination to the dead letter; without a reason the last attempt's stays."""

@@ -254,7 +254,8 @@ def test_a_report_on_a_transaction_that_is_not_ours_changes_nothing(
     there = pacs.destination()
     plan_deliveries(store, "j1", folder, [there])
     deliver(store, folder, there)
-    commitment.record_answer(store.engine, commitment.Report("1.2.3.4", tuple(uids(store))))
+    said = commitment.Report(transaction_uid="1.2.3.4", committed=tuple(uids(store)), failed={})
+    commitment.record_answer(store.engine, said)
     assert deliver(store, folder, there) is not None
     assert outcomes(store)["sr"][0] == "unconfirmed"
 
