@@ -18,8 +18,8 @@ from daemon.errors import ConfigurationError, DaemonError
 from daemon.observe.audit import AuditLog
 from daemon.observe.status import ServiceStatus
 from daemon.pull import asks
+from daemon.pull.client import client_of
 from daemon.pull.report import as_json, check_name, write_report
-from daemon.pull.source import client_of
 from daemon.pull.store import PullStore
 
 POLL_SECONDS = 0.5

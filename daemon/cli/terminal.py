@@ -56,6 +56,19 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         data.print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
+def new_lines() -> Say:
+    """Prints what is said on standard error, unless it differs from what was said last in its numbers alone."""
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        kind = text.rstrip("0123456789/ ")
+        if said[-1:] != [kind]:
+            said.append(kind)
+            messages.print(text, markup=False)
+
+    return say
+
+
 @contextmanager
 def working(first: str) -> Iterator[Say]:
     """A line on standard error that says what is being done: live on a terminal, one line a step elsewhere."""
@@ -63,13 +76,6 @@ def working(first: str) -> Iterator[Say]:
         with messages.status(first) as status:
             yield status.update
     else:
-        said: list[str] = []
-
-        def say(text: str) -> None:
-            kind = text.rstrip("0123456789/ ")
-            if said[-1:] != [kind]:
-                said.append(kind)
-                messages.print(text, markup=False)
-
+        say = new_lines()
         say(first)
         yield say

@@ -15,7 +15,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from daemon.cli.terminal import JsonOption, data, emit_json, messages, working
+from daemon.cli.terminal import JsonOption, data, emit_json, messages, new_lines, working
 from daemon.faults import writing_to
 from training.evaluation import judge
 from training.progress import Progress, Say, no_progress, silent
@@ -131,15 +131,7 @@ def training_progress() -> Iterator[tuple[Say, Progress]]:
             if not messages.is_terminal and (step == total or step % max(1, total // 20) == 0):
                 messages.print(f"{phase} {step}/{total}: loss {losses['loss']:.4f}", markup=False)
 
-        said: list[str] = []
-
-        def say(text: str) -> None:
-            kind = text.rstrip("0123456789/ ")
-            if said[-1:] != [kind]:
-                said.append(kind)
-                messages.print(text, markup=False)
-
-        yield say, progress
+        yield new_lines(), progress
 
 
 @train_app.command("ablation")

@@ -35,7 +35,8 @@ from daemon.errors import Retryable
 from daemon.jobs.store import now
 from daemon.observe.logs import tag
 from daemon.pull.asks import Ask
-from daemon.pull.source import Inbox, SourceAway, SourceClient, client_of
+from daemon.pull.client import SourceClient, client_of
+from daemon.pull.source import Inbox, SourceAway
 from daemon.pull.store import Pull, PulledStudy, PullStore
 from daemon.spool.writer import SpoolWriter
 from dicom_io import header

@@ -11,7 +11,7 @@ from daemon.config.sections import Settings
 from daemon.errors import DaemonError
 from daemon.jobs.comparison import Patient, is_same
 from daemon.jobs.records import EarlierResult
-from daemon.pull.source import SourceClient, client_of
+from daemon.pull.client import SourceClient, client_of
 from dicom_io import header
 from dicom_io.content.equipment import MANUFACTURER
 from dicom_io.objects.read_sr import read_sr

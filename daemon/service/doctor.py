@@ -28,7 +28,7 @@ from daemon.database.engine import check_database, database_url, make_engine
 from daemon.deliver.client import client_for
 from daemon.errors import ConfigurationError, DaemonError, Permanent
 from daemon.observe.status import ServiceStatus
-from daemon.pull.source import client_of
+from daemon.pull.client import client_of
 from dicom_io.content.kind import ResultKind
 from dicom_io.objects.kinds import KINDS, REJECTION
 

@@ -22,9 +22,10 @@ from pynetdicom.sop_class import (
 
 from daemon.config.sections import Source
 from daemon.errors import Retryable
+from daemon.pull.client import SourceClient
 from daemon.pull.dicomweb import WebSource
 from daemon.pull.dimse import DimseSource
-from daemon.pull.source import Inbox, SourceAway, SourceClient
+from daemon.pull.source import Inbox, SourceAway
 from daemon.spool.writer import SpoolWriter
 from daemon.trial.pacs import DICOM_WEB, LOOPBACK, Orthanc
 from dicom_io import header
