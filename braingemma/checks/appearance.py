@@ -33,6 +33,8 @@ INSIDE = 0.9
 LEAST_SAMPLES = 200
 #: Values beyond these percentiles are cut: lesions and vessels must not decide.
 CUT = (1.0, 98.0)
+#: How often the tissues' levels are estimated anew without what lies far off, and the coil's brightness with them.
+ROUNDS = 5
 #: What the search pays for leaving the standard brain, for stretching (log scale) and for turning (radians).
 OUTSIDE_COST, STRETCH_COST, TURN_COST = 0.5, 0.3, 0.1
 
@@ -144,7 +146,9 @@ def _lay(volume: Volume, mask: Mask, axes: Float) -> Laid | None:
     options = {"maxiter": 3, "xtol": 2e-2, "ftol": 2e-3, "direc": first}
     pose = optimize.minimize(cost, np.zeros(9), method="Powell", options=options).x
     gray, white, brain = shares(pose)
-    levels, explained = _mixture(values, gray, white, np.clip(1 - gray - white, 0, 1))
+    tissues = gray, white, np.clip(1 - gray - white, 0, 1)
+    _, explained = _mixture(values, *tissues)
+    levels = _levels(values, points, *tissues)
     bright = max(float(levels[1]), 1e-3)
     appearance = Appearance(
         gray=float(levels[0]) / bright,
@@ -193,8 +197,48 @@ def _turn(angles: Float) -> Float:
     return np.asarray(about_x @ about_y @ about_z)
 
 
+def _levels(values: Float, points: Float, *shares: Float) -> Float:
+    """The levels of most of the brain, as they would be under an even coil.
+
+    A lesion in white matter, or a coil that shows the middle of the head brighter, would make white matter look as
+    bright as on T1. So what is far too bright counts little, down to nothing (the weights of Beaton and Tukey 1974,
+    with their usual constant of 4.685), and the coil's brightness is estimated in turn with the levels, as 1 and a
+    polynomial of second order in the place.
+
+    Args:
+        values: (N,) brightness.
+        points: (3, N) places in mm from the brain's centre.
+        shares: (N,) each, of the tissues.
+    """
+    matrix = np.stack(shares, axis=1)
+    places = points.T / np.maximum(points.std(axis=1), 1.0)
+    field = np.concatenate([places, places**2 - 1, places * np.roll(places, 1, axis=1)], axis=1)
+    coil = np.ones_like(values)
+    levels = _mixture(values, *shares)[0]
+    for _ in range(ROUNDS):
+        seen = matrix * coil[:, None]
+        for _ in range(ROUNDS):
+            root = _root_weights(values - seen @ levels)
+            levels = _least_squares(seen * root[:, None], values * root)
+        even = matrix @ levels
+        root = _root_weights(values - coil * even)
+        effect = field * (even * root)[:, None]
+        coil = np.clip(1 + field @ _least_squares(effect, (values - even) * root), 0.5, 2.0)
+    return levels
+
+
+def _root_weights(off: Float) -> Float:
+    """(N,) square roots of the weights of what is so far off; what is too dark counts, for fluid is there little of."""
+    far = np.maximum(off, 0) / (4.685 * max(1.4826 * float(np.median(np.abs(off))), 1e-6))
+    return np.clip(1 - far**2, 0, None)
+
+
+def _least_squares(matrix: Float, values: Float) -> Float:
+    return np.asarray(np.linalg.lstsq(matrix, values, rcond=None)[0], dtype=np.float64)
+
+
 def _mixture(values: Float, *shares: Float) -> tuple[Float, float]:
     """The levels that explain the values best, and the share of their variance that is explained."""
     matrix = np.stack(shares, axis=1)
-    levels = np.asarray(np.linalg.lstsq(matrix, values, rcond=None)[0], dtype=np.float64)
+    levels = _least_squares(matrix, values)
     return levels, 1 - float(np.mean((matrix @ levels - values) ** 2)) / float(values.var())

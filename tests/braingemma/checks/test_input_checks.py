@@ -97,6 +97,30 @@ def test_flair_with_little_contrast_between_gray_and_white_matter_passes(seed, t
     assert failed(checks(phantoms.make_phantom(seed, stripped=True).volume, tmp_path)) == []
 
 
+def lit(image: nib.Nifti1Image, rim: float) -> nib.Nifti1Image:
+    """As a coil shows it whose brightness at the rim is so many times that in the middle."""
+
+    def under(volume: np.ndarray) -> np.ndarray:
+        places = np.mgrid[tuple(slice(-1, 1, n * 1j) for n in volume.shape)]
+        return volume * rim ** (places**2).sum(axis=0)
+
+    return changed(image, under)
+
+
+@pytest.mark.parametrize("rim", [0.7, 1.4])
+def test_an_uneven_coil_makes_neither_flair_of_t1_nor_t1_of_flair(rim, monkeypatch, tmp_path) -> None:
+    assert failed(checks(lit(head(True), rim), tmp_path)) == []
+    enhanced = Contrast(white=0.6, gray=0.52, fluid=0.24, edema=0.46, core=1.1, necrosis=0.3, spots=1.2)
+    monkeypatch.setattr(phantoms, "draw_contrast", lambda _rng: enhanced)
+    t1 = phantoms.make_phantom(5_500_004, stripped=True).volume
+    assert failed(checks(lit(t1, rim), tmp_path)) == ["contrast"]
+
+
+@pytest.mark.parametrize("seed", [9_000_006, 9_000_007])
+def test_a_large_lesion_in_white_matter_does_not_make_t1_of_flair(seed, tmp_path) -> None:
+    assert "contrast" not in failed(checks(phantoms.make_phantom(seed, stripped=bool(seed % 2)).volume, tmp_path))
+
+
 @pytest.mark.parametrize("stripped", [True, False])
 @pytest.mark.parametrize(("axis", "end"), [(0, "left"), (0, "right"), (1, "front"), (2, "top")])
 def test_half_a_head_in_a_whole_picture_is_told(axis, end, stripped, tmp_path) -> None:
