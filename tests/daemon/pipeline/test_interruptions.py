@@ -19,6 +19,7 @@ from steps_support import QUICK_STEPS, replace_steps
 
 from daemon.config.sections import Settings
 from daemon.database import engine as database
+from daemon.database import patience
 from daemon.database.tables import FINAL_STATES, JobState
 from daemon.engine.client import engine_client
 from daemon.engine.identifiers import EXECUTOR_ID
@@ -84,7 +85,7 @@ class Running:
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Running]]:
     replace_steps(tmp_path / "overlay", QUICK_STEPS, monkeypatch)
-    monkeypatch.setattr(workflow, "DATABASE_PAUSE", 0.1)
+    monkeypatch.setattr(patience, "DATABASE_PAUSE", 0.1)
     started: list[Running] = []
 
     def begin(url: str = "") -> Running:
