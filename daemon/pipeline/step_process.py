@@ -143,17 +143,17 @@ class StepProcess:
 
     def stop(self) -> None:
         """End the child; the next call starts a fresh one."""
-        if self._child is None:
+        child, self._child, self._unread = self._child, None, b""  # two threads may stop it at once
+        if child is None:
             return
-        self._child.kill()
+        child.kill()
         try:
-            self._child.wait(KILL_SECONDS)
+            child.wait(KILL_SECONDS)
         except subprocess.TimeoutExpired:  # it waits in the kernel for a disk or a GPU that does not answer
-            log.warning("the model process %d does not end; another one takes its place", self._child.pid)
-        for pipe in (self._child.stdin, self._child.stdout):
+            log.warning("the model process %d does not end; another one takes its place", child.pid)
+        for pipe in (child.stdin, child.stdout):
             if pipe is not None:
                 pipe.close()
-        self._child, self._unread = None, b""
         self.gpu_bytes = 0
 
     def _running_child(self) -> subprocess.Popen[bytes]:
