@@ -23,8 +23,8 @@ def make_private(folder: Path) -> Path:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Write a file durably, whole or not at all."""
-    with whole(path) as draft:
+    """Write a file durably, whole or not at all; of several that write it at once the last one stays."""
+    with whole(path, alone=False) as draft:
         draft.write_bytes(data)
 
 

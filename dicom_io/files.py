@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, alone: bool = True) -> Iterator[Path]:
     """A place to write a file or a folder, which becomes `path` if all goes well and vanishes otherwise.
 
     The place is beside `path`, with the same ending; nothing is there yet, and the caller makes it a file or a folder.
     When the block ends it is made durable, takes the name, and replaces what had the name before.
+
+    Args:
+        path: What is written.
+        alone: Nobody else writes it meanwhile, so what lies in the place was left by a run that was killed.
     """
-    draft = path.with_name(f".part-{path.name}")
-    _remove(draft)  # left by a run that was killed
+    draft = path.with_name(f".part-{path.name}" if alone else f".part-{uuid.uuid4().hex}-{path.name}")
+    _remove(draft)
     try:
         yield draft
         for inside in draft.rglob("*") if draft.is_dir() else ():

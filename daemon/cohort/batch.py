@@ -122,13 +122,15 @@ class Batch:
             defaced=self.settings.results.deface,
         )
         file = make_private(self.out) / "batch.json"
-        theirs = BatchRecord.read_if_there(file)
+        with only_one_writes(self.out):  # processes that start at once must not each find nothing there
+            theirs = BatchRecord.read_if_there(file)
+            if theirs is None:
+                mine.write(file)
         if theirs is not None and theirs != mine:
             raise DaemonError(
                 f"{self.out}: expected cases of the same weights and options as before, got others "
                 f"(before: {theirs.to_json()}, now: {mine.to_json()}): name another folder"
             )
-        mine.write(file)
 
     def _claimed(self) -> Iterator[tuple[Case, Any]]:
         """Cases without a result that no other process works on, each with the lock that says so."""
@@ -280,7 +282,7 @@ def _ahead(
 
 @contextmanager
 def only_one_writes(out: Path) -> Iterator[None]:
-    """Tables are written by one process at a time; the last one to end writes what all have done."""
-    with (make_private(out / WORK) / "tables.lock").open("w") as file:
+    """What all processes share is written by one at a time; the last one to end writes tables of what all have done."""
+    with (make_private(out / WORK) / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
