@@ -118,15 +118,15 @@ def test_a_database_that_is_locked_when_an_object_was_accepted(
     pacs: FaultyPacs, store: JobStore, folder: JobFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(patience, "DATABASE_PAUSE", 0.01)
-    set_delivery, locked = store._set_delivery, [True] * 3
+    set_deliveries, locked = store._set_deliveries, [True] * 3
 
     def busy(*args: Any, **values: Any) -> None:
         if "attempts" in values and locked:
             locked.pop()
             raise sa.exc.OperationalError("UPDATE", {}, Exception("database is locked"))
-        set_delivery(*args, **values)
+        set_deliveries(*args, **values)
 
-    monkeypatch.setattr(store, "_set_delivery", busy)
+    monkeypatch.setattr(store, "_set_deliveries", busy)
     plan_deliveries(store, "j1", folder, [pacs.destination()])
     assert deliver(store, folder, pacs.destination()) is None
     assert outcomes(store) == SENT
