@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from daemon.cli.terminal import ConfigOption, JsonOption, WeightsOption, data, emit_json, messages, working
-from daemon.config.load import load_settings
-from daemon.config.sections import Explain, Model
+from daemon.config.load import load_settings, with_options
 from daemon.errors import DaemonError
 from daemon.faults import writing_to
 
@@ -90,25 +89,15 @@ def process(
     as_json: JsonOption = False,
 ) -> None:
     """Report one study without a daemon."""
-    settings = load_settings(config)
-    asked = {
-        "weights": weights,
-        "device": device,
-        "temperature": temperature,
-        "top_p": top_p,
-        "repetition_penalty": repetition_penalty,
-        "no_repeat_ngram_size": no_repeat_ngram_size,
-        "min_new_tokens": min_new_tokens,
-        "max_new_tokens": max_new_tokens,
-    }
-    model = {name: value for name, value in asked.items() if value is not None}
-    explained = {"enabled": explain, **({} if seed is None else {"seed": seed})}
-    settings = settings.model_copy(
-        update={
-            "model": Model.model_validate({**settings.model.model_dump(), **model}),
-            "explain": Explain.model_validate({**settings.explain.model_dump(), **explained}),
-        }
-    )
+    settings = with_options(
+        load_settings(config),
+        model={
+            "weights": weights, "device": device, "temperature": temperature, "top_p": top_p,
+            "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size,
+            "min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens,
+        },
+        explain={"enabled": explain, "seed": seed},
+    )  # fmt: skip
     with writing_to(out), working("loading") as say:
         from daemon.pipeline.process import process as run
 
@@ -191,19 +180,11 @@ def batch(
 
     Several calls on one folder (a Slurm array, say) share the work: each case is done once.
     """
-    settings = load_settings(config)
-    model = {k: v for k, v in (("weights", weights), ("device", device)) if v is not None}
-    changed: dict[str, dict[str, Any]] = {
-        "model": model,
-        "explain": {"enabled": explain},
-        "results": {name: True for name, wanted in (("deidentify", deidentify), ("deface", deface)) if wanted},
-    }
-    settings = settings.model_copy(
-        update={
-            name: type(section).model_validate({**section.model_dump(), **values})
-            for name, values in changed.items()
-            for section in [getattr(settings, name)]
-        }
+    settings = with_options(
+        load_settings(config),
+        model={"weights": weights, "device": device},
+        explain={"enabled": explain},
+        results={"deidentify": deidentify or None, "deface": deface or None},
     )
     with writing_to(out), working("looking for cases") as say:
         from daemon.cohort.batch import Batch, only_one_writes

@@ -15,11 +15,11 @@ from pydicom.dataset import Dataset
 
 from daemon.errors import Rejected
 from daemon.jobs.comparison import Patient
+from daemon.pipeline.process import NIFTI_NAME
 from dicom_io.errors import FileError
 from dicom_io.header import number, text
 from dicom_io.series.file import read_header
 
-NIFTI_NAME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 BIDS_FLAIR = "sub-*/**/anat/*FLAIR.nii*"
 """BIDS 1.10, "Anatomy imaging data": `sub-<label>/[ses-<label>/]anat/…_FLAIR.nii[.gz]`."""
 LIST_COLUMNS = ("path", "image", "file")

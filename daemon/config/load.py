@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,28 @@ def load_settings(path: Path | None = None) -> Settings:
         raise ConfigurationError(f"configuration: {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # TOML that cannot be parsed, or JSON in an environment variable
         raise ConfigurationError(f"configuration: {path or 'environment'}: {error}") from error
+
+
+def with_options(settings: Settings, **sections: Mapping[str, Any]) -> Settings:
+    """The configuration with options of a command line in its sections.
+
+    Args:
+        settings: As the file and the environment say.
+        sections: Values by section and key; None: the option was not given.
+
+    Raises:
+        ConfigurationError: a section does not take a value; every fault, a line for each.
+    """
+    changed = {}
+    for name, options in sections.items():
+        section = getattr(settings, name)
+        given = {key: value for key, value in options.items() if value is not None}
+        try:
+            changed[name] = type(section).model_validate({**section.model_dump(), **given})
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, (name, *fault['loc'])))}: {fault['msg']}" for fault in error.errors()]
+            raise ConfigurationError("options: " + "\n".join(lines)) from error
+    return settings.model_copy(update=changed)
 
 
 def _faults(error: ValidationError, path: Path | None) -> Iterator[str]:

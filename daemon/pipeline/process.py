@@ -23,7 +23,8 @@ FURTHER = "further"
 """Folder of the further series below that of the best."""
 UID = re.compile(r"[0-9](\.?[0-9]+)*")
 """Digits, with single dots between them."""
-NIFTI_ENDINGS = (".nii", ".nii.gz")
+NIFTI_NAME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+"""How the name of a NIfTI file ends."""
 
 
 def process(
@@ -101,10 +102,8 @@ def _steps_for(source: Path, settings: Settings) -> tuple[str, ...]:
         return steps_of(STEPS, explain=settings.explain.enabled)
     if not source.exists():
         raise Rejected(f"{source}: expected a NIfTI file or a folder of DICOM files, found nothing there")
-    if not source.name.lower().endswith(NIFTI_ENDINGS):
-        raise Rejected(
-            f"{source}: expected a NIfTI file ({' or '.join(NIFTI_ENDINGS)}) or a folder of DICOM files, got neither"
-        )
+    if not NIFTI_NAME.search(source.name):
+        raise Rejected(f"{source}: expected a NIfTI file (.nii or .nii.gz) or a folder of DICOM files, got neither")
     return steps_of(NIFTI_STEPS, explain=settings.explain.enabled)
 
 

@@ -42,7 +42,7 @@ TEMPLATES.globals.update(
     limits=views.LIMITS, research_use=RESEARCH_USE_LINE, state_words=views.STATE_WORDS, finding_line=finding_line
 )
 TEMPLATES.filters.update(
-    ago=views.ago, clock=views.clock, megabytes=views.megabytes, minute=views.minute, day=views.day
+    ago=views.ago, clock=views.clock, megabytes=views.megabytes, minute=views.minute, day=views.day, brief=views.brief
 )
 
 

@@ -12,17 +12,16 @@ from daemon.jobs.lists.figures import figures_of, rates
 from daemon.web.context import page_of, render
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 44, 24
-COLOURS = ("#0b66c3", "#b3261e", "#2e7d32", "#8a4b00", "#6a1b9a", "#00767a")
 SHAPES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "1 5")
-"""Dashes, so that lines differ without colour, too."""
+"""Dashes, so that lines differ without colour, too; the colour of each is in the style sheet."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One scanner's line in a chart; `points` as SVG has them, `dots` (x, y, what it says)."""
+    """One scanner's line in a chart; `number` of its colour, `points` as SVG has them, `dots` (x, y, what it says)."""
 
     scanner: str
-    colour: str
+    number: int
     dashes: str
     points: str
     dots: Sequence[tuple[float, float, str]]
@@ -65,7 +64,8 @@ def _line(scanner: str, number: int, values: Sequence[tuple[str, float]], place:
         for month, share in values
     ]
     points = " ".join(f"{x},{y}" for x, y, _ in dots)
-    return Line(scanner, COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)], points, dots)
+    number %= len(SHAPES)
+    return Line(scanner, number, SHAPES[number], points, dots)
 
 
 def figures(request: Request) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from daemon.jobs.report import finding_rows, impression, provenance_rows, read_r
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Delivery, Job, now
 
+_LONG_UID = re.compile(r"\b\d+(?:\.\d+){5,}\b")
 MARKED_STEPS = (*STEPS, DELIVER)
 """The row of steps on a job's page."""
 
@@ -185,6 +187,11 @@ def viewer_link(template: str, job: Job, study: Mapping[str, str], *, named: boo
 def minute(seconds: float) -> str:
     """The same to the minute."""
     return clock(seconds)[:16]
+
+
+def brief(text: str) -> str:
+    """A reason without the UIDs in it: the list has no room for them, the job's own page has."""
+    return _LONG_UID.sub("…", text)
 
 
 def day(date: str) -> str:

@@ -99,7 +99,7 @@ def rates(figures: Sequence[Figures]) -> dict[str, dict[str, list[tuple[str, flo
     """
     lines: dict[str, dict[str, list[tuple[str, float]]]] = {}
     findings = sorted({name.split(":")[1] for f in figures for name in f.numbers if name.startswith("finding:")})
-    wanted = {f"{finding} present": (f"finding:{finding}:present", REPORTS) for finding in findings}
+    wanted = {f"{finding.replace('_', ' ')} present": (f"finding:{finding}:present", REPORTS) for finding in findings}
     wanted |= {"warned": (WARNED, REPORTS), "far from training": ("failed:domain", "judged:domain")}
     for line, (name, of) in wanted.items():
         lines[line] = {}

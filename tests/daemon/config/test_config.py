@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from daemon.config.load import find_configuration, load_settings, origins
+from daemon.config.load import find_configuration, load_settings, origins, with_options
 from daemon.config.sections import Settings
 from daemon.config.template import configuration_template
 from daemon.errors import ConfigurationError
@@ -159,3 +159,19 @@ def test_the_configuration_is_found_in_its_order(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("BRAINGEMMA_CONFIG", str(tmp_path / "named.toml"))
     assert find_configuration() == tmp_path / "named.toml"  # not there: loading it says so
     assert find_configuration(user) == user
+
+
+def test_options_of_a_command_line_stand_above_the_file_and_those_not_given_do_not() -> None:
+    settings = Settings.model_validate({"model": {"weights": "w", "device": "cpu"}, "explain": {"seed": 7}})
+    changed = with_options(
+        settings,
+        model={"weights": None, "device": "cuda", "temperature": 0.0},
+        explain={"enabled": False, "seed": None},
+        results={"deface": None},
+    )
+    assert (changed.model.weights, changed.model.device, changed.model.temperature) == ("w", "cuda", 0.0)
+    assert (changed.explain.enabled, changed.explain.seed) == (False, 7)
+    assert changed.results == settings.results
+    assert settings.explain.enabled
+    with pytest.raises(ConfigurationError, match=r"^options: explain\.seed: .*valid integer"):
+        with_options(settings, explain={"seed": "x"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import CorrectedIdentity, SourceFile
 from daemon.jobs.report import write_report
 
+CHROMIUM = shutil.which("chromium")
 MEASURED = {"name": "lesion_volume", "value": 93.9, "unit": "mL", "method": "lesion map", "laterality": "left"}
 
 
@@ -102,3 +105,32 @@ def test_what_cannot_be_read_is_left_out(folder: JobFolder) -> None:
     assert "Patient ID" not in page_of(folder)
     with pytest.raises(pydicom.errors.InvalidDicomError):
         pydicom.dcmread(folder.input / "0.dcm")
+
+
+@pytest.mark.e2e
+@pytest.mark.skipif(CHROMIUM is None, reason="Debian's chromium is not installed")
+def test_it_prints_on_two_pages(folder: JobFolder) -> None:
+    """With all pictures in their sizes, eight warnings, a long text and as much provenance as there is."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    folder.explain.mkdir()
+    sizes = {"lime_2x3_grid.png": (1600, 1098), "lime_top_supervoxels_grid.png": (1600, 2140)}
+    for name, size in {**sizes, "overlay_slices.png": (1600, 1408)}.items():
+        Image.new("L", size, 60).save(folder.explain / name)
+    report = a_report(
+        "The lesion area is in the left frontal and parietal lobes. Edema is seen around it. No necrosis is seen. " * 4,
+        measurements=[MEASURED] * 4,
+        warnings=["The text names edema on the left and the lesion map does not: check the side of it in the pictures."]
+        * 8,
+        model={"generation": {f"generation_setting_{n}": 0.25 for n in range(36)}},
+        banner="Demo weights, trained on synthetic images only.",
+    )
+    write_report(folder, report)
+    with playwright.sync_playwright() as driver:
+        arguments = ["--no-sandbox"] if os.getuid() == 0 else []
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=120_000)
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(folder.report_html.as_uri())
+        printed = page.pdf(prefer_css_page_size=True)
+        browser.close()
+    assert len(re.findall(rb"/Type\s*/Page\b", printed)) == 2

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pynetdicom import AE
+from pynetdicom.sop_class import SecondaryCaptureImageStorage, Verification
 
+from daemon.cli.serve import doctor
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
 from daemon.observe.status import ServiceStatus
 from daemon.service.doctor import Check, examine
 from daemon.service.doctor import _device as device_checks
-from daemon.trial.pacs import LOOPBACK, free_port
+from daemon.trial.pacs import LOOPBACK, EmbeddedPacs, free_port
 
 
 def look(folder: Path, **sections: Any) -> dict[str, Check]:
@@ -78,6 +82,74 @@ def test_a_folder_that_others_can_enter_and_a_taken_port_are_named(tmp_path: Pat
         assert found["port"].ok
         assert "the service runs" in found["port"].detail
         assert found["data folder"].ok
+
+
+@pytest.fixture
+def poor_pacs() -> Iterator[int]:
+    """A PACS that takes Secondary Capture only; its port."""
+    entity = AE("POOR")
+    entity.add_supported_context(Verification)
+    entity.add_supported_context(SecondaryCaptureImageStorage)
+    server = entity.start_server((LOOPBACK, 0), block=False)
+    yield server.socket.getsockname()[1]
+    server.shutdown()
+
+
+@pytest.fixture
+def rich_pacs(tmp_path: Path) -> Iterator[int]:
+    """A PACS that takes all; its port."""
+    pacs = EmbeddedPacs(tmp_path / "pacs", ae_title="RICH")
+    yield pacs.port
+    pacs.stop()
+
+
+# pynetdicom leaves the socket of a connection that does not stand to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_each_destination_is_asked_for_every_storage_class_that_will_be_sent(
+    tmp_path: Path, poor_pacs: int, rich_pacs: int
+) -> None:
+    destinations = [
+        {"name": name, "ae_title": name.upper(), "host": LOOPBACK, "port": port}
+        for name, port in (("poor", poor_pacs), ("rich", rich_pacs), ("away", 1))
+    ]
+    found = look(tmp_path / "data", destinations=destinations, results={"seg": False, "pdf": True})
+    assert found["destination rich"].ok
+    assert "takes all 4 SOP classes that will be sent" in found["destination rich"].detail
+    poor = found["destination poor"]
+    assert not poor.ok
+    assert f"POOR@{LOOPBACK}:{poor_pacs} answers C-ECHO, but does not take" in poor.detail
+    for name in ("Enhanced SR Storage (sr)", "Parametric Map Storage (pm)", "Encapsulated PDF Storage (pdf)"):
+        assert name in poor.detail
+    for name in ("Secondary Capture", "Segmentation"):
+        assert name not in poor.detail
+    assert "switch that off in [results], or teach it the SOP class" in poor.detail
+    assert not found["destination away"].ok
+    assert "cannot be reached" in found["destination away"].detail
+
+
+def test_what_is_looked_at_is_said_before_it_is_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress goes to standard error, results to standard output, each as soon as it is known."""
+    settings = Settings.model_validate({"storage": {"folder": tmp_path, "min_free_gb": 0}})
+    said: list[str] = []
+    checks = examine(settings, said.append)
+    assert said == []
+    assert next(checks).name == "weights"
+    assert said == ["looking at weights"]
+    assert next(checks).name == "device"
+    assert said == ["looking at weights", "looking at device"]
+    checks.close()
+
+    def one(_settings: Settings, say: Callable[[str], None]) -> Iterator[Check]:
+        say("looking at destinations")
+        yield Check("destination a", True, "answers")
+
+    monkeypatch.setattr("daemon.service.doctor.examine", one)
+    doctor(None)
+    printed = capsys.readouterr()
+    assert printed.out == "ok    destination a: answers\n"
+    assert printed.err.splitlines()[-1] == "looking at destinations"
 
 
 def test_senders_that_have_no_address_and_files_that_are_no_certificates_are_named(tmp_path: Path) -> None:

@@ -82,6 +82,17 @@ def test_a_job_shows_report_findings_warnings_and_files(site: Site) -> None:
     assert site.ask("/refused")[2].decode().count("REFUSED: T1") == 1
 
 
+def test_the_list_shows_findings_beside_a_reason_and_no_long_uid(site: Site) -> None:
+    add_job(site, "j1", JobState.FAILED, reported=False)
+    uid = "1.2.826.0.1.3680043.8.498.1111997464662913642263474203676117744"
+    site.store.update("j1", result="lesion left frontal", reason=f"archive: of series {uid} nothing was stored")
+    text = site.ask("/")[2].decode()
+    assert "lesion left frontal" in text
+    assert "archive: of series … nothing was stored" in text
+    assert uid not in text
+    assert uid in site.ask("/jobs/j1")[2].decode()
+
+
 @pytest.mark.parametrize(
     "path",
     ["/jobs/none", "/jobs/j1/files/input/000001.dcm", "/jobs/j1/files/../j1/report.txt", "/jobs/j1/files/%2e%2e/x",

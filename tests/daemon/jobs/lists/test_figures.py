@@ -65,11 +65,16 @@ def test_reports_are_counted_once_by_scanner_and_shown(tmp_path: Path) -> None:
 
 def test_rates_stand_by_month_and_are_absent_where_nothing_was_judged() -> None:
     figures = [
-        Figures("2026-01", "A", {"reports": 4, "warned": 1, "finding:lesion:present": 2}),
+        Figures(
+            "2026-01",
+            "A",
+            {"reports": 4, "warned": 1, "finding:lesion:present": 2, "finding:ventricular_compression:present": 1},
+        ),
         Figures("2026-02", "A", {"reports": 2, "finding:lesion:absent": 2, "judged:domain": 2, "failed:domain": 1}),
         Figures("2026-02", "B", {"reports": 1, "warned": 1}),
     ]
     found = rates(figures)
+    assert found["ventricular compression present"]["A"] == [("2026-01", 0.25), ("2026-02", 0.0)]
     assert found["lesion present"]["A"] == [("2026-01", 0.5), ("2026-02", 0.0)]
     assert found["warned"] == {"A": [("2026-01", 0.25), ("2026-02", 0.0)], "B": [("2026-02", 1.0)]}
     assert found["far from training"] == {"A": [("2026-02", 0.5)]}
