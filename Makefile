@@ -18,9 +18,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/braingemma demo $(if $(OUT),--out '$(OUT)')
 
-# Files go to the workers in the order of tests/conftest.py: what waits longest is begun first.
+# Files go to the workers in the order of tests/conftest.py: what waits longest is begun first. Four workers for two
+# cores: a test of the service waits as long as it works.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 check: $(STAMP)
 	$(BIN)/ruff check .

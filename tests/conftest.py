@@ -1,8 +1,14 @@
-"""The order of the files."""
+"""What holds for the whole suite: one thread for each process, and the order of the files."""
 
 from __future__ import annotations
 
+import os
+
 import pytest
+
+# Before anything loads torch or BLAS, and for every process that a test starts: several workers share the cores, and
+# threads that wait for each other there spend more than they save. Tests of threads set their number themselves.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 FIRST = ("tests/end_to_end/", "tests/training/phases/")
 """Files that take longest: begun last, one worker would end them alone."""

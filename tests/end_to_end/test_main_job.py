@@ -1,4 +1,8 @@
-"""A study goes in by C-STORE; an SR and an overlay come back. Everything here is a real process on loopback."""
+"""A study goes in by C-STORE; an SR and an overlay come back. Everything here is a real process on loopback.
+
+One service with one PACS is shared: each test sends studies of its own and looks at what came of them; a test that
+kills or stops the service starts it again.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import nibabel
 import psutil
 import pydicom
 import pytest
 import sqlalchemy as sa
-from e2e_support import MARKERS, processes_of
+from e2e_support import MARKERS, processes_of, sections
 from pydicom.uid import generate_uid
 
 from daemon.database.tables import JobState
@@ -34,10 +40,80 @@ def braingemma(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def assert_one_result(pacs: EmbeddedPacs, study: list[Path]) -> None:
+class Site:
+    """The service, the PACS that it reports to, and studies of one head under ever new UIDs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.pacs = EmbeddedPacs(folder / "pacs")
+        self.service = TrialService(folder / "daemon", sections(self.pacs.port))
+        self._head = make_phantom(900_001, spacing=(2.5, 2.5, 5.0)).volume
+        self._studies = 0
+        self._known: set[str] = set()
+        self._log_size = 0
+
+    def begin(self) -> None:
+        """Let it run; what is there already belongs to others."""
+        if self.service.process is None or self.service.process.poll() is not None:
+            self.service.start()
+        self._known = {job.job_id for job in self.service.store.recent()}
+        self._held = {str(d.SOPInstanceUID) for d in self.pacs.instances()}
+        self._log_size = self.service.log.stat().st_size
+
+    def write(self, volume: nibabel.Nifti1Image | None = None, **overrides: object) -> list[Path]:
+        """Files of a study that was never sent."""
+        self._studies += 1
+        folder = self.folder / f"study{self._studies}"
+        uids = {f"{of}UID": generate_uid() for of in ("StudyInstance", "SeriesInstance", "FrameOfReference")}
+        return write_series(volume or self._head, folder, overrides={**MARKERS, **uids, **overrides})
+
+    def jobs(self) -> list[Job]:
+        """This test's jobs, the newest first."""
+        return [job for job in self.service.store.recent() if job.job_id not in self._known]
+
+    def wait_for(self, count: int, *, seconds: float = 240) -> list[Job]:
+        """This test's jobs, when there are so many and all have ended."""
+        self.service.wait_for_jobs(len(self._known) + count, seconds=seconds)
+        return self.jobs()
+
+    def wait_until(self, reached: str, seconds: float = 240) -> None:
+        """Wait until this test's only job is in this step (or has this state)."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            jobs = self.jobs()
+            if jobs and reached in (jobs[0].step, str(jobs[0].state)):
+                return
+            time.sleep(0.02)
+        raise AssertionError(f"the job never came to {reached}: {self.jobs()}")
+
+    def results(self) -> list[pydicom.Dataset]:
+        """What came to the PACS in this test."""
+        return [d for d in self.pacs.instances() if str(d.SOPInstanceUID) not in self._held]
+
+    def log(self) -> list[str]:
+        """Lines that the service wrote in this test."""
+        with self.service.log.open("rb") as file:
+            file.seek(self._log_size)
+            return file.read().decode().splitlines()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    site = Site(tmp_path_factory.mktemp("site"))
+    yield site
+    site.service.stop()
+    site.pacs.stop()
+
+
+@pytest.fixture
+def site(running: Site) -> Site:
+    running.begin()
+    return running
+
+
+def assert_one_result(held: Sequence[pydicom.Dataset], study: list[Path]) -> None:
     """One SR and one SC series, one picture a slice, in the study that was sent; and nothing else."""
     source = pydicom.dcmread(study[0], stop_before_pixels=True)
-    held = pacs.instances()
     assert {d.StudyInstanceUID for d in held} == {source.StudyInstanceUID}
     assert {d.PatientID for d in held} == {source.PatientID}
     by_modality: dict[str, list[pydicom.Dataset]] = {}
@@ -54,25 +130,20 @@ def assert_one_result(pacs: EmbeddedPacs, study: list[Path]) -> None:
     assert len(evidence.ReferencedSOPSequence) == len(study)
 
 
-def test_a_study_comes_back_as_report_and_overlay(
-    service: TrialService, pacs: EmbeddedPacs, study: list[Path], tmp_path: Path
-) -> None:
-    service.start()
+def test_a_study_comes_back_as_report_and_overlay_and_sent_again_starts_nothing_new(site: Site) -> None:
+    service = site.service
     DimseClient(service.peer, "SENDER").echo()
-    t1 = write_series(
+    study = site.write()
+    t1 = site.write(
         make_phantom(900_002, spacing=(4.0, 4.0, 6.0)).volume,
-        tmp_path / "t1",
-        overrides={
-            **MARKERS,
-            "SeriesDescription": "t1_mprage_sag", "ProtocolName": "t1_mprage_sag", "ScanningSequence": "GR",
-            "InversionTime": None, "RepetitionTime": "2000", "EchoTime": "2.9", "SequenceName": "*tfl3d1",
-            "StudyInstanceUID": pydicom.dcmread(study[0], stop_before_pixels=True).StudyInstanceUID,
-        },
+        SeriesDescription="t1_mprage_sag", ProtocolName="t1_mprage_sag", ScanningSequence="GR", InversionTime=None,
+        RepetitionTime="2000", EchoTime="2.9", SequenceName="*tfl3d1",
+        StudyInstanceUID=pydicom.dcmread(study[0], stop_before_pixels=True).StudyInstanceUID,
     )  # fmt: skip
     service.send([*study, *t1])
-    [job] = service.wait_for_jobs(1, seconds=240)
+    [job] = site.wait_for(1)
     assert job.state is JobState.DONE, job.reason
-    assert_one_result(pacs, study)
+    assert_one_result(site.results(), study)
     assert set(job.timings) >= {"select", "convert", "report", "explain", "encode"}
     folder = service.folder_of(job).root
     for name in ("report.txt", "report.json", "report.html", "volume_ras.nii.gz", "explain/overlay_slices.png"):
@@ -81,7 +152,7 @@ def test_a_study_comes_back_as_report_and_overlay(
     assert "synthetic images only" in report["banner"]
     assert "synthetic images only" in (folder / "report.html").read_text()
 
-    assert_nobody_is_named(service)
+    assert_nobody_is_named(site)
 
     refused = str(pydicom.dcmread(t1[0], stop_before_pixels=True).SeriesInstanceUID)
     why = braingemma("jobs", "why", refused, "--config", str(service.configuration))
@@ -89,15 +160,23 @@ def test_a_study_comes_back_as_report_and_overlay(
     assert "refused" in why.stdout
     assert "REFUSED" in why.stdout
     listed = json.loads(braingemma("jobs", "list", "--json", "--config", str(service.configuration)).stdout)
-    assert [row["job_id"] for row in listed] == [job.job_id]
+    assert job.job_id in [row["job_id"] for row in listed]
+
+    before = len(site.results())
+    service.send([*study, *t1])
+    service.send(damaged(site))  # when this one has become a job, so would the other have
+    assert [job.state for job in site.wait_for(2)] == [JobState.SET_ASIDE, JobState.DONE]
+    assert len(site.results()) == before
 
 
-def assert_nobody_is_named(service: TrialService) -> None:
+def assert_nobody_is_named(site: Site) -> None:
     """No identity in a log line, a metric, a record of the workflow engine, or a job's row; every line is JSON.
 
     The worklist's two tables are there to name people, to whoever shows a token or comes by a proxy.
     """
-    for line in service.log.read_text().splitlines():
+    service, log = site.service, site.log()
+    assert log
+    for line in log:
         json.loads(line)
     with urllib.request.urlopen(f"{service.web_url}/metrics", timeout=60) as answer:
         metrics = answer.read().decode()
@@ -107,45 +186,21 @@ def assert_nobody_is_named(service: TrialService) -> None:
     assert len(rows["jobs"]) > 100
     assert "MARKERFAMILY^MARKERGIVEN" in rows.pop("job_studies")
     assert "markermrn1" in rows.pop("job_words")
-    for where, text in {"log": service.log.read_text(), "metrics": metrics, **rows}.items():
+    for where, text in {"log": "\n".join(log), "metrics": metrics, **rows}.items():
         assert "MARKER" not in text, where
 
 
-def test_the_same_study_again_starts_nothing_new(service: TrialService, pacs: EmbeddedPacs, study: list[Path]) -> None:
-    service.start()
-    service.send(study)
-    service.wait_for_jobs(1, seconds=240)
-    before = len(pacs.instances())
-    service.send(study)
-    time.sleep(4)
-    assert len(service.store.recent()) == 1
-    assert len(pacs.instances()) == before
-
-
-def wait_until(service: TrialService, reached: str, seconds: float = 240) -> None:
-    """Wait until the one job is in this step (or has this state)."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        jobs = service.store.recent()
-        if jobs and reached in (jobs[0].step, str(jobs[0].state)):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"the job never came to {reached}: {service.store.recent()}")
-
-
 @pytest.mark.parametrize("moment", ["acknowledged", "convert", "report", "explain", "encode", "delivering"])
-def test_sigkill_at_any_step_still_delivers_exactly_once(
-    service: TrialService, pacs: EmbeddedPacs, study: list[Path], moment: str
-) -> None:
-    service.start()
-    service.send(study)
+def test_sigkill_at_any_step_still_delivers_exactly_once(site: Site, moment: str) -> None:
+    study = site.write()
+    site.service.send(study)
     if moment != "acknowledged":
-        wait_until(service, moment)
-    service.kill()
-    service.start()
-    [job] = service.wait_for_jobs(1, seconds=240)
+        site.wait_until(moment)
+    site.service.kill()
+    site.service.start()
+    [job] = site.wait_for(1)
     assert job.state is JobState.DONE, job.reason
-    assert_one_result(pacs, study)
+    assert_one_result(site.results(), study)
 
 
 def model_process(service: TrialService) -> psutil.Process:
@@ -159,28 +214,26 @@ def model_process(service: TrialService) -> psutil.Process:
     raise AssertionError("the model process never started")
 
 
-def test_a_study_that_crashes_the_model_is_tried_three_times_and_the_next_one_runs(
-    service: TrialService, pacs: EmbeddedPacs, study: list[Path], tmp_path: Path
-) -> None:
-    service.start()
-    service.send(study)
-    wait_until(service, "report")
+def test_a_study_that_crashes_the_model_is_tried_three_times_and_the_next_one_runs(site: Site) -> None:
+    service = site.service
+    service.send(site.write())
+    site.wait_until("report")
     seen: set[int] = set()
     while len(seen) < 3:
         child = model_process(service)
         if child.pid not in seen:
             seen.add(child.pid)
             child.send_signal(signal.SIGSEGV)
-    [job] = service.wait_for_jobs(1, seconds=240)
+    [job] = site.wait_for(1)
     assert job.state is JobState.SET_ASIDE
     assert "SIGSEGV" in job.reason
-    assert pacs.instances() == []
+    assert site.results() == []
 
-    other = write_series(make_phantom(900_003, spacing=(3.0, 3.0, 5.0)).volume, tmp_path / "other")
+    other = site.write(make_phantom(900_003, spacing=(3.0, 3.0, 5.0)).volume)
     service.send(other)
-    jobs = service.wait_for_jobs(2, seconds=240)
+    jobs = site.wait_for(2)
     assert jobs[0].state is JobState.DONE, jobs[0].reason
-    assert_one_result(pacs, other)
+    assert_one_result(site.results(), other)
 
     retried = braingemma("jobs", "retry", job.job_id, "--config", str(service.configuration))
     assert retried.returncode == 0, retried.stderr
@@ -195,43 +248,40 @@ def _state(service: TrialService, job: Job) -> JobState | None:
     return None if now is None else now.state
 
 
-def test_what_is_no_brain_flair_is_kept_aside_and_does_not_stop_the_daemon(
-    service: TrialService, pacs: EmbeddedPacs, study: list[Path], tmp_path: Path
-) -> None:
-    service.start()
-    damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    study_uid, series_uid = generate_uid(), generate_uid()
-    for path in study:
+def damaged(site: Site) -> list[Path]:
+    """A study whose pixels are cut off."""
+    files = site.write()
+    for path in files:
         dataset = pydicom.dcmread(path)
-        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, series_uid
-        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
         dataset.PixelData = dataset.PixelData[: len(dataset.PixelData) // 2]
-        dataset.save_as(damaged / path.name)
-    service.send(sorted(damaged.iterdir()))
-    [job] = service.wait_for_jobs(1, seconds=240)
+        dataset.save_as(path)
+    return files
+
+
+def test_what_is_no_brain_flair_is_kept_aside_and_does_not_stop_the_daemon(site: Site) -> None:
+    site.service.send(damaged(site))
+    [job] = site.wait_for(1)
     assert job.state is JobState.SET_ASIDE
     assert job.reason
-    assert pacs.instances() == []
-    service.send(study)
-    jobs = service.wait_for_jobs(2, seconds=240)
+    assert site.results() == []
+    study = site.write()
+    site.service.send(study)
+    jobs = site.wait_for(2)
     assert jobs[0].state is JobState.DONE
-    assert_one_result(pacs, study)
+    assert_one_result(site.results(), study)
 
 
-def test_sigterm_ends_it_in_mid_step_and_unfinished_work_goes_on(
-    service: TrialService, pacs: EmbeddedPacs, study: list[Path]
-) -> None:
-    service.start()
-    service.send(study)
-    wait_until(service, "report")
-    assert service.stop() == 0
-    [job] = service.store.recent()
+def test_sigterm_ends_it_in_mid_step_and_unfinished_work_goes_on(site: Site) -> None:
+    study = site.write()
+    site.service.send(study)
+    site.wait_until("report")
+    assert site.service.stop() == 0
+    [job] = site.jobs()
     assert job.state is JobState.RUNNING, "it did not wait for the study"
-    service.start()
-    [job] = service.wait_for_jobs(1, seconds=240)
+    site.service.start()
+    [job] = site.wait_for(1)
     assert job.state is JobState.DONE, job.reason
-    assert_one_result(pacs, study)
+    assert_one_result(site.results(), study)
 
 
 def test_demo_weights_refuse_a_destination_on_another_machine(tmp_path: Path) -> None:
@@ -246,8 +296,7 @@ def test_demo_weights_refuse_a_destination_on_another_machine(tmp_path: Path) ->
     assert "Traceback" not in refused.stderr
 
 
-def test_two_daemons_never_share_a_folder(service: TrialService) -> None:
-    service.start()
-    second = braingemma("serve", "--config", str(service.configuration))
+def test_two_daemons_never_share_a_folder(site: Site) -> None:
+    second = braingemma("serve", "--config", str(site.service.configuration))
     assert second.returncode == 2
     assert "another braingemma service" in second.stderr

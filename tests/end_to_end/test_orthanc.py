@@ -47,35 +47,10 @@ class Site:
         self.orthanc.stop()
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    trial = Site(tmp_path)
-    yield trial
-    trial.stop()
-
-
 def storescu(study: list[Path], aet: str, port: int) -> None:
     subprocess.run(
         ["storescu", "-aec", aet, LOOPBACK, str(port), *map(str, study)], check=True, capture_output=True, timeout=120
     )
-
-
-def test_orthanc_holds_one_report_and_one_overlay_series_in_the_study(site: Site, study: list[Path]) -> None:
-    storescu(study, "ORTHANC", site.orthanc.port)
-    storescu(study, "BRAINGEMMA", site.service.peer.port)
-    [job] = site.service.wait_for_jobs(1, seconds=240)
-    assert job.state is JobState.DONE, job.reason
-    [study_id] = site.orthanc.get("/studies")
-    held = [site.orthanc.get(f"/series/{uid}") for uid in site.orthanc.get(f"/studies/{study_id}")["Series"]]
-    by_modality = {s["MainDicomTags"]["Modality"]: s for s in held if s["MainDicomTags"]["Modality"] in ("SR", "MR")}
-    assert len(by_modality["SR"]["Instances"]) == 1
-    assert len(by_modality["MR"]["Instances"]) == len(study)
-    overlays = [s for s in held if s["MainDicomTags"]["Modality"] == "OT" and len(s["Instances"]) == len(study)]
-    assert len(overlays) == 1
-    tags = site.orthanc.get(f"/instances/{by_modality['SR']['Instances'][0]}/simplified-tags")
-    assert tags["VerificationFlag"] == "UNVERIFIED"
-    preview = site.orthanc.get_bytes(f"/instances/{overlays[0]['Instances'][0]}/preview")
-    assert preview.startswith(b"\x89PNG")
 
 
 FORWARD_EVERYTHING = """
@@ -118,18 +93,36 @@ def site_by_the_rule_of_deploy(tmp_path: Path) -> Iterator[Site]:
     trial.stop()
 
 
-def test_the_rule_of_deploy_sends_each_study_once(site_by_the_rule_of_deploy: Site, study: list[Path]) -> None:
+def test_orthanc_sends_each_study_once_and_holds_one_report_and_one_overlay_series_in_it(
+    site_by_the_rule_of_deploy: Site, study: list[Path]
+) -> None:
     """The study is stable once more when our results have come; they start no second transfer."""
     orthanc, service = site_by_the_rule_of_deploy.orthanc, site_by_the_rule_of_deploy.service
     storescu(study, "ORTHANC", orthanc.port)
     [job] = service.wait_for_jobs(1, seconds=400)
     assert job.state is JobState.DONE, job.reason
+    assert_report_and_overlay(orthanc, study)
     deadline = time.monotonic() + 120
     while stable_studies(orthanc) < 2:
         assert time.monotonic() < deadline, "the study did not become stable again"
         time.sleep(0.5)
     assert forwards_until_quiet(orthanc, quiet_seconds=4, limit_seconds=120) == 1
     assert [j.job_id for j in service.store.recent()] == [job.job_id]
+
+
+def assert_report_and_overlay(orthanc: Orthanc, study: list[Path]) -> None:
+    """One series of each in the study; Orthanc reads the report and draws the overlay."""
+    [study_id] = orthanc.get("/studies")
+    held = [orthanc.get(f"/series/{uid}") for uid in orthanc.get(f"/studies/{study_id}")["Series"]]
+    by_modality = {s["MainDicomTags"]["Modality"]: s for s in held if s["MainDicomTags"]["Modality"] in ("SR", "MR")}
+    assert len(by_modality["SR"]["Instances"]) == 1
+    assert len(by_modality["MR"]["Instances"]) == len(study)
+    overlays = [s for s in held if s["MainDicomTags"]["Modality"] == "OT" and len(s["Instances"]) == len(study)]
+    assert len(overlays) == 1
+    tags = orthanc.get(f"/instances/{by_modality['SR']['Instances'][0]}/simplified-tags")
+    assert tags["VerificationFlag"] == "UNVERIFIED"
+    preview = orthanc.get_bytes(f"/instances/{overlays[0]['Instances'][0]}/preview")
+    assert preview.startswith(b"\x89PNG")
 
 
 def stable_studies(orthanc: Orthanc) -> int:
