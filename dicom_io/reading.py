@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -88,9 +88,16 @@ def read_dataset(path: Path, *, pixels: bool = True) -> FileDataset:
         return read_opened(file, pixels=pixels)
 
 
-def read_opened(file: Opened, *, pixels: bool) -> FileDataset:
-    """Read an opened file; without pixels its stream is left where Pixel Data begins."""
-    dataset = pydicom.dcmread(file.stream, stop_before_pixels=not pixels)
+def read_elements(path: Path, keywords: Iterable[str]) -> FileDataset:
+    """Only these elements of a file, by keyword; raises as `read_dataset` does."""
+    with opened(path, pixels=False) as file:
+        return read_opened(file, pixels=False, keywords=keywords)
+
+
+def read_opened(file: Opened, *, pixels: bool, keywords: Iterable[str] | None = None) -> FileDataset:
+    """Read an opened file, or some of its elements; without pixels its stream is left where Pixel Data begins."""
+    tags = None if keywords is None else list(keywords)
+    dataset = pydicom.dcmread(file.stream, stop_before_pixels=not pixels, specific_tags=tags)
     if file.deflated:
         dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     return dataset

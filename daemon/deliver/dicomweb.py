@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import pydicom
 import requests
 from dicomweb_client.api import DICOMwebClient
 from dicomweb_client.session_utils import create_session
@@ -24,6 +23,7 @@ from daemon.config.sections import Destination
 from daemon.deliver.addresses import addresses_of
 from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import Permanent, Retryable
+from dicom_io.reading import read_dataset
 
 logging.getLogger("retrying").setLevel(logging.CRITICAL + 1)  # the client's retries log tracebacks of what it raises
 
@@ -204,7 +204,7 @@ class _LoopbackTlsPool(HTTPSConnectionPool):
 
 def _read(outgoing: Outgoing) -> Dataset:
     try:
-        return pydicom.dcmread(outgoing.path)
+        return read_dataset(outgoing.path)
     except OSError as error:
         raise Permanent(f"{outgoing.path} cannot be read: {error}") from error
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -33,6 +34,9 @@ from daemon.config.sections import ClientTls
 from daemon.deliver.addresses import addresses_of
 from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, StoreOutcome, no_one
 from daemon.errors import DaemonError, Permanent, Retryable
+from dicom_io.errors import FileError
+from dicom_io.header import MALFORMED
+from dicom_io.reading import read_dataset
 
 log = logging.getLogger(__name__)
 
@@ -449,11 +453,15 @@ def _proposals(own: UID) -> tuple[tuple[str, ...], ...]:
 
 def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
     try:
-        answer = association.send_c_store(outgoing.path)
-    except (ValueError, RuntimeError) as error:  # no accepted context, or the association ended meanwhile
-        return StoreOutcome(outgoing, None, f"not sent: {error}")
+        dataset = read_dataset(outgoing.path)  # a path would be read by pydicom, which stops at an unknown VR
     except OSError as error:
         raise Permanent(f"{outgoing.path} cannot be read: {error}") from error
+    except (FileError, InvalidDicomError, *MALFORMED) as error:
+        return StoreOutcome(outgoing, None, f"not sent: expected a DICOM file (PS3.10): {error}")
+    try:
+        answer = association.send_c_store(dataset)
+    except (ValueError, RuntimeError) as error:  # no accepted context, or the association ended meanwhile
+        return StoreOutcome(outgoing, None, f"not sent: {error}")
     if "Status" not in answer:
         return StoreOutcome(outgoing, None, NO_ANSWER)
     status = int(answer.Status)

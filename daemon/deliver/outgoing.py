@@ -6,11 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
 from daemon.errors import DaemonError, Retryable
+from dicom_io import header
+from dicom_io.errors import FileError
+from dicom_io.reading import read_elements
 
 
 class NotOffered(Retryable):
@@ -40,16 +42,16 @@ class Outgoing:
             DaemonError: the file cannot be read, or is not DICOM.
         """
         try:
-            header = pydicom.dcmread(path, specific_tags=IDENTITY, stop_before_pixels=True)
+            found = read_elements(path, IDENTITY)
             return cls(
                 path,
-                str(header.SOPClassUID),
-                str(header.SOPInstanceUID),
-                str(header.file_meta.TransferSyntaxUID),
-                str(header.get("StudyInstanceUID", "")),
-                str(header.get("SeriesInstanceUID", "")),
+                str(found.SOPClassUID),
+                str(found.SOPInstanceUID),
+                str(found.file_meta.TransferSyntaxUID),
+                str(found.get("StudyInstanceUID", "")),
+                str(found.get("SeriesInstanceUID", "")),
             )
-        except (InvalidDicomError, AttributeError, EOFError) as error:
+        except (FileError, InvalidDicomError, *header.MALFORMED) as error:
             raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error
         except OSError as error:
             raise DaemonError(f"{path} cannot be read: {error.strerror}") from error

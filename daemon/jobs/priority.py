@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
-import pydicom
 from pydicom import Dataset
 
 from daemon.config.sections import PriorityClass, Rule
@@ -20,6 +19,7 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival
 from daemon.jobs.study import UNREADABLE
 from dicom_io import header
+from dicom_io.reading import read_elements
 
 ALLOWANCE: dict[PriorityClass, int] = {"urgent": 0, "routine": 2 * 3600, "off-peak": 24 * 3600}
 """Seconds for which a job of each class lets those before it go first."""
@@ -74,6 +74,6 @@ def _one_of_each_series(arrival: Arrival, folder: JobFolder, keywords: Iterable[
     for file in firsts.values():
         try:
             with header.quiet("pydicom"):
-                yield pydicom.dcmread(folder.input / file, stop_before_pixels=True, specific_tags=tags)
+                yield read_elements(folder.input / file, tags)
         except UNREADABLE:
             continue

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import pydicom
 from pydicom import Dataset
+from pydicom.errors import InvalidDicomError
 
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import CorrectedIdentity, Selection, SourceFile
 from dicom_io import header
+from dicom_io.errors import FileError
+from dicom_io.reading import read_elements
 
 FIELDS = (
     ("PatientName", "Patient"),
@@ -22,7 +24,7 @@ FIELDS = (
     ("AccessionNumber", "Accession"),
 )
 """Keyword and label, in the order of the page."""
-UNREADABLE = (OSError, EOFError, RecursionError, MemoryError, pydicom.errors.InvalidDicomError, *header.MALFORMED)
+UNREADABLE = (OSError, RecursionError, MemoryError, FileError, InvalidDicomError, *header.MALFORMED)
 
 
 def study_rows(folder: JobFolder) -> list[tuple[str, str]]:
@@ -70,7 +72,7 @@ def _headers(folder: Path) -> Iterator[Dataset]:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         try:
             with header.quiet("pydicom"):
-                found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+                found = read_elements(path, tags)
         except UNREADABLE:
             continue
         yield found

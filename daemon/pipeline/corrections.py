@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import pydicom
 import sqlalchemy as sa
 from pydicom import Dataset
 
@@ -20,7 +19,8 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, CorrectedIdentity, Selection
 from dicom_io import header
 from dicom_io.content.sources import IDENTITY, PATIENT_AND_STUDY
-from dicom_io.errors import SeriesError
+from dicom_io.errors import FileError, SeriesError
+from dicom_io.reading import read_elements
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +112,8 @@ def _newest_after(engine: sa.Engine, data: DataFolder, study_uid: str, completed
 def _read(path: Path) -> Dataset | None:
     try:
         with header.quiet("pydicom"):
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(KEYWORDS))
-    except (OSError, *UNDECODABLE) as error:
+            return read_elements(path, KEYWORDS)
+    except (OSError, FileError, *UNDECODABLE) as error:
         log.warning("%s: not read for the patient's identity: %s", path.name, type(error).__name__)
         return None
 

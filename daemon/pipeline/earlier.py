@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pydicom
 import sqlalchemy as sa
 from pydicom import Dataset
 
@@ -23,6 +22,7 @@ from daemon.jobs.store import JobStore, now
 from daemon.jobs.study import UNREADABLE
 from daemon.pipeline.corrections import find_correction
 from dicom_io import header
+from dicom_io.reading import read_elements
 
 TAGS = [
     "SpecificCharacterSet", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "StudyDate",
@@ -125,6 +125,6 @@ def _reported(folder: JobFolder) -> Dataset | None:
         return None
     try:
         with header.quiet("pydicom"):
-            return pydicom.dcmread(folder.input / file, stop_before_pixels=True, specific_tags=TAGS)
+            return read_elements(folder.input / file, TAGS)
     except UNREADABLE:
         return None

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pydicom
 from pydicom.datadict import DicomDictionary, keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
 
+from dicom_io.errors import FileError
 from dicom_io.header import MALFORMED
+from dicom_io.reading import read_elements
 
 _IDENTIFIERS = (
     "PatientID",
@@ -34,9 +35,9 @@ def identities(files: Iterable[Path]) -> set[str]:
     found: set[str] = set()
     for file in files:
         try:
-            header = pydicom.dcmread(file, specific_tags=list(_KEYWORDS), stop_before_pixels=True)
+            header = read_elements(file, _KEYWORDS)
             found.update(_values(header))
-        except (InvalidDicomError, OSError, RecursionError, MemoryError, *MALFORMED):
+        except (FileError, InvalidDicomError, OSError, RecursionError, MemoryError, *MALFORMED):
             continue  # what cannot be read here cannot be quoted by who reads it later; the step itself says why
     return found
 

@@ -22,6 +22,7 @@ from dicom_io.reading import read_dataset
 from dicom_io.select.selection import judge
 from dicom_io.series.file import read_header
 from dicom_io.series.group import scan_folder
+from dicom_io.series.identities import identities
 from dicom_io.volume.nifti import convert_series
 
 
@@ -111,3 +112,9 @@ def test_numbers_beyond_all_measure_are_refused_in_one_line(tmp_path: Path, keyw
     verdict = judge(only_series(tmp_path / "s"))
     assert all("\n" not in r.detail and len(r.detail) < 600 for r in verdict.reasons)
     assert verdict.accepted == (keyword == "SliceThickness")
+
+
+def test_names_behind_an_element_without_a_value_representation_are_known(tmp_path: Path) -> None:
+    files = make_files(tmp_path / "s", edit=lambda dataset, _: setattr(dataset, "PatientName", "Behind^It"))
+    with_odd_representation(files[0], b"\x08\x00\x60\x00CS")
+    assert {"Behind^It", "PHANTOM"} <= identities(files[:1])

@@ -1,4 +1,4 @@
-"""`braingemma send --deidentify`: what arrives carries pseudonyms; what cannot be de-identified is not sent."""
+"""`braingemma send`: what arrives is whole; with --deidentify it carries pseudonyms, or is not sent."""
 
 from __future__ import annotations
 
@@ -44,6 +44,27 @@ def test_images_arrive_without_identities_and_the_same_in_every_run(tmp_path: Pa
     assert "PID-SECR" not in str(received)
     assert {d.PatientIdentityRemoved for d in received} == {"YES"}
     assert (tmp_path / "data" / "pseudonyms.key").exists()
+
+
+def test_an_element_without_a_value_representation_does_not_end_what_is_sent(tmp_path: Path) -> None:
+    """pydicom stops reading there: nothing behind it, the pixels included, would go out."""
+    volume = nibabel.Nifti1Image(np.arange(16 * 16 * 3, dtype=np.int16).reshape(16, 16, 3), np.diag([8, 8, 20, 1.0]))
+    files = write_series(volume, tmp_path / "in", overrides={"PatientName": "Whole^One"})
+    originals = {header.SOPInstanceUID: header for header in map(pydicom.dcmread, files)}
+    for path in files:
+        raw = path.read_bytes()
+        at = raw.index(b"\x08\x00\x60\x00CS")  # Modality, before the UIDs of study and series
+        path.write_bytes(raw[: at + 4] + b"??" + raw[at + 6 :])
+    pacs = EmbeddedPacs(tmp_path / "pacs")
+    try:
+        run = CliRunner().invoke(app, ["send", str(tmp_path / "in"), "--to", f"TESTPACS@127.0.0.1:{pacs.port}"])
+        received = [pydicom.dcmread(f) for f in pacs.folder.glob("*/*.dcm")]
+    finally:
+        pacs.stop()
+    assert run.exit_code == 0, run.output
+    assert len(received) == len(files)
+    for dataset in received:
+        assert dataset == originals[dataset.SOPInstanceUID]
 
 
 @pytest.mark.parametrize("key", [b"short"])
