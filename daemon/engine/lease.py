@@ -155,7 +155,7 @@ class Lease:
                 self._valid_until = started + OWN_SHARE * self.seconds
                 self._renewed.notify_all()
             if started >= self._judges_from:
-                take_over_from_dead(self.engine, self.seconds)
+                take_over_from_dead(self.engine, self.seconds, but=self.executor_id)
         except sa.exc.SQLAlchemyError as error:
             self._judges_from = time.monotonic() + self.seconds
             log.warning("the lease cannot be renewed: %s", type(error).__name__)
@@ -230,19 +230,20 @@ class SoleReceiver:
             self._connection = None
 
 
-def take_over_from_dead(engine: sa.Engine, seconds: float) -> list[str]:
+def take_over_from_dead(engine: sa.Engine, seconds: float, *, but: str = "") -> list[str]:
     """Mark processes that have been silent too long, and put unfinished workflows of the dead back into their queues.
 
     Args:
         engine: The daemon's database.
         seconds: Length of a lease.
+        but: Who looks, and so lives, though its last sign of life may be old on a machine that is slow.
 
     Returns:
         The workflows that were put back.
     """
     with engine.begin() as connection:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))
-        silent = (EXECUTORS.c.state == ALIVE, EXECUTORS.c.beat < _NOW - seconds)
+        silent = (EXECUTORS.c.state == ALIVE, EXECUTORS.c.beat < _NOW - seconds, EXECUTORS.c.executor_id != but)
         connection.execute(sa.update(EXECUTORS).where(*silent).values(state=DEAD))
         gone = EXECUTORS.c.state.in_([DEAD, LEFT])
         dead = connection.execute(sa.select(EXECUTORS.c.executor_id).where(gone)).scalars().all()

@@ -186,6 +186,14 @@ def test_after_the_database_was_away_the_silence_of_others_says_nothing(engine: 
     assert states(engine)["host:silent"] == "dead"
 
 
+def test_nobody_takes_itself_for_dead(engine: sa.Engine) -> None:
+    """Between its sign of life and its look at the others a lease may pass, on a machine that is slow."""
+    lease = Lease(engine, "host:gpu0", 0)
+    assert lease._try_to_take()
+    lease._beat()
+    assert states(engine) == {"host:gpu0": "alive"}
+
+
 def test_a_lease_that_cannot_be_given_back_is_no_error(engine: sa.Engine, postgres: Postgres) -> None:
     lease = Lease(engine, "host:gpu0", 3600)
     assert lease._try_to_take()
