@@ -131,12 +131,12 @@ def head_centre_x(flair: FloatArray, geometry: SeriesGeometry) -> float:
 
     The middle of its extent, not its centre of mass: a bright or missing part on one side must not move it.
     """
-    k, j, i = np.nonzero(_foreground(flair))
-    if k.size == 0:
-        k, j, i = (np.array([0, size - 1]) for size in flair.shape)
-    step = max(1, k.size // 200_000)
+    head = np.flatnonzero(_foreground(flair))
+    if head.size == 0:
+        head = np.array([0, flair.size - 1])
+    k, j, i = np.unravel_index(head[:: max(1, head.size // 200_000)], flair.shape)
     a = geometry.affine_lps[0]
-    x = a[0] * i[::step] + a[1] * j[::step] + a[2] * k[::step] + a[3]
+    x = a[0] * i + a[1] * j + a[2] * k + a[3]
     return float(np.percentile(x, (1, 99)).mean())
 
 

@@ -139,7 +139,9 @@ class OverlayRenderer:
         self._limit = _limit(volumes)
         header = _header_lines(content)
         self.layout = _layout(geometry, len(header))
-        self._base = self._draw_base(header)
+        self._canvas = self._draw_base(header)
+        """Drawn over for each slice: what lies beneath the slice is put back from `_strip`."""
+        self._strip = self._canvas.crop((0, self._under, self.layout.width, self.layout.height))
         self._letters = self._draw_letters()
 
     def __iter__(self) -> Iterator[Picture]:
@@ -147,10 +149,11 @@ class OverlayRenderer:
         return (self.render(index) for index in range(len(self._geometry.slices)))
 
     def render(self, index: int) -> Picture:
-        """The picture (height, width, 3), RGB, of one slice."""
+        """The picture (height, width, 3), RGB, of one slice; one at a time."""
         layout = self.layout
         size = (self._geometry.columns * layout.scale, self._geometry.rows * layout.scale)
-        canvas = self._base.copy()
+        canvas = self._canvas
+        canvas.paste(self._strip, (0, self._under))
         enlarged = self._blend(index).resize(size, Image.Resampling.BILINEAR)
         canvas.paste(enlarged.convert("RGB"), (layout.left, layout.top))
         for letters, (left, top) in self._letters:
@@ -178,9 +181,14 @@ class OverlayRenderer:
         return Image.fromarray(picture.astype(np.uint8))
 
     @property
+    def _under(self) -> int:
+        """First row under the slice."""
+        return self.layout.top + self._geometry.rows * self.layout.scale
+
+    @property
     def _below(self) -> int:
-        """First row of the strip below the slice."""
-        return self.layout.top + self._geometry.rows * self.layout.scale + 4
+        """First row of text below the slice."""
+        return self._under + 4
 
     def _place(self, index: int) -> Iterator[str]:
         """Where the slice lies, in words."""
