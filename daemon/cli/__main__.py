@@ -19,6 +19,10 @@ def main() -> None:
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # Typer ends a command that is interrupted by this status, and says nothing
+            _say("interrupted")
+        raise
     except BrokenPipeError:
         # The reader of our output (`| head`) has enough; Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from daemon.cli.terminal import JsonOption, data, emit_json, working
+from daemon.errors import ConfigurationError
 
 bench_app = typer.Typer(help="Side-by-side measurements, printed as ratios.", no_args_is_help=True)
 
@@ -208,26 +209,26 @@ def bench_site(
     from daemon.bench.site import HOURLY_SHARE, measured_service
     from daemon.bench.site import bench_site as run
 
+    shares = _numbers("--hours", hours, least=0, count=24) if hours else HOURLY_SHARE
     checked: dict[str, Any] = {}
     if service:
-        seconds = _numbers(service)
+        seconds = _numbers("--service", service)
     else:
         with working("starting") as say, tempfile.TemporaryDirectory(prefix="braingemma-site-") as folder:
             seconds, checked = measured_service(Path(folder), studies=check, say=say)
-    shares = _numbers(hours, least=0, count=24) if hours else HOURLY_SHARE
     result = run(per_day=per_day, service=seconds, target_seconds=target, burst=burst, days=days, hours=shares)
     _show({**result, **({"check": checked} if checked else {})}, as_json=as_json)
 
 
-def _numbers(text: str, *, least: float = 1e-9, count: int | None = None) -> list[float]:
+def _numbers(option: str, text: str, *, least: float = 1e-9, count: int | None = None) -> list[float]:
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise typer.BadParameter(f"expected numbers with commas between, got {text!r}") from error
+        raise ConfigurationError(f"{option}: expected numbers with commas between, got {text!r}") from error
     if min(found) < least or max(found) <= 0:
-        raise typer.BadParameter(f"expected positive numbers, got {text!r}")
+        raise ConfigurationError(f"{option}: expected positive numbers, got {text!r}")
     if count is not None and len(found) != count:
-        raise typer.BadParameter(f"expected {count} numbers, got {len(found)}")
+        raise ConfigurationError(f"{option}: expected {count} numbers, got {len(found)}")
     return found
 
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from daemon.jobs.lists.figures import figures_of, rates
 from daemon.web.context import page_of, render
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 200, 44, 24
+WIDTH, HEIGHT, LEFT, RIGHT, BOTTOM = 640, 200, 44, 30, 24
 SHAPES = ("", "6 3", "2 3", "8 3 2 3", "12 4", "1 5")
 """Dashes, so that lines differ without colour, too; the colour of each is in the style sheet."""
 
@@ -39,7 +39,7 @@ class Chart:
 def charts_of(shares: Mapping[str, Mapping[str, Sequence[tuple[str, float]]]]) -> list[Chart]:
     """Charts of what `rates` found; all have the same months and the same colour for a scanner."""
     months = sorted({month for lines in shares.values() for line in lines.values() for month, _ in line})
-    step = (WIDTH - LEFT - 20) / max(1, len(months) - 1)
+    step = (WIDTH - LEFT - RIGHT) / max(1, len(months) - 1)
     place = {month: LEFT + step * number for number, month in enumerate(months)}
     scanners = sorted({scanner for lines in shares.values() for scanner in lines})
     every = max(1, len(months) // 8)

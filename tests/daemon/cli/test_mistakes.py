@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import signal
 import socket
 import sqlite3
 import ssl
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from delivery_support import certificates
 
 from daemon.cli.__main__ import main
+from daemon.cli.app import COMMANDS, load_command
 from daemon.errors import DaemonError
 from daemon.faults import fault_line, writing_to
 
 NOWHERE = "no-such-host.invalid"
+NOT_READABLE = "/proc/self/mem"
+"""Reading it fails, for root, too."""
+ELSEWHERE = {
+    **dict.fromkeys(("train run", "train phase2a", "train phase2b", "train all", "train demo"), "as `train phase1`"),
+    **dict.fromkeys(("train ablation", "train manifest", "train domain", "weights fetch"), "tests of their own"),
+    "weights list": "reads what is there", "bench convert": "numbers only", "bench start": "numbers only",
+    "bench generate": "numbers only", "bench gpu": "its first line is that there is no GPU",
+}  # fmt: skip
+"""Commands that nothing but their own options can have wrong, or whose mistakes are tested elsewhere."""
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
     """(exit code, standard error) of one command in this process."""
     monkeypatch.setattr(sys, "argv", ["braingemma", *arguments])
+    monkeypatch.setattr(os, "nice", lambda _more: 0)  # of a batch; it would last for all later tests
     with pytest.raises(SystemExit) as ended:
         main()
     return int(ended.value.code or 0), capsys.readouterr().err
@@ -52,6 +68,9 @@ def place(tmp_path: Path) -> Path:
         '[[sources]]\nname = "web"\nurl = "http://127.0.0.1:1/dicom-web"\n'
     )
     (tmp_path / "good.toml").write_text(f'[storage]\nfolder = "{tmp_path / "good"}"\n')
+    (tmp_path / "unknown.toml").write_text('[storage]\nfoldr = "x"\n[listner]\n[web]\nport = "many"\n')
+    (tmp_path / "cases.csv").write_text("nothing,of,this\n1,2,3\n")
+    (tmp_path / "cases.jsonl").write_text("{not json\n")
     return tmp_path
 
 
@@ -63,27 +82,28 @@ def closed_port() -> Iterator[int]:
         yield held.getsockname()[1]
 
 
-def mistakes(at: Path, port: int) -> Iterator[list[str]]:
-    """Arguments of commands that cannot work."""
-    p = {name: str(at / name) for name in ("file", "empty", "nowhere", "bad.nii.gz", "file/below")}
-    configurations = [str(at / n) for n in ("nowhere.toml", "bad.toml", "bytes.toml", "empty")]
+def mistakes_of_configurations(at: Path, p: dict[str, str], _port: int) -> Iterator[list[str]]:
+    """Of configurations, data folders and databases; these and all below are arguments of commands that cannot work."""
+    configurations = [str(at / n) for n in ("nowhere.toml", "bad.toml", "bytes.toml", "empty")] + [NOT_READABLE]
     with_configuration = (
         ["config", "check"], ["config", "show"], ["doctor"], ["serve"], ["worker"], ["jobs", "list"],
         ["jobs", "show", "j"], ["jobs", "why", "1.2"], ["jobs", "retry", "j"], ["jobs", "cancel", "j"],
-        ["jobs", "purge"], ["jobs", "reviews"], ["select", p["empty"]],
-        ["process", p["bad.nii.gz"], "--out", p["nowhere"]],
+        ["jobs", "purge"], ["jobs", "reviews"], ["select", p["empty"]], ["stats"], ["pull", "list"],
+        ["process", p["bad.nii.gz"], "--out", p["nowhere"]], ["batch", p["empty"], "--out", p["nowhere"]],
+        ["echo", "PACS@127.0.0.1:1"],
     )  # fmt: skip
     for command in with_configuration:
         for configuration in configurations:
             yield [*command, "--config", configuration]
-    for command in (["jobs", "list"], ["jobs", "show", "j"], ["jobs", "purge"], ["jobs", "retry", "j"]):
+    for command in (
+        ["jobs", "list"], ["jobs", "show", "j"], ["jobs", "purge"], ["jobs", "retry", "j"], ["jobs", "cancel", "j"],
+        ["jobs", "why", "1.2"], ["jobs", "reviews"], ["stats"], ["pull", "list"], ["pull", "show", "p"],
+    ):  # fmt: skip
         for configuration in ("data.toml", "database.toml", "damaged.toml"):
             yield [*command, "--config", str(at / configuration)]
-    yield from mistakes_of_pulls(at)
-    yield from other_mistakes(at, p, port)
 
 
-def mistakes_of_pulls(at: Path) -> Iterator[list[str]]:
+def mistakes_of_pulls(at: Path, _p: dict[str, str], _port: int) -> Iterator[list[str]]:
     """Of sources, queries, lists and pulls."""
     configured = ["--config", str(at / "source.toml")]
     one = ["--study", "1.2.3", *configured]
@@ -103,6 +123,24 @@ def mistakes_of_pulls(at: Path) -> Iterator[list[str]]:
         yield ["pull", "--from", "archive", *value, *configured]
     for change in ("show", "pause", "resume", "cancel"):
         yield ["pull", change, "p0", *configured]
+
+
+def mistakes_of_many_studies(at: Path, p: dict[str, str], _port: int) -> Iterator[list[str]]:
+    """Of batches and of the folders that measurements are made in."""
+    for source in ("nowhere", "file", "empty", "cases.csv", "cases.jsonl"):
+        yield ["batch", str(at / source), "--out", str(at / "out")]
+    for out in ("file", "file/below"):
+        yield ["batch", p["bad.nii.gz"], "--out", p[out]]
+        for bench in ("ingest", "pipeline", "pack"):
+            yield ["bench", bench, "--folder", p[out]]
+    yield ["batch", p["bad.nii.gz"], "--out", str(at / "out"), "--weights", p["nowhere"]]
+    yield ["batch", NOT_READABLE, "--out", str(at / "out")]
+    yield ["bench", "page", "--database-url", "postgresql://nobody:x@127.0.0.1:1/none?connect_timeout=2"]
+    yield ["bench", "page", "--database-url", "no address"]
+    yield ["bench", "explain", "--weights", p["nowhere"]]
+    yield ["bench", "explain", "--cases", p["nowhere"]]
+    for option, value in (("--hours", "1,2"), ("--hours", "x"), ("--service", "soon"), ("--service", "0")):
+        yield ["bench", "site", option, value]
 
 
 def other_mistakes(at: Path, p: dict[str, str], port: int) -> Iterator[list[str]]:
@@ -134,29 +172,212 @@ def other_mistakes(at: Path, p: dict[str, str], port: int) -> Iterator[list[str]
         "A" * 17 + "@h:1",
     ):
         yield ["echo", peer]
-    yield ["train", "phase1", "--config", p["nowhere"], "--out", str(at / "out")]
+    yield ["process", NOT_READABLE, "--out", str(at / "out")]
+    yield ["send", NOT_READABLE, "--to", f"PACS@127.0.0.1:{port}"]
     yield ["train", "phase1", "--config", p["file"], "--out", str(at / "out")]
+    yield ["train", "phase1", "--config", p["nowhere"], "--out", str(at / "out")]
     yield ["evaluate", "--out", str(at / "out"), "--weights", p["nowhere"]]
     yield ["evaluate", "--out", str(at / "out"), "--manifest", p["nowhere"]]
     yield ["process", p["bad.nii.gz"], "--out", str(at / "out"), "--weights", p["nowhere"]]
 
 
+MISTAKES = (
+    mistakes_of_configurations, mistakes_of_pulls, other_mistakes, mistakes_of_many_studies,
+)  # fmt: skip
+
+
+def all_of(kind: Callable[..., Iterator[list[str]]], at: Path, port: int) -> list[list[str]]:
+    return list(
+        kind(at, {name: str(at / name) for name in ("file", "empty", "nowhere", "bad.nii.gz", "file/below")}, port)
+    )
+
+
 # pynetdicom leaves the socket of a refused connection to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("kind", MISTAKES)
 def test_a_hundred_mistakes_give_a_hundred_lines(
-    place: Path, closed_port: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    place: Path,
+    closed_port: int,
+    kind: Callable[..., Iterator[list[str]]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(place / "empty")
-    asked = list(mistakes(place, closed_port))
-    assert len(asked) >= 100
+    wrong = []
+    for arguments in all_of(kind, place, closed_port):
+        code, said = run(arguments, capsys, monkeypatch)
+        if not one_line(code, said):
+            wrong.append((arguments, code, said))
+    gc.collect()
+    assert not wrong
+
+
+def test_they_are_more_than_a_hundred_and_leave_out_no_command(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    asked = [arguments for kind in MISTAKES for arguments in all_of(kind, tmp_path, 1)]
+    record_property("mistakes", len(asked))
+    assert len({tuple(arguments) for arguments in asked}) >= 200
+    without = {name for name in leaves() if not any(a[: len(name.split())] == name.split() for a in asked)}
+    assert without == ELSEWHERE.keys()
+
+
+def one_line(code: int, said: str) -> bool:
+    """Whether a command failed in one line; what it was doing may stand before."""
+    lines = [line for line in said.splitlines() if line.startswith("braingemma: ")]
+    return code in (1, 2) and len(lines) == 1 and "Traceback" not in said and len(said.splitlines()) <= 4
+
+
+def leaves() -> Iterator[str]:
+    """Every command by its words."""
+    for name in COMMANDS:
+        command = load_command(name)
+        single = not hasattr(command, "commands") or (name == "pull")
+        if single:
+            yield name
+        for inner in getattr(command, "commands", ()):
+            yield f"{name} {inner}"
+
+
+@pytest.fixture
+def resetting() -> Iterator[int]:
+    """A port where each connection is reset as soon as it stands."""
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+@pytest.fixture
+def encrypted(tmp_path: Path) -> Iterator[int]:
+    """A port of TLS, by a certificate of an authority that nobody knows."""
+    made = certificates(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made / "server.pem", made / "server.key")
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def answer() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            try:
+                context.wrap_socket(connection, server_side=True).close()
+            except OSError:
+                connection.close()
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    yield server.getsockname()[1]
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+# pynetdicom leaves the socket of a broken connection to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_peers_do_is_one_line(
+    place: Path, resetting: int, encrypted: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reset, a name that does not resolve, TLS where none is expected and TLS that nobody vouches for."""
+    entries = [
+        f'[[sources]]\nname = "reset"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {resetting}\n',
+        f'[[sources]]\nname = "reset-web"\nurl = "http://127.0.0.1:{resetting}/dicom-web"\n',
+        f'[[sources]]\nname = "lost"\nae_title = "PACS"\nhost = "{NOWHERE}"\nport = 104\n',
+        f'[[sources]]\nname = "lost-web"\nurl = "https://{NOWHERE}/dicom-web"\n',
+        f'[[sources]]\nname = "tls"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = {encrypted}\n',
+        f'[[sources]]\nname = "tls-web"\nurl = "https://127.0.0.1:{encrypted}/dicom-web"\n',
+    ]
+    configuration = place / "peers.toml"
+    configuration.write_text(f'[storage]\nfolder = "{place / "good"}"\n' + "".join(entries))
+    asked = [["echo", f"PACS@127.0.0.1:{port}"] for port in (resetting, encrypted)]
+    for name in ("reset", "reset-web", "lost", "lost-web", "tls", "tls-web"):
+        asked.append(["pull", "--from", name, "--study", "1.2.3", "--detach", "--config", str(configuration)])
     wrong = []
     for arguments in asked:
         code, said = run(arguments, capsys, monkeypatch)
-        lines = [line for line in said.splitlines() if line.startswith("braingemma: ")]
-        if code not in (1, 2) or len(lines) != 1 or "Traceback" in said or len(said.splitlines()) > 4:
+        if not one_line(code, said):
             wrong.append((arguments, code, said))
+    gc.collect()
     assert not wrong
+
+
+WRITERS = (
+    ["process", "bad.nii.gz", "--out", "out"], ["batch", "bad.nii.gz", "--out", "out"], ["phantom", "--out", "out"],
+    ["evaluate", "--out", "out", "--count", "1"], ["train", "run", "--config", "demo", "--out", "out"],
+    ["demo", "--out", "out"],
+)  # fmt: skip
+
+
+def test_a_full_disk_is_one_line_before_work_begins(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, _data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for arguments in WRITERS:
+        code, said = run(list(arguments), capsys, monkeypatch)
+        assert one_line(code, said), (arguments, code, said)
+        assert "No space left on device: the disk is full: make room" in said
+
+
+INTERRUPTED = {
+    ("process", "bad.nii.gz", "--out", "out"): "daemon.pipeline.process.process",
+    ("batch", "bad.nii.gz", "--out", "out"): "daemon.cohort.cases.find_cases",
+    ("select", "empty"): "dicom_io.series.group.scan_folder",
+    ("send", "file", "--to", "PACS@h:1"): "daemon.deliver.dimse.DimseClient.store",
+    ("echo", "PACS@h:1"): "daemon.deliver.dimse.DimseClient.echo",
+    ("demo", "--out", "out"): "daemon.trial.demo.demo",
+    ("doctor", "--config", "good.toml"): "daemon.service.doctor.examine",
+    ("jobs", "list", "--config", "good.toml"): "daemon.database.engine.make_engine",
+    ("stats", "--config", "good.toml"): "daemon.database.engine.make_engine",
+    ("pull", "--from", "archive", "--study", "1.2", "--detach", "--config", "source.toml"):
+        "daemon.cli.pull.client_of",
+    ("phantom", "--out", "out"): "training.phantoms.phantom.make_phantom",
+    ("config", "check", "--config", "good.toml"): "daemon.cli.configuration.load_settings",
+}  # fmt: skip
+"""What is at work when Ctrl-C comes."""
+
+
+@pytest.mark.parametrize("arguments", INTERRUPTED, ids=lambda arguments: arguments[0])
+def test_an_interrupt_at_work_is_one_line(
+    place: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted = []
+
+    def interrupt(*_: object, **__: object) -> None:
+        interrupted.append(True)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.chdir(place)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore it for what runs behind
+    monkeypatch.setattr(INTERRUPTED[arguments], interrupt)
+    try:
+        code, said = run(list(arguments), capsys, monkeypatch)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert interrupted
+    assert code == 130
+    assert said.splitlines()[-1] == "braingemma: interrupted"
+    assert "Traceback" not in said
+    assert len(said.splitlines()) <= 3
 
 
 FAULTS = {
