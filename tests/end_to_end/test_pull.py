@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from e2e_support import MARKERS, assert_nobody_is_named
 from pull_support import SLICES, PullSite, StudyInPacs, make_study, series_of
 from steps_support import QUICK_STEPS, replace_steps
 
@@ -48,7 +49,12 @@ def test_only_what_could_be_a_flair_is_fetched_and_each_study_is_reported_once(
     start: Callable[..., PullSite], tmp_path: Path, by: str, way: str
 ) -> None:
     site = start(by=by)
-    studies = [make_study(tmp_path / f"in{n}", n) for n in range(3)]
+    studies = [
+        make_study(
+            tmp_path / f"in{n}", n, **MARKERS | {"PatientID": f"MARKERMRN{n}", "AccessionNumber": f"MARKERACC{n}"}
+        )
+        for n in range(3)
+    ]
     older = make_study(tmp_path / "older", 8, StudyDate="20251231")
     no_flair = make_study(tmp_path / "none", 9, SeriesDescription="dwi_b1000", ProtocolName="dwi_b1000")
     site.keep([*studies, older, no_flair])
@@ -70,13 +76,17 @@ def test_only_what_could_be_a_flair_is_fetched_and_each_study_is_reported_once(
     assert all("t1_mprage_sag (" in rows[study.uid]["series_left"] for study in studies)
     assert "Traceback" not in site.service.log.read_text()
 
-    code, said, messages = site.pull("--study", studies[0].uid, "--accession", studies[1].accession, "--patient", "P9")
+    code, said, messages = site.pull(
+        "--study", studies[0].uid, "--accession", studies[1].accession, "--patient", "MARKERMRN9"
+    )
     assert code == 1
-    assert "the PACS has no study of PatientID=P9" in messages
+    assert "the PACS has no study of PatientID=MARKERMRN9" in messages
     states = [(study["state"], study["attempts"]) for study in said["studies"]]
     assert states.count(("reported", 0)) == 2, "known, and not fetched again"
     assert states.count(("not_found", 0)) == 1
     assert len(site.service.store.recent()) == len(studies)
+    named = assert_nobody_is_named(site.service, "job_studies", "job_words", "pulls", "pulled_studies")
+    assert "MARKERMRN9" in named["pulls"]
 
 
 def test_all_series_are_fetched_where_that_is_asked_for(start: Callable[..., PullSite], tmp_path: Path) -> None:
