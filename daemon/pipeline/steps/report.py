@@ -253,5 +253,5 @@ def _conversion_warnings(folder: JobFolder) -> list[str]:
     problems = selection.problems if selection is not None else ()
     if problems:
         first = f"{problems[0].file}: {problems[0].reason}"
-        warnings.append(f"{len(problems)} files could not be read and take no part; the first: {first}")
+        warnings.append(f"{len(problems)} files take no part; the first: {first}")
     return warnings

@@ -57,7 +57,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps.run("select", folder)
     steps.run("convert", folder)
     weights = describe_weights("demo")
-    warning = f"1 files could not be read and take no part; the first: {files[2].name}: truncated"
+    warning = f"1 files take no part; the first: {files[2].name}: truncated"
     model = {"name": weights.name, "version": weights.version, "weights_sha256": weights.sha256}
     text, given = "A lesion in the left frontal lobe.", {"series_uid": str(first.SeriesInstanceUID)}
     write_report(folder, a_report(text, input=given, model=model, warnings=[warning], banner=weights.banner))
