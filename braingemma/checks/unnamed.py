@@ -12,7 +12,7 @@ pictures                                    fluid        gray matter  s
 4 real FLAIR volumes                        0.21 to 0.46 1.18 to 1.30 1.00 to 1.22
 11 FLAIR phantoms, plain and hard           0.00 to 0.50 0.89 to 1.14 0.80 to 1.07
 4 real T1 volumes, one of them from DICOM   0.27 to 0.89 0.72 to 0.94 0.58 to 0.64
-8 T1 phantoms after contrast medium         0.30 to 0.62 0.66 to 0.90 0.43 to 0.73
+9 T1 phantoms after contrast medium         0.30 to 0.62 0.66 to 0.93 0.43 to 0.77
 =========================================== ============ ============ ============
 
 Series whose pixels are noise, as public test data have, show no brain.
