@@ -41,7 +41,7 @@ DARK_FLUID = 0.8
 T1_LIKE = (0.4, 0.785)
 """Share s and limit l: below l for gray matter less s times fluid (both over white matter) it is T1. After contrast
 medium, or by spin echo, gray matter comes near white, but fluid is then less dark than where FLAIR has as little
-contrast. T1 phantoms after contrast medium have at most 0.66, and 0.73 to 0.77 where gray matter has 93 to 95 % of white
+contrast. T1 phantoms after contrast medium have at most 0.66, 0.73 to 0.77 where gray matter has 93 to 95 % of white
 matter's brightness; real T1 volumes 0.52 to 0.65; FLAIR phantoms at least 0.80, real FLAIR volumes 0.95 to 1.14."""
 FACE_SHARE = 0.5
 """Brain in its own last slice over brain in its fullest one, above which it ends in a flat face: part of the head is

@@ -390,9 +390,9 @@ def test_grounding_centres_are_exact() -> None:
 def test_agreement_with_the_grounding_map(marked: nib.Nifti1Image) -> None:
     found = replace(explain_mark(marked, method="kernelshap"), finding_present=True)
     agreeing = grounding_agreement(found, found.supervoxels.paint(found.weights))
-    assert agreeing["rank_correlation"] > 0.9
-    assert agreeing["same_top"] is True
-    assert agreeing["side"] == "left"
+    assert agreeing.rank_correlation > 0.9
+    assert agreeing.same_top is True
+    assert agreeing.side == "left"
     opposed = grounding_agreement(found, -found.supervoxels.paint(found.weights))
-    assert opposed["rank_correlation"] < -0.9
-    assert opposed["same_top"] is False
+    assert opposed.rank_correlation < -0.9
+    assert opposed.same_top is False
