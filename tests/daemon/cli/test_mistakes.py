@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -240,26 +241,37 @@ def leaves() -> Iterator[str]:
             yield f"{name} {inner}"
 
 
-@pytest.fixture
-def resetting() -> Iterator[int]:
-    """A port where each connection is reset as soon as it stands."""
+@contextlib.contextmanager
+def listening(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """A port where each connection is answered like this."""
     server = socket.create_server(("127.0.0.1", 0))
 
-    def answer() -> None:
+    def serve() -> None:
         while True:
             try:
                 connection, _ = server.accept()
             except OSError:
                 return
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.close()
+            answer(connection)
 
-    thread = threading.Thread(target=answer)
+    thread = threading.Thread(target=serve)
     thread.start()
     yield server.getsockname()[1]
     server.shutdown(socket.SHUT_RDWR)
     server.close()
     thread.join()
+
+
+@pytest.fixture
+def resetting() -> Iterator[int]:
+    """A port where each connection is reset as soon as it stands."""
+
+    def reset(connection: socket.socket) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    with listening(reset) as port:
+        yield port
 
 
 @pytest.fixture
@@ -268,25 +280,15 @@ def encrypted(tmp_path: Path) -> Iterator[int]:
     made = certificates(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(made / "server.pem", made / "server.key")
-    server = socket.create_server(("127.0.0.1", 0))
 
-    def answer() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            try:
-                context.wrap_socket(connection, server_side=True).close()
-            except OSError:
-                connection.close()
+    def wrap(connection: socket.socket) -> None:
+        try:
+            context.wrap_socket(connection, server_side=True).close()
+        except OSError:
+            connection.close()
 
-    thread = threading.Thread(target=answer)
-    thread.start()
-    yield server.getsockname()[1]
-    server.shutdown(socket.SHUT_RDWR)
-    server.close()
-    thread.join()
+    with listening(wrap) as port:
+        yield port
 
 
 # pynetdicom leaves the socket of a broken connection to the garbage collector.
