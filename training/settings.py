@@ -137,6 +137,8 @@ class DataSettings:
         plaques: Further training phantoms without a lesion but with large plaques, which are one in nine of all others.
         difficulty: Which phantoms are drawn, by `training.phantoms.generator`.
         plain: Further training phantoms that are plain, so that hard ones do not make clear cases forgotten.
+        judging: Further hard phantoms, and as many plain ones, on which alone, beside those of validation, the chance
+            that a statement is wrong is fitted.
         manifest: JSONL or CSV with `image`, `report` and optional `mask`, `patient`, `split`.
         cache: Folder for prepared cases; empty: the run folder's.
         workers: Processes that load and augment ahead of the training; 0: the training does it itself.
@@ -150,6 +152,7 @@ class DataSettings:
     plaques: Count = 0
     difficulty: Literal["plain", "hard"] = "plain"
     plain: Count = 0
+    judging: Count = 0
     manifest: str = ""
     cache: str = ""
     workers: Count = 0

@@ -92,11 +92,21 @@ def training_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say
         train = [draw(data.seed, data.count)]
         validation = draw(seed, data.validation)
         seed += data.validation
-        for kind, count in (("bilateral", data.bilateral), ("plaques", data.plaques), ("plain", data.plain)):
+        for kind, count in (("bilateral", data.bilateral), ("plain", data.plain), ("plaques", data.plaques)):
             if count:
                 train.append(draw(seed, count, kind=kind))
             seed += count
     return Cases.join(train), validation
+
+
+def judging_cases(data: DataSettings, config: BrainGemmaConfig, cache: str, say: Say = print) -> list[Cases]:
+    """Phantoms that take no part in training or validation, by `data.judging`: as hard as asked for, then plain."""
+    if not data.judging:
+        return []
+    seed = data.seed + data.count + data.validation + data.bilateral + data.plain + data.plaques
+    with _drawers() as pool:
+        draw = partial(_phantom_cases, pool, config, cache=cache, say=say, difficulty=data.difficulty)
+        return [draw(seed, data.judging), draw(seed + data.judging, data.judging, kind="plain")]
 
 
 def phantom_cases(

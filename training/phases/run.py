@@ -21,7 +21,7 @@ from braingemma.configuration import VolumeSettings
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.batches import TokenSource, ValidationSource, VolumeSource, moves_tokens
 from training.data.cases import Cases
-from training.data.phantom_cases import training_cases
+from training.data.phantom_cases import judging_cases, training_cases
 from training.data.record_cases import record_cases, unmasked_lesions
 from training.data.records import Record, read_checked
 from training.data.splits import chosen, with_splits
@@ -294,7 +294,9 @@ class PhaseRunner:
         if data.kind != "phantoms" or data.difficulty != "hard" or not written:
             return
         self.say("fitting the chance of an error")
-        fitted = fit_doubt(self.model, self.data.validation)
+        cache = data.cache or str(self.folder.root / "cases")
+        judging = judging_cases(data, self.model.config, cache, self.say)
+        fitted = fit_doubt(self.model, Cases.join([self.data.validation, *judging]))
         self.model.config.doubt = None if fitted is None else fitted.to_json()
 
     def _note_changes(self, settings: PhaseSettings) -> None:
