@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM
@@ -88,42 +90,70 @@ def test_a_plan_counts_and_times_and_trains_nothing(card: Path) -> None:
     assert not (card.parent / "cases").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_killed_at_three_moments_it_ends_in_the_same_bytes(card: Path, whole: Path) -> None:
-    """Before the first state of a phase, between two states, and in the last phase."""
-    out = card.parent / "killed"
+@pytest.fixture(scope="module")
+def two(card: Path, whole: Path) -> Path:
+    """A run of two processes that nothing interrupted."""
+    out = card.parent / "two"
     shutil.copytree(whole / "cases", out / "cases")
+    subprocess.run(command(card, out, *SEVERAL), env=environment(), check=True, capture_output=True, timeout=1700)
+    return out
+
+
+def kill_at_three_moments(out: Path, words: list[str]) -> None:
+    """Start it, and end all its processes before the first state of a phase, between two states, in the last phase."""
     for moment in ("phase1 1/5", "phase1 3/5", "phase2b 3/4"):
-        with subprocess.Popen(command(card, out), env=environment(), stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             seen = [line for line in iter(process.stderr.readline, "") if _reached(line, moment, process)]
             process.wait()
         assert seen, moment
         assert process.returncode == -signal.SIGKILL
         assert not (out / "weights").exists()
-    subprocess.run(command(card, out), env=environment(), check=True, capture_output=True)
-    for name in ALL:
-        assert losses(out, name) == losses(whole, name)
-    assert digests(out / "weights") == digests(whole / "weights")
 
 
 def _reached(line: str, moment: str, process: subprocess.Popen[str]) -> bool:
-    if moment in line:
-        process.kill()
+    """Kills it and its workers, which torchrun starts as sessions of their own; first itself, or it would end them."""
+    if moment in line and process.poll() is None:
+        starter = psutil.Process(process.pid)
+        for one in [starter, *starter.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
     return moment in line
+
+
+def same_in_the_end(out: Path, uninterrupted: Path) -> None:
+    for name in ALL:
+        assert losses(out, name) == losses(uninterrupted, name)
+    assert digests(out / "weights") == digests(uninterrupted / "weights")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_processes_of_the_documented_command_give_the_curve_of_one(card: Path, whole: Path) -> None:
-    out = card.parent / "two"
+def test_killed_at_three_moments_it_ends_in_the_same_bytes(card: Path, whole: Path) -> None:
+    out = card.parent / "killed"
     shutil.copytree(whole / "cases", out / "cases")
-    subprocess.run(command(card, out, *SEVERAL), env=environment(), check=True, capture_output=True, timeout=1700)
+    kill_at_three_moments(out, command(card, out))
+    subprocess.run(command(card, out), env=environment(), check=True, capture_output=True)
+    same_in_the_end(out, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_of_the_documented_command_give_the_curve_of_one(two: Path, whole: Path) -> None:
     for name in ALL:
         # Sums in bfloat16 over other halves.
-        assert losses(out, name) == pytest.approx(losses(whole, name), rel=5e-3)
-    assert (out / "weights" / "config.json").exists()
+        assert losses(two, name) == pytest.approx(losses(whole, name), rel=5e-3)
+    assert (two / "weights" / "config.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_killed_at_three_moments_end_in_the_same_bytes(card: Path, two: Path) -> None:
+    out = card.parent / "two killed"
+    shutil.copytree(two / "cases", out / "cases")
+    kill_at_three_moments(out, command(card, out, *SEVERAL))
+    subprocess.run(command(card, out, *SEVERAL), env=environment(), check=True, capture_output=True)
+    same_in_the_end(out, two)
 
 
 @pytest.mark.slow
