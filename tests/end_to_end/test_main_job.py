@@ -77,12 +77,15 @@ class Site:
         return self.jobs()
 
     def wait_until(self, reached: str, seconds: float = 240) -> None:
-        """Wait until this test's only job is in this step (or has this state)."""
-        deadline = time.monotonic() + seconds
+        """Wait until this test's only job is in this step (or has this state), as long as it makes progress."""
+        deadline, seen = time.monotonic() + seconds, None
         while time.monotonic() < deadline:
             jobs = self.jobs()
             if jobs and reached in (jobs[0].step, str(jobs[0].state)):
                 return
+            state = [(job.state, job.step, job.progress) for job in jobs]
+            if state != seen:
+                deadline, seen = time.monotonic() + seconds, state
             time.sleep(0.02)
         raise AssertionError(f"the job never came to {reached}: {self.jobs()}")
 
@@ -237,15 +240,7 @@ def test_a_study_that_crashes_the_model_is_tried_three_times_and_the_next_one_ru
 
     retried = braingemma("jobs", "retry", job.job_id, "--config", str(service.configuration))
     assert retried.returncode == 0, retried.stderr
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and _state(service, job) is not JobState.DONE:
-        time.sleep(0.2)
-    assert _state(service, job) is JobState.DONE
-
-
-def _state(service: TrialService, job: Job) -> JobState | None:
-    now = service.store.get(job.job_id)
-    return None if now is None else now.state
+    assert [job.state for job in site.wait_for(2)] == [JobState.DONE, JobState.DONE]
 
 
 def damaged(site: Site) -> list[Path]:
