@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from e2e_support import sections
+from e2e_support import MARKERS, assert_nobody_is_named, sections
 
 from daemon.database.tables import JobState
 from daemon.jobs.records import Report
@@ -16,7 +16,7 @@ from training.phantoms.phantom import make_phantom
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-WHO = {"PatientID": "4711", "PatientName": "Doe^Jane", "PatientBirthDate": "19600101"}
+WHO = MARKERS | {"PatientBirthDate": "19600101"}
 
 
 def test_the_second_report_names_the_first_and_the_change(pacs: EmbeddedPacs, tmp_path: Path) -> None:
@@ -45,5 +45,6 @@ def test_the_second_report_names_the_first_and_the_change(pacs: EmbeddedPacs, tm
         [document] = [d for d in pacs.instances() if d.Modality == "SR" and d.StudyDate == "20250601"]
         headings = [item.ConceptNameCodeSequence[0].CodeValue for item in document.ContentSequence]
         assert headings.index("18834-2") == headings.index("59776-5") + 1
+        assert_nobody_is_named(service, "job_studies", "job_words")
     finally:
         service.stop()

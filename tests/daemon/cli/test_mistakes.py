@@ -29,13 +29,11 @@ from daemon.faults import fault_line, writing_to
 NOWHERE = "no-such-host.invalid"
 NOT_READABLE = "/proc/self/mem"
 """Reading it fails, for root, too."""
-ELSEWHERE = {
-    **dict.fromkeys(("train run", "train phase2a", "train phase2b", "train all", "train demo"), "as `train phase1`"),
-    **dict.fromkeys(("train ablation", "train manifest", "train domain", "weights fetch"), "tests of their own"),
+ONLY_USAGE = {
     "weights list": "reads what is there", "bench convert": "numbers only", "bench start": "numbers only",
     "bench generate": "numbers only", "bench gpu": "its first line is that there is no GPU",
 }  # fmt: skip
-"""Commands that nothing but their own options can have wrong, or whose mistakes are tested elsewhere."""
+"""Commands that nothing but their own options can have wrong."""
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
@@ -144,6 +142,25 @@ def mistakes_of_many_studies(at: Path, p: dict[str, str], _port: int) -> Iterato
         yield ["bench", "site", option, value]
 
 
+def mistakes_of_training(at: Path, p: dict[str, str], _port: int) -> Iterator[list[str]]:
+    """Of recipes, manifests and run folders."""
+    for command in ("run", "phase1", "phase2a", "phase2b", "all"):
+        yield ["train", command, "--config", p["nowhere"], "--out", str(at / "out")]
+        yield ["train", command, "--config", str(at / "unknown.toml"), "--out", str(at / "out")]
+    for command in ("run", "phase2a", "phase2b", "all", "demo", "ablation"):
+        yield ["train", command, "--out", p["file/below"]]
+    yield ["train", "run", "--phase", "phase9", "--out", str(at / "out")]
+    for option in ("--brats", "--controls"):
+        yield ["train", "manifest", option, p["nowhere"], "--out", str(at / "manifest.jsonl")]
+    yield ["train", "manifest", "--out", str(at / "manifest.jsonl")]
+    yield ["train", "domain", "--manifest", p["nowhere"], "--out", str(at / "domain.json")]
+    yield ["weights", "fetch", "nobody/no-such-model"]
+    yield ["weights", "fetch", "not an id"]
+    for name in ("--cases", "--scan"):
+        yield ["evaluate", "--out", str(at / "out"), name, p["nowhere"]]
+    yield ["evaluate", "--out", str(at / "out"), "--baseline", "none-of-them", "--checkpoint", p["empty"]]
+
+
 def other_mistakes(at: Path, p: dict[str, str], port: int) -> Iterator[list[str]]:
     """Of jobs, sources, folders and peers."""
     for job in ("show", "retry", "cancel"):
@@ -176,14 +193,13 @@ def other_mistakes(at: Path, p: dict[str, str], port: int) -> Iterator[list[str]
     yield ["process", NOT_READABLE, "--out", str(at / "out")]
     yield ["send", NOT_READABLE, "--to", f"PACS@127.0.0.1:{port}"]
     yield ["train", "phase1", "--config", p["file"], "--out", str(at / "out")]
-    yield ["train", "phase1", "--config", p["nowhere"], "--out", str(at / "out")]
     yield ["evaluate", "--out", str(at / "out"), "--weights", p["nowhere"]]
     yield ["evaluate", "--out", str(at / "out"), "--manifest", p["nowhere"]]
     yield ["process", p["bad.nii.gz"], "--out", str(at / "out"), "--weights", p["nowhere"]]
 
 
 MISTAKES = (
-    mistakes_of_configurations, mistakes_of_pulls, other_mistakes, mistakes_of_many_studies,
+    mistakes_of_configurations, mistakes_of_pulls, other_mistakes, mistakes_of_many_studies, mistakes_of_training,
 )  # fmt: skip
 
 
@@ -221,7 +237,7 @@ def test_they_are_more_than_a_hundred_and_leave_out_no_command(
     record_property("mistakes", len(asked))
     assert len({tuple(arguments) for arguments in asked}) >= 200
     without = {name for name in leaves() if not any(a[: len(name.split())] == name.split() for a in asked)}
-    assert without == ELSEWHERE.keys()
+    assert without == ONLY_USAGE.keys()
 
 
 def one_line(code: int, said: str) -> bool:
