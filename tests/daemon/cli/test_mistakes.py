@@ -156,8 +156,8 @@ def mistakes_of_training(at: Path, p: dict[str, str], _port: int) -> Iterator[li
     yield ["train", "domain", "--manifest", p["nowhere"], "--out", str(at / "domain.json")]
     yield ["weights", "fetch", "nobody/no-such-model"]
     yield ["weights", "fetch", "not an id"]
-    for name in ("--cases", "--scan"):
-        yield ["evaluate", "--out", str(at / "out"), name, p["nowhere"]]
+    yield ["evaluate", "--out", str(at / "out"), "--cases", p["nowhere"]]
+    yield ["evaluate", "--out", str(at / "out"), "--insert", p["nowhere"]]
     yield ["evaluate", "--out", str(at / "out"), "--baseline", "none-of-them", "--checkpoint", p["empty"]]
 
 
