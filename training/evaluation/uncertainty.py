@@ -1,9 +1,9 @@
 """Does the model know when it is wrong? Each statement of a report beside its truth, its certainty and its warning.
 
 A statement is the presence of a finding, or the side of a finding that truly is there. Its certainty is one less the
-chance of an error that the weights bring with them; without that, the findings head's probability that it is so. A
-statement that carries a warning (`braingemma.reading.doubts`) is less certain than any that carries none: a reader sees
-the warning first.
+chance of an error that the weights bring with them, in which every disagreement is weighed. Without that it is the
+findings head's probability that it is so, and a statement with a warning (`braingemma.reading.doubts`), of which
+that probability knows nothing, is less certain than any that carries none.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Statement:
         wrong: Whether the truth is another.
         certainty: Probability that it is right, as the head tells; None without one.
         warned: Whether the finding carries a warning.
+        fitted: Whether the certainty is of the fitted chance of an error, which knows of the disagreements.
     """
 
     finding: str
@@ -56,11 +57,14 @@ class Statement:
     wrong: bool
     certainty: float | None
     warned: bool
+    fitted: bool = False
 
     @property
     def doubt(self) -> float | None:
-        """The higher, the less sure: from 0 to 1, and above 1 with a warning."""
-        return None if self.certainty is None else 1 - self.certainty + self.warned
+        """The higher, the less sure: from 0 to 1; by the head alone above 1 with a warning."""
+        if self.certainty is None:
+            return None
+        return 1 - self.certainty + (self.warned and not self.fitted)
 
 
 def statements(truth: Findings, stated: Findings, known: Witnesses) -> list[Statement]:
@@ -70,19 +74,20 @@ def statements(truth: Findings, stated: Findings, known: Witnesses) -> list[Stat
         true, said = finding(truth, name), finding(stated, name)
         if "undetermined" in (true.presence, said.presence):
             continue
-        warned = name in known.doubted
-        certainty = _certainty(known, name, "presence", _presence_certainty(said, known.presence.get(name)))
-        result.append(Statement(name, "presence", true.presence != said.presence, certainty, warned))
+        by_head = _presence_certainty(said, known.presence.get(name))
+        result.append(_statement(known, name, "presence", true.presence != said.presence, by_head))
         if true.presence == said.presence == "present" and true.laterality and said.laterality:
-            certainty = _certainty(known, name, "side", _side_certainty(said, known.sides.get(name)))
-            result.append(Statement(name, "side", true.laterality != said.laterality, certainty, warned))
+            by_head = _side_certainty(said, known.sides.get(name))
+            result.append(_statement(known, name, "side", true.laterality != said.laterality, by_head))
     return result
 
 
-def _certainty(known: Witnesses, name: str, about: str, by_head: float | None) -> float | None:
-    """By the fitted chance of an error where there is one, else by the findings head."""
+def _statement(
+    known: Witnesses, name: str, about: Literal["presence", "side"], wrong: bool, by_head: float | None
+) -> Statement:
     chance = known.chances.get((name, about))
-    return by_head if chance is None else 1 - chance
+    certainty = by_head if chance is None else 1 - chance
+    return Statement(name, about, wrong, certainty, name in known.doubted, fitted=chance is not None)
 
 
 def _presence_certainty(said: Finding, probability: float | None) -> float | None:

@@ -76,8 +76,16 @@ def test_ties_never_flatter() -> None:
     assert auroc_wrong(same) == 0.5
 
 
-def test_a_warning_comes_before_any_probability() -> None:
+def test_a_warning_comes_before_any_probability_but_is_part_of_a_fitted_chance() -> None:
     assert auroc_wrong([statement(True, 0.99, warned=True), statement(False, 0.02)]) == 1
+    presence = {"lesion": 0.9, "edema": 0.9}
+    chances = {("lesion", "presence"): 0.1, ("edema", "presence"): 0.3}
+    found = statements(LEFT, RIGHT, Witnesses(presence, {}, frozenset({"lesion"}), chances))
+    by_name = {s.finding: s for s in found if s.about == "presence"}
+    assert (by_name["edema"].wrong, by_name["edema"].warned) == (True, False)
+    assert by_name["lesion"].warned
+    assert by_name["edema"].doubt == pytest.approx(0.3)
+    assert by_name["lesion"].doubt == pytest.approx(0.1), "the chance knows of the warning"
 
 
 def test_silent_errors_are_wrong_and_not_warned_of() -> None:
