@@ -17,6 +17,7 @@ from daemon.trial.pacs import DICOM_WEB, LOOPBACK, Orthanc
 
 pytestmark = [
     pytest.mark.e2e,
+    pytest.mark.slow,
     pytest.mark.orthanc,
     pytest.mark.timeout(600),
     pytest.mark.skipif(shutil.which("Orthanc") is None, reason="Debian's orthanc is not installed"),

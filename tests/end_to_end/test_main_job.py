@@ -172,7 +172,11 @@ def test_a_study_comes_back_as_report_and_overlay_and_sent_again_starts_nothing_
     assert len(site.results()) == before
 
 
-@pytest.mark.parametrize("moment", ["acknowledged", "convert", "report", "explain", "encode", "delivering"])
+@pytest.mark.parametrize(
+    "moment",
+    ["report", "delivering"]
+    + [pytest.param(m, marks=pytest.mark.slow) for m in ("acknowledged", "convert", "explain", "encode")],
+)
 def test_sigkill_at_any_step_still_delivers_exactly_once(site: Site, moment: str) -> None:
     study = site.write()
     site.service.send(study)

@@ -70,6 +70,7 @@ def forwarding_site(tmp_path: Path) -> Iterator[Site]:
     trial.stop()
 
 
+@pytest.mark.slow
 def test_a_pacs_that_forwards_everything_makes_no_loop(forwarding_site: Site, study: list[Path]) -> None:
     """Orthanc forwards the study, gets our results, and so forwards the study again with our results in it."""
     orthanc, service = forwarding_site.orthanc, forwarding_site.service

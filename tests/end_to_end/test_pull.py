@@ -108,6 +108,7 @@ def until(site: PullSite, pull_id: str, condition: Callable[[dict[PulledState, i
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_daemon_and_pacs_killed_in_the_middle_miss_and_double_nothing(
     start: Callable[..., PullSite], tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from training.phantoms.phantom import make_phantom
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
+@pytest.mark.slow
 def test_what_was_in_flight_goes_on_in_a_copied_folder(pacs: EmbeddedPacs, tmp_path: Path) -> None:
     """One study at work, one queued, one acknowledged; no place in the folder is noted by its full path."""
     study_files = [

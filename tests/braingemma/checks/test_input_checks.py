@@ -59,7 +59,11 @@ def test_a_phantom_passes_and_every_check_says_what_it_saw(flair, tmp_path) -> N
 @pytest.mark.nets
 @pytest.mark.shared_data
 @pytest.mark.skipif(not REAL, reason="the shared FLAIR volumes are not beside the checkout")
-@pytest.mark.parametrize("path", REAL, ids=lambda p: p.name.split(".")[0])
+@pytest.mark.parametrize(
+    "path",
+    [*REAL[-1:], *(pytest.param(p, marks=pytest.mark.slow) for p in REAL[:-1])],
+    ids=lambda p: p.name.split(".")[0],
+)
 def test_no_check_complains_about_a_real_flair(path) -> None:
     found = check_input(path, load_domain(describe_weights("demo")))
     assert [check for check in found if check.passed is not True] == []

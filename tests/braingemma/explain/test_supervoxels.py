@@ -29,7 +29,10 @@ def test_supervoxels_fill_the_brain_and_leave_the_scalp_out(skull: bool) -> None
 @pytest.mark.nets
 @pytest.mark.shared_data
 @pytest.mark.parametrize(
-    "path", sorted(SHARED.rglob("*9*.nii.gz")) + sorted(SHARED.glob("*.nii.gz")), ids=lambda p: p.name
+    "path",
+    sorted(SHARED.glob("*.nii.gz"))
+    + [pytest.param(p, marks=pytest.mark.slow) for p in sorted(SHARED.rglob("*9*.nii.gz"))],
+    ids=lambda p: p.name,
 )
 def test_brain_mask_of_real_heads_has_the_size_of_a_brain(path: Path) -> None:
     image = nib.as_closest_canonical(nib.load(path))

