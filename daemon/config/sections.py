@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    create_model,
     field_validator,
     model_validator,
 )
@@ -31,6 +32,7 @@ from pydantic_settings import (
 from urllib3.util import parse_url
 
 from daemon.config.data_folder import DataFolder
+from dicom_io.objects.kinds import KINDS
 
 AE_TITLE = Field(min_length=1, max_length=16, pattern=r"^[\x20-\x5b\x5d-\x7e]+$")
 """PS3.5 Table 6.2-1, VR AE: 16 characters at most, no backslash, no control characters."""
@@ -256,21 +258,12 @@ class Explain(Section):
     """Perturbed volumes in memory at once; 0: by the size of the model's grid."""
 
 
-class Results(Section):
-    """`[results]`: which objects are made."""
+_SWITCHES: Any = {k.name: (bool, Field(k.by_default, description=k.meaning)) for k in KINDS if k.listed}
 
-    sr: bool = True
-    """Enhanced SR, TID 2000."""
-    sc: bool = True
-    """Secondary Capture overlay, one for each source slice."""
-    pm: bool = True
-    """Parametric Map of the saliency."""
-    seg: bool = True
-    """Segmentation of the top supporting region."""
-    tid1500: bool = False
-    """Comprehensive 3D SR with a region of interest."""
-    pdf: bool = False
-    """The report as an Encapsulated PDF, for viewers that do not show structured reports."""
+
+class Results(create_model("Switches", __base__=Section, **_SWITCHES)):  # type: ignore[misc]  # its fields are a table
+    """`[results]`: which objects are made, and how."""
+
     deface: bool = False
     """The face is removed from the volume, and so from every result and picture; refused where that is not sure."""
     deidentify: bool = False

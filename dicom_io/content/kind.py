@@ -11,6 +11,7 @@ class ResultKind:
 
     Attributes:
         name: How manifest, database and `[results]` call it.
+        meaning: What it is and needs, in a sentence; the comment of its switch in `[results]`.
         sop_class_uid: SOP Class UID of its instances.
         modality: Modality of its series (PS3.3 C.7.3.1.1.1).
         series_number: Series Number; results come after what a scanner numbers.
@@ -27,6 +28,7 @@ class ResultKind:
     """
 
     name: str
+    meaning: str
     sop_class_uid: str
     modality: str
     series_number: int

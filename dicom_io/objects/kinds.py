@@ -19,6 +19,7 @@ from dicom_io.content.kind import ResultKind
 
 SR = ResultKind(
     name="sr",
+    meaning="The report: Enhanced SR of template TID 2000.",
     sop_class_uid=EnhancedSRStorage,
     modality="SR",
     series_number=9901,
@@ -29,10 +30,10 @@ SR = ResultKind(
     withdrawn=False,
     made_by="dicom_io.objects.sr",
 )
-"""The report: Enhanced SR of template TID 2000."""
 
 SC = ResultKind(
     name="sc",
+    meaning="The overlay: one Secondary Capture image for each source slice.",
     sop_class_uid=SecondaryCaptureImageStorage,
     modality="OT",
     series_number=9902,
@@ -44,10 +45,10 @@ SC = ResultKind(
     made_by="dicom_io.objects.sc",
     of_each_slice=True,
 )
-"""The overlay: one Secondary Capture image for each source slice."""
 
 PM = ResultKind(
     name="pm",
+    meaning="Parametric Map of the saliency; needs a saliency map and a Frame of Reference.",
     sop_class_uid=ParametricMapStorage,
     modality="OT",
     series_number=9903,
@@ -58,10 +59,10 @@ PM = ResultKind(
     withdrawn=True,
     made_by="dicom_io.objects.pm",
 )
-"""Parametric Map of the saliency; needs a saliency map and a Frame of Reference."""
 
 SEG = ResultKind(
     name="seg",
+    meaning="Segmentation of the supporting region and the lesion; needs one of them and a Frame of Reference.",
     sop_class_uid=SegmentationStorage,
     modality="SEG",
     series_number=9904,
@@ -72,10 +73,10 @@ SEG = ResultKind(
     withdrawn=True,
     made_by="dicom_io.objects.seg",
 )
-"""Segmentation of the supporting region and the lesion; needs one of them and a Frame of Reference."""
 
 TID1500 = ResultKind(
     name="tid1500",
+    meaning="Comprehensive 3D SR with regions of interest, beside the report; needs a region.",
     sop_class_uid=Comprehensive3DSRStorage,
     modality="SR",
     series_number=9905,
@@ -87,10 +88,10 @@ TID1500 = ResultKind(
     made_by="dicom_io.objects.tid1500",
     needs=SR.name,
 )
-"""Comprehensive 3D SR with regions of interest, beside the report; needs a region."""
 
 PDF = ResultKind(
     name="pdf",
+    meaning="The report as a PDF, for viewers that do not show structured reports.",
     sop_class_uid=EncapsulatedPDFStorage,
     modality="DOC",
     series_number=9907,
@@ -101,10 +102,10 @@ PDF = ResultKind(
     withdrawn=True,
     made_by="dicom_io.objects.pdf",
 )
-"""The report as a PDF, for viewers that do not show structured reports."""
 
 REJECTION = ResultKind(
     name="rejection",
+    meaning="Key Object that withdraws the results of an earlier job (IHE RAD TF-2 4.66).",
     sop_class_uid=KeyObjectSelectionDocumentStorage,
     modality="KO",
     series_number=9906,
@@ -114,7 +115,6 @@ REJECTION = ResultKind(
     replaced=False,
     withdrawn=False,
 )
-"""Key Object that withdraws the results of an earlier job (IHE RAD TF-2 4.66)."""
 
 KINDS = (SR, SC, PM, SEG, TID1500, PDF, REJECTION)
 """All kinds in the order in which they are sent: the report first, what withdraws earlier results last."""
