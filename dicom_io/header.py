@@ -122,6 +122,22 @@ def text(dataset: Dataset, keyword: str) -> str:
     return "\\".join(texts(dataset, keyword))
 
 
+def readable_name(name: str) -> str:
+    """A person name as people write it: "Doe^Jane^A^Dr" as "Doe, Jane A, Dr" (components: PS3.5 6.2.1.1).
+
+    Ideographic and phonetic forms follow in brackets; what is no such name comes back as it is.
+    """
+    forms = [_readable_form(group) for group in name.split("=")]
+    first, *others = [form for form in forms if form] or [name]
+    return " ".join([first, *(f"({other})" for other in others)])
+
+
+def _readable_form(group: str) -> str:
+    family, given, middle, prefix, suffix = ([part.strip() for part in group.split("^", 4)] + [""] * 5)[:5]
+    parts = (family, f"{given} {middle}".strip(), prefix, suffix.replace("^", " ").strip())
+    return ", ".join(part for part in parts if part)
+
+
 def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
     """All values of a numeric element that are finite numbers; empty where one of them is not."""
     result: list[float] = []

@@ -79,7 +79,9 @@ def _headers(folder: Path) -> Iterator[Dataset]:
 
 
 def _plain(keyword: str, value: str) -> str:
-    """A value as people write it: PS3.5 6.2 writes dates as 20260102."""
+    """A value as people write it: PS3.5 6.2 writes dates as 20260102, and names with "^"."""
+    if keyword == "PatientName":
+        return header.readable_name(value)
     if keyword == "StudyDate" and len(value) == 8:
         return f"{value[:4]}-{value[4:6]}-{value[6:]}"
     return value

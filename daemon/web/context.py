@@ -25,6 +25,7 @@ from daemon.observe.metrics import counted
 from daemon.web import access, views
 from daemon.web.slices import StackCache
 from dicom_io.content.report import RESEARCH_USE_LINE
+from dicom_io.header import readable_name
 
 HERE = Path(__file__).parent
 MOST_FORM_BYTES = 200_000
@@ -42,7 +43,13 @@ TEMPLATES.globals.update(
     limits=views.LIMITS, research_use=RESEARCH_USE_LINE, state_words=views.STATE_WORDS, finding_line=finding_line
 )
 TEMPLATES.filters.update(
-    ago=views.ago, clock=views.clock, megabytes=views.megabytes, minute=views.minute, day=views.day, brief=views.brief
+    person=readable_name,
+    ago=views.ago,
+    clock=views.clock,
+    megabytes=views.megabytes,
+    minute=views.minute,
+    day=views.day,
+    brief=views.brief,
 )
 
 

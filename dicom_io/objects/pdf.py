@@ -23,6 +23,7 @@ from dicom_io.content.received_text import shown
 from dicom_io.content.regions import SourceVolumes
 from dicom_io.content.report import MODEL_LIMITS, RESEARCH_USE_LINE, in_words
 from dicom_io.content.sources import Sources
+from dicom_io.header import readable_name
 from dicom_io.objects.case import Case
 from dicom_io.objects.kinds import PDF
 from dicom_io.objects.overlay import OverlayRenderer
@@ -100,10 +101,11 @@ def _page() -> FPDF:
 
 
 def _study(context: ResultContext) -> Iterator[str]:
-    header = context.sources.header
+    source = context.sources.header
     for label, keyword in (("Patient", "PatientName"), ("ID", "PatientID"), ("Study date", "StudyDate")):
-        if header.get(keyword):
-            yield shown(f"{label}: {header[keyword].value}")
+        if source.get(keyword):
+            value = str(source[keyword].value)
+            yield shown(f"{label}: {readable_name(value) if keyword == 'PatientName' else value}")
 
 
 def _section(page: FPDF, title: str, lines: Sequence[str], size: int = 9) -> None:

@@ -35,6 +35,8 @@ from daemon.web.slices import StackCache
 
 BANNER = "Demo weights, trained on synthetic images only: not a statement about any patient."
 NAME = "Doe^Jane"
+SHOWN_NAME = "Doe, Jane"
+"""As pages show it."""
 LEFT_MM = -40.0
 """RAS x of the bright mark and of its saliency: the patient's left."""
 

@@ -81,3 +81,21 @@ def test_an_identity_that_does_not_fit_its_label_is_said(tmp_path: Path) -> None
     [said] = convert_series(only_series(tmp_path / "s"), tmp_path / "v.nii.gz").warnings
     assert said.startswith("PatientName does not fit its character set (ISO_IR 192)")
     assert config.settings.reading_validation_mode != config.RAISE
+
+
+@pytest.mark.parametrize(
+    ("name", "readable"),
+    [
+        ("Doe^Jane", "Doe, Jane"),
+        ("Doe^Jane^Ann^Dr^MSc", "Doe, Jane Ann, Dr, MSc"),
+        ("Yamada^Tarou=山田^太郎=やまだ^たろう", "Yamada, Tarou (山田, 太郎) (やまだ, たろう)"),
+        ("=山田^太郎", "山田, 太郎"),
+        ("DOE", "DOE"),
+        ("^Jane", "Jane"),
+        ("", ""),
+        ("^", "^"),
+        ("A^B^C^D^E^F", "A, B C, D, E F"),
+    ],
+)
+def test_names_are_shown_as_people_write_them(name: str, readable: str) -> None:
+    assert header.readable_name(name) == readable

@@ -52,7 +52,7 @@ def test_what_a_reader_needs_first_stands_first(folder: JobFolder) -> None:
     order = (
         "UNVERIFIED AI DRAFT",
         "Demo weights.",
-        "Doe^Jane",
+        "Doe, Jane",
         "Check the side.",
         "lesion: present, left frontal",
         "93.9 mL, estimated by image processing",
@@ -66,7 +66,7 @@ def test_what_a_reader_needs_first_stands_first(folder: JobFolder) -> None:
 
 def test_it_says_whose_study_and_which_series(folder: JobFolder) -> None:
     page = page_of(folder)
-    for text in ("Doe^Jane", "P001", "2026-01-02", "AX FLAIR"):
+    for text in ("Doe, Jane", "P001", "2026-01-02", "AX FLAIR"):
         assert text in page
     assert "AX T1" not in page
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from record_support import an_arrival
-from web_support import BANNER, NAME, Site, a_verdict, add_job, audit_lines, start_site
+from web_support import BANNER, NAME, SHOWN_NAME, Site, a_verdict, add_job, audit_lines, start_site
 
 from daemon.database.tables import JobState
 from daemon.errors import ConfigurationError
@@ -48,6 +48,7 @@ def test_overview_counts_and_lists_jobs_and_says_what_the_model_may_not(site: Si
     for limit in ("NOT FOR DIAGNOSIS", "English only", "glioblastoma", "not for emergencies", BANNER):
         assert limit in text
     assert NAME not in text
+    assert SHOWN_NAME not in text
     assert headers["cache-control"] == "no-store"
     assert "default-src 'none'" in headers["content-security-policy"]
     only_failed = site.ask("/?state=failed")[2].decode()
@@ -68,7 +69,7 @@ def test_a_job_shows_report_findings_warnings_and_files(site: Site) -> None:
         "j1", [a_verdict("1.2.3", "accepted", "ok: named FLAIR"), a_verdict("1.2.4", "refused", "REFUSED: T1")]
     )
     text = site.ask("/jobs/j1")[2].decode()
-    for shown in ("left frontal lobe", "91 %", "Slices are 4 mm thick.", "REFUSED: T1", NAME, "weights_sha256"):
+    for shown in ("left frontal lobe", "91 %", "Slices are 4 mm thick.", "REFUSED: T1", SHOWN_NAME, "weights_sha256"):
         assert shown in text
     status, headers, body = site.ask("/jobs/j1/files/report.json")
     assert (status, json.loads(body)["findings"][0]["laterality"]) == (200, "left")
@@ -238,7 +239,7 @@ def test_patients_are_named_and_found_only_where_it_is_known_who_asks(tmp_path: 
         add_job(site, "j22", JobState.FAILED, reported=False)
         site.store.put_deliveries("j1", "pacs", [("1.1", "sr", "sr.dcm"), ("1.2", "sc", "sc.dcm")])
         site.store.update("j1", result="lesion left frontal")
-        secrets = (NAME, "P001", "ACC-77/3", "Brain MRI", "2026-01-02")
+        secrets = (SHOWN_NAME, "P001", "ACC-77/3", "Brain MRI", "2026-01-02")
         for who in ({"Authorization": f"Bearer {TOKEN}"}, {"X_Remote_User": "reader"}):
             text = site.ask("/", **who)[2].decode()
             for shown in (*secrets, "lesion left frontal", "0 of 2 stored", "2 waiting"):
