@@ -20,7 +20,6 @@ from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from lime.lime_base import LimeBase
 
 from braingemma.errors import ExplainError
 
@@ -74,6 +73,8 @@ class Lime:
 
     def fit(self, masks: Masks, scores: Float) -> Fit:
         """Ridge regression of `LimeBase` with cosine distances to the original."""
+        from lime.lime_base import LimeBase  # loads scikit-learn: a second of every start, for this method alone
+
         _check_scores(masks, scores)
         base = LimeBase(_lime_kernel, random_state=0)
         intercept, pairs, r2, _ = base.explain_instance_with_data(
