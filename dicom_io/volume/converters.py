@@ -24,6 +24,9 @@ from dicom_io.volume.values import DECODING_ERRORS
 REFUSALS = (*DECODING_ERRORS, AssertionError, ArithmeticError, OSError)
 """What the converters raise on a series that they cannot take."""
 
+_OF_CODE = (AttributeError, KeyError, TypeError, IndexError, AssertionError)
+"""Errors whose text speaks of the converter's own code, which a reader of warnings cannot make use of."""
+
 _settings_lock = threading.Lock()
 
 
@@ -43,7 +46,7 @@ def by_dicom2nifti(datasets: list[Dataset]) -> nib.Nifti1Image:
         try:
             result = package.convert_dicom.dicom_array_to_nifti(datasets, None, reorient_nifti=False)
         except (*REFUSALS, package.exceptions.ConversionError, package.exceptions.ConversionValidationError) as error:
-            raise ConversionError(f"dicom2nifti: {error}") from error
+            raise ConversionError(f"dicom2nifti: {_reason(error)}") from error
     return result["NII"]
 
 
@@ -91,5 +94,9 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
             else:
                 raise ConversionError(f"highdicom: expected one multi-frame instance, got {len(datasets)}")
     except REFUSALS as error:
-        raise ConversionError(f"highdicom: {error}") from error
+        raise ConversionError(f"highdicom: {_reason(error)}") from error
     return nib.Nifti1Image(np.asarray(volume.array), LPS_TO_RAS @ volume.affine)
+
+
+def _reason(error: Exception) -> str:
+    return "it cannot take headers like these" if isinstance(error, _OF_CODE) else str(error)

@@ -251,3 +251,14 @@ def test_a_series_of_images_is_not_resampled(flair_files) -> None:
     conversion, _ = converted(flair_files[0].parent)
     with pytest.raises(GeometryError, match="expected a 3D image"):
         resample_to_source(nib.Nifti1Image(np.zeros((2, 2, 2, 2)), np.eye(4)), conversion.geometry)
+
+
+@pytest.mark.parametrize("converter", [by_dicom2nifti, by_highdicom])
+def test_a_refusal_says_nothing_of_a_converters_code(tmp_path: Path, converter) -> None:
+    datasets = [pydicom.dcmread(path) for path in make_files(tmp_path)]
+    for dataset in datasets:
+        del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+    with pytest.raises(ConversionError) as said:
+        converter(datasets)
+    assert "object" not in str(said.value)
+    assert "attribute" not in str(said.value)
