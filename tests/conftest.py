@@ -1,4 +1,4 @@
-"""What holds for the whole suite: one thread for each process, and the order of the files."""
+"""What holds for the whole suite: one thread for each process, the order of files, and how long slow tests may take."""
 
 from __future__ import annotations
 
@@ -15,5 +15,8 @@ FIRST = ("tests/end_to_end/", "tests/training/phases/")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the folders of `FIRST`; otherwise as collected."""
+    """Begin with the folders of `FIRST`; otherwise as collected. A slow test has an hour, unless it says otherwise."""
     items.sort(key=lambda item: next((n for n, start in enumerate(FIRST) if item.nodeid.startswith(start)), len(FIRST)))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(3600))
