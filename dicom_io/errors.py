@@ -15,10 +15,18 @@ from pydantic import ValidationError
 
 SHOWN = 60
 """Characters of a wrong value that an error shows."""
+LONGEST = 2000
+"""Characters of an error; a row of a table or of the page has to hold it."""
 
 
 class DicomIoError(Exception):
-    """Base of all errors raised on purpose by `dicom_io`; the text is fit for a user."""
+    """Base of all errors raised on purpose by `dicom_io`; the text is fit for a user.
+
+    A text that quotes a header's value may be as long as that value; the middle of a longer one is left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST - SHOWN]} ... {text[-SHOWN:]}")
 
 
 class FileError(DicomIoError):

@@ -162,7 +162,7 @@ def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sour
         PackError: the files are not the study that the geometry describes, or a slice's instance is missing.
     """
     headers = [_read(path) for path in source_files]
-    instances = {str(h.SOPInstanceUID): _reference(h) for h in headers}
+    instances = {received_header.uid(h, "SOPInstanceUID"): _reference(h) for h in headers}
     studies = sorted({instance.study_uid for instance in instances.values()})
     if studies != [geometry.study_uid]:
         raise PackError(
@@ -171,7 +171,8 @@ def read_sources(source_files: Sequence[Path], geometry: SeriesGeometry) -> Sour
     missing = [s.sop_instance_uid for s in geometry.slices if s.sop_instance_uid not in instances]
     if missing:
         raise PackError(f"sources: {len(missing)} of {len(geometry.slices)} slices have no file, first {missing[0]}")
-    first = next(h for h in headers if h.SOPInstanceUID == geometry.slices[0].sop_instance_uid)
+    wanted = geometry.slices[0].sop_instance_uid
+    first = next(h for h in headers if received_header.uid(h, "SOPInstanceUID") == wanted)
     return Sources(normalised_header(first), tuple(instances.values()), tuple(_requests(first)))
 
 
@@ -259,10 +260,10 @@ def _read(path: Path) -> Dataset:
 
 def _reference(header: Dataset) -> InstanceReference:
     return InstanceReference(
-        sop_class_uid=str(header.SOPClassUID),
-        sop_instance_uid=str(header.SOPInstanceUID),
-        series_uid=str(header.SeriesInstanceUID),
-        study_uid=str(header.StudyInstanceUID),
+        sop_class_uid=received_header.uid(header, "SOPClassUID"),
+        sop_instance_uid=received_header.uid(header, "SOPInstanceUID"),
+        series_uid=received_header.uid(header, "SeriesInstanceUID"),
+        study_uid=received_header.uid(header, "StudyInstanceUID"),
         frames=int(header.get("NumberOfFrames") or 1),
     )
 
@@ -284,6 +285,8 @@ def _legal_element(received: Dataset, keyword: str, *, exact: bool) -> DataEleme
         return None
     if keyword in IDENTITY:
         return element
+    if element.VR not in dictionary_VR(element.tag).split(" or "):
+        return None  # longer than its VR can be written, or of unknown VR (UN)
     if element.VR in _LONGEST:
         return _shortened(element)
     return element if _is_legal(element) else None
@@ -342,7 +345,7 @@ def _is_legal(element: DataElement, *, strict: bool = False) -> bool:
     if element.value in (None, ""):
         return True
     values = element.value if element.VM > 1 else [element.value]
-    if strict and len(values) > 1:
+    if len(values) > 1 and (strict or dictionary_VM(element.tag) == "1"):
         return False
     return all(_is_value(element.VR, str(value)) for value in values)
 

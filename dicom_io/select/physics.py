@@ -93,10 +93,11 @@ def nulling_inversion_ms(repetition_ms: float) -> float:
 
 
 def nulling_ratio(acquisition: Acquisition) -> float | None:
-    """TI over the TI that nulls cerebrospinal fluid; None where TI or TR is absent."""
-    if not acquisition.inversions_ms or acquisition.repetition_ms is None:
+    """TI over the TI that nulls cerebrospinal fluid; None where TI or TR is absent, or TR is no time."""
+    if not acquisition.inversions_ms or acquisition.repetition_ms is None or acquisition.repetition_ms <= 0:
         return None
-    return max(acquisition.inversions_ms) / nulling_inversion_ms(acquisition.repetition_ms)
+    nulling = nulling_inversion_ms(acquisition.repetition_ms)
+    return max(acquisition.inversions_ms) / nulling if nulling > 0 else None
 
 
 def contradictions(acquisition: Acquisition, *, named: bool) -> list[str]:

@@ -25,6 +25,8 @@ from dicom_io import header
 from dicom_io.errors import FileError
 from dicom_io.reading import MOST_PIXELS, PIXEL_DATA, Opened, opened, read_opened
 
+IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+"""UIDs that every instance has, each once."""
 ITEM = 0xFFFEE000
 SEQUENCE_END = 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
@@ -69,11 +71,14 @@ def _check_identity(dataset: FileDataset) -> None:
     if header.uid(dataset.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage:
         raise FileError("a DICOMDIR, not an image")
     absent = [
-        k for k in ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+        k for k in IDENTIFIERS
         if not header.uid(dataset, k)
     ]  # fmt: skip
     if absent:
         raise FileError(f"truncated or incomplete header: expected {', '.join(absent)}, got none")
+    several = [k for k in IDENTIFIERS if len(header.texts(dataset, k)) > 1]
+    if several:
+        raise FileError(f"expected one {several[0]}, got {len(header.texts(dataset, several[0]))} values")
 
 
 def _check_pixels(dataset: FileDataset, file: Opened) -> None:

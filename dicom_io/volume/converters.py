@@ -5,6 +5,7 @@ Both are imported lazily, and with care: importing dicom2nifti rewrites pydicom'
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from dicom_io.volume.values import DECODING_ERRORS
 REFUSALS = (*DECODING_ERRORS, AssertionError, ArithmeticError, OSError)
 """What the converters raise on a series that they cannot take."""
 
-_OF_CODE = (AttributeError, KeyError, TypeError, IndexError, AssertionError)
+_OF_CODE = (AttributeError, KeyError, TypeError, IndexError, AssertionError, sqlite3.Error)
 """Errors whose text speaks of the converter's own code, which a reader of warnings cannot make use of."""
 
 _settings_lock = threading.Lock()
@@ -93,7 +94,7 @@ def by_highdicom(datasets: list[Dataset]) -> nib.Nifti1Image:
                 volume = hd.Image.from_dataset(datasets[0], copy=False).get_volume(**options)
             else:
                 raise ConversionError(f"highdicom: expected one multi-frame instance, got {len(datasets)}")
-    except REFUSALS as error:
+    except (*REFUSALS, sqlite3.Error) as error:  # it keeps what it reads of frames in a table
         raise ConversionError(f"highdicom: {_reason(error)}") from error
     return nib.Nifti1Image(np.asarray(volume.array), LPS_TO_RAS @ volume.affine)
 
