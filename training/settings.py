@@ -64,6 +64,9 @@ class PhaseSettings:
         focus_patches: Phase 1: patches of each volume that the encoder sees in the first `focus_steps` steps: in and
             around the lesion, their mirror images, and others at random. Most of a brain teaches little.
         focus_steps: How many steps these are; after them the encoder sees all patches, as it will in use.
+        start_share: Share of the parameters that the phase began with in those that it leaves; the rest is where it
+            ended. The mean of two sets on one path is often better than either (Wortsman et al. 2022,
+            arXiv 2203.05482).
         augment: Whether volumes are moved, mirrored and changed in brightness.
         seed: Of everything drawn.
     """
@@ -91,6 +94,7 @@ class PhaseSettings:
     losses: dict[str, Weight] = field(default_factory=dict)
     focus_patches: Count = 0
     focus_steps: Count = 0
+    start_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     augment: bool = True
     seed: Count = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from braingemma.checkpoint.weights import CONFIG_FILE
 from braingemma.configuration import VolumeSettings
-from braingemma.model.braingemma3d import BrainGemma3D
+from braingemma.model.braingemma3d import COMPONENTS, BrainGemma3D
 from training.data.batches import TokenSource, ValidationSource, VolumeSource, moves_tokens
 from training.data.cases import Cases
 from training.data.phantom_cases import judging_cases, training_cases
@@ -243,7 +243,7 @@ class PhaseRunner:
             ResumeError: it was begun in the run folder by other settings, and is not finished.
         """
         self._note_changes(settings)
-        phase = self._phase(settings)
+        phase, begun = self._phase(settings), self._parameters(settings)
         trainer = Trainer(
             phase,
             self._source(settings),
@@ -261,7 +261,7 @@ class PhaseRunner:
         if self.accelerator.is_main_process:
             self.folder.end_phase(settings.name, {"steps": outcome.steps, "best_validation_loss": outcome.best})
         self.say(f"{settings.name}: {outcome.steps} steps, best validation loss {outcome.best:.4f}")
-        self._finish(settings)
+        self._finish(settings, begun)
         return outcome
 
     def take_over(self, settings: PhaseSettings) -> None:
@@ -271,10 +271,11 @@ class PhaseRunner:
             ResumeError: it has not come to its end in the run folder.
         """
         self._note_changes(settings)
+        phase, begun = self._phase(settings), self._parameters(settings)
         source = VolumeSource(self.data.training, self.model, settings)
-        Trainer(self._phase(settings), source, self.folder, accelerator=self.accelerator).restore()
+        Trainer(phase, source, self.folder, accelerator=self.accelerator).restore()
         self.say(f"{settings.name}: taken over from {self.folder.root}")
-        self._finish(settings)
+        self._finish(settings, begun)
 
     def save(self) -> None:
         """The weights, with what follows from what they were trained on; heads that no phase trained are left out."""
@@ -324,9 +325,21 @@ class PhaseRunner:
             self.tokens = TokenSource(self.data.training, self.model, settings)
         return self.tokens.of(settings)
 
-    def _finish(self, settings: PhaseSettings) -> None:
+    def _parameters(self, settings: PhaseSettings) -> dict[str, Tensor]:
+        """Copies of what a phase trains of the model, where some of it is to be kept."""
+        if not settings.start_share:
+            return {}
+        kept = {
+            id(p) for part in settings.trainable if part in COMPONENTS for p in self.model.component_parameters(part)
+        }
+        return {name: p.detach().clone() for name, p in self.model.named_parameters() if id(p) in kept}
+
+    def _finish(self, settings: PhaseSettings, begun: Mapping[str, Tensor]) -> None:
         self.model.requires_grad_(False)
         self.model.eval()
+        for name, parameter in self.model.named_parameters():
+            if name in begun:
+                parameter.data.lerp_(begun[name], settings.start_share)
         self.trained |= set(settings.trainable)
         if moves_tokens(settings):
             self.tokens = None
