@@ -121,6 +121,21 @@ def test_phases_one_by_one_give_what_all_at_once_give(whole: Path, prepared: Pat
     assert any("phase2b" in text and "lora" in text and "vision" not in text for text in said)
 
 
+def test_a_phase_may_leave_the_mean_of_its_beginning_and_its_end(whole: Path, prepared: Path, config: Path) -> None:
+    settings = tiny_settings(config)
+    first = replace(settings.phase("phase1"), start_share=0.5)
+    shared = replace(settings, phases=(first, *settings.phases[1:]))
+    name = "vision.patch_embedding.weight"
+    begun = dict(start_model(settings, torch.device("cpu")).named_parameters())[name]
+    ended = torch.load(whole / "phase1.state.pt", weights_only=False)["parameters"][f"model.{name}"]
+    for _ in ("trained", "taken over"):
+        model = train_phases(shared, prepared, ["phase1"])
+        left = dict(model.named_parameters())[name]
+        torch.testing.assert_close(left, (begun + ended) / 2)
+    model = train_phases(shared, prepared, ["phase2a"])
+    assert torch.equal(dict(model.named_parameters())[name], left), "a later phase goes on from the mean"
+
+
 def test_a_folder_of_other_data_is_refused(whole: Path, prepared: Path, config: Path, tmp_path: Path) -> None:
     manifest = [json.loads(line) for line in Path(tiny_settings(config).data.manifest).read_text().splitlines()]
     manifest[0]["report"] = "No lesion area is seen."
