@@ -22,11 +22,13 @@ from pydicom.uid import (
 )
 
 from dicom_io import header
-from dicom_io.errors import FileError
+from dicom_io.errors import SHOWN, FileError
 from dicom_io.reading import MOST_PIXELS, PIXEL_DATA, Opened, opened, read_opened
 
 IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 """UIDs that every instance has, each once."""
+LONGEST_UID = 1024
+"""Characters: of 64 that are legal (PS3.5 9.1) some makers take more, but results must be able to name it."""
 ITEM = 0xFFFEE000
 SEQUENCE_END = 0xFFFEE0DD
 UNDEFINED = 0xFFFFFFFF
@@ -76,9 +78,10 @@ def _check_identity(dataset: FileDataset) -> None:
     ]  # fmt: skip
     if absent:
         raise FileError(f"truncated or incomplete header: expected {', '.join(absent)}, got none")
-    several = [k for k in IDENTIFIERS if len(header.texts(dataset, k)) > 1]
-    if several:
-        raise FileError(f"expected one {several[0]}, got {len(header.texts(dataset, several[0]))} values")
+    for keyword in IDENTIFIERS:
+        found = dataset.get(keyword)
+        if not isinstance(found, str) or len(found) > LONGEST_UID:
+            raise FileError(f"expected one UID in {keyword}, got {str(found)[:SHOWN]}")
 
 
 def _check_pixels(dataset: FileDataset, file: Opened) -> None:
