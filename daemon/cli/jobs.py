@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from daemon.jobs.files import JobFiles, LocalFiles
 from daemon.jobs.lists.overview import jobs_page
 from daemon.jobs.reviews import all_reviews
 from daemon.jobs.shared_files import SharedFiles
-from daemon.jobs.store import JobStore
+from daemon.jobs.store import Delivery, JobStore
 from daemon.observe.audit import AuditLog
 from daemon.pipeline import actions
 from daemon.service import retention
@@ -97,11 +98,21 @@ def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = Fa
     if deliveries:
         print_table(
             ("destination", "kind", "file", "state", "status", "confirmed by", "attempts", "reason"),
-            [
-                (d.destination, d.kind, d.file, str(d.state), d.status, d.confirmed, str(d.attempts), d.reason)
-                for d in deliveries
-            ],
+            delivery_rows(deliveries),
         )
+
+
+def delivery_rows(deliveries: Iterable[Delivery]) -> list[tuple[str, ...]]:
+    """One row for all files of a kind that fared alike at a destination: an overlay has a file for each slice."""
+    files: dict[tuple[str, ...], list[str]] = {}
+    for d in deliveries:
+        fared = (d.destination, d.kind, str(d.state), d.status, d.confirmed, str(d.attempts), d.reason)
+        files.setdefault(fared, []).append(d.file)
+    return [(*fared[:2], _named(of_it), *fared[2:]) for fared, of_it in files.items()]
+
+
+def _named(files: Sequence[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} ... {files[-1]} ({len(files)} files)"
 
 
 @jobs_app.command("why")

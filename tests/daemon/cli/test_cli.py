@@ -7,14 +7,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pytest
 
 from daemon.cli.__main__ import main
+from daemon.cli.jobs import delivery_rows
+from daemon.database.tables import DeliveryState
+from daemon.jobs.store import Delivery
 from dicom_io.series_writer import write_series
 
 
@@ -158,3 +162,21 @@ def test_send_says_what_was_not_sent(tmp_path: Path, braingemma: Callable[..., E
     wrong = braingemma("send", tmp_path, "--to", "PACS")
     assert wrong.returncode == 1
     assert "AET@HOST:PORT" in one_line(wrong)
+
+
+def test_files_that_fared_alike_are_one_row() -> None:
+    def delivery(file: str, **changes: Any) -> Delivery:
+        kind = file.partition("/")[0].partition(".")[0]
+        sent = Delivery("j", "pacs", file, kind, file, DeliveryState.SENT, "0000", 1, "", 0.0)
+        return replace(sent, **changes)
+
+    found = delivery_rows([
+        delivery("sr.dcm"), delivery("sc/0001.dcm"), delivery("sc/0002.dcm", reason="refused", attempts=3),
+        delivery("sc/0003.dcm"), delivery("sc/0004.dcm"), delivery("sc/0001.dcm", destination="web"),
+    ])  # fmt: skip
+    assert [(row[0], row[2], row[6], row[7]) for row in found] == [
+        ("pacs", "sr.dcm", "1", ""),
+        ("pacs", "sc/0001.dcm ... sc/0004.dcm (3 files)", "1", ""),
+        ("pacs", "sc/0002.dcm", "3", "refused"),
+        ("web", "sc/0001.dcm", "1", ""),
+    ]
