@@ -11,6 +11,8 @@ from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.cases import Cases
 from training.phases.run_folder import RunFolder
 
+#: Between what weights were trained on first and what next; the same twice in a row is said once.
+THEN: Final = "; then "
 BANNER: Final = "Demo weights, trained on synthetic images only: not a statement about any patient."
 
 
@@ -35,9 +37,10 @@ def describe(model: BrainGemma3D, data: TrainingData, *, begun_from_weights: boo
     Weights that go on from others were trained on both: they are synthetic only where both are.
     """
     config = model.config
-    earlier = config.training_domain if begun_from_weights else ""
-    if earlier != data.description:
-        config.training_domain = "; then ".join(text for text in (earlier, data.description) if text)
+    stages = config.training_domain.split(THEN) if begun_from_weights and config.training_domain else []
+    if stages[-1:] != [data.description]:
+        stages.append(data.description)
+    config.training_domain = THEN.join(stages)
     config.synthetic_only = data.training.synthetic and (config.synthetic_only or not begun_from_weights)
     config.banner = BANNER if config.synthetic_only else None
 

@@ -193,6 +193,7 @@ def test_weights_say_what_they_were_trained_on() -> None:
         (TrainingData(drawn, drawn, "phantoms"), True, True, "phantoms"),
         (TrainingData(real, real, "8 scans"), True, False, "phantoms; then 8 scans"),
         (TrainingData(drawn, drawn, "phantoms"), True, False, "phantoms; then 8 scans; then phantoms"),
+        (TrainingData(drawn, drawn, "phantoms"), True, False, "phantoms; then 8 scans; then phantoms"),
     ):
         describe(model, data, begun_from_weights=begun)
         assert (model.config.synthetic_only, model.config.training_domain) == (synthetic, domain)
