@@ -147,7 +147,7 @@ def _odds(probability: float) -> float:
 
 
 def fit_chance(
-    features: npt.ArrayLike, wrong: npt.ArrayLike, warned: npt.ArrayLike, silent: float = 0.007, price: float = 1.0
+    features: npt.ArrayLike, wrong: npt.ArrayLike, warned: npt.ArrayLike, silent: float = 0.005, price: float = 1.0
 ) -> ChanceOfError:
     """Fit weights and limit on statements whose truth is known.
 

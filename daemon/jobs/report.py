@@ -26,7 +26,7 @@ INTENDED_USE = (
 """What the report may be used for, and the limits of the model."""
 
 SMALL_LESIONS = (
-    "These demo weights hardly ever report lesions below 4 ml, and miss about one in five of those from 4 to 20 ml "
+    "These demo weights hardly ever report lesions below 4 ml, and miss about one in six of those from 4 to 20 ml "
     "(measured on drawn heads)."
 )
 """What results of weights that were trained on drawn heads alone say of their limits."""
