@@ -53,6 +53,9 @@ def storescu(study: list[Path], aet: str, port: int) -> None:
     )
 
 
+STABLE_AGE = 10
+"""Seconds after which Orthanc takes a study for complete: longer than a pause in sending one on a busy machine."""
+
 FORWARD_EVERYTHING = """
 function OnStableStudy(study, tags, metadata)
   RestApiPost("/modalities/braingemma/store", study, true)
@@ -65,7 +68,7 @@ def forwarding_site(tmp_path: Path) -> Iterator[Site]:
     """An Orthanc that sends every study to the daemon whenever it has been quiet for a while."""
     script = tmp_path / "forward.lua"
     script.write_text(FORWARD_EVERYTHING)
-    trial = Site(tmp_path, LuaScripts=[str(script)], StableAge=2)
+    trial = Site(tmp_path, LuaScripts=[str(script)], StableAge=STABLE_AGE)
     yield trial
     trial.stop()
 
@@ -79,7 +82,7 @@ def test_a_pacs_that_forwards_everything_makes_no_loop(forwarding_site: Site, st
     assert job.state is JobState.DONE, job.reason
     held = sorted(orthanc.get("/instances"))
     assert len(held) > 2 * len(study)
-    forwards = forwards_until_quiet(orthanc, quiet_seconds=12, limit_seconds=120)
+    forwards = forwards_until_quiet(orthanc, quiet_seconds=2.5 * STABLE_AGE, limit_seconds=240)
     assert forwards >= 2, "Orthanc did not forward the results"
     assert sorted(orthanc.get("/instances")) == held
     assert [j.job_id for j in service.store.recent()] == [job.job_id]
@@ -89,7 +92,7 @@ def test_a_pacs_that_forwards_everything_makes_no_loop(forwarding_site: Site, st
 def site_by_the_rule_of_deploy(tmp_path: Path) -> Iterator[Site]:
     """An Orthanc with the rule that `deploy/` gives to sites."""
     rule = Path(__file__).parents[2] / "deploy" / "forward.lua"
-    trial = Site(tmp_path, LuaScripts=[str(rule)], StableAge=2)
+    trial = Site(tmp_path, LuaScripts=[str(rule)], StableAge=STABLE_AGE)
     yield trial
     trial.stop()
 
