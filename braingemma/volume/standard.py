@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Lock
 from typing import Final, Literal
 
 import nibabel
@@ -83,21 +82,13 @@ def template(name: Literal["t1", "gm", "wm"]) -> tuple[Floats, npt.NDArray[np.fl
     raise VolumeError(f"the standard brain is missing: nilearn holds no mni_icbm152_{name} file in {places}")
 
 
-_MADE_ONCE: Final = Lock()
-
-
+@lru_cache(maxsize=1)
 def standard_brain() -> StandardBrain:
-    """The maps at 2 mm, padded by 40 mm; made once, also where threads ask at the same time: it takes seconds.
+    """The maps at 2 mm, padded by 40 mm.
 
     Raises:
         VolumeError: see `template`.
     """
-    with _MADE_ONCE:
-        return _standard_brain()
-
-
-@lru_cache(maxsize=1)
-def _standard_brain() -> StandardBrain:
     (t1, affine), (gray_1mm, _), (white_1mm, _) = template("t1"), template("gm"), template("wm")
     gray, white = _coarser(gray_1mm), _coarser(white_1mm)
     brain = _coarser((t1 > 0).astype(np.float32))

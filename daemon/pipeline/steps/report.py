@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
@@ -26,7 +24,6 @@ from braingemma.volume.brain import BrainMask, Mask
 from braingemma.volume.face import brain_of_head, without_face
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from braingemma.volume.source import read_source
-from braingemma.volume.standard import standard_brain
 from daemon.assemble.arrival import warnings_of
 from daemon.config.sections import Checks
 from daemon.errors import Rejected
@@ -39,24 +36,21 @@ from daemon.jobs.report import INTENDED_USE, SMALL_LESIONS, write_report
 from daemon.pipeline.steps.context import Context
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What is known of a picture before a word is written; `look` and `probabilities` need heads."""
-
-    checks: tuple[Check, ...]
-    prepared: PreparedVolume
-    probabilities: Probabilities | None
-    look: LesionLook | None
-    sizes: BrainMeasures
-
-
 def report(context: Context, folder: JobFolder) -> None:
     """The report with its findings, warnings and provenance."""
-    seen = _look(context, folder)
-    model, prepared, probabilities, look, sizes = (
-        context.model, seen.prepared, seen.probabilities, seen.look, seen.sizes
-    )  # fmt: skip
+    context.progress(0, 1, "checking the picture")
+    picture = folder.whole_head if folder.whole_head.exists() else folder.volume
+    checks = check_picture(picture, context.weights, context.settings.checks)
+    brain = _remove_face(picture, folder) if context.settings.results.deface else None
+    context.progress(0, 1, "loading the model")
+    model = context.model
+    prepared = prepare_volume(folder.volume, model.config, brain=brain if _extracts(model) else None)
+    _save_brain(folder, prepared)
     limit = context.settings.model.max_new_tokens
+    probabilities = _probabilities(model, prepared)
+    look = look_twice(model, prepared)
+    context.progress(0, 1, "measuring")
+    sizes = measure_picture(folder.volume, prepared)
     candidates = write_candidates(
         model,
         prepared.tensor,
@@ -74,7 +68,7 @@ def report(context: Context, folder: JobFolder) -> None:
     warnings = [
         *_arrival_warnings(folder),
         *dict.fromkeys((*_conversion_warnings(folder), *prepared.warnings)),  # both look at a NIfTI header
-        *(check.detail for check in seen.checks if check.passed is False),
+        *(check.detail for check in checks if check.passed is False),
         *(doubt.text for doubt in found),
     ]
     said = with_verdicts(text.findings, probabilities, look, sizes.measured, chance)
@@ -85,7 +79,7 @@ def report(context: Context, folder: JobFolder) -> None:
         candidates=tuple(records.Candidate.model_validate(candidate.to_json()) for candidate in candidates),
         measurements=(*_lesion_volume(folder, prepared, look), *_measurements(sizes)),
         unmeasured=tuple(records.Unmeasured(**vars(lacking)) for lacking in sizes.unmeasured),
-        input=_input_facts(folder, prepared, seen.checks, defaced=context.settings.results.deface),
+        input=_input_facts(folder, prepared, checks, defaced=context.settings.results.deface),
         model=_model_facts(context),
         warnings=tuple(warnings),
         banner=context.weights.banner,
@@ -97,27 +91,6 @@ def report(context: Context, folder: JobFolder) -> None:
         compared = compare(earlier, record, earlier.study_date_now, dated=dated)
         record = record.model_copy(update={"comparison": compared})
     write_report(folder, record, named=not context.settings.results.deidentify)
-
-
-def _look(context: Context, folder: JobFolder) -> _Seen:
-    """Check, prepare and measure the picture, and ask the heads.
-
-    What does not wait for each other runs side by side: in the first study of a process one core would else idle.
-    """
-    with ThreadPoolExecutor(2, "report") as beside:
-        loading, _ = beside.submit(lambda: context.model), beside.submit(standard_brain)
-        context.progress(0, 1, "checking the picture")
-        picture = folder.whole_head if folder.whole_head.exists() else folder.volume
-        checks = check_picture(picture, context.weights, context.settings.checks)
-        brain = _remove_face(picture, folder) if context.settings.results.deface else None
-        context.progress(0, 1, "loading the model")
-        model = loading.result()
-        prepared = prepare_volume(folder.volume, model.config, brain=brain if _extracts(model) else None)
-        _save_brain(folder, prepared)
-        measuring = beside.submit(measure_picture, folder.volume, prepared)
-        probabilities, look = _probabilities(model, prepared), look_twice(model, prepared)
-        context.progress(0, 1, "measuring")
-        return _Seen(checks, prepared, probabilities, look, measuring.result())
 
 
 def require_words(written: Candidate) -> None:
