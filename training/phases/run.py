@@ -290,7 +290,10 @@ class PhaseRunner:
             self.say(f"not saved, as no phase trained it: head for {' and '.join(dropped)}")
 
     def _fit_doubt(self) -> None:
-        """Hard phantoms are where the model errs as it does on scanners: only they say how often it is wrong."""
+        """On hard phantoms the model errs as it does on scanners, so only a run on them says how often it is wrong.
+
+        Plain ones are judged beside them, where `[data] judging` asks for it: most pictures are clear.
+        """
         data, written = self.settings.data, "lora" in self.trained
         if data.kind != "phantoms" or data.difficulty != "hard" or not written:
             return
