@@ -26,7 +26,13 @@ PROCESSES = {
     "steps": "daemon.pipeline.steps.runner",
 }
 """What each loads at its start; the process of the steps loads torch, at the first study."""
-_LOAD = "import time, {module}; print(time.process_time())"
+_LOAD = """
+import time
+from daemon.loading import loading
+with loading():
+    import {module}
+print(time.process_time())
+"""
 
 
 def bench_start(*, rounds: int = 3, say: Say) -> dict[str, Any]:

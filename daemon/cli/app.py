@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from braingemma.errors import BrainGemmaError
 from daemon.errors import DaemonError
+from daemon.loading import loading
 from dicom_io.errors import DicomIoError
 from training.errors import TrainingError
 
@@ -73,7 +74,8 @@ COMMANDS = {
 def load_command(name: str) -> Any:
     """Import one of `COMMANDS`."""
     entry = COMMANDS[name]
-    found = getattr(importlib.import_module(f"daemon.cli.{entry.module}"), entry.attribute)
+    with loading():
+        found = getattr(importlib.import_module(f"daemon.cli.{entry.module}"), entry.attribute)
     if not isinstance(found, typer.Typer):
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(name)(found)

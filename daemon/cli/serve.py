@@ -10,6 +10,7 @@ import typer
 from daemon.cli.terminal import ConfigOption, JsonOption, data, emit_json, working
 from daemon.config.load import load_settings
 from daemon.errors import DaemonError
+from daemon.loading import loading
 from daemon.observe.logs import set_up_logging
 
 
@@ -17,7 +18,8 @@ def serve(config: ConfigOption = None) -> None:
     """Run the daemon. SIGTERM ends it within 10 s; unfinished work goes on at the next start."""
     settings = load_settings(config)
     set_up_logging(settings.log.format)
-    from daemon.service.serve import serve as run
+    with loading():
+        from daemon.service.serve import serve as run
 
     run(settings)
 
@@ -30,7 +32,8 @@ def worker(
     """Run one more worker on the same PostgreSQL database; SIGTERM hands its work to the others."""
     settings = load_settings(config)
     set_up_logging(settings.log.format)
-    from daemon.service.worker import work
+    with loading():
+        from daemon.service.worker import work
 
     work(settings, name, metrics_port=metrics_port)
 

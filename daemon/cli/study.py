@@ -13,6 +13,7 @@ from daemon.cli.terminal import ConfigOption, JsonOption, WeightsOption, data, e
 from daemon.config.load import load_settings, with_options
 from daemon.errors import DaemonError
 from daemon.faults import writing_to
+from daemon.loading import loading
 
 BATCH_NICENESS = 10
 """Of a batch: the daemon's processes on the same machine get the processor first."""
@@ -99,7 +100,8 @@ def process(
         explain={"enabled": explain, "seed": seed},
     )  # fmt: skip
     with writing_to(out), working("loading") as say:
-        from daemon.pipeline.process import process as run
+        with loading():
+            from daemon.pipeline.process import process as run
 
         folder = run(
             source, out, settings, study_uid=study,
@@ -187,12 +189,13 @@ def batch(
         results={"deidentify": deidentify or None, "deface": deface or None},
     )
     with writing_to(out), working("looking for cases") as say:
-        from daemon.cohort.batch import Batch, only_one_writes
-        from daemon.cohort.bids import write_bids
-        from daemon.cohort.cases import find_cases
-        from daemon.cohort.page import write_page
-        from daemon.cohort.sessions import compare_sessions
-        from daemon.cohort.table import rows_of, write_csv, write_parquet
+        with loading():
+            from daemon.cohort.batch import Batch, only_one_writes
+            from daemon.cohort.bids import write_bids
+            from daemon.cohort.cases import find_cases
+            from daemon.cohort.page import write_page
+            from daemon.cohort.sessions import compare_sessions
+            from daemon.cohort.table import rows_of, write_csv, write_parquet
 
         found = find_cases(source)
         os.nice(BATCH_NICENESS)

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bars
 
 from daemon.cli.terminal import JsonOption, data, emit_json, messages, new_lines, working
 from daemon.faults import writing_to
+from daemon.loading import loading
 from training.evaluation import judge
 from training.progress import Progress, Say, no_progress, silent
 from training.settings import load_settings
@@ -108,7 +109,8 @@ def train_demo(
 def _train(config: str, out: Path, phases: list[str]) -> None:
     settings = load_settings(config)  # first: a fault in it is told before torch is loaded
     with writing_to(out), training_progress() as (say, progress):
-        from training.phases.run import train_phases
+        with loading():
+            from training.phases.run import train_phases
 
         train_phases(settings, out, phases, progress, say)
     data.print(str(out / "weights"))

@@ -28,6 +28,7 @@ from daemon.config.sections import Engine, Review, Settings, Web
 from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
 from daemon.files import is_disk_full
 from daemon.jobs.folder import JobFolder
+from daemon.loading import loading
 from daemon.observe.logs import IDENTITIES, set_up_logging
 
 ERRORS: dict[str, type[DaemonError]] = {
@@ -226,7 +227,8 @@ def main() -> None:
 
     settings = Settings.model_validate_json(os.environ.pop("BRAINGEMMA_STEP_SETTINGS"))
     set_up_logging(settings.log.format)
-    from daemon.pipeline.steps.runner import Steps  # late: torch is loaded in the child only
+    with loading():
+        from daemon.pipeline.steps.runner import Steps  # late: torch is loaded in the child only
 
     request: dict[str, Any] = {"id": 0}
     steps = Steps(settings, progress=lambda done, total, text: answer({"progress": [done, total, text]}))
