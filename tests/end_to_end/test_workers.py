@@ -41,16 +41,7 @@ class Worker:
 
     def __init__(self, configuration: Path, name: str, log: Path) -> None:
         self.log = log
-        self._command = [
-            sys.executable,
-            "-m",
-            "daemon.cli.app",
-            "worker",
-            "--name",
-            name,
-            "--config",
-            str(configuration),
-        ]
+        self._command = [sys.executable, "-m", "daemon.cli", "worker", "--name", name, "--config", str(configuration)]
         self.start()
 
     def start(self) -> None:
@@ -60,7 +51,9 @@ class Worker:
             )
 
     def keep(self) -> None:
-        if self.process.poll() == EXIT_FENCED:
+        status = self.process.poll()
+        assert status in (None, EXIT_FENCED), f"a worker ended with {status}: {self.log.read_text()[-2000:]}"
+        if status == EXIT_FENCED:
             self.start()
 
     def stop(self) -> None:
