@@ -46,8 +46,10 @@ matter's brightness; real T1 volumes 0.52 to 0.65; FLAIR phantoms at least 0.80,
 FACE_SHARE = 0.5
 """Brain in its own last slice over brain in its fullest one, above which it ends in a flat face: part of the head is
 blank. Brains taper; slices of 7 mm end with a fifth."""
-DISTANCE = 5.0
-"""Standard deviations from the training pictures; of pictures like them, one in 3000 lies farther (chi squared, 6)."""
+DISTANCE = 4.0
+"""Standard deviations from the training pictures; of pictures like them, one in 70 lies farther (chi squared, 6). Of
+137 held-out phantoms 3 do (at most 4.3), real FLAIR volumes have 2.3 to 3.2, and 15 of 16 T1 phantoms after contrast
+medium, whose gray matter comes near white, have 4.2 to 6.8."""
 
 NAMES = ("brain", "coverage", "noise", "contrast", "domain")
 """What is checked, in this order."""
