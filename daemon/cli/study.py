@@ -203,6 +203,7 @@ def batch(
         tally = work.run()
         with only_one_writes(out):
             compare_sessions(found.cases, out, named=not deidentify)
+            failed = tally.failed + work.encode_anew()
             rows = rows_of(out)
             write_csv(rows, out / "cases.csv")
             write_parquet(rows, out / "cases.parquet")
@@ -210,13 +211,13 @@ def batch(
             if bids:
                 write_bids(rows, out, out / "bids")
     if as_json:
-        counts = {"cases": len(found.cases), **vars(tally), "not_read": len(found.problems)}
+        counts = {"cases": len(found.cases), **vars(tally), "failed": failed, "not_read": len(found.problems)}
         emit_json({**counts, "table": str(out / "cases.csv")})
     else:
         data.print(
-            f"{len(found.cases)} cases: {tally.reported} reported, {tally.refused} refused, {tally.failed} failed, "
+            f"{len(found.cases)} cases: {tally.reported} reported, {tally.refused} refused, {failed} failed, "
             f"{tally.skipped} done before; {len(found.problems)} files not read"
         )
         data.print(f"Table: {(out / 'cases.csv').resolve()}\nPage to look at: {(out / 'index.html').resolve()}")
-    if tally.failed:
-        raise DaemonError(f"{tally.failed} of {len(found.cases)} cases failed: see reason in {out / 'cases.csv'}")
+    if failed:
+        raise DaemonError(f"{failed} of {len(found.cases)} cases failed: see reason in {out / 'cases.csv'}")

@@ -108,6 +108,24 @@ class Batch:
                 self._tell(started, total)
         return Tally(**self.counts)
 
+    def encode_anew(self) -> int:
+        """Make the DICOM objects that `compare_sessions` took away; how many cases failed, each with its record."""
+        failed = 0
+        for case in self.source.cases:
+            root = self.out / "cases" / case.name
+            done = CaseRecord.read_if_there(root / CASE_FILE)
+            if case.is_nifti or done is None or done.status != "reported" or JobFolder(root).dicom.exists():
+                continue
+            folder = JobFolder(root, self._links(case))
+            try:
+                self._steps.run("encode", folder)
+            except (DaemonError, OSError) as error:
+                self._record(case, case.name, error, folder)
+                failed += 1
+            finally:
+                shutil.rmtree(self.out / WORK / case.name, ignore_errors=True)
+        return failed
+
     @property
     def banner(self) -> str | None:
         """What must be said about the weights."""

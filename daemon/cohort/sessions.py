@@ -1,12 +1,13 @@
 """Comparison across the sessions of a subject, once all cases of a batch are reported.
 
 BIDS: sessions of one subject in the order of their labels. DICOM: studies of one patient in the order of their dates.
-Each case is compared with the latest earlier one. `report.json`, `report.txt`, `report.html` and the table say so; the
-DICOM objects, which were encoded before, do not.
+Each case is compared with the latest earlier one. DICOM objects that were encoded before are taken away:
+`Batch.encode_anew` makes them of the report that says so.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def compare_sessions(cases: Sequence[Case], out: Path, *, named: bool) -> int:
         latest = _result(max(earlier, key=_when)) if earlier else None
         comparison = None if latest is None else compare(latest, report, one[1].study_date, dated=named)
         if comparison != report.comparison:
+            shutil.rmtree(one[2].dicom, ignore_errors=True)  # first: a call that is killed here leaves work, not a lie
             write_report(one[2], report.model_copy(update={"comparison": comparison}), named=named)
         compared += comparison is not None
     return compared

@@ -12,15 +12,18 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 
 from daemon.cohort.batch import Batch, CaseRecord
 from daemon.cohort.bids import write_bids
 from daemon.cohort.cases import find_cases
 from daemon.cohort.page import write_page
+from daemon.cohort.sessions import compare_sessions
 from daemon.cohort.table import COLUMNS, rows_of, write_csv, write_parquet
 from daemon.config.sections import Settings
 from daemon.errors import DaemonError, Rejected
+from dicom_io.objects.sr_rules import plain_text
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom, write_phantom
 
@@ -99,18 +102,20 @@ def quick(**more: object) -> Settings:
 
 @pytest.fixture(scope="module")
 def done(volume: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A batch of a study in DICOM, the same as NIfTI, and a file that is no image; run twice."""
+    """A batch of two studies of a patient in DICOM, the same as NIfTI, and a file that is no image; run twice."""
     root = tmp_path_factory.mktemp("batch")
     source = root / "source"
-    write_series(volume, source / "study", overrides={"PatientID": "MRN-1", "PatientName": "MARKER^NAME"})
+    whose = {"PatientID": "MRN-1", "PatientName": "MARKER^NAME", "PatientBirthDate": "19600101"}
+    for date in ("20250101", "20260101"):
+        write_series(volume, source / date, overrides={**whose, "StudyDate": date, "StudyInstanceUID": f"1.2.3.{date}"})
     shutil.copyfile(volume, source / "one.nii.gz")
     (source / "broken.nii.gz").write_text("no image")
     said: list[str] = []
     first = Batch(find_cases(source), root / "out", quick(), said.append).run()
-    assert (first.reported, first.refused, first.failed, first.skipped) == (2, 1, 0, 0)
+    assert (first.reported, first.refused, first.failed, first.skipped) == (3, 1, 0, 0)
     again = Batch(find_cases(source), root / "out", quick(), said.append).run()
-    assert (again.reported, again.skipped) == (0, 3)
-    assert any(text.startswith("case 3/3") for text in said)
+    assert (again.reported, again.skipped) == (0, 4)
+    assert any(text.startswith("case 4/4") for text in said)
     return root / "out"
 
 
@@ -130,8 +135,41 @@ def test_each_case_has_a_row_with_its_side(volume: Path, done: Path, tmp_path: P
     assert {row["patient_id"] for row in reported} == {"", "MRN-1"}
     table = pq.read_table(tmp_path / "cases.parquet")
     assert table.column_names == list(COLUMNS)
-    assert table.num_rows == 3
+    assert table.num_rows == 4
     assert table.schema.field("lesion_confidence").type == "double"
+
+
+def test_dicom_objects_of_a_later_study_say_how_the_lesion_changed(done: Path) -> None:
+    source = find_cases(done.parent / "source")
+    work = Batch(source, done, quick(), lambda _: None)
+    work.run()
+    assert compare_sessions(source.cases, done, named=True) == 1
+    assert work.encode_anew() == 0
+    reports = {pydicom.dcmread(file).StudyDate: file for file in done.glob("cases/*/dicom/sr.dcm")}
+    said = {date: plain_text(pydicom.dcmread(file)) for date, file in reports.items()}
+    assert "2025-01-01" in said["20260101"]
+    assert "Compared with" not in said["20250101"]
+    written = {date: file.stat().st_mtime_ns for date, file in reports.items()}
+    compare_sessions(source.cases, done, named=True)
+    assert work.encode_anew() == 0
+    assert {date: file.stat().st_mtime_ns for date, file in reports.items()} == written
+
+
+def test_objects_that_cannot_be_made_anew_are_a_failed_case_that_says_why(done: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    shutil.copytree(done.parent / "source", tmp_path / "source")
+    source = find_cases(tmp_path / "source")
+    work = Batch(source, out, quick(), lambda _: None)
+    work.run()
+    case = next(case for case in source.cases if not case.is_nifti)
+    shutil.rmtree(out / "cases" / case.name / "dicom")
+    for file in case.files:
+        file.unlink()
+    assert work.encode_anew() == 1
+    record = CaseRecord.read(out / "cases" / case.name / "case.json")
+    assert record.status == "failed"
+    assert record.reason
 
 
 def test_a_folder_takes_cases_of_the_same_options_only(done: Path) -> None:
@@ -142,8 +180,8 @@ def test_a_folder_takes_cases_of_the_same_options_only(done: Path) -> None:
 def test_the_page_shows_each_case_and_says_what_it_is(done: Path) -> None:
     write_page(rows_of(done), done, "Demo weights")
     html = (done / "index.html").read_text()
-    assert html.count("<tr data-status") == 3
-    assert html.count("data:image/jpeg") == 2
+    assert html.count("<tr data-status") == 4
+    assert html.count("data:image/jpeg") == 3
     assert 'src="http' not in html
     assert "RESEARCH USE ONLY" in html.upper()
 
@@ -152,7 +190,7 @@ def test_a_derivative_data_set_has_a_line_for_each_subject(done: Path, tmp_path:
     write_bids(rows_of(done), done, tmp_path / "bids")
     assert json.loads((tmp_path / "bids" / "dataset_description.json").read_text())["DatasetType"] == "derivative"
     lines = (tmp_path / "bids" / "phenotype" / "braingemma.tsv").read_text().splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert {len(line.split("\t")) for line in lines} == {len(lines[0].split("\t"))}
     validator = Path(sys.executable).with_name("bids-validator-deno")
     if not validator.exists():
