@@ -151,7 +151,6 @@ def test_auto_takes_c_get_where_the_pacs_does_not_know_where_to_send(tmp_path: P
 
 
 # pynetdicom drops the socket of a refused connection without closing it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_port_where_nobody_listens_is_a_source_that_is_away() -> None:
     with socket.socket() as held:
         held.bind((LOOPBACK, 0))

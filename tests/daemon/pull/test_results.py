@@ -60,7 +60,6 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
 
 
 # pynetdicom drops the socket of a refused connection without closing it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.orthanc
 @pytest.mark.parametrize("by", ["dimse", "web"])
 def test_our_report_is_found_for_its_patient_and_for_no_other(orthanc: Orthanc, by: str) -> None:

@@ -162,7 +162,6 @@ def faults_of(page, name: str) -> Iterator[str]:  # type: ignore[no-untyped-def]
             yield f"{where}: {wide} pixels wide"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom leaves the socket
 def test_axe_finds_nothing_serious(site: Site, nameless: Site, tmp_path: Path) -> None:
     (tmp_path / "batch").mkdir()
     known = [

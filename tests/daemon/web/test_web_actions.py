@@ -70,7 +70,6 @@ def test_each_needs_a_form_of_ours(site: Site, path: str) -> None:
     assert audit_lines(site) == []
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # pynetdicom leaves the socket
 def test_a_destination_is_tested(site: Site) -> None:
     assert "answers C-ECHO" in post(site, "/destinations/pacs/test")[1]
     status, text = post(site, "/destinations/silent/test")
