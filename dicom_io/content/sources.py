@@ -29,6 +29,7 @@ from dicom_io.content.received_text import (
 from dicom_io.errors import FileError, PackError
 from dicom_io.header import MALFORMED, escaped_text
 from dicom_io.reading import read_dataset
+from dicom_io.series.file import IDENTIFIERS
 from dicom_io.volume.geometry import SeriesGeometry
 
 TYPE_2 = (
@@ -248,11 +249,7 @@ def _read(path: Path) -> Dataset:
         dataset = read_dataset(path, pixels=False)
     except (InvalidDicomError, OSError, *MALFORMED) as error:
         raise FileError(f"{path}: expected a DICOM instance: {error}") from error
-    missing = [
-        keyword
-        for keyword in ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-        if not dataset.get(keyword)
-    ]
+    missing = [keyword for keyword in IDENTIFIERS if not dataset.get(keyword)]
     if missing:
         raise FileError(f"{path}: expected {', '.join(missing)}, found none")
     return dataset

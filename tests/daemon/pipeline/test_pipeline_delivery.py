@@ -24,7 +24,6 @@ from daemon.pipeline.step_process import StepProcess
 from daemon.service import wiring
 from daemon.trial.pacs import LOOPBACK, free_port
 
-
 DOWN, UP = "down", "up"
 
 
