@@ -224,6 +224,29 @@ def scrub(text: str, names: Iterable[str]) -> str:
     return text
 
 
+_UID_IN_TEXT = re.compile(r"(?<!\d)(?:2\.25\.\d{5,}|\d+(?:\.\d+){3,})")
+"""Digits and at least three dots, or the root of UUIDs (PS3.5 B.2), which needs no further dot."""
+SHORTEST_UID = 10
+"""Characters; shorter numbers with dots are versions."""
+
+
+def without_uids(text: str, deidentifier: Deidentifier) -> str:
+    """A text with each UID that stands in it replaced as in the objects; those of the standard stay.
+
+    To be used once: a second time the replacements, which are UIDs themselves, would be replaced.
+
+    Args:
+        text: Such as a warning.
+        deidentifier: Which makes the new UIDs.
+    """
+
+    def replaced(found: re.Match[str]) -> str:
+        uid = found.group()
+        return deidentifier.uid(uid) if len(uid) >= SHORTEST_UID else uid
+
+    return _UID_IN_TEXT.sub(replaced, text)
+
+
 # ---------------------------------------------------------------------- rules
 
 

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from series_factory import as_enhanced, make_files, only_series
 
-from dicom_io.deidentify import Deidentifier, deidentify_file, load_key, scrub, shifted
+from dicom_io.deidentify import Deidentifier, deidentify_file, load_key, scrub, shifted, without_uids
 from dicom_io.errors import DeidentificationError, FileError
 from dicom_io.volume.nifti import convert_series
 from dicom_io.volume.stack import series_geometry
@@ -215,6 +215,21 @@ def test_the_key_is_made_once_and_kept_private(tmp_path) -> None:
 def test_names_of_files_are_taken_out_of_texts() -> None:
     text = "Ottilie.dcm: truncated; Ottilie.dcm.bak"
     assert scrub(text, ["Ottilie.dcm", "Ottilie.dcm.bak"]) == "[file]: truncated; [file]"
+
+
+@pytest.mark.parametrize(
+    "uid", ["1.2.840.113619.2.1.77", "2.25.329800735698586629295641978511506172918", "1.3.12.2." + "9" * 54]
+)
+def test_uids_in_texts_are_those_of_the_deidentified_objects(uid: str) -> None:
+    deidentifier = Deidentifier(KEY)
+    said = without_uids(f"MR.{uid}: lies in series {uid}, as ({uid}).", deidentifier)
+    new = deidentifier.uid(uid)
+    assert said == f"MR.{new}: lies in series {new}, as ({new})."
+
+
+def test_what_is_nobodys_uid_stays_in_texts() -> None:
+    text = "pydicom 3.0.1, 1.5.2.1: class 1.2.840.10008.5.1.4.1.1.4, spacing 0.9375 x 0.9375, of 12.5. 3.2 ml"
+    assert without_uids(text, Deidentifier(KEY)) == text
 
 
 @pytest.mark.shared_data

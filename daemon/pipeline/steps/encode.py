@@ -18,7 +18,7 @@ from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.select import chosen_series
 from dicom_io.content.report import ComparisonRecord, FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
-from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub
+from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub, without_uids
 from dicom_io.objects.kinds import KINDS
 from dicom_io.pack.encode import MANIFEST, encode_pack, load_pack, reports_of, wanted
 from dicom_io.pack.rejection import encode_rejection, withdrawn
@@ -93,11 +93,12 @@ def _with_correction(settings: Settings, folder: JobFolder) -> Report:
 
 
 def result_content(settings: Settings, folder: JobFolder, report: Report) -> ReportContent:
-    """What the results say; names of files, which may be a patient's, stand in no de-identified result."""
+    """What the results say; without received UIDs, and names of files, where it is to name nobody."""
     warnings = report.warnings
     if settings.results.deidentify:
         names = [path.name for path in folder.input.rglob("*")]
-        warnings = tuple(scrub(warning, names) for warning in warnings)
+        deidentifier = Deidentifier(load_key(settings.pseudonym_key))
+        warnings = tuple(without_uids(scrub(warning, names), deidentifier) for warning in warnings)
     return ReportContent(
         report_text=report.report,
         findings=tuple(_finding(finding) for finding in report.findings),

@@ -33,6 +33,7 @@ from daemon.pipeline import actions, workflow
 from daemon.pipeline.corrections import Correction, find_correction
 from daemon.pipeline.steps.runner import Steps
 from daemon.pipeline.verified import send_verified
+from dicom_io.deidentify import Deidentifier, deidentify_file, load_key
 from dicom_io.errors import SeriesError
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
@@ -57,7 +58,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steps.run("select", folder)
     steps.run("convert", folder)
     weights = describe_weights("demo")
-    warning = f"1 files take no part; the first: {files[2].name}: truncated"
+    repeated = f"repeats SOP Instance UID {first.SOPInstanceUID} of series {first.SeriesInstanceUID}."
+    warning = f"1 files take no part; the first: {files[2].name}: truncated, {repeated}"
     model = {"name": weights.name, "version": weights.version, "weights_sha256": weights.sha256}
     text, given = "A lesion in the left frontal lobe.", {"series_uid": str(first.SeriesInstanceUID)}
     write_report(folder, a_report(text, input=given, model=model, warnings=[warning], banner=weights.banner))
@@ -155,13 +157,11 @@ def test_deidentified_results_hold_no_identity_in_any_byte(job, tmp_path) -> Non
     assert report.PatientIdentityRemoved == "YES"
     assert [c.CodeValue for c in report.DeidentificationMethodCodeSequence] == ["113100", "113107"]
     assert "left frontal" in texts_in(report)
-    assert "[file]: truncated" in texts_in(report)
+    assert f"[file]: truncated, repeats SOP Instance UID {Deidentifier(load_key(key)).uid(uids[2])}" in texts_in(report)
     assert key.stat().st_size == 32
 
 
 def test_deidentified_results_belong_to_images_that_were_sent_without_identities(job, tmp_path) -> None:
-    from dicom_io.deidentify import Deidentifier, deidentify_file, load_key
-
     key = tmp_path / "pseudonyms.key"
     encoded(job, results={"deidentify": True, "deidentify_key": key})
     images = sorted(job.input.iterdir())
