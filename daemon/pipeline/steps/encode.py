@@ -26,6 +26,9 @@ from dicom_io.volume.geometry import SeriesGeometry
 
 MANUFACTURER = "BrainGemma3D for PACS (open source)"
 
+UNSAID = frozenset({"candidates", "lesion_estimate"})
+"""Fields of a report that stand in no result; whatever is added to a report affects the results until it is here."""
+
 
 def encode(context: Context, folder: JobFolder) -> None:
     """The result pack; a pack that breaks a rule never gets as far as delivery."""
@@ -160,12 +163,11 @@ def _replaced_results(folder: JobFolder) -> Path | None:
 
 def _identity(report: Report, settings: Settings, correction: Correction | None) -> str:
     """sha256 over everything that affects the content of the results: other inputs, other UIDs."""
-    said = report.to_json()
-    what = {key: said[key] for key in ("input", "report", "findings", "measurements", "model")}
-    what["explain"] = [said["explain"], settings.explain.model_dump()]
-    what["results"] = settings.results.model_dump(mode="json", exclude={"deidentify_key"})
-    if said["comparison"] is not None:
-        what["comparison"] = said["comparison"]
+    what = {key: value for key, value in report.to_json().items() if key not in UNSAID}
+    what["settings"] = [
+        settings.explain.model_dump(mode="json"),
+        settings.results.model_dump(mode="json", exclude={"deidentify_key"}),
+    ]
     if correction is not None:
         what["patient"] = dict(correction.values)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -26,6 +26,7 @@ from daemon.errors import DaemonError, Permanent, Rejected
 from daemon.files import make_private, read_json
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Arrival, Unmeasured
 from daemon.jobs.report import read_report, write_report
 from daemon.jobs.reviews import add_review
 from daemon.jobs.store import JobStore
@@ -170,6 +171,31 @@ def test_deidentified_results_belong_to_images_that_were_sent_without_identities
     for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "StudyDate"):
         assert report[keyword].value == sent[keyword].value
     assert str(sent.SOPInstanceUID) in str(report)
+
+
+SAID_BESIDES: list[dict[str, Any]] = [
+    {"warnings": ("3 images of the series were sent a second time with other pixels.",)},
+    {"unmeasured": (Unmeasured(name="midline_shift", reason="the head is cut off"),)},
+    {"banner": "Trained on something else."},
+    {"intended_use": "Teaching only."},
+]
+
+
+@pytest.mark.parametrize("said", [*SAID_BESIDES, {}], ids=lambda said: next(iter(said), "nothing"))
+def test_results_under_the_same_uids_say_the_same(said, job) -> None:
+    """A later job of the study, whose results replace those of the first: with other words they are others."""
+    only_text = {"results": {"sc": False, "pm": False, "seg": False}}
+    later = JobFolder(Path(shutil.copytree(job.root, job.root.with_name("j2"))))
+    Arrival.read(job.arrival).model_copy(update={"job_id": "j2", "supersedes": "j1"}).write(later.arrival)
+    write_report(later, read_report(later).model_copy(update=said))
+    [first], [second] = encoded(job, **only_text), encoded(later, **only_text)
+    if not said:
+        assert first.read_bytes() == second.read_bytes(), "nothing is replaced"
+        return
+    old, new = pydicom.dcmread(first), pydicom.dcmread(second)
+    assert (new.SOPInstanceUID, new.SeriesInstanceUID) != (old.SOPInstanceUID, old.SeriesInstanceUID)
+    [replaced] = new.PredecessorDocumentsSequence[0].ReferencedSeriesSequence
+    assert replaced.SeriesInstanceUID == old.SeriesInstanceUID
 
 
 def test_a_study_of_two_patients_is_refused_whatever_is_in_the_flair(tmp_path) -> None:
