@@ -64,8 +64,6 @@ def _said(report: Report) -> Row:
         row |= _finding(name, by_name.get(name))
     for column, name in _MEASURED.items():
         row[column] = measured[name].value if name in measured else None
-    if row["lesion_volume_ml"] is None and report.lesion_estimate is not None:
-        row["lesion_volume_ml"] = report.lesion_estimate.volume_ml
     row["midline_shift_side"] = measured["midline_shift"].laterality if "midline_shift" in measured else None
     if report.comparison is not None:
         row["earlier_case"], row["lesion_change"] = report.comparison.job_id, report.comparison.stated

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pydicom
 import pytest
+from record_support import a_report
 
 from daemon.cohort.batch import Batch, CaseRecord
 from daemon.cohort.bids import write_bids
@@ -170,6 +171,17 @@ def test_objects_that_cannot_be_made_anew_are_a_failed_case_that_says_why(done: 
     record = CaseRecord.read(out / "cases" / case.name / "case.json")
     assert record.status == "failed"
     assert record.reason
+
+
+def test_a_row_has_no_lesion_volume_that_the_report_does_not_state(tmp_path: Path) -> None:
+    estimate = {"peak": 0.3, "volume_ml": 8.4, "laterality": "left", "sites": ["frontal"], "certainty": "possible"}
+    stated = {"name": "lesion_volume", "value": 20.0, "unit": "mL", "method": "map"}
+    for case, measurements in (("faint", []), ("plain", [stated])):
+        folder = tmp_path / "cases" / case
+        folder.mkdir(parents=True)
+        a_report(lesion_estimate=estimate, measurements=measurements).write(folder / "report.json")
+        CaseRecord(case=case, status="reported").write(folder / "case.json")
+    assert [row["lesion_volume_ml"] for row in rows_of(tmp_path)] == [None, 20.0]
 
 
 def test_a_folder_takes_cases_of_the_same_options_only(done: Path) -> None:
