@@ -204,15 +204,55 @@ def test_a_derivative_data_set_has_a_line_for_each_subject(done: Path, tmp_path:
     lines = (tmp_path / "bids" / "phenotype" / "braingemma.tsv").read_text().splitlines()
     assert len(lines) == 5
     assert {len(line.split("\t")) for line in lines} == {len(lines[0].split("\t"))}
+    assert not errors_of_bids(tmp_path / "bids")
+
+
+def errors_of_bids(folder: Path) -> list[str]:
+    """What the validator that the standard's makers publish finds wrong."""
     validator = Path(sys.executable).with_name("bids-validator-deno")
     if not validator.exists():
         pytest.skip("bids-validator-deno (PyPI) is not installed")
     checked = subprocess.run(
-        [validator, tmp_path / "bids", "--json"], capture_output=True, text=True, check=False,
-        env={**os.environ, "NO_COLOR": "1"},
-    )  # fmt: skip
+        [validator, folder, "--json"], capture_output=True, text=True, check=False, env={**os.environ, "NO_COLOR": "1"}
+    )
     issues = json.loads(checked.stdout)["issues"]["issues"]
-    assert not [issue for issue in issues if issue["severity"] == "error"]
+    return [f"{issue['code']} {issue.get('location')}" for issue in issues if issue["severity"] == "error"]
+
+
+BIDS_CASES = {
+    "sub-03_run-1_FLAIR": "sub-03_run-1", "sub-03_run-2_FLAIR": "sub-03_run-2", "sub-04_FLAIR": "sub-04",
+    "sub-05_ses-a_acq-3d_FLAIR": "sub-05_ses-a_acq-3d", "sub-05_ses-b_acq-3d_FLAIR": "sub-05_ses-b_acq-3d",
+    "sub-05_ses-b_acq-2d_FLAIR": "sub-05_ses-b_acq-2d",
+}  # fmt: skip
+
+
+def test_each_case_has_files_and_a_line_of_its_own_in_the_derivative_data_set(done: Path, tmp_path: Path) -> None:
+    given = next(done.glob("cases/*/brain_mask.nii.gz")).parent
+    others = ("p1_12", "p11_2", "P11.2", "plain", "sub04", "04", "sub-06_space-a_FLAIR", "sub-06_space-b_FLAIR")
+    for case in (*BIDS_CASES, *others):
+        folder = tmp_path / "cases" / case
+        folder.mkdir(parents=True)
+        for file in ("brain_mask.nii.gz", "report.json"):
+            shutil.copyfile(given / file, folder / file)
+        subject = "_".join(part for part in case.split("_") if part.startswith(("sub-", "ses-")))
+        CaseRecord(case=case, status="reported", subject=subject).write(folder / "case.json")
+    bids = tmp_path / "bids"
+    write_bids(rows_of(tmp_path), tmp_path, bids)
+    masks = {file.name.removesuffix("_desc-brain_mask.nii.gz") for file in bids.rglob("*_mask.nii.gz")}
+    assert len(masks) == len(BIDS_CASES) + len(others)
+    assert set(BIDS_CASES.values()) | {"sub-plain", "sub-sub04"} < masks
+    lines: dict[str, tuple[str, str]] = {}
+    for file in (bids / "phenotype").glob("*.tsv"):
+        with file.open(newline="") as table:
+            lines |= {
+                row["case"]: (row["participant_id"], f"{row['session_id']} {row['run_id']}")
+                for row in csv.DictReader(table, delimiter="\t")
+            }
+    assert set(lines) == {*BIDS_CASES, *others}
+    assert lines["sub-03_run-2_FLAIR"] == ("sub-03", "n/a run-2")
+    assert lines["sub-05_ses-b_acq-2d_FLAIR"] == ("sub-05", "ses-b n/a")
+    assert lines["04"][0] != lines["sub-04_FLAIR"][0]
+    assert not errors_of_bids(bids)
 
 
 def test_a_case_that_another_process_works_on_is_left_to_it(done: Path, tmp_path: Path) -> None:
