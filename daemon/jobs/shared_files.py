@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import shutil
 import tarfile
@@ -109,7 +110,7 @@ class SharedFiles:
         return folder
 
     def keep(self, job_id: str, step: str) -> None:
-        """Put what is new since the last archive onto the shared storage, and make it count.
+        """Put what is new or gone since the last archive onto the shared storage, and make it count.
 
         Raises:
             Retryable: the shared storage does not take it.
@@ -159,7 +160,7 @@ class SharedFiles:
         return self.scratch and JobState(job.state) in FINAL_STATES and job.updated < now() - COPY_SECONDS
 
     def _pack(self, root: Path, target: str, name: str) -> tuple[str, int]:
-        """Write the files that changed since `_remember` into one archive; its SHA-256 and its size, bytes."""
+        """Write what changed since `_remember` into one archive, removals too; its SHA-256 and its size, bytes."""
         known = _remembered(root)
         with tempfile.TemporaryFile(dir=root.parent) as file:
             with tarfile.open(fileobj=file, mode="w") as archive:
@@ -167,6 +168,10 @@ class SharedFiles:
                     relative = path.relative_to(root).as_posix()
                     if path.is_file() and not _is_private(relative) and known.get(relative) != _stamp(path):
                         archive.add(path, relative, recursive=False)
+                removed = json.dumps([name for name in known if not (root / name).exists()]).encode()
+                member = tarfile.TarInfo(REMOVED)
+                member.size = len(removed)
+                archive.addfile(member, io.BytesIO(removed))
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
@@ -196,6 +201,11 @@ class SharedFiles:
             file.seek(0)
             with tarfile.open(fileobj=cast(IO[bytes], file)) as archive:
                 unpack(archive, root)
+        listed = root / REMOVED
+        if listed.exists():
+            for gone in json.loads(listed.read_text()):
+                (root / gone).unlink(missing_ok=True)
+            listed.unlink()
         _remember(root)
 
     def _patiently(self, work: Callable[[], None], what: str) -> None:
@@ -213,6 +223,8 @@ class SharedFiles:
                 return
 
 
+REMOVED = ".removed.json"
+"""In an archive: the files that the step removed, which archives before it may hold."""
 STAMPS = ".stamps.json"
 """In a job's folder: size and time of each file when the last archive was made or unpacked."""
 

@@ -369,6 +369,11 @@ class JobStore:
         images = DELIVERIES.c.kind.in_([kind.name for kind in KINDS if kind.replaced])
         self._move_deliveries(job_id, destination, tuple(OPEN_DELIVERIES), values, images)
 
+    def drop_deliveries(self, job_id: str) -> None:
+        """Plan nothing of a job: its results make room for others."""
+        with self._writing() as connection:
+            connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.job_id == job_id))
+
     def successor(self, job_id: str, destination: str) -> str | None:
         """The job whose results replace this one's at a destination: it supersedes it, and has results for it."""
         has_results = sa.exists().where(DELIVERIES.c.job_id == JOBS.c.job_id, DELIVERIES.c.destination == destination)

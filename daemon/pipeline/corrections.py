@@ -1,13 +1,15 @@
 """Whether a patient's identity was corrected after a study came: then no result may go out under the old one unnoticed.
 
 A correction shows as an instance of the study that came after the study was handed over and says something else: of a
-late series, or one that was sent again under the same SOP Instance UID. The latest of them counts.
+late series, or one that was sent again under the same SOP Instance UID. The latest that names a patient counts; where
+it says again what the images say, the correction is taken back.
 """
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from pydicom import Dataset
@@ -68,7 +70,9 @@ class Correction(CorrectedIdentity):
 
 
 def find_correction(engine: sa.Engine, data: DataFolder, folder: JobFolder) -> Correction | None:
-    """The correction of a job's patient; None where nothing newer says otherwise.
+    """The correction of a job's patient; None where what came last says what the images say.
+
+    Where nothing can be read any more of what came later, the correction that `identity.json` holds stands.
 
     Args:
         engine: The daemon's database.
@@ -81,10 +85,10 @@ def find_correction(engine: sa.Engine, data: DataFolder, folder: JobFolder) -> C
     reported = _reported(folder, arrival)
     newest = _newest_after(engine, data, arrival.study_uid, arrival.completed)
     if reported is None or newest is None:
-        return None
+        return Correction.read_if_there(folder.identity)
     values = {k: _text(newest, k) for k in KEYWORDS if _text(newest, k)}
     changed = tuple(k for k, text in values.items() if text != _text(reported, k))
-    return Correction(values=values, changed=changed) if changed and "PatientID" in values else None
+    return Correction(values=values, changed=changed) if changed else None
 
 
 def _reported(folder: JobFolder, arrival: Arrival) -> Dataset | None:
@@ -95,18 +99,21 @@ def _reported(folder: JobFolder, arrival: Arrival) -> Dataset | None:
 
 
 def _newest_after(engine: sa.Engine, data: DataFolder, study_uid: str, completed: float) -> Dataset | None:
-    """Header of the instance of a study that came last, if it came after the study was handed over."""
+    """Header of the instance that came last, after its study was handed over, and says who the patient is."""
     query = sa.select(INSTANCES).where(
         INSTANCES.c.study_uid == study_uid, INSTANCES.c.state.in_(_TELLING), INSTANCES.c.received > completed
     )
     with engine.connect() as connection:
-        row = connection.execute(query.order_by(INSTANCES.c.received.desc()).limit(1)).one_or_none()
-    if row is None:
-        return None
+        rows = connection.execute(query.order_by(INSTANCES.c.received.desc())).all()
+    headers = (_header_of(data, row) for row in rows)
+    return next((found for found in headers if found is not None and _text(found, "PatientID")), None)
+
+
+def _header_of(data: DataFolder, row: sa.Row[Any]) -> Dataset | None:
+    """What a received instance says; None where it cannot be read."""
     if row.state == InstanceState.CONFLICT and row.file:
         return _read(data.conflicts / row.file)
-    found = read_header(data.spool, data.jobs, row, KEYWORDS)
-    return found if len(found) else None
+    return read_header(data.spool, data.jobs, row, KEYWORDS)
 
 
 def _read(path: Path) -> Dataset | None:

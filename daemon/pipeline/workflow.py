@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.lists.figures import count_report
 from daemon.jobs.lists.worklist import keep_verdicts, note_study
 from daemon.jobs.records import Arrival
-from daemon.jobs.report import findings_line, read_report
+from daemon.jobs.report import findings_line, read_report, write_report
 from daemon.jobs.steps import DELIVER, STEPS
 from daemon.jobs.store import Job, JobStore
 from daemon.observe import metrics
@@ -38,6 +39,7 @@ from daemon.pipeline import actions, earlier
 from daemon.pipeline.corrections import Correction, find_correction
 from daemon.pipeline.series_jobs import follow_choice
 from daemon.pipeline.step_process import Cancelled, StepProcess
+from dicom_io.pack.manifest import MANIFEST
 
 log = logging.getLogger(__name__)
 
@@ -265,10 +267,11 @@ def explain(job_id: str) -> list[str]:
 
 
 def encode(job_id: str) -> list[str]:
-    """The result pack, under the patient's corrected identity where that was corrected meanwhile.
+    """The result pack, under the patient's corrected identity where that was corrected meanwhile and not taken back.
 
     Raises:
-        Permanent: it was, and the results are to wait until a person starts the job again.
+        Permanent: it was, and the results are to wait until a person starts the job again; or results under another
+            identity were sent already.
     """
     settings, store, folder = context().settings, context().store, _folder(job_id)
     correction = find_correction(store.engine, settings.data, folder)
@@ -282,11 +285,37 @@ def encode(job_id: str) -> list[str]:
             )
             store.update(job_id, reason=why)
             raise Permanent(why)
+    _settle_identity(job_id, folder, correction)
+    _run("encode", job_id)
+    return []
+
+
+def _settle_identity(job_id: str, folder: JobFolder, correction: Correction | None) -> None:
+    """Let `identity.json` say whose the results are; those of an earlier run that are another one's make room.
+
+    Raises:
+        Permanent: they were sent.
+    """
+    settings, store = context().settings, context().store
+    used = Correction.read_if_there(folder.identity)
+    if correction != used and (folder.dicom / MANIFEST).exists():
+        if any(delivery.attempts for delivery in store.deliveries(job_id)):
+            why = f"results were sent under another identity; `braingemma jobs retry --anew {job_id}` replaces them"
+            store.update(job_id, reason=why)
+            raise Permanent(why)
+        store.drop_deliveries(job_id)
+        shutil.rmtree(folder.dicom)
+    if correction is not None:
         correction.write(folder.identity)
         note_study(store, job_id, folder)
         earlier.forget(store.engine, job_id)
-    _run("encode", job_id)
-    return []
+    elif used is not None:
+        Correction(values={}, changed=()).write(folder.identity)  # until all of this is done
+        written = read_report(folder)
+        write_report(folder, written, named=not settings.results.deidentify)
+        note_study(store, job_id, folder)
+        earlier.note(store.engine, folder, job_id, written)
+        folder.identity.unlink()
 
 
 DURABLE_STEPS = {work.__name__: _durable(work) for work in (select, convert, report, explain, encode)}
@@ -364,15 +393,17 @@ def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
 
 
 def _holds_back(job: Job, destination: str) -> bool:
-    """Give up what still waits where the patient was corrected since the results were made.
+    """Give up what still waits where the patient was corrected, or that was taken back, since the results were made.
 
     With `[patient] corrected = "carry"` another job goes out in its place, under the corrected identity.
     """
     settings, store, folder = context().settings, context().store, _folder(job.job_id)
     correction = find_correction(store.engine, settings.data, folder)
-    if correction is None or correction == Correction.read_if_there(folder.identity):
+    used = Correction.read_if_there(folder.identity)
+    told = correction or used
+    if told is None or correction == used:
         return False
-    reason = f"the patient's identity ({correction.named}) was corrected after the results were made"
+    reason = f"the patient's identity ({told.named}) was corrected after the results were made"
     if settings.patient.corrected == "carry":
         store.update(job.job_id, state=JobState.FAILED, reason=reason, step=DELIVER)
         anew = actions.report_anew(store, store.engine, context().files, job.job_id)

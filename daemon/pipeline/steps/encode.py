@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from daemon.config.sections import Settings
 from daemon.errors import Rejected
@@ -25,6 +27,7 @@ from dicom_io.pack.rejection import encode_rejection, withdrawn
 from dicom_io.volume.geometry import SeriesGeometry
 
 MANUFACTURER = "BrainGemma3D for PACS (open source)"
+_CORRECTED = re.compile(r"The patient's identity \(.*\) was corrected after the images came\.")
 
 UNSAID = frozenset({"candidates", "lesion_estimate"})
 """Fields of a report that stand in no result; whatever is added to a report affects the results until it is here."""
@@ -83,15 +86,18 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
 
 
 def _with_correction(settings: Settings, folder: JobFolder) -> Report:
-    """The report, with a word about a correction of the patient where there was one."""
+    """The report, with a word about a correction of the patient where there is one, and none of one taken back."""
     report, correction = read_report(folder), Correction.read_if_there(folder.identity)
-    if correction is None:
+    warnings = tuple(warning for warning in report.warnings if not _CORRECTED.fullmatch(warning))
+    if correction is None and warnings == report.warnings:
         return report
-    said = f"The patient's identity ({correction.named}) was corrected after the images came."
-    if said not in report.warnings:
+    changes: dict[str, Any] = {"warnings": warnings}
+    if correction is not None:
+        said = f"The patient's identity ({correction.named}) was corrected after the images came."
         # Whose the earlier result is was judged by the identity as it came: it may be another patient's.
-        report = report.model_copy(update={"warnings": (*report.warnings, said), "comparison": None})
-        write_report(folder, report, named=not settings.results.deidentify)
+        changes = {"warnings": (*warnings, said), "comparison": None}
+    report = report.model_copy(update=changes)
+    write_report(folder, report, named=not settings.results.deidentify)  # also where it was another one: it is shown
     return report
 
 

@@ -21,6 +21,7 @@ from daemon.engine.client import engine_client, enqueue_delivery, forget_workflo
 from daemon.engine.identifiers import DESTINATION_QUEUE
 from daemon.engine.lease import EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
 from daemon.errors import ConfigurationError
+from daemon.files import make_private
 from daemon.jobs.files import RECEIVED
 from daemon.jobs.shared_files import SharedFiles
 from daemon.jobs.store import JobStore
@@ -308,6 +309,10 @@ def test_files_travel_by_the_shared_storage_and_only_what_counts(engine: sa.Engi
     (folder / "dicom" / "sr.dcm").write_bytes(b"sr")
     one.keep("j1", "encode")
     assert (receiver.fetch("j1").dicom / "sr.dcm").read_bytes() == b"sr"
+    (folder / "report.json").unlink()
+    one.keep("j1", "encode")
+    for host in (receiver, SharedFiles(engine, make_private(tmp_path / "three"), url)):
+        assert sorted(p.name for p in host.fetch("j1").root.rglob("[!.]*") if p.is_file()) == ["000001.dcm", "sr.dcm"]
     receiver.forget("j1")
     with engine.connect() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(ARCHIVES)).scalar_one() == 0

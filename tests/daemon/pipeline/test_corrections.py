@@ -125,6 +125,8 @@ def test_an_instance_that_came_later_tells_who_the_patient_is_now(engine, job, t
 def test_what_says_nothing_else_is_no_correction(changes, engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED + 1, **changes)
     assert find_correction(engine, DataFolder(tmp_path), job) is None
+    receive(engine, tmp_path, job, COMPLETED + 0.5, **NEW)  # before it: where nobody is named the correction stands
+    assert (find_correction(engine, DataFolder(tmp_path), job) is not None) == (changes == {"PatientID": ""})
 
 
 def test_results_carry_the_corrected_identity_and_say_so(engine, job, tmp_path) -> None:
@@ -363,9 +365,35 @@ def test_results_that_are_on_their_way_are_held_back(carried, at_work, engine, j
         assert "`braingemma jobs retry --anew j1`" in delivery.reason
 
 
-def test_results_under_the_corrected_identity_are_not_held_back(at_work, engine, job, tmp_path) -> None:
+def test_results_under_an_identity_that_was_taken_back_are_held_back_and_made_anew(
+    at_work, engine, job, tmp_path
+) -> None:
+    store, steps = at_work
+    carry()
+    steps.run = lambda step, _folder, **_: Steps(Settings()).run(step, job)
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
-    correction = find_correction(engine, DataFolder(tmp_path), job)
-    assert correction is not None
-    correction.write(job.identity)
-    assert not workflow._holds_back(at_work[0].get("j1"), "pacs")
+    workflow.DURABLE_STEPS["encode"]("j1")
+    assert "NEWPID-2" in job.report_html.read_text()
+    store.put_deliveries("j1", "pacs", [("1.2.3", "sr", "sr.dcm")])
+    assert not workflow._holds_back(store.get("j1"), "pacs")
+    aside = tmp_path / "elsewhere"
+    (tmp_path / "conflicts").rename(aside)  # what told it cannot be read any more: it was told all the same
+    assert not workflow._holds_back(store.get("j1"), "pacs")
+    aside.rename(tmp_path / "conflicts")
+
+    receive(engine, tmp_path, job, COMPLETED + 2, **OLD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(actions, "enqueue_report", lambda *_, **__: None)
+        assert workflow._holds_back(store.get("j1"), "pacs")
+    workflow.DURABLE_STEPS["encode"]("j1")
+    assert (job.identity.exists(), store.deliveries("j1")) == (False, [])
+    assert pydicom.dcmread(job.dicom / "sr.dcm").PatientID == "OLDPID-1"
+    assert "corrected after" not in texts_in(pydicom.dcmread(job.dicom / "sr.dcm"))
+    assert ("OLDPID-1" in job.report_html.read_text(), "NEWPID-2" in job.report_html.read_text()) == (True, False)
+    assert not workflow._holds_back(store.get("j1"), "pacs")
+
+    store.put_deliveries("j1", "pacs", [("1.2.3", "sr", "sr.dcm")])
+    store.note_delivery("j1", "pacs", "1.2.3", state=DeliveryState.WAITING, status="", reason="no answer")
+    receive(engine, tmp_path, job, COMPLETED + 3, **NEW)
+    with pytest.raises(Permanent, match="were sent under another identity; `braingemma jobs retry --anew j1`"):
+        workflow.DURABLE_STEPS["encode"]("j1")
