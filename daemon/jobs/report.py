@@ -16,7 +16,7 @@ from daemon.jobs.comparison import comparison_lines
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Measurement, Report, ReportFinding
 from daemon.jobs.study import study_rows
-from dicom_io.content.report import LESION_VOLUME, RESEARCH_USE_LINE, in_words
+from dicom_io.content.report import LESION_VOLUME, RESEARCH_USE_LINE, in_words, nothing_present
 
 INTENDED_USE = (
     "Research, teaching and prototyping only. Not for diagnosis, not for emergencies, not cleared by any authority. "
@@ -79,9 +79,8 @@ def finding_line(finding: ReportFinding) -> str:
 
 def impression(report: Report) -> list[str]:
     """The report in a few lines: what is present, what is not, what was measured, what changed."""
-    said = [finding_line(finding) for finding in report.findings]
-    if not any(finding.presence == "present" for finding in report.findings):
-        said.insert(0, "The draft names no abnormal finding as present.")
+    none = nothing_present(finding.presence for finding in report.findings)
+    said = [*([none] if none else []), *map(finding_line, report.findings)]
     compared = [] if report.comparison is None else comparison_lines(report.comparison)
     return [*said, *measurement_lines(report), *compared]
 
@@ -110,7 +109,9 @@ def finding_rows(report: Report) -> list[tuple[ReportFinding, str]]:
 def findings_line(findings: Sequence[ReportFinding]) -> str:
     """What is present, in one line for a list of many reports."""
     present = [finding for finding in findings if finding.presence == "present"]
-    return "; ".join(f"{_name(f)} {_place(f)}".strip() for f in present) or "nothing stated as present"
+    unsure = any(finding.presence == "undetermined" for finding in findings)
+    none = f"nothing {'confirmed' if unsure else 'stated'} as present"
+    return "; ".join(f"{_name(f)} {_place(f)}".strip() for f in present) or none
 
 
 def _name(finding: ReportFinding) -> str:

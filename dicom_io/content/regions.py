@@ -82,8 +82,8 @@ def _on_source(path: Path, geometry: SeriesGeometry, order: int) -> FloatArray:
 
 
 def _no_support_reason(content: ReportContent, saliency: FloatArray | None) -> str | None:
-    if not content.has_present_finding:
-        return "No finding is named as present: no supporting region is drawn."
+    if content.nothing_present:
+        return f"{content.nothing_present} No region is drawn."
     if saliency is None:
         return "No explanation was computed: no supporting region is drawn."
     if not (saliency > 0).any():

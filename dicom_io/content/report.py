@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,15 +186,35 @@ class ReportContent:
         """Whether the report says that something is there."""
         return any(record.presence == "present" for record in self.findings)
 
+    @property
+    def nothing_present(self) -> str:
+        """See `nothing_present`."""
+        return nothing_present(record.presence for record in self.findings)
+
     def impression(self) -> Iterator[str]:
         """Lines that sum up the coded findings."""
-        if not self.findings:
-            yield "No finding could be coded from the draft; read its text."
-            return
-        if not self.has_present_finding:
-            yield "The draft names no abnormal finding as present."
+        if self.nothing_present:
+            yield self.nothing_present
         for record in self.findings:
             yield record.sentence()
+
+
+def nothing_present(presences: Iterable[str]) -> str:
+    """Why no finding stands as present, in a sentence; empty where one does.
+
+    A finding is undetermined too where the text states it and everything else denies it: then the text names it.
+
+    Args:
+        presences: `present`, `absent` or `undetermined`, of each finding.
+    """
+    found = set(presences)
+    if not found:
+        return "No finding could be coded; read the text."
+    if "present" in found:
+        return ""
+    if found == {"absent"}:
+        return "The text names no abnormal finding as present."
+    return "No finding could be confirmed as present; read the text and the warnings."
 
 
 def in_words(value: object) -> str:

@@ -17,7 +17,7 @@ from record_support import a_report, a_selection
 
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import CorrectedIdentity, SourceFile
-from daemon.jobs.report import write_report
+from daemon.jobs.report import findings_line, write_report
 
 CHROMIUM = shutil.which("chromium")
 MEASURED = {"name": "lesion_volume", "value": 93.9, "unit": "mL", "method": "lesion map", "laterality": "left"}
@@ -62,6 +62,19 @@ def test_what_a_reader_needs_first_stands_first(folder: JobFolder) -> None:
     )
     places = [words.index(text) for text in order]
     assert places == sorted(places)
+
+
+def test_a_finding_that_everything_else_denies_is_not_said_to_be_unnamed(folder: JobFolder) -> None:
+    denied, absent = {"finding": "lesion", "presence": "undetermined"}, {"finding": "edema", "presence": "absent"}
+    told = {}
+    for name, findings in (("denied", [denied, absent]), ("absent", [absent])):
+        report = a_report("There is a lesion.", findings=findings)
+        write_report(folder, report)
+        told[name] = (folder.report_html.read_text(encoding="utf-8"), findings_line(report.findings))
+    assert "No finding could be confirmed as present; read the text and the warnings." in told["denied"][0]
+    assert "names no abnormal finding" not in told["denied"][0]
+    assert "The text names no abnormal finding as present." in told["absent"][0]
+    assert (told["denied"][1], told["absent"][1]) == ("nothing confirmed as present", "nothing stated as present")
 
 
 def test_it_says_whose_study_and_which_series(folder: JobFolder) -> None:

@@ -179,8 +179,9 @@ def test_axial_slices_have_no_side(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("said", "with_saliency", "reason"),
     [
-        ({"findings": (FindingRecord("lesion", "absent"),)}, True, "No finding is named as present"),
-        ({"findings": ()}, True, "No finding is named as present"),
+        ({"findings": (FindingRecord("lesion", "absent"),)}, True, "The text names no abnormal finding as present."),
+        ({"findings": (FindingRecord("lesion", "undetermined"),)}, True, "No finding could be confirmed as present"),
+        ({"findings": ()}, True, "No finding could be coded"),
         ({}, False, "No explanation was computed"),
     ],
 )
