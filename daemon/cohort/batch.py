@@ -31,6 +31,8 @@ AHEAD = 2
 """Cases that are converted while the model works on another: what they take on the disk is kept small."""
 
 Say = Callable[[str], None]
+Prepared = tuple[JobFolder, Exception | None]
+"""A series that was converted, or why it could not be."""
 
 
 class CaseRecord(Record):
@@ -103,9 +105,9 @@ class Batch:
         self.counts = dict.fromkeys(("reported", "refused", "failed", "skipped"), 0)
         started, total = time.monotonic(), len(self.source.cases)
         with ThreadPoolExecutor(1, thread_name_prefix="convert") as converting:
-            for prepared in _ahead(self._claimed(), self._prepare, converting):
+            for worked, prepared in enumerate(_ahead(self._claimed(), self._prepare, converting), start=1):
                 self._finish(*prepared)
-                self._tell(started, total)
+                self._tell(started, total, worked)
         return Tally(**self.counts)
 
     def encode_anew(self) -> int:
@@ -151,39 +153,66 @@ class Batch:
             )
 
     def _claimed(self) -> Iterator[tuple[Case, Any]]:
-        """Cases without a result that no other process works on, each with the lock that says so."""
+        """Cases that lack a result and that no other process works on, each with the lock that says so."""
         for case in self.source.cases:
             lock = _lock(make_private(self.out / WORK) / f"{case.name}.lock")
-            done = CaseRecord.read_if_there(self.out / "cases" / case.name / CASE_FILE)
-            if lock is None or (done is not None and done.status != "failed"):
+            if lock is None or not self._pending(case):
                 self.counts["skipped"] += 1
                 if lock is not None:
                     lock.close()
                 continue
             yield case, lock
 
-    def _prepare(self, claimed: tuple[Case, Any]) -> list[JobFolder]:
-        """Select and convert, or import: what needs no model, for each series that is reported."""
+    def _pending(self, case: Case) -> list[str]:
+        """Names of a study's series without a result; of one that none was selected of, the study's name alone."""
+        done = self._result(case.name)
+        if done is None:
+            return [case.name]
+        if case.is_nifti or not done.series_uid:  # refused as a whole: series may be listed, but none is to be reported
+            return []
+        selection = Selection.read(JobFolder(self._root(case.name)).selection)
+        return [name for name in _further(case, selection) if self._result(name) is None]
+
+    def _result(self, name: str) -> CaseRecord | None:
+        """What became of a case; None where nothing has yet, or where it is to be tried again."""
+        record = CaseRecord.read_if_there(self._root(name) / CASE_FILE)
+        return None if record is None or record.status == "failed" else record
+
+    def _root(self, name: str) -> Path:
+        return self.out / "cases" / name
+
+    def _prepare(self, claimed: tuple[Case, Any]) -> list[Prepared]:
+        """Select and convert, or import: what needs no model, for each series that lacks a result."""
         case, _ = claimed
-        root = make_private(self.out / "cases" / case.name)
         if case.is_nifti:
-            folder = JobFolder(root, case.files[0])
-            self._steps.run("import", folder)
-            return [folder]
+            return [self._converted("import", JobFolder(make_private(self._root(case.name)), case.files[0]))]
+        return [self._converted("convert", folder) for folder in self._selected(case)]
+
+    def _selected(self, case: Case) -> list[JobFolder]:
+        """Folders of the series that are to be reported and lack a result, each with its selection."""
         if not all(file.is_file() for file in case.files):
             raise Rejected(f"{case.files[0]}: expected a NIfTI file or a folder of DICOM files, found nothing there")
         links = self._links(case)
-        folder = JobFolder(root, links)
-        self._steps.run("select", folder)
-        selection = Selection.read(folder.selection)
-        folders = [folder]
-        for number, uid in enumerate(selection.further, start=2):
-            further = JobFolder(make_private(self.out / "cases" / f"{case.name}-{number}"), links)
-            selection.model_copy(update={"chosen": uid, "further": ()}).write(further.selection)
-            folders.append(further)
-        for each in folders:
-            self._steps.run("convert", each)
+        first = JobFolder(make_private(self._root(case.name)), links)
+        folders = []
+        if self._result(case.name) is None:
+            self._steps.run("select", first)
+            folders.append(first)
+        selection = Selection.read(first.selection)
+        for name, uid in _further(case, selection).items():
+            if self._result(name) is None:
+                further = JobFolder(make_private(self._root(name)), links)
+                selection.model_copy(update={"chosen": uid, "further": ()}).write(further.selection)
+                folders.append(further)
         return folders
+
+    def _converted(self, step: str, folder: JobFolder) -> Prepared:
+        """One series that cannot be converted does not take the others with it."""
+        try:
+            self._steps.run(step, folder)
+        except (DaemonError, OSError) as error:
+            return folder, error
+        return folder, None
 
     def _links(self, case: Case) -> Path:
         """The files of a study, wherever they lie, as one folder of links."""
@@ -194,33 +223,34 @@ class Batch:
             (folder / f"{count:06d}.dcm").symlink_to(file.resolve())
         return folder
 
-    def _finish(self, claimed: tuple[Case, Any], prepared: Future[list[JobFolder]]) -> None:
+    def _finish(self, claimed: tuple[Case, Any], prepared: Future[list[Prepared]]) -> None:
         """Report, explain and encode; what was not possible becomes the case's record."""
         case, lock = claimed
         try:
             try:
                 folders = prepared.result()
             except (DaemonError, OSError) as error:
-                self._record(case, case.name, error)
+                for name in self._pending(case):
+                    self._record(case, name, error)
                 return
-            for folder in folders:
-                self._report(case, folder)
+            for folder, fault in folders:
+                self._record(case, folder.root.name, fault or self._reported(case, folder), folder)
         finally:
             shutil.rmtree(self.out / WORK / case.name, ignore_errors=True)
             lock.close()
 
-    def _report(self, case: Case, folder: JobFolder) -> None:
+    def _reported(self, case: Case, folder: JobFolder) -> Exception | None:
+        """Report, explain and encode one series; why that was not possible."""
         explain = ("explain",) if self.settings.explain.enabled else ()
         encode = () if case.is_nifti else ("encode",)
-        fault: Exception | None = None
         try:
             for step in ("report", *explain, *encode):
                 self._steps.run(step, folder)
         except (DaemonError, OSError) as error:
-            fault = error
+            return error
         finally:
             folder.whole_head.unlink(missing_ok=True)
-        self._record(case, folder.root.name, fault, folder)
+        return None
 
     def _record(self, case: Case, name: str, fault: Exception | None, folder: JobFolder | None = None) -> None:
         status: Literal["reported", "refused", "failed"] = "reported"
@@ -255,11 +285,16 @@ class Batch:
         hidden.hide(case.name, identities(case.files))
         return hidden.removed(scrub(text, [path.name for path in case.files]))
 
-    def _tell(self, started: float, total: int) -> None:
-        done, skipped = sum(self.counts.values()), self.counts["skipped"]
-        rate = (time.monotonic() - started) / max(1, done - skipped)
+    def _tell(self, started: float, total: int, worked: int) -> None:
+        done = worked + self.counts["skipped"]
+        rate = (time.monotonic() - started) / worked
         left = max(0, total - done)
         self.say(f"case {done}/{total}: {rate:.1f} s a case, {_span(rate * left)} left, {self.counts['failed']} failed")
+
+
+def _further(case: Case, selection: Selection) -> dict[str, str]:
+    """Name to SeriesInstanceUID of what is reported of a study beside its best series."""
+    return {f"{case.name}-{number}": uid for number, uid in enumerate(selection.further, start=2)}
 
 
 def _chosen(folder: JobFolder | None) -> str:
@@ -286,11 +321,11 @@ def _lock(path: Path) -> Any | None:
 
 def _ahead(
     claimed: Iterator[tuple[Case, Any]],
-    prepare: Callable[[tuple[Case, Any]], list[JobFolder]],
+    prepare: Callable[[tuple[Case, Any]], list[Prepared]],
     pool: ThreadPoolExecutor,
-) -> Iterator[tuple[tuple[Case, Any], Future[list[JobFolder]]]]:
+) -> Iterator[tuple[tuple[Case, Any], Future[list[Prepared]]]]:
     """Each case with its conversion, which runs while the case before it is with the model."""
-    waiting: list[tuple[tuple[Case, Any], Future[list[JobFolder]]]] = []
+    waiting: list[tuple[tuple[Case, Any], Future[list[Prepared]]]] = []
     for case in claimed:
         waiting.append((case, pool.submit(prepare, case)))
         if len(waiting) > AHEAD:

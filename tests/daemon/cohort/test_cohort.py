@@ -9,21 +9,25 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pydicom
 import pytest
-from record_support import a_report
+from record_support import a_report, a_selection
 
 from daemon.cohort.batch import Batch, CaseRecord
 from daemon.cohort.bids import write_bids
-from daemon.cohort.cases import find_cases
+from daemon.cohort.cases import Case, Source, find_cases
 from daemon.cohort.page import write_page
 from daemon.cohort.sessions import compare_sessions
 from daemon.cohort.table import COLUMNS, rows_of, write_csv, write_parquet
 from daemon.config.sections import Settings
 from daemon.errors import DaemonError, Rejected
+from daemon.jobs.folder import JobFolder
 from dicom_io.objects.sr_rules import plain_text
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom, write_phantom
@@ -182,6 +186,65 @@ def test_a_row_has_no_lesion_volume_that_the_report_does_not_state(tmp_path: Pat
         a_report(lesion_estimate=estimate, measurements=measurements).write(folder / "report.json")
         CaseRecord(case=case, status="reported").write(folder / "case.json")
     assert [row["lesion_volume_ml"] for row in rows_of(tmp_path)] == [None, 20.0]
+
+
+class StepsOfTwoFlairs:
+    """In place of the model: a study with one further FLAIR; `fault` is raised by one step of one case."""
+
+    fault: ClassVar[tuple[str, str, BaseException] | None] = None
+    ran: ClassVar[list[tuple[str, str]]] = []
+
+    def __init__(self, _: Settings) -> None:
+        self.context = SimpleNamespace(weights=SimpleNamespace(sha256="0", banner=None))
+
+    def run(self, step: str, folder: JobFolder) -> None:
+        self.ran.append((step, folder.root.name))
+        if step == "select":
+            a_selection("1.1", "1.2").write(folder.selection)
+        if self.fault is not None and self.fault[:2] == (step, folder.root.name):
+            raise self.fault[2]
+
+
+@pytest.mark.parametrize(
+    ("step", "case", "fault", "first", "second"),
+    [
+        ("report", "s-2", KeyboardInterrupt(), {"s": "reported"}, ["report"]),
+        ("report", "s-2", DaemonError("no memory"), {"s": "reported", "s-2": "failed"}, ["report"]),
+        ("report", "s", DaemonError("no memory"), {"s": "failed", "s-2": "reported"}, ["select", "report"]),
+        ("convert", "s-2", Rejected("no pixels"), {"s": "reported", "s-2": "refused"}, None),
+        ("convert", "s", Rejected("no pixels"), {"s": "refused", "s-2": "reported"}, None),
+        ("select", "s", Rejected("two patients"), {"s": "refused"}, None),
+    ],
+)
+def test_further_series_of_a_study_stand_for_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, case: str, fault: BaseException,
+    first: dict[str, str], second: list[str] | None,
+) -> None:  # fmt: skip
+    """What a call that was killed, or one series, leaves undone is done by the next call, and nothing else is."""
+    monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
+    monkeypatch.setattr(StepsOfTwoFlairs, "ran", [])
+    (tmp_path / "1.dcm").touch()
+    said: list[str] = []
+
+    def call() -> dict[str, str]:
+        StepsOfTwoFlairs.ran.clear()
+        work = Batch(Source((Case("s", (tmp_path / "1.dcm",)),)), tmp_path / "out", quick(), said.append)
+        with suppress(KeyboardInterrupt):
+            work.run()
+        return {row["case"]: row["status"] for row in rows_of(tmp_path / "out")}
+
+    monkeypatch.setattr(StepsOfTwoFlairs, "fault", (step, case, fault))
+    assert call() == first
+    monkeypatch.setattr(StepsOfTwoFlairs, "fault", None)
+    again = call()
+    steps = [ran for ran, name in StepsOfTwoFlairs.ran if ran != "convert" and ran != "encode"]
+    if second is None:
+        assert (again, steps) == (first, [])
+    else:
+        assert (again, steps) == ({"s": "reported", "s-2": "reported"}, second)
+        assert call() == again
+        assert StepsOfTwoFlairs.ran == []
+    assert all(text.startswith("case 1/1") for text in said)
 
 
 def test_a_folder_takes_cases_of_the_same_options_only(done: Path) -> None:
