@@ -151,6 +151,13 @@ class ReportExplanation(Record):
     faithfulness: Any = None
     grounding: Any = None
     saliency_sha256: str | None = None
+    warnings: tuple[str, ...] = ()
+    """Those of the report's that are its own: of an explanation made again, these go."""
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """How it was made, without the warnings, which stand among the report's."""
+        return {key: value for key, value in self.to_json().items() if key != "warnings"}
 
 
 class Report(Record):

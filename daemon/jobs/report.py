@@ -171,8 +171,12 @@ def provenance_rows(report: Report) -> list[tuple[str, str]]:
     """Flat (name, value) rows of everything that the report was made from."""
     words = {True: "passed", False: "NOT PASSED", None: "not known"}
     rows: list[tuple[str, str]] = []
-    for section, record in (("input", report.input), ("model", report.model), ("explain", report.explain)):
-        facts = {} if record is None else record.to_json()
+    explained = {} if report.explain is None else report.explain.facts
+    for section, facts in (
+        ("input", report.input.to_json()),
+        ("model", report.model.to_json()),
+        ("explain", explained),
+    ):
         facts.pop("checks", None)
         rows += [row for key, value in facts.items() for row in _rows(f"{section}: {key}", value)]
     rows += [(f"check: {check.name}", f"{words[check.passed]}: {check.detail}") for check in report.input.checks]

@@ -120,7 +120,7 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
         intended_use=report.intended_use,
         model=_model(report.model),
         face_removed=report.input.defaced,
-        explain=None if report.explain is None else report.explain.to_json(),
+        explain=None if report.explain is None else report.explain.facts,
         comparison=None if report.comparison is None else _comparison(report.comparison),
     )
 

@@ -28,7 +28,10 @@ def explain(context: Context, folder: JobFolder) -> None:
     facts = made.model_dump(mode="json", include=set(ReportExplanation.model_fields))
     digest = voxel_digest(nibabel.load(folder.explain / "saliency.nii.gz"))
     explanation = ReportExplanation(**facts, saliency_sha256=digest)
-    said = {"explain": explanation, "warnings": (*report.warnings, *made.warnings)}
+    # A step that was interrupted begins again: what the report says of an explanation before this one is not kept.
+    before = report.explain.warnings if report.explain is not None else ()
+    kept = (warning for warning in report.warnings if warning not in before)
+    said = {"explain": explanation, "warnings": (*kept, *made.warnings)}
     write_report(folder, report.model_copy(update=said), named=not context.settings.results.deidentify)
 
 
