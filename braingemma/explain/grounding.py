@@ -9,10 +9,9 @@ from typing import Any, Final
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
-from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from braingemma.explain.supervoxels import BrainBox, site_of
+from braingemma.explain.supervoxels import BrainBox, along_axes, site_of
 from braingemma.findings.vocabulary import SITES, Laterality
 from braingemma.volume.brain import Mask
 from braingemma.volume.preprocess import PreparedVolume
@@ -98,18 +97,17 @@ def estimate_lesion(grounding: Float32, prepared: PreparedVolume) -> LesionEstim
     if not len(index):
         return LesionEstimate(peak, 0.0, None, ())
     weights = grounding[tuple(index.T)].astype(float)
-    centres = apply_affine(prepared.grid_affine, ((index + 0.5) * size - 0.5)[:, ::-1])  # RAS mm
+    centres = along_axes(((index + 0.5) * size - 0.5)[:, ::-1], prepared.grid_affine)
     box = _brain_box(prepared)
     left = float(weights[centres[:, 0] < box.midline_mm].sum() / weights.sum())
     return LesionEstimate(peak, volume_ml, _side(left), _sites(centres, weights, box), left)
 
 
 def _brain_box(prepared: PreparedVolume) -> BrainBox:
-    """Ends of the brain along R, A, S in mm; the grid's axes are those of the RAS volume."""
+    """Ends of the brain along the grid's axes, which are those of the RAS volume."""
     inside = np.argwhere(prepared.foreground)
     ends = np.stack([inside.min(axis=0), inside.max(axis=0)])[:, ::-1]
-    corners = apply_affine(prepared.grid_affine, ends)
-    low, high = corners.min(axis=0), corners.max(axis=0)
+    low, high = along_axes(ends, prepared.grid_affine)
     return BrainBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
 

@@ -258,9 +258,8 @@ def _note(scene: Scene, rank: int, region: Region) -> str:
     weight = float(scene.weights[region.label - 1])
     verdict = "for the finding" if weight > 0 else "against the finding"
     place = region.site if region.side == "midline" else f"{region.side} {region.site}"
-    offset = region.centroid_mm[0] - scene.supervoxels.box.midline_mm
     share = f"{abs(weight) / float(np.abs(scene.weights).max()):.0%} of the strongest"
-    middle = f"centre {abs(offset):.0f} mm {'left' if offset < 0 else 'right'} of the midline"
+    middle = f"centre {abs(region.right_mm):.0f} mm {'left' if region.right_mm < 0 else 'right'} of the midline"
     return f"{rank}. speaks {verdict}, {share}   {place}   {region.size_ml:.0f} ml   {middle}"
 
 

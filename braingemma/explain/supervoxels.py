@@ -47,23 +47,28 @@ class Region:
         label: Its value in `Supervoxels.labels`, from 1.
         size_ml: Volume, ml.
         centroid_mm: Centroid, RAS mm.
-        side: Patient side of the centroid against the brain's midsagittal plane.
+        right_mm: Distance of the centroid from the brain's midsagittal plane, mm, negative on the patient's left.
+        side: Patient side of the centroid.
         site: Coarse site of the centroid, see `site_of`.
     """
 
     label: int
     size_ml: float
     centroid_mm: tuple[float, float, float]
+    right_mm: float
     side: Side
     site: str
 
 
 @dataclass(frozen=True)
 class BrainBox:
-    """The brain's extent in RAS mm, robust against single voxels.
+    """The brain's extent in mm along the volume's own axes, robust against single voxels.
+
+    Not along the scanner's: slices are turned with the head, and its midsagittal plane lies along them, but across the
+    scanner's axes.
 
     Attributes:
-        low: Left, posterior and inferior bound.
+        low: Left, posterior and inferior bound, mm from the first voxel.
         high: Right, anterior and superior bound.
     """
 
@@ -72,7 +77,7 @@ class BrainBox:
 
     @property
     def midline_mm(self) -> float:
-        """Position x of the midsagittal plane, RAS mm."""
+        """Place of the midsagittal plane along the axis to the patient's right, mm."""
         return (self.low[0] + self.high[0]) / 2
 
 
@@ -160,8 +165,13 @@ def _brain(volume: Float32, affine: Float) -> Mask:
     return np.asarray(volume != background_value(volume)) if found is None else found.mask
 
 
+def along_axes(voxels: npt.ArrayLike, affine: Float) -> Float:
+    """Voxels (..., 3) of a volume with axes R, A, S as mm from its first voxel along these axes, see `BrainBox`."""
+    return np.asarray(voxels, np.float64) * voxel_sizes(affine)
+
+
 def site_of(position_mm: npt.ArrayLike, box: BrainBox) -> str:
-    """Coarse site of a point by its place in the brain's box.
+    """Coarse site of a point, in mm along the box's axes, by its place in the brain's box.
 
     The box is stretched onto that of the MNI152 brain (x -70..70, y -104..72, z -66..80 mm), then planes that
     follow the main sulci decide. A site of a centimetre-wide supervoxel, not an anatomical parcellation.
@@ -255,9 +265,8 @@ def _renumber(labels: npt.NDArray[np.int_]) -> Labels:
 
 
 def _brain_box(mask: Mask, affine: Float) -> BrainBox:
-    """0.5th to 99.5th percentile of the brain's voxels along each RAS axis."""
-    points = apply_affine(affine, np.argwhere(mask))
-    low, high = np.percentile(points, [0.5, 99.5], axis=0).tolist()
+    """0.5th to 99.5th percentile of the brain's voxels along each axis."""
+    low, high = np.percentile(along_axes(np.argwhere(mask), affine), [0.5, 99.5], axis=0).tolist()
     return BrainBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
 
 
@@ -265,16 +274,20 @@ def _regions(labels: Labels, affine: Float, box: BrainBox) -> tuple[Region, ...]
     """Size, centroid, side and site of every label."""
     count = int(labels.max())
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * abs(np.linalg.det(affine[:3, :3])) / 1000
-    centres = ndimage.center_of_mass(labels > 0, labels, range(1, count + 1))
+    centres = np.array(ndimage.center_of_mass(labels > 0, labels, range(1, count + 1)))
+    placed = zip(apply_affine(affine, centres).tolist(), along_axes(centres, affine).tolist(), strict=True)
     return tuple(
-        Region(n + 1, float(sizes[n]), (c[0], c[1], c[2]), side_of(c[0], box), site_of(c, box))
-        for n, c in enumerate(apply_affine(affine, np.array(centres)).tolist())
-    )
+        Region(
+            n + 1, float(sizes[n]), (c[0], c[1], c[2]), place[0] - box.midline_mm, side_of(place[0], box),
+            site_of(place, box),
+        )
+        for n, (c, place) in enumerate(placed)
+    )  # fmt: skip
 
 
-def side_of(x_mm: float, box: BrainBox) -> Side:
-    """Patient side of x (RAS mm, growing to the patient's right) against the brain's midsagittal plane."""
-    offset = x_mm - box.midline_mm
+def side_of(right_mm: float, box: BrainBox) -> Side:
+    """Patient side of a place along the box's axis to the patient's right, against the brain's midsagittal plane."""
+    offset = right_mm - box.midline_mm
     if abs(offset) <= MIDLINE_MM:
         return "midline"
     return "left" if offset < 0 else "right"

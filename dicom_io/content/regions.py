@@ -126,18 +126,21 @@ def brain_window(flair: FloatArray) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-def head_centre_x(flair: FloatArray, geometry: SeriesGeometry) -> float:
-    """Left-right coordinate of the middle of the head, mm, LPS.
+def head_middle(flair: FloatArray, geometry: SeriesGeometry) -> float:
+    """Place of the middle of the head along the normal of the slices, mm, as `slice_place` has it.
 
     The middle of its extent, not its centre of mass: a bright or missing part on one side must not move it.
     """
-    head = np.flatnonzero(_foreground(flair))
-    if head.size == 0:
-        head = np.array([0, flair.size - 1])
-    k, j, i = np.unravel_index(head[:: max(1, head.size // 200_000)], flair.shape)
-    a = geometry.affine_lps[0]
-    x = a[0] * i + a[1] * j + a[2] * k + a[3]
-    return float(np.percentile(x, (1, 99)).mean())
+    head = np.cumsum(_foreground(flair).sum(axis=(1, 2)))
+    if head[-1] == 0:
+        head = np.arange(1, flair.shape[0] + 1)
+    ends = np.searchsorted(head, [0.01 * head[-1], 0.99 * head[-1]])
+    return (slice_place(geometry, int(ends[0])) + slice_place(geometry, int(ends[1]))) / 2
+
+
+def slice_place(geometry: SeriesGeometry, index: int) -> float:
+    """Place of a slice along the normal of the slices, mm from the plane through the scanner's centre."""
+    return float(np.array(geometry.slices[index].position, dtype=np.float64) @ geometry.normal)
 
 
 def key_slices(volumes: SourceVolumes) -> tuple[int, ...]:

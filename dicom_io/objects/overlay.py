@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from dicom_io.content.regions import BoolArray, SourceVolumes, brain_window, head_centre_x
+from dicom_io.content.regions import BoolArray, SourceVolumes, brain_window, head_middle, slice_place
 from dicom_io.content.report import RESEARCH_USE_LINE, ReportContent
 from dicom_io.volume.geometry import SeriesGeometry
 
@@ -99,19 +99,21 @@ def edge_letters(geometry: SeriesGeometry) -> dict[str, str]:
     return {edge: direction_letters(vector).translate(shown) for edge, vector in directions.items()}
 
 
-def slice_side(geometry: SeriesGeometry, index: int, centre_x: float) -> tuple[str, float] | None:
+def slice_side(geometry: SeriesGeometry, index: int, middle: float) -> tuple[str, float] | None:
     """Side of the head that a sagittal slice shows: (`L`, `R` or `MID`, distance from the middle of the head in mm).
 
-    None for slices that are not sagittal: they show both sides.
+    None for slices that are not sagittal: they show both sides. Measured along their normal: slices that are turned
+    with the head lie beside its midsagittal plane, but across the scanner's axes.
 
     Args:
         geometry: Geometry of the series.
         index: Slice in its order.
-        centre_x: Left-right coordinate of the middle of the head, mm, LPS.
+        middle: Of the head, see `head_middle`.
     """
+    to_left = geometry.normal[0]
     if int(np.abs(geometry.normal).argmax()) != 0:
         return None
-    distance = slice_centre(geometry, index)[0] - centre_x
+    distance = (slice_place(geometry, index) - middle) * float(np.sign(to_left))
     if abs(distance) <= geometry.slice_spacing / 2 + 1e-3:
         return "MID", abs(distance)
     return ("L" if distance > 0 else "R"), abs(distance)
@@ -135,7 +137,7 @@ class OverlayRenderer:
         self._geometry = geometry
         self._volumes = volumes
         self._low, self._high = brain_window(volumes.flair)
-        self._centre_x = head_centre_x(volumes.flair, geometry)
+        self._middle = head_middle(volumes.flair, geometry)
         self._limit = _limit(volumes)
         header = _header_lines(content)
         self.layout = _layout(geometry, len(header))
@@ -194,13 +196,13 @@ class OverlayRenderer:
         """Where the slice lies, in words."""
         x, y, z = slice_centre(self._geometry, index)
         yield f"Slice {index + 1}/{len(self._geometry.slices)}   centre x {x:+.1f}  y {y:+.1f}  z {z:+.1f} mm (LPS)"
-        side = slice_side(self._geometry, index, self._centre_x)
+        side = slice_side(self._geometry, index, self._middle)
         if side is not None:
             names = {"L": "LEFT of", "R": "RIGHT of", "MID": "from"}
             yield f"{side[1]:.0f} mm {names[side[0]]} the middle of the head"
 
     def _draw_side(self, draw: ImageDraw.ImageDraw, index: int) -> None:
-        side = slice_side(self._geometry, index, self._centre_x)
+        side = slice_side(self._geometry, index, self._middle)
         if side is not None:
             place = (self.layout.left + 10, self.layout.top + 6)
             draw.text(place, side[0], fill=WARNING, font=_font(36), stroke_width=2, stroke_fill=(0, 0, 0))

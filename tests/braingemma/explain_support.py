@@ -69,3 +69,12 @@ class BrightScorer:
         self.largest = max(self.largest, len(volumes))
         excess = (volumes - self.level).clamp(min=0).flatten(1).sum(dim=1)
         return -1 + np.asarray(excess.numpy(), float) / 1000
+
+
+def turned(affine: np.ndarray, axis: int, degrees: float) -> np.ndarray:
+    """An affine (4, 4) whose volume is turned with the head about one of the scanner's axes R, A, S."""
+    turn, angle = np.eye(4), np.radians(degrees)
+    first, second = (other for other in range(3) if other != axis)
+    turn[[first, second], [first, second]] = np.cos(angle)
+    turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+    return turn @ affine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import explain_support as support
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,13 +16,33 @@ from braingemma.volume.preprocess import PreparedVolume, prepare_image
 GRID = (16, 24, 20)
 
 
-@pytest.fixture
-def prepared() -> PreparedVolume:
-    """A box of a head of 140 x 176 x 146 mm, LPS in the file."""
+def box_of_a_head(affine: np.ndarray) -> PreparedVolume:
+    """140 x 176 x 146 mm."""
     data = np.zeros((80, 100, 84), np.float32)
     data[5:75, 6:94, 5:78] = np.random.default_rng(0).uniform(1, 2, (70, 88, 73))
-    image = nib.Nifti1Image(data, np.diag([-2.0, -2.0, 2.0, 1.0]))
+    image = nib.Nifti1Image(data, affine)
     return prepare_image(image, VolumeSettings(grid=GRID, crop="brain", brain_extraction="none"))
+
+
+@pytest.fixture
+def prepared() -> PreparedVolume:
+    """LPS in the file."""
+    return box_of_a_head(np.diag([-2.0, -2.0, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("axis", [1, 2], ids=["roll", "yaw"])
+@pytest.mark.parametrize("degrees", [-20, 20])
+@pytest.mark.parametrize(("column", "side"), [(3, "left"), (6, "right")])
+def test_the_side_is_told_along_slices_that_are_turned_with_the_head(
+    axis: int, degrees: int, column: int, side: str
+) -> None:
+    """The scanner's axes lie across the head then: in front, or above, what is left lies on the right of them."""
+    turned = box_of_a_head(support.turned(np.diag([-2.0, -2.0, 2.0, 1.0]), axis, degrees))
+    shares = np.full((4, 6, 10), 0.02, np.float32)
+    shares[3, 5, column] = 0.8
+    found = estimate_lesion(shares, turned)
+    assert (found.laterality, found.left_share) == (side, float(side == "left"))
+    assert found.sites == ("frontal",)
 
 
 def patches(*places: tuple[int, int, int], share: float = 0.8) -> np.ndarray:

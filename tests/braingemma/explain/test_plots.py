@@ -33,7 +33,7 @@ from braingemma.explain.plots import (
     draw_overlay_slices,
     draw_top_supervoxels,
 )
-from braingemma.explain.supervoxels import BrainBox, segment
+from braingemma.explain.supervoxels import segment
 
 
 def scene_of(image: nib.Nifti1Image, *, drawn: bool = True, **changes: object) -> Scene:
@@ -195,10 +195,9 @@ def test_both_sides_are_shown_where_the_report_states_both(tmp_path: Path) -> No
 def test_a_regions_side_is_told_against_the_brains_midline(scene: Scene) -> None:
     """A head that lies off the scanner's centre: coordinates of the scanner would name the other side."""
     region = scene.strongest[0]
-    moved = replace(scene, supervoxels=replace(scene.supervoxels, box=BrainBox((30, -90, -70), (170, 90, 80))))
-    away = replace(region, centroid_mm=(70.0, 0.0, 0.0), side="left", site="frontal")
-    assert _note(moved, 1, away).startswith("1. speaks for the finding, 100% of the strongest   left frontal")
-    assert _note(moved, 1, away).endswith("centre 30 mm left of the midline")
+    away = replace(region, centroid_mm=(70.0, 0.0, 0.0), right_mm=-30.0, side="left", site="frontal")
+    assert _note(scene, 1, away).startswith("1. speaks for the finding, 100% of the strongest   left frontal")
+    assert _note(scene, 1, away).endswith("centre 30 mm left of the midline")
 
 
 def test_faint_weights_are_not_coloured(scene: Scene) -> None:

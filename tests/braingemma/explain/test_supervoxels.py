@@ -59,8 +59,7 @@ def test_sides_are_the_patients() -> None:
     image = support.head()
     found = segment(image.get_fdata(), image.affine, 20)
     for region in found.regions:
-        x = region.centroid_mm[0]
-        expected = "midline" if abs(x - found.box.midline_mm) <= 5 else "left" if x < 0 else "right"
+        expected = "midline" if abs(region.right_mm) <= 5 else "left" if region.centroid_mm[0] < 0 else "right"
         assert region.side == expected
     assert side_of(-30, BOX) == "left"
     assert side_of(30, BOX) == "right"
@@ -73,6 +72,18 @@ def test_side_is_told_from_the_brains_own_midline_not_from_the_scanners_centre()
     moved[0, 3] += 100  # the patient lies 10 cm to the right of the isocentre
     found = segment(image.get_fdata(), moved, 20)
     assert {r.side for r in found.regions if r.centroid_mm[0] < 90} == {"left"}
+
+
+@pytest.mark.parametrize("axis", [1, 2], ids=["roll", "yaw"])
+@pytest.mark.parametrize("degrees", [-15, 15])
+def test_side_and_site_are_told_along_slices_that_are_turned_with_the_head(axis: int, degrees: int) -> None:
+    """The scanner's axes lie across the head then: in front, or above, what is left lies on the right of them."""
+    image = support.head((4.0, 4.0, 4.0))
+    straight = segment(image.get_fdata(), image.affine, 12)
+    turned = segment(image.get_fdata(), support.turned(image.affine, axis, degrees), 12)
+    told = [(r.side, r.site, round(r.right_mm, 3)) for r in straight.regions]
+    assert {side for side, _, _ in told} >= {"left", "right"}
+    assert [(r.side, r.site, round(r.right_mm, 3)) for r in turned.regions] == told
 
 
 @pytest.mark.parametrize(

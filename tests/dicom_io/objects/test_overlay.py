@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from results_factory import PLANES, Case, content, left_mark, make_case
 
-from dicom_io.content.regions import brain_window, head_centre_x, key_slices, load_volumes, top_region
+from dicom_io.content.regions import brain_window, head_middle, key_slices, load_volumes, top_region
 from dicom_io.content.report import FindingRecord
 from dicom_io.objects.overlay import OverlayRenderer, direction_letters, edge_letters, slice_centre, slice_side
 
@@ -157,16 +157,19 @@ def test_opposite_directions_have_opposite_letters(vector: tuple[float, float, f
     )
 
 
-def test_side_is_judged_from_the_middle_of_the_head_not_from_the_scanner(tmp_path: Path) -> None:
+@pytest.mark.parametrize("turned", [0, 12, -12])
+def test_side_is_judged_from_the_middle_of_the_head_not_from_the_scanner(tmp_path: Path, turned: int) -> None:
     plain = make_case(tmp_path / "plain", "sagittal")
     image = nib.load(plain.volume_path)
     shifted = image.affine.copy()
-    shifted[0, 3] -= 60  # the head lies 60 mm to the patient's left of the isocentre
+    shifted[:2, 3] -= (60, 90)  # the head lies 60 mm to the patient's left of the isocentre, and behind it
+    yaw = np.radians(turned)  # head and slices alike
+    turn = np.array([[np.cos(yaw), -np.sin(yaw), 0], [np.sin(yaw), np.cos(yaw), 0], [0, 0, 1]])
+    shifted[:3] = turn @ shifted[:3]
     case = make_case(tmp_path / "shifted", "sagittal", nib.Nifti1Image(np.asanyarray(image.dataobj), shifted))
     volumes = load_volumes(case.geometry, case.content, case.volume_path, None, None)
-    centre = head_centre_x(volumes.flair, case.geometry)
-    assert centre == pytest.approx(60, abs=3)
-    sides = [slice_side(case.geometry, k, centre) for k in range(len(case.geometry.slices))]
+    middle = head_middle(volumes.flair, case.geometry)
+    sides = [slice_side(case.geometry, k, middle) for k in range(len(case.geometry.slices))]
     shown = [side[0] for side in sides if side is not None]
     assert shown == ["L"] * 19 + ["MID"] * 2 + ["R"] * 19  # slices ascend to the right
 
