@@ -70,6 +70,7 @@ class SupervoxelRecord(_Part):
     label: int
     size_ml: float
     centroid_mm: tuple[float, float, float]
+    right_mm: float
     side: str
     site: str
 

@@ -184,7 +184,7 @@ def _whole(source: SourceVolume, brain: BrainMask | None, settings: VolumeSettin
         extraction="none" if brain is None else brain.method,
         brain_volume_ml=float(mask.sum() * abs(np.linalg.det(affine[:3, :3])) / 1000),
         clip=clip,
-        warnings=(*source.warnings, *source.doubts, *(() if clip[0] < clip[1] else (flat,))),
+        warnings=(*source.warnings, *_said_of(brain), *source.doubts, *(() if clip[0] < clip[1] else (flat,))),
     )
 
 
@@ -211,6 +211,13 @@ def _settings(config: Settings, target_size: tuple[int, int, int] | None) -> Vol
 # ---------------------------------------------------------------------- foreground, crop, values
 
 
+def _said_of(brain: BrainMask | None) -> tuple[str, ...]:
+    """What must be said of how the brain was looked for: the lesion map and the explanation stay within its mask."""
+    if brain is None:
+        return (NO_BRAIN,)
+    return (FALLBACK,) if brain.method == "peeling" else ()
+
+
 def _foreground(
     volume: Volume, spacing: Float, settings: VolumeSettings, name: str, brain: BrainMask | None
 ) -> tuple[Mask, str, tuple[str, ...]]:
@@ -220,9 +227,9 @@ def _foreground(
     warnings: tuple[str, ...] = ()
     if brain is None and settings.brain_extraction == "auto":
         brain = find_brain(volume, spacing)
-        warnings = () if brain is not None else (NO_BRAIN,)
+        warnings = _said_of(brain)
     if brain is not None:
-        return brain.mask, brain.method, (FALLBACK,) if brain.method == "peeling" else ()
+        return brain.mask, brain.method, _said_of(brain)
     mask = np.asarray(volume != background_value(volume))
     if mask.sum() < 2:
         raise VolumeError(f"{name}: expected a brain, got {int(mask.sum())} voxels that differ from the background")
