@@ -202,7 +202,7 @@ def batch(
         work = Batch(found, out, settings, say)
         tally = work.run()
         with only_one_writes(out):
-            compare_sessions(found.cases, out, named=not deidentify)
+            compared = compare_sessions(found.cases, out, named=not deidentify)
             failed = tally.failed + work.encode_anew()
             rows = rows_of(out)
             write_csv(rows, out / "cases.csv")
@@ -210,6 +210,8 @@ def batch(
             write_page(rows, out, work.banner)
             if bids:
                 write_bids(rows, out, out / "bids")
+    if compared.note:
+        messages.print(compared.note, markup=False)
     if as_json:
         counts = {"cases": len(found.cases), **vars(tally), "failed": failed, "not_read": len(found.problems)}
         emit_json({**counts, "table": str(out / "cases.csv")})

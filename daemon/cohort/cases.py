@@ -13,6 +13,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 
+from daemon.cohort.acquired import SubjectTimes
 from daemon.errors import Rejected
 from daemon.jobs.comparison import Patient
 from daemon.pipeline.process import NIFTI_NAME
@@ -52,12 +53,14 @@ class Case:
         files: One NIfTI file, or all DICOM files of one study.
         facts: By SeriesInstanceUID; of a NIfTI file under the empty key.
         subject: BIDS entities such as `sub-01_ses-02`; empty where the source is no BIDS data set.
+        acquired: When, by the tables of a BIDS data set, as `acquired.SubjectTimes` gives it; written nowhere.
     """
 
     name: str
     files: tuple[Path, ...]
     facts: Mapping[str, SeriesFacts] = field(default_factory=dict)
     subject: str = ""
+    acquired: str = ""
 
     @property
     def is_nifti(self) -> bool:
@@ -109,12 +112,15 @@ def _of_bids(folder: Path) -> Source | None:
     images = [p for p in sorted(folder.glob(BIDS_FLAIR)) if NIFTI_NAME.search(p.name)]
     if not images:
         return None
-    cases = []
+    cases: list[Case] = []
+    times: dict[str, SubjectTimes] = {}
     for image in images:
-        name = NIFTI_NAME.sub("", image.name)
-        subject = "_".join(part for part in name.split("_") if part.startswith(("sub-", "ses-")))
-        cases.append(Case(name, (image,), {"": _sidecar(image)}, subject))
-    return Source(tuple(cases))
+        name, whose = NIFTI_NAME.sub("", image.name), image.relative_to(folder).parts[0]
+        subject = [part for part in name.split("_") if part.startswith(("sub-", "ses-"))]
+        session = next((part for part in subject if part.startswith("ses-")), "")
+        acquired = times.setdefault(whose, SubjectTimes(folder / whose)).of(image, session)
+        cases.append(Case(name, (image,), {"": _sidecar(image)}, "_".join(subject), acquired))
+    return Source(tuple(cases), tuple(problem for read in times.values() for problem in read.problems))
 
 
 def _sidecar(image: Path) -> SeriesFacts:

@@ -1,14 +1,16 @@
 """Comparison across the sessions of a subject, once all cases of a batch are reported.
 
-BIDS: sessions of one subject in the order of their labels. DICOM: studies of one patient in the order of their dates.
-Each case is compared with the latest earlier one. DICOM objects that were encoded before are taken away:
-`Batch.encode_anew` makes them of the report that says so.
+BIDS: sessions of one subject in the order of their acquisition, or of their numbers. DICOM: studies of one patient in
+the order of their dates. Each case is compared with the latest earlier one, and with none where nothing says which came
+first. DICOM objects that were encoded before are taken away: `Batch.encode_anew` makes them of the report that says so.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.cohort.batch import CASE_FILE, CaseRecord
@@ -19,10 +21,36 @@ from daemon.jobs.records import EarlierResult, Report
 from daemon.jobs.report import write_report
 
 Dated = tuple[Case, SeriesFacts, JobFolder]
+Place = tuple[str, str]
+"""Date and time of day, or what stands for a date; of a later study it is larger."""
 
 
-def compare_sessions(cases: Sequence[Case], out: Path, *, named: bool) -> int:
-    """Write into each report how the lesion changed since the subject's latest earlier case; how many could be.
+@dataclass(frozen=True)
+class Compared:
+    """What `compare_sessions` did.
+
+    Attributes:
+        number: Of cases that were compared with an earlier one.
+        unordered: BIDS subjects with several reported sessions of which nothing says which came first.
+    """
+
+    number: int
+    unordered: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What a person must know, in one line; empty where there is nothing."""
+        if not self.unordered:
+            return ""
+        named = ", ".join(self.unordered[:5]) + (", …" if len(self.unordered) > 5 else "")
+        return (
+            f"the sessions of {len(self.unordered)} subjects were not compared: {named}: expected acq_time of each "
+            "session in sub-*_sessions.tsv or sub-*_scans.tsv, or labels that differ in one number at their end"
+        )
+
+
+def compare_sessions(cases: Sequence[Case], out: Path, *, named: bool) -> Compared:
+    """Write into each report how the lesion changed since the subject's latest earlier case.
 
     Args:
         cases: Of the batch's source, with what their headers say.
@@ -30,17 +58,20 @@ def compare_sessions(cases: Sequence[Case], out: Path, *, named: bool) -> int:
         named: Whether results may name dates.
     """
     done = [found for case in cases if (found := _reported(case, out)) is not None]
+    places = _session_places(cases)
     compared = 0
-    for one in sorted(done, key=_when):
-        earlier = [other for other in done if _when(other) < _when(one) and _same_subject(other, one)]
+    for one in done:
+        earlier = [other for other in done if _same_subject(other, one) and _is_before(other, one, places)]
         report = Report.read(one[2].report_json)
-        latest = _result(max(earlier, key=_when)) if earlier else None
+        latest = _result(max(earlier, key=lambda other: _place(other, places))) if earlier else None
         comparison = None if latest is None else compare(latest, report, one[1].study_date, dated=named)
         if comparison != report.comparison:
             shutil.rmtree(one[2].dicom, ignore_errors=True)  # first: a call that is killed here leaves work, not a lie
             write_report(one[2], report.model_copy(update={"comparison": comparison}), named=named)
         compared += comparison is not None
-    return compared
+    sessions = {case.subject: _subject(case) for case, _, _ in done if _subject(case) and case.subject not in places}
+    subjects = list(sessions.values())
+    return Compared(compared, tuple(sorted({s for s in subjects if subjects.count(s) > 1})))
 
 
 def _reported(case: Case, out: Path) -> Dated | None:
@@ -53,9 +84,53 @@ def _reported(case: Case, out: Path) -> Dated | None:
     return None if facts is None else (case, facts, folder)
 
 
-def _when(one: Dated) -> tuple[str, str, str]:
+def _session_places(cases: Sequence[Case]) -> dict[str, Place]:
+    """The place of each BIDS session, by `Case.subject`; without those of subjects whose order nothing tells."""
+    subjects: dict[str, list[Case]] = {}
+    for case in cases:
+        if _subject(case):
+            subjects.setdefault(_subject(case), []).append(case)
+    places: dict[str, Place] = {}
+    for members in subjects.values():
+        sessions = {case.subject: _session(case) for case in members}
+        places |= _by_time(members, sessions) or _by_number(sessions)
+    return places
+
+
+def _by_time(members: Sequence[Case], sessions: Mapping[str, str]) -> dict[str, Place]:
+    """By the first image of each session; empty where one has no time of its own, or only some have a time zone."""
+    times: dict[str, str] = {}
+    for case in members:
+        if case.acquired:
+            times[case.subject] = min(case.acquired, times.get(case.subject, case.acquired))
+    zoned = {time.endswith("+00:00") for time in times.values()}
+    if len(set(times.values())) < len(sessions) or len(zoned) != 1:  # also where a constant stands for all dates
+        return {}
+    return {session: (time, "") for session, time in times.items()}
+
+
+def _by_number(sessions: Mapping[str, str]) -> dict[str, Place]:
+    """By the number at the end of each label; empty where one has none, or they differ in more than that."""
+    found = {session: re.fullmatch(r"(.*\D)([0-9]+)", label) for session, label in sessions.items()}
+    numbers = {session: match for session, match in found.items() if match is not None}
+    places = {session: (f"{int(match[2]):030d}", "") for session, match in numbers.items()}
+    if len(set(places.values())) < len(sessions) or len({match[1] for match in numbers.values()}) != 1:
+        return {}
+    return places
+
+
+def _place(one: Dated, sessions: Mapping[str, Place]) -> Place:
     case, facts, _ = one
-    return facts.study_date, facts.study_time, _session(case)
+    if _subject(case):
+        return sessions.get(case.subject, ("", ""))
+    return re.sub(r"\D", "", facts.study_date), facts.study_time.replace(":", "")  # without the marks of ACR-NEMA
+
+
+def _is_before(one: Dated, other: Dated, sessions: Mapping[str, Place]) -> bool:
+    (date, time), (other_date, other_time) = _place(one, sessions), _place(other, sessions)
+    if not date or not other_date:
+        return False
+    return date < other_date or (date == other_date and bool(time) and time < other_time)
 
 
 def _session(case: Case) -> str:

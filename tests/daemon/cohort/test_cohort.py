@@ -148,7 +148,7 @@ def test_dicom_objects_of_a_later_study_say_how_the_lesion_changed(done: Path) -
     source = find_cases(done.parent / "source")
     work = Batch(source, done, quick(), lambda _: None)
     work.run()
-    assert compare_sessions(source.cases, done, named=True) == 1
+    assert compare_sessions(source.cases, done, named=True).number == 1
     assert work.encode_anew() == 0
     reports = {pydicom.dcmread(file).StudyDate: file for file in done.glob("cases/*/dicom/sr.dcm")}
     said = {date: plain_text(pydicom.dcmread(file)) for date, file in reports.items()}
