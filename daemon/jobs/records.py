@@ -176,8 +176,17 @@ class Report(Record):
     model: ReportModel
     explain: ReportExplanation | None = None
     warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] | None = None
+    """Those of `warnings` that hold the text against what else was seen; None where that was not noted."""
     banner: str | None = None
     intended_use: str
+
+    @property
+    def warnings_of_the_text(self) -> frozenset[str]:
+        """The warnings that say something of this text, and would not of another one; all where that is not known."""
+        if self.doubts is None:
+            return frozenset(self.warnings)
+        return frozenset((*self.doubts, *(self.explain.warnings if self.explain is not None else ())))
 
 
 class SeriesVerdict(Record):

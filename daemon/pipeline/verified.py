@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -25,6 +25,9 @@ from dicom_io.objects.kinds import SR
 
 VERIFYING = frozenset({Verdict.AGREE, Verdict.EDIT})
 """Verdicts that make a verified SR."""
+
+OF_THE_DRAFT = "Of the model's draft, not of this text"
+"""Before warnings that say something of a text that a reader replaced."""
 
 
 def verifies(settings: Settings, *, by_proxy: bool, reader: str) -> bool:
@@ -74,13 +77,15 @@ def _write(settings: Settings, folder: JobFolder, review: Review, out: Path) -> 
     from dicom_io.pack.verified import Verification, encode_verified
 
     sources, geometry = result_sources(settings, folder)
-    saliency = folder.explain / "saliency.nii.gz"
+    saliency, edited = folder.explain / "saliency.nii.gz", review.verdict is Verdict.EDIT
+    content = result_content(settings, folder, _left(read_report(folder), review))
     return encode_verified(
         source_files=sources,
         geometry=geometry,
         volume_path=folder.volume,
-        saliency_path=saliency if saliency.exists() else None,
-        content=result_content(settings, folder, _left(read_report(folder), review)),
+        # The map says why the model wrote its draft, and illustrates no other text.
+        saliency_path=saliency if saliency.exists() and not edited else None,
+        content=replace(content, edited=edited),
         verification=Verification(
             review.reader,
             settings.review.organization,
@@ -92,11 +97,17 @@ def _write(settings: Settings, folder: JobFolder, review: Review, out: Path) -> 
 
 
 def _left(report: Report, review: Review) -> Report:
-    """What the reader leaves; findings of an edited text are read from it anew, without the model's confidence."""
+    """What the reader leaves.
+
+    Findings of an edited text are read from it anew, without the model's confidence, and warnings that hold the draft's
+    text against something else are stated as of the draft: of the new text they may be false.
+    """
     edited = review.verdict is Verdict.EDIT
     how = "edited by the reader named as verifying observer" if edited else "confirmed by the verifying observer"
     said = f"This text was {how}; the draft is named as predecessor."
-    changes: dict[str, Any] = {"report": review.text, "warnings": (*report.warnings, said)}
-    if edited:
-        changes["findings"] = tuple(ReportFinding(**f.to_json()) for f in findings_from_text(review.text))
-    return report.model_copy(update=changes)
+    if not edited:
+        return report.model_copy(update={"report": review.text, "warnings": (*report.warnings, said)})
+    of_the_draft = report.warnings_of_the_text
+    warnings = [f"{OF_THE_DRAFT}: {w}" if w in of_the_draft else w for w in report.warnings]
+    findings = tuple(ReportFinding(**f.to_json()) for f in findings_from_text(review.text))
+    return report.model_copy(update={"report": review.text, "warnings": (*warnings, said), "findings": findings})

@@ -156,6 +156,7 @@ class ReportContent:
         comparison: With an earlier result of the patient; None where there is none.
         unmeasured: What it could not, and why, a sentence each.
         face_removed: Whether the volume, and so every picture, is without the face.
+        edited: Whether text and findings are a reader's: what was measured is then said to be none of theirs.
     """
 
     report_text: str
@@ -169,6 +170,7 @@ class ReportContent:
     comparison: ComparisonRecord | None = None
     unmeasured: tuple[str, ...] = ()
     face_removed: bool = False
+    edited: bool = False
 
     def __post_init__(self) -> None:
         """An empty report must never look like a healthy one."""

@@ -154,10 +154,18 @@ def _impression(content: ReportContent) -> Iterator[ContentItem]:
     yield _text(codes.IMPRESSION, "\n".join(line for line in (RESEARCH_USE_LINE, content.banner) if line))
     if content.warnings:
         yield _text(codes.IMPRESSION, "\n".join(f"Warning: {warning}" for warning in content.warnings))
-    measured = [f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements]
+    yield _text(codes.IMPRESSION, "\n".join([*content.impression(), *_processed(content)]))
+
+
+def _processed(content: ReportContent) -> Iterator[str]:
+    """Lines that image processing contributes; beside a reader's words they are said to be none of theirs."""
     compared = content.comparison.lines if content.comparison else ()
-    said = [*content.impression(), *measured, *content.unmeasured, *compared]
-    yield _text(codes.IMPRESSION, "\n".join(said))
+    if content.edited:
+        for line in (*(f"{m.sentence()}." for m in content.measurements), *content.unmeasured, *compared):
+            yield f"By image processing, not by the reader: {line}"
+        return
+    yield from (f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements)
+    yield from (*content.unmeasured, *compared)
 
 
 def _procedure(content: ReportContent) -> Iterator[ContentItem]:
@@ -183,9 +191,8 @@ def _findings(context: ResultContext, key_slices: Sequence[int]) -> Iterator[Con
     content = context.content
     left = list(content.measurements)
     for record in content.findings:
-        of_it = [
-            m for m in left if record.presence == "present" and codes.MEASURED_FINDINGS.get(m.name) == record.finding
-        ]
+        shares = record.presence == "present" and not content.edited  # the reader may mean another place
+        of_it = [m for m in left if shares and codes.MEASURED_FINDINGS.get(m.name) == record.finding]
         left = [m for m in left if m not in of_it]
         yield _container(codes.FINDINGS_SECTION, [*_finding(record), *map(_measured, of_it)])
     for measured in left:

@@ -29,8 +29,8 @@ from dicom_io.volume.geometry import SeriesGeometry
 MANUFACTURER = "BrainGemma3D for PACS (open source)"
 _CORRECTED = re.compile(r"The patient's identity \(.*\) was corrected after the images came\.")
 
-UNSAID = frozenset({"candidates", "lesion_estimate"})
-"""Fields of a report that stand in no result; whatever is added to a report affects the results until it is here."""
+UNSAID = frozenset({"candidates", "doubts", "lesion_estimate"})
+"""Fields of a report that add nothing to its results; whatever field a report gets affects them until it is here."""
 
 
 def encode(context: Context, folder: JobFolder) -> None:

@@ -82,6 +82,7 @@ def report(context: Context, folder: JobFolder) -> None:
         input=_input_facts(folder, prepared, checks, defaced=context.settings.results.deface),
         model=_model_facts(context),
         warnings=tuple(warnings),
+        doubts=tuple(doubt.text for doubt in found),
         banner=context.weights.banner,
         intended_use=f"{INTENDED_USE} {SMALL_LESIONS}" if model.config.synthetic_only else INTENDED_USE,
     )

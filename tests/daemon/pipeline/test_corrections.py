@@ -26,7 +26,7 @@ from daemon.errors import DaemonError, Permanent, Rejected
 from daemon.files import make_private, read_json
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Arrival, Unmeasured
+from daemon.jobs.records import Arrival, Measurement, ReportExplanation, Unmeasured
 from daemon.jobs.report import read_report, write_report
 from daemon.jobs.reviews import add_review
 from daemon.jobs.store import JobStore
@@ -242,12 +242,13 @@ def test_bytes_that_fit_no_label_are_not_corrected_into_another_name() -> None:
 # ---------------------------------------------------------------------- what a reader verified
 
 
-def verified(job: JobFolder, engine: sa.Engine, **sections: Any) -> Dataset:
-    """The SR that a reader's word makes."""
+def verified(job: JobFolder, engine: sa.Engine, edited: str = "", **sections: Any) -> Dataset:
+    """The SR that a reader's word makes: another text, or the draft's."""
     store = JobStore(engine)
     store.add("j1", study_uid="1.2", supersedes=None)
     store.update("j1", state=JobState.DONE)
-    review = add_review(engine, job, "j1", verdict="agree", reader="R")
+    verdict = "edit" if edited else "agree"
+    review = add_review(engine, job, "j1", verdict=verdict, reader="R", edited=edited)
     settings = Settings.model_validate(sections)
     done = store.get("j1")
     assert done is not None
@@ -277,6 +278,27 @@ def test_a_verified_report_of_a_deidentified_draft_names_nobody(engine, job, tmp
     assert [value for value in (*OLD.values(), "Oldname") if value in said] == []
     assert not [file.name for file in job.input.iterdir() if file.name in said]
     assert document.StudyInstanceUID == pydicom.dcmread(job.dicom / "sr.dcm").StudyInstanceUID
+
+
+@pytest.mark.parametrize("noted", [True, False], ids=["noted", "of_an_earlier_version"])
+@pytest.mark.parametrize("edited", ["A lesion in the right frontal lobe.", ""], ids=["edited", "agreed"])
+def test_a_replaced_text_is_not_blamed_for_the_draft(edited: str, noted: bool, engine, job) -> None:
+    lost, doubt = "2 images were lost.", "The text places lesion on the left, but the lesion map on the right."
+    poor = "The additive model fits poorly."
+    measured = Measurement(name="lesion_volume", value=23.0, unit="mL", method="lesion map", laterality="right")
+    said = {
+        "warnings": (lost, doubt, poor), "doubts": (doubt,) if noted else None, "measurements": (measured,),
+        "explain": ReportExplanation(method="lime", warnings=(poor,)),
+    }  # fmt: skip
+    write_report(job, read_report(job).model_copy(update=said))
+    encoded(job, results={"sc": False, "pm": False, "seg": False})
+    document = verified(job, engine, edited)
+    lines = texts_in(document)
+    for warning, of_the_text in ((lost, not noted), (doubt, True), (poor, True)):
+        beginning = "Warning: Of the model's draft, not of this text:" if edited and of_the_text else "Warning:"
+        assert f"{beginning} {warning}" in lines
+    by = "By image processing, not by the reader" if edited else "Estimated by image processing"
+    assert f"{by}: Lesion volume, right: 23 mL" in lines
 
 
 def test_what_changed_since_the_draft_is_not_verified(engine, job, tmp_path) -> None:

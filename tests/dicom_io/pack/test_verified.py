@@ -24,14 +24,15 @@ def verified(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def write(out: Path, text: str = EDITED, observer: str = "Reader^Rita") -> str:
+def write(out: Path, text: str = EDITED, observer: str = "Reader^Rita", *, edited: bool = True) -> str:
     case, pack = default_pack()
+    findings = (FindingRecord("lesion", "present", "right", ("parietal",)),)
     return encode_verified(
         source_files=case.files,
         geometry=case.geometry,
         volume_path=case.volume_path,
         saliency_path=case.saliency_path,
-        content=content(report_text=text, findings=(FindingRecord("lesion", "present", "right", ("parietal",)),)),
+        content=content(report_text=text, findings=findings, edited=edited),
         verification=Verification(observer, "Research Institute", WHEN),
         draft=pack.objects[0].path.parent,
         out=out,
@@ -71,6 +72,24 @@ def test_it_says_what_the_reader_says_and_keeps_the_research_line(verified: Path
     assert EDITED in plain_text(document)
     assert RESEARCH_USE_LINE in plain_text(document)
     assert is_own_result(document)
+
+
+@pytest.mark.parametrize("edited", [True, False])
+def test_what_was_measured_belongs_to_no_finding_of_the_reader(edited: bool, tmp_path: Path) -> None:
+    """The left lesion's volume beside the reader's right one."""
+    write(tmp_path / "sr.dcm", edited=edited)
+    root = dcmread(tmp_path / "sr.dcm")
+    [section] = [i for i in root.ContentSequence if names(i) == {"Findings"}]
+    [measuring] = [i for i in section.ContentSequence if "NUM" in kinds(i)]
+    assert ("Finding" in names(*measuring.ContentSequence)) == (not edited)
+
+
+def names(*items: Dataset) -> set[str]:
+    return {item.ConceptNameCodeSequence[0].CodeMeaning for item in items}
+
+
+def kinds(item: Dataset) -> set[str]:
+    return {child.ValueType for child in item.get("ContentSequence", [])}
 
 
 def test_the_same_word_is_the_same_document_and_another_reader_another(tmp_path: Path) -> None:
