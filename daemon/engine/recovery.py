@@ -105,10 +105,12 @@ def _add_deaths(engine: sa.Engine, job_ids: list[str]) -> list[str]:
                 f"the process that worked on it ended {row.deaths} times without a word in step {row.step}; "
                 f"`braingemma jobs retry {row.job_id}` tries it again"
             )
-            log.error("job %s: %s", row.job_id, reason)
             values = {"state": str(JobState.SET_ASIDE), "reason": reason, "updated": now()}
+            still = (*mine, JOBS.c.job_id == row.job_id)  # not cancelled meanwhile
+            if not connection.execute(sa.update(JOBS).where(*still).values(**values)).rowcount:
+                continue
+            log.error("job %s: %s", row.job_id, reason)
             metrics.JOBS_ENDED.labels(str(JobState.SET_ASIDE), "Killed").inc()
-            connection.execute(sa.update(JOBS).where(JOBS.c.job_id == row.job_id).values(**values))
             given_up.append(str(row.job_id))
     return given_up
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -175,9 +175,27 @@ class JobStore:
             connection.execute(upsert(self.engine, JOBS, row, update=()))
 
     def update(self, job_id: str, **values: Any) -> None:
-        """Set columns of a job; `updated` follows by itself."""
+        """Set columns of a job, its state by `move`; `updated` follows by itself."""
         with self._writing() as connection:
             connection.execute(sa.update(JOBS).where(JOBS.c.job_id == job_id).values(updated=now(), **values))
+
+    def move(
+        self, job_id: str, state: JobState, *, of: Collection[JobState], settled: bool = False, **values: Any
+    ) -> bool:
+        """Change a job's state if it is in one of some states: asked and changed at once, so that none is undone.
+
+        Args:
+            job_id: The job.
+            state: The new one.
+            of: Those from which it may be reached.
+            settled: Only where nothing of the job is open on its way to a destination.
+            values: Further columns.
+
+        Returns:
+            Whether it was changed.
+        """
+        with self._writing() as connection:
+            return _move(connection, job_id, state, of, settled=settled, **values)
 
     def add_timing(self, job_id: str, step: str, seconds: float) -> None:
         """Record that a step is done, and how long it took, seconds."""
@@ -358,10 +376,26 @@ class JobStore:
             values["reason"] = reason
         self._move_deliveries(job_id, destination, (DeliveryState.WAITING,), values)
 
-    def revive_deliveries(self, job_id: str, destination: str) -> None:
-        """Let what is in the dead letter wait again, with all its attempts."""
-        values = {"state": DeliveryState.WAITING, "attempts": 0}
-        self._move_deliveries(job_id, destination, (DeliveryState.DEAD,), values)
+    def revive_deliveries(self, job_id: str, destinations: Collection[str], *, runs: int) -> bool:
+        """Let what is in the dead letter wait again, with all its attempts, where the job's results are not being made.
+
+        Args:
+            job_id: The job, which is on its way then.
+            destinations: Where to.
+            runs: How often the job was started, with this one.
+
+        Returns:
+            Whether that was done: the job is neither queued nor running.
+        """
+        made = [state for state in JobState if state not in (JobState.QUEUED, JobState.RUNNING)]
+        mine = (DELIVERIES.c.job_id == job_id, DELIVERIES.c.destination.in_(list(destinations)))
+        dead = DELIVERIES.c.state == str(DeliveryState.DEAD)
+        with self._writing() as connection:
+            if not _move(connection, job_id, JobState.DELIVERING, made, runs=runs, reason=""):
+                return False
+            waiting = {"state": DeliveryState.WAITING, "attempts": 0, "updated": now()}
+            connection.execute(sa.update(DELIVERIES).where(*mine, dead).values(**waiting))
+            return True
 
     def drop_replaced_deliveries(self, job_id: str, destination: str, by: str) -> None:
         """Send no more of a job than its report, whose successor names it: results of job `by` replace the rest."""
@@ -418,6 +452,23 @@ class JobStore:
         with self.engine.connect() as connection:
             rows = connection.execute(query.order_by(DELIVERIES.c.destination, DELIVERIES.c.file)).mappings()
             return [Delivery(**{**row, "state": DeliveryState(row["state"])}) for row in rows]
+
+
+def _move(
+    connection: sa.Connection,
+    job_id: str,
+    state: JobState,
+    of: Collection[JobState],
+    *,
+    settled: bool = False,
+    **values: Any,
+) -> bool:
+    mine = [JOBS.c.job_id == job_id, JOBS.c.state.in_([str(old) for old in of])]
+    if settled:
+        still = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.in_([str(s) for s in OPEN_DELIVERIES]))
+        mine.append(JOBS.c.job_id.not_in(still.where(DELIVERIES.c.job_id == job_id)))
+    moved = connection.execute(sa.update(JOBS).where(*mine).values(state=state, updated=now(), **values))
+    return bool(moved.rowcount)
 
 
 def job_of_row(row: sa.Row[Any]) -> Job:

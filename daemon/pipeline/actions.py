@@ -58,8 +58,10 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
     if dead:
         return _deliver_again(store, engine, job, dead)
     run = job.runs + 1
+    again = FINAL_STATES - {JobState.DONE}
     with engine_client(engine) as client:
-        store.update(job_id, state=JobState.QUEUED, step="", runs=run, reason="", deaths=0)
+        if not store.move(job_id, JobState.QUEUED, of=again, step="", runs=run, reason="", deaths=0):
+            raise DaemonError(f"job {job_id} was started by somebody else just now")
         _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id, turn=job.turn)
         return "all steps"
 
@@ -88,10 +90,10 @@ def _dead(store: JobStore, job_id: str) -> list[str]:
 
 def _deliver_again(store: JobStore, engine: sa.Engine, job: Job, destinations: Sequence[str]) -> str:
     run = job.runs + 1
-    store.update(job.job_id, state=JobState.DELIVERING, runs=run, reason="")
     with engine_client(engine) as client:
+        if not store.revive_deliveries(job.job_id, destinations, runs=run):
+            raise DaemonError(f"job {job.job_id} was started by somebody else just now")
         for destination in destinations:
-            store.revive_deliveries(job.job_id, destination)
             _enqueue_delivery(client, f"{job.job_id}-r{run}:{destination}", job.job_id, destination)
     return f"delivery to {', '.join(destinations)}"
 
@@ -135,7 +137,8 @@ def cancel(store: JobStore, job_id: str) -> None:
     Raises:
         DaemonError: no such job, or one that has ended.
     """
-    job = job_or_error(store, job_id)
-    if job.state in FINAL_STATES:
-        raise DaemonError(f"job {job_id} has ended ({job.state}); there is nothing to cancel")
-    store.update(job_id, state=JobState.CANCELLED, reason="cancelled by request")
+    job_or_error(store, job_id)
+    going = [state for state in JobState if state not in FINAL_STATES]
+    if not store.move(job_id, JobState.CANCELLED, of=going, reason="cancelled by request"):
+        ended = job_or_error(store, job_id).state
+        raise DaemonError(f"job {job_id} has ended ({ended}); there is nothing to cancel")

@@ -64,9 +64,11 @@ def send_verified(
     destinations = takers(folder, settings.destinations)
     if not destinations:
         return
-    store.update(job.job_id, state=JobState.DELIVERING)
-    for destination in destinations:
+    for destination in destinations:  # first: while something waits the job is not done
         store.put_deliveries(job.job_id, destination.name, [(uid, SR.name, name)])
+    if not store.move(job.job_id, JobState.DELIVERING, of=(JobState.DONE, JobState.DELIVERING)):
+        raise DaemonError(f"job {job.job_id} is no longer on its way: the verified report is not sent")
+    for destination in destinations:
         enqueue_delivery(engine, f"{job.job_id}-v{review.review_id}:{destination.name}", job.job_id, destination.name)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 STEP_ATTEMPTS = 3
 """A step that crashes the model process is tried this often, each time in a fresh process."""
+
+AT_WORK = (JobState.QUEUED, JobState.RUNNING)
+"""States of a job whose results are still to be made."""
 
 ROOM_BYTES = 1 << 20
 """A step that found the disk full is tried again once so many more bytes are free."""
@@ -113,7 +117,7 @@ def _report_study(job_id: str) -> str:
     except (DaemonError, PortableWorkflowError, dbos_error.DBOSMaxStepRetriesExceeded) as error:
         return end_step(job_id, _kind(error), str(error))
     state = end_step(job_id, "", "")
-    for destination in destinations:
+    for destination in destinations if state == JobState.DELIVERING else ():  # it may have been cancelled meanwhile
         _queue_delivery(f"{DBOS.workflow_id}:{destination}", job_id, destination, FIRST_TURN)
     return state
 
@@ -337,17 +341,20 @@ plan_step = _durable(plan)
 @DBOS.step(name="end")
 @patient
 def end_step(job_id: str, error: str, text: str) -> str:
-    """Write down how the job ended, or that its results are on their way.
+    """Write down how the job ended, or that its results are on their way, unless it was cancelled or set aside before.
 
     Args:
         job_id: The job.
         error: Name of the error that ended it; empty where every step was done.
         text: Of the error; why stands in the job's row, and here only in the records of versions before that.
+
+    Returns:
+        The job's state.
     """
     store = context().store
     job = store.get(job_id)
     reason = (job.reason if job is not None else "") or text
-    more: dict[str, int] = {}
+    more: dict[str, Any] = {}
     if error == "":
         reason = ""
         waiting = bool(store.deliveries(job_id))
@@ -357,11 +364,13 @@ def end_step(job_id: str, error: str, text: str) -> str:
     elif error == Retryable.__name__:
         state, more = JobState.SET_ASIDE, {"deaths": STEP_ATTEMPTS}
         reason = f"given up after {STEP_ATTEMPTS} attempts: {reason}; `braingemma jobs retry {job_id}` tries it again"
-    elif error == Cancelled.__name__:
-        state = JobState.CANCELLED
     else:
         state = JobState.FAILED
-    store.update(job_id, state=state, reason=reason, progress="", **more)
+    of = () if error == Cancelled.__name__ else AT_WORK
+    if not store.move(job_id, state, of=of, reason=reason, progress="", **more):
+        store.update(job_id, progress="")
+        job = store.get(job_id)
+        state = JobState.CANCELLED if job is None else job.state
     if state is not JobState.DELIVERING:
         metrics.JOBS_ENDED.labels(str(state), error).inc()
     log.info("job %s: %s%s", job_id, state, f" ({error}; `braingemma jobs show` says why)" if error else "")
@@ -379,7 +388,7 @@ def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
     there = next((d for d in context().settings.destinations if d.name == destination), None)
     store = context().store
     job = store.get(job_id)
-    if job is None or job.state is JobState.CANCELLED:
+    if job is None or job.state in (JobState.CANCELLED, *AT_WORK):  # or started again: its results are being made
         return None
     if there is None:
         give_up_all(store, job_id, destination, f"destination {destination!r} is no longer in the configuration")
@@ -404,14 +413,16 @@ def _holds_back(job: Job, destination: str) -> bool:
     if told is None or correction == used:
         return False
     reason = f"the patient's identity ({told.named}) was corrected after the results were made"
+    of = (JobState.DELIVERING, JobState.FAILED)
+    if not store.move(job.job_id, JobState.FAILED, of=of, reason=reason, step=DELIVER):
+        return True  # cancelled, or started again
     if settings.patient.corrected == "carry":
-        store.update(job.job_id, state=JobState.FAILED, reason=reason, step=DELIVER)
         anew = actions.report_anew(store, store.engine, context().files, job.job_id)
         reason = f"{reason}; job {anew} carries the corrected one"
     else:
         reason = f"{reason}; `braingemma jobs retry --anew {job.job_id}` reports it under the corrected one"
     store.give_up_delivery(job.job_id, destination, reason)
-    store.update(job.job_id, state=JobState.FAILED, reason=f"{destination}: {reason}", step=DELIVER)
+    store.move(job.job_id, JobState.FAILED, of=[JobState.FAILED], reason=f"{destination}: {reason}")
     log.warning("job %s: held back from %s: %s", job.job_id, destination, reason)
     return True
 
@@ -431,7 +442,8 @@ def finish_step(job_id: str) -> str:
             store.update(job_id, reason="; ".join(dead))
         return "waiting"
     state = JobState.FAILED if dead else JobState.DONE
-    store.update(job_id, state=state, reason="; ".join(dead), step=DELIVER)
+    if not store.move(job_id, state, of=[JobState.DELIVERING], settled=True, reason="; ".join(dead), step=DELIVER):
+        return "waiting"
     metrics.JOBS_ENDED.labels(str(state), "DeadLetter" if dead else "").inc()
     log.info("job %s: %s", job_id, state)
     return str(state)
@@ -456,9 +468,8 @@ def _run(step: str, job_id: str) -> None:
         except sa.exc.DBAPIError as error:
             log.warning("progress not noted: %s", type(error.orig).__name__)
 
-    if _is_cancelled(job_id):
+    if not patient(store.move)(job_id, JobState.RUNNING, of=AT_WORK, step=step, progress="", reason=""):
         raise Cancelled("cancelled by request")
-    update(job_id, state=JobState.RUNNING, step=step, progress="", reason="")
     started = time.monotonic()
     folder = patient(_folder)(job_id)
     for replaced in patient(store.superseded_by)(job_id) if step == "encode" else ():

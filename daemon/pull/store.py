@@ -164,8 +164,12 @@ class PullStore:
         if pull.state in (PullState.DONE, PullState.CANCELLED):
             raise DaemonError(f"pull {pull_id} has ended ({pull.state})")
         with self.engine.begin() as connection:
-            mine = PULLS.c.pull_id == pull_id
-            connection.execute(sa.update(PULLS).where(mine).values(state=state.value, waits="", updated=now()))
+            mine = (PULLS.c.pull_id == pull_id, PULLS.c.state == pull.state.value)
+            changed = connection.execute(
+                sa.update(PULLS).where(*mine).values(state=state.value, waits="", updated=now())
+            )
+            if not changed.rowcount:
+                raise DaemonError(f"pull {pull_id} is no longer {pull.state}: look again")
             if state is PullState.CANCELLED:
                 waiting = (PULLED.c.pull_id == pull_id, PULLED.c.state == PulledState.WAITING.value)
                 values = {"state": PulledState.CANCELLED.value, "reason": "cancelled by request", "updated": now()}

@@ -228,7 +228,9 @@ class _Parts:
         note_study(self.store, arrival.job_id, JobFolder(arrival.folder))
         if arrival.set_aside:
             step = "" if arrival.instances else RECEIVE
-            self.store.update(arrival.job_id, state=JobState.SET_ASIDE, step=step, reason=arrival.set_aside, deaths=1)
+            self.store.move(
+                arrival.job_id, JobState.SET_ASIDE, of=[JobState.QUEUED], step=step, reason=arrival.set_aside, deaths=1
+            )
         elif self.steps is not None:
             workflow.submit(arrival.job_id)
         else:

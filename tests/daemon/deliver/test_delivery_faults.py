@@ -13,7 +13,7 @@ import pytest
 from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, make_store, outcomes
 
 from daemon.config.sections import Destination
-from daemon.database.tables import DeliveryState
+from daemon.database.tables import DeliveryState, JobState
 from daemon.deliver import commitment, confirmation
 from daemon.deliver.delivery import plan_deliveries
 from daemon.jobs.folder import JobFolder
@@ -109,7 +109,8 @@ def test_down_for_ever(store: JobStore, folder: JobFolder, clock: Clock) -> None
     until_settled(store, folder, there, clock)
     assert {d.state for d in store.deliveries("j1")} == {DeliveryState.DEAD}
     assert all("cannot be reached" in d.reason and d.attempts == 20 for d in store.deliveries("j1"))
-    store.revive_deliveries("j1", "pacs")
+    store.update("j1", state=JobState.FAILED)
+    assert store.revive_deliveries("j1", ["pacs"], runs=2)
     assert deliver(store, folder, there) is not None, "a retry has all its attempts again"
 
 

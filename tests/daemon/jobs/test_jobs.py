@@ -1,13 +1,15 @@
 from pathlib import Path
 
 import pytest
+from dbos import DBOS
 
 from daemon.config.data_folder import DataFolder
 from daemon.database.engine import create_tables, database_url, make_engine
 from daemon.database.tables import DeliveryState, JobState
 from daemon.errors import DaemonError
 from daemon.jobs.store import JobStore, SeriesVerdict
-from daemon.pipeline.actions import cancel
+from daemon.pipeline import actions
+from daemon.pipeline.actions import cancel, retry
 
 
 @pytest.fixture
@@ -66,7 +68,11 @@ def test_each_object_of_a_delivery_has_its_own_state(store: JobStore) -> None:
     by_uid = {d.sop_instance_uid: d for d in store.deliveries("j1")}
     assert by_uid["1.1"].state is DeliveryState.SENT
     assert (by_uid["1.2"].state, by_uid["1.2"].reason) == (DeliveryState.DEAD, "refused")
-    store.revive_deliveries("j1", "pacs")
+    assert not store.revive_deliveries("j1", ["pacs"], runs=2), "its results are still to be made"
+    assert by_uid == {d.sop_instance_uid: d for d in store.deliveries("j1")}
+    store.update("j1", state=JobState.FAILED)
+    assert store.revive_deliveries("j1", ["pacs"], runs=2)
+    assert not store.move("j1", JobState.DONE, of=[JobState.DELIVERING], settled=True), "something waits again"
     assert [d.state for d in store.deliveries("j1", "pacs")] == [DeliveryState.WAITING, DeliveryState.SENT]
 
 
@@ -80,3 +86,20 @@ def test_cancel_only_what_has_not_ended(store: JobStore) -> None:
         cancel(store, "j1")
     with pytest.raises(DaemonError, match="no job 'j2'"):
         cancel(store, "j2")
+
+
+@pytest.mark.parametrize(("ask", "read", "meanwhile"), [("cancel", "running", "done"), ("retry", "failed", "running")])
+def test_what_a_job_became_since_it_was_read_is_not_undone(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch, ask: str, read: str, meanwhile: str
+) -> None:
+    DBOS.migrate(store.engine.url.render_as_string())
+    add(store)
+    store.update("j1", state=JobState(read))
+    stale = store.get("j1")
+    store.update("j1", state=JobState(meanwhile))
+    monkeypatch.setattr(actions, "job_or_error", lambda *_: stale)
+    with pytest.raises(DaemonError, match="job j1"):
+        cancel(store, "j1") if ask == "cancel" else retry(store, store.engine, "j1")
+    job = store.get("j1")
+    assert job is not None
+    assert (str(job.state), job.runs) == (meanwhile, 1)

@@ -404,9 +404,12 @@ def test_results_under_an_identity_that_was_taken_back_are_held_back_and_made_an
     aside.rename(tmp_path / "conflicts")
 
     receive(engine, tmp_path, job, COMPLETED + 2, **OLD)
+    store.update("j1", state=JobState.DELIVERING)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(actions, "enqueue_report", lambda *_, **__: None)
         assert workflow._holds_back(store.get("j1"), "pacs")
+    store.update("j1", state=JobState.QUEUED)  # started again
+    assert workflow.attempt_step("j1", "pacs", 2) is None, "an attempt of before sends nothing meanwhile"
     workflow.DURABLE_STEPS["encode"]("j1")
     assert (job.identity.exists(), store.deliveries("j1")) == (False, [])
     assert pydicom.dcmread(job.dicom / "sr.dcm").PatientID == "OLDPID-1"

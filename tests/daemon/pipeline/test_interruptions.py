@@ -215,6 +215,24 @@ def test_an_error_that_nobody_foresaw_ends_its_own_job_only(
     assert "unexpected MemoryError: a header of 2 GB" in ends["odd"][1]
 
 
+def test_a_cancel_after_the_last_step_asked_sends_nothing(
+    start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(store: JobStore, job_id: str, *_: object) -> list[str]:
+        store.put_deliveries(job_id, "pacs", [("1.2.3", "sr", "sr.dcm")])
+        cancel(store, job_id)
+        return ["pacs"]
+
+    monkeypatch.setattr(workflow, "plan_deliveries", plan)
+    running = start()
+    running.add("good1")
+    wait_until(lambda: DBOS.retrieve_workflow("good1").get_status().status == "SUCCESS", seconds=120)
+    assert DBOS.retrieve_workflow("good1").get_result() == "cancelled"
+    assert running.wait(1) == {"good1": ("cancelled", "cancelled by request")}
+    with engine_client(running.engine) as client:
+        assert [w.workflow_id for w in client.list_workflows()] == ["good1"]
+
+
 @pytest.mark.parametrize("step", ["explain", "encode"])
 def test_a_full_disk_is_waited_for(start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     free = [1000]

@@ -39,10 +39,10 @@ class Steps:
         raise error("series {uid} of Doe^Jane")
 
 class Store(JobStore):
-    def update(self, job_id, **values):
-        if dies and values.get("state") in FINAL_STATES:
+    def move(self, job_id, state, **values):
+        if dies and state in FINAL_STATES:
             os._exit(9)
-        super().update(job_id, **values)
+        return super().move(job_id, state, **values)
 
 settings = Settings.model_validate({{"storage": {{"folder": folder, "min_free_gb": 0}}}})
 engine = open_database(settings)
