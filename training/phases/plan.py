@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,20 +73,25 @@ class RunPlan:
 
     def text(self) -> str:
         """A table."""
+        width = max(8, *(len(p.name) for p in self.phases))
         parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         lines = [
             f"{self.cases} training cases on {self.device}; parameters: {parts}",
-            "phase    steps    trainable        s/step   memory GiB   hours",
+            f"{'phase':{width}} steps    trainable        s/step   memory GiB   hours",
         ]
         for p in self.phases:
             count = sum(p.trainable.values())
-            lines.append(f"{p.name:8} {p.steps:<8} {count:<16,} {p.seconds:<8.2f} {p.memory_gib:<12.2f} {p.hours:.2f}")
+            lines.append(
+                f"{p.name:{width}} {p.steps:<8} {count:<16,} {p.seconds:<8.2f} {p.memory_gib:<12.2f} {p.hours:.2f}"
+            )
         lines.append(f"in all {sum(p.hours for p in self.phases):.2f} hours, without preparing cases and validating")
         return "\n".join(lines)
 
 
 def plan_run(settings: TrainingSettings, names: Sequence[str] = (), say: Say = silent) -> RunPlan:
-    """Time a few steps of these phases; none: of all. Nothing is written, and no case is prepared.
+    """Time a few steps of these phases, none: of all, and of the runs that this one starts from.
+
+    Nothing is written, and no case is prepared.
 
     Raises:
         SettingsError: see `start_model`.
@@ -94,20 +99,31 @@ def plan_run(settings: TrainingSettings, names: Sequence[str] = (), say: Say = s
     """
     accelerator = make_accelerator(settings)
     say("loading the model")
-    # The model of a run that starts from another's weights is the other's.
-    model = start_model(load_settings(settings.start) if settings.start else settings, accelerator.device)
-    cases = _case_count(settings)
-    planned = [settings.phase(name) for name in names] or list(settings.phases)
+    earlier = _earlier(settings)
+    # The model of a run that starts from another's weights is that of the first.
+    model = start_model(earlier[0][1] if earlier else settings, accelerator.device)
+    planned = [(f"{name} ", part, phase) for name, part in earlier for phase in part.phases]
+    planned += [("", settings, phase) for phase in ([settings.phase(name) for name in names] or settings.phases)]
     phases = []
-    for phase in planned:
-        say(f"timing {phase.name}")
-        phases.append(_timed(model, phase, cases, settings.data.workers))
+    for label, part, phase in planned:
+        say(f"timing {label}{phase.name}")
+        timed = _timed(model, phase, _case_count(part), part.data.workers)
+        phases.append(replace(timed, name=f"{label}{phase.name}"))
     counts = {
         name: sum(_count(p) for p in part.parameters())
         for name, part in model.named_children()
         if part is not None and any(True for _ in part.parameters())
     }
-    return RunPlan(accelerator.device.type, counts, cases, tuple(phases))
+    return RunPlan(accelerator.device.type, counts, _case_count(settings), tuple(phases))
+
+
+def _earlier(settings: TrainingSettings) -> list[tuple[str, TrainingSettings]]:
+    """The runs that are trained before, as each starts from the one before it; the first one first."""
+    found: list[tuple[str, TrainingSettings]] = []
+    while settings.start:
+        name, settings = settings.start, load_settings(settings.start)
+        found.insert(0, (name, settings))
+    return found
 
 
 def _count(parameter: Any) -> int:
@@ -150,7 +166,7 @@ def _noise(model: BrainGemma3D, count: int) -> Cases:
 def _case_count(settings: TrainingSettings) -> int:
     data = settings.data
     if data.kind == "phantoms":
-        return data.count + data.bilateral + data.plaques
+        return data.count + data.bilateral + data.plain + data.plaques
     return len(chosen(with_splits(read_manifest(Path(data.manifest)), data.seed), "train"))
 
 

@@ -22,6 +22,7 @@ from braingemma.model.braingemma3d import BrainGemma3D
 from tests.braingemma.tiny_models import tiny_config
 from tests.training.card_support import fabricate_card
 from tests.training.run_support import losses
+from training.phases import plan
 from training.phases.plan import plan_run
 from training.phases.run import train_phases
 from training.settings import load_settings
@@ -78,16 +79,23 @@ def test_the_card_trains_to_its_end_in_four_bits_and_bf16(card: Path, whole: Pat
 
 @pytest.mark.timeout(900)
 def test_a_plan_counts_and_times_and_trains_nothing(card: Path) -> None:
-    plan = plan_run(load_settings(card), ["phase2b"])
-    (phase,) = plan.phases
-    assert (plan.cases, plan.device, phase.name, phase.steps) == (13, "cpu", "phase2b", 4)
+    found = plan_run(load_settings(card), ["phase2b"])
+    (phase,) = found.phases
+    assert (found.cases, found.device, phase.name, phase.steps) == (13, "cpu", "phase2b", 4)
     assert set(phase.trainable) == {"projector", "lora"}
     assert phase.hours > 0
     assert phase.memory_gib > 0.1
     text = Gemma3ForCausalLM(tiny_config().text_config)  # in four bits here, which pack two numbers into one
-    assert plan.parameters["language_model"] - phase.trainable["lora"] == sum(p.numel() for p in text.parameters())
-    assert "phase2b" in plan.text()
+    assert found.parameters["language_model"] - phase.trainable["lora"] == sum(p.numel() for p in text.parameters())
+    assert "phase2b" in found.text()
     assert not (card.parent / "cases").exists()
+
+
+def test_a_plan_counts_the_runs_that_a_run_starts_from() -> None:
+    demo = load_settings("demo")
+    names = [name for name, _ in plan._earlier(demo)]
+    assert names == ["demo-plain", "demo-hard"]
+    assert plan._case_count(demo) == demo.data.count + demo.data.bilateral + demo.data.plain + demo.data.plaques
 
 
 @pytest.fixture(scope="module")
