@@ -1,4 +1,4 @@
-"""Weights on disk to a model in memory, and back; strict, and never more than one tensor in full precision at a time.
+"""Weights on disk to a model in memory; strict, and never more than one tensor in full precision at a time.
 
 This project's layout:
 

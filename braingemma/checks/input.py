@@ -1,8 +1,8 @@
 """Checks of a picture before the model sees it: a model writes a report about anything, a bag of noise included.
 
 Each check looks at one thing and says what it saw. The limits were set on real FLAIR volumes, phantoms, and phantoms
-drawn with T1, T2 and proton density contrast, cut, or with noise added; `tests/braingemma/test_input_checks.py` keeps
-them. They are wide: a check that often cries wolf is switched off.
+drawn with T1, T2 and proton density contrast, cut, or with noise added; `tests/braingemma/checks/test_input_checks.py`
+keeps them. They are wide: a check that often cries wolf is switched off.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The words of a brain MRI report draft: tokens, sentences and clauses. Private to `findings.py`.
+"""The words of a brain MRI report draft: tokens, sentences and clauses. Private to this folder.
 
 Rules, not a model: each decision can be traced to a word, which is what the choice of the tokens to explain needs.
 """

@@ -1,4 +1,4 @@
-"""Whether a report affirms or denies what it names. Private to `findings.py`.
+"""Whether a report affirms or denies what it names. Private to this folder.
 
 After NegEx (Chapman et al., J Biomed Inform 2001, doi:10.1006/jbin.2001.1029): a cue, a reach that ends at certain
 words, and pseudo-cues ("not only") that deny nothing.

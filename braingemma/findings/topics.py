@@ -1,4 +1,4 @@
-"""Which sentences of a report speak of which finding, and where they place it. Private to `findings.py`."""
+"""Which sentences of a report speak of which finding, and where they place it. Private to this folder."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import math
 from typing import Final, Literal
 
 #: Standard deviation of ln(measured volume) of one lesion measured again, in another position and with other noise.
-#: `braingemma evaluate --changes 16` with the bundled weights gave 0.077 on the 14 of 16 phantoms with two volumes;
+#: `braingemma evaluate --changes 16` with demo weights 5 gave 0.077 on the 14 of 16 phantoms with two volumes;
 #: it is taken larger here, as one of these 14 was off by a third.
 VOLUME_ERROR: Final = 0.11
 #: What comes to it for small lesions, ml: a guess, as too few small ones were measured.

@@ -1,4 +1,4 @@
-"""`braingemma train`, `evaluate`, `phantom` and `bench`."""
+"""`braingemma train`, `evaluate` and `phantom`."""
 
 from __future__ import annotations
 

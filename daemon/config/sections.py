@@ -225,7 +225,7 @@ class Model(Section):
     seed: int = Field(42, ge=0)
     """Of the drawing: the same study gives the same report."""
     candidates: int = Field(8, ge=1, le=64)
-    """Texts at most, where the first one contradicts classifier or lesion map; 1: that one stays, with its warnings."""
+    """Texts at most, where the first contradicts classifier, map or ventricles; 1: it stays, with its warnings."""
     speculate: int = Field(0, ge=0, le=11)
     """Tokens guessed at each pass from the reports written before, where nothing is drawn: the same text, sooner."""
     threads: int = Field(0, ge=0)

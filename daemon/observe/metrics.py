@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: what this process counts, what the receivers count, and what stands in the database.
+"""Metrics for Prometheus: what the service and the page count; receivers count in `daemon.receive.counters`.
 
 No label names a patient, a study or a person. Receiver processes write their counts to files
 (`prometheus_client`'s multi-process mode), which the service adds up when it is asked.

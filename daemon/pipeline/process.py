@@ -42,7 +42,7 @@ def process(
         source: A NIfTI file, or a folder of DICOM files (any nesting, several series).
         out: Folder for the results; made where it is missing. Results of an earlier run in it are replaced. With
             `[selection] report = "all"`, those of further series lie in `further/<series UID>` below it.
-        settings: The sections `model`, `explain`, `results` and `selection` count.
+        settings: The sections `model`, `checks`, `explain`, `results` and `selection` count.
         study_uid: The study of the folder to report; needed where it holds several patients or days.
         progress: Called with (done, total, what) while a step works.
         on_step: Called with each step's name before it starts.

@@ -1,4 +1,4 @@
-"""What a receiver process counts; the service adds up the processes' files (see `metrics.share_with_children`)."""
+"""What a receiver process counts; the page adds up the processes' files (see `metrics.share_with_children`)."""
 
 from __future__ import annotations
 

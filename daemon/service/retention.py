@@ -1,7 +1,8 @@
 """What is removed when: by age for each way a job can end, and sooner where the disk runs low.
 
-Nothing that was not delivered is ever removed by itself: a job with an object that waits, or that lies in the dead
-letter, stays until a person retries it. The received instances of a job go with it; sent again they count as new.
+But for cancelled jobs, nothing that was not delivered is ever removed by itself: a job with an object that waits, or
+that lies in the dead letter, stays until a person retries it. The received instances of a job go with it; sent again
+they count as new.
 What lies outside a job's folder goes with the job, too: copies on other hosts, instances that were kept aside.
 """
 

@@ -1,6 +1,6 @@
 """The web server of the page, in a thread of its own; its connections are bounded.
 
-Every connection costs the service a file handle. The oldest that asks for nothing makes room for the next; one that has
+Every connection costs a file handle. The oldest that asks for nothing makes room for the next; one that has
 not asked within `ASK_SECONDS`, or takes nothing of its answer for `STALL_SECONDS`, is closed.
 """
 

@@ -1,4 +1,4 @@
-"""What `braingemma train`, `evaluate` and `phantom` do; the arguments are read by `daemon.cli.train`."""
+"""What `braingemma evaluate` does; the arguments are read by `daemon.cli.train`."""
 
 from __future__ import annotations
 
