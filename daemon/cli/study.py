@@ -202,7 +202,7 @@ def batch(
         work = Batch(found, out, settings, say)
         tally = work.run()
         with only_one_writes(out):
-            compared = compare_sessions(found.cases, out, named=not deidentify)
+            compared = compare_sessions(found.cases, out, named=not settings.results.deidentify)
             failed = tally.failed + work.encode_anew()
             rows = rows_of(out)
             write_csv(rows, out / "cases.csv")

@@ -21,7 +21,7 @@ from daemon.jobs.records import Selection
 from daemon.observe.logs import Identities
 from daemon.pipeline.steps.runner import Steps
 from daemon.record import Record
-from dicom_io.deidentify import Deidentifier, load_key, scrub
+from dicom_io.deidentify import Deidentifier, load_key, scrub, without_uids
 from dicom_io.series.identities import identities
 
 CASE_FILE = "case.json"
@@ -256,7 +256,7 @@ class Batch:
         status: Literal["reported", "refused", "failed"] = "reported"
         if fault is not None:
             status = "refused" if isinstance(fault, Rejected) else "failed"
-        series = _chosen(folder)
+        series = chosen_uid(folder) if folder is not None else ""
         facts = case.facts.get(series) or next(iter(case.facts.values()), SeriesFacts())
         hide = self._deidentifier
         patient = facts.patient_id
@@ -277,13 +277,14 @@ class Batch:
         self.counts[status] += 1
 
     def _said(self, fault: Exception, case: Case) -> str:
-        """Why, in one line; of a de-identified case without what its headers and file names say."""
+        """Why, in one line; of a de-identified case without what its headers, file names and UIDs say."""
         text = " ".join(str(fault).split())
         if self._deidentifier is None:
             return text
         hidden = Identities()
         hidden.hide(case.name, identities(case.files))
-        return hidden.removed(scrub(text, [path.name for path in case.files]))
+        names = [name for path in case.files for name in (str(path), path.name)]
+        return without_uids(hidden.removed(scrub(text, names)), self._deidentifier)
 
     def _tell(self, started: float, total: int, worked: int) -> None:
         done = worked + self.counts["skipped"]
@@ -297,8 +298,9 @@ def _further(case: Case, selection: Selection) -> dict[str, str]:
     return {f"{case.name}-{number}": uid for number, uid in enumerate(selection.further, start=2)}
 
 
-def _chosen(folder: JobFolder | None) -> str:
-    selection = None if folder is None else Selection.read_if_there(folder.selection)
+def chosen_uid(folder: JobFolder) -> str:
+    """The series that was selected, as it was received; empty for a NIfTI file."""
+    selection = Selection.read_if_there(folder.selection)
     return (selection.chosen or "") if selection is not None else ""
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.cohort.batch import CASE_FILE, CaseRecord
+from daemon.cohort.batch import CASE_FILE, CaseRecord, chosen_uid
 from daemon.cohort.cases import Case, SeriesFacts
 from daemon.jobs.comparison import Patient, compare, is_same, measured_volume
 from daemon.jobs.folder import JobFolder
@@ -79,8 +79,7 @@ def _reported(case: Case, out: Path) -> Dated | None:
     record = CaseRecord.read_if_there(folder.root / CASE_FILE)
     if record is None or record.status != "reported" or not folder.report_json.exists():
         return None
-    chosen = Report.read(folder.report_json).input.series_uid or ""
-    facts = case.facts.get(chosen) or next(iter(case.facts.values()), None)
+    facts = case.facts.get(chosen_uid(folder)) or next(iter(case.facts.values()), None)
     return None if facts is None else (case, facts, folder)
 
 

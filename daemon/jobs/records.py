@@ -178,6 +178,8 @@ class Report(Record):
     warnings: tuple[str, ...] = ()
     doubts: tuple[str, ...] | None = None
     """Those of `warnings` that hold the text against what else was seen; None where that was not noted."""
+    deidentified: bool = False
+    """Whether UIDs in it are those of the de-identified objects, and it names no file."""
     banner: str | None = None
     intended_use: str
 

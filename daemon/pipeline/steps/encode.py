@@ -18,9 +18,10 @@ from daemon.jobs.records import Arrival, Comparison, Measurement, Report, Report
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
+from daemon.pipeline.steps.nameless import nameless
 from daemon.pipeline.steps.select import chosen_series
 from dicom_io.content.report import ComparisonRecord, FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
-from dicom_io.deidentify import Deidentifier, load_key, rewrite_file, scrub, without_uids
+from dicom_io.deidentify import Deidentifier, load_key, rewrite_file
 from dicom_io.objects.kinds import KINDS
 from dicom_io.pack.encode import MANIFEST, encode_pack, load_pack, reports_of, wanted
 from dicom_io.pack.rejection import encode_rejection, withdrawn
@@ -29,7 +30,7 @@ from dicom_io.volume.geometry import SeriesGeometry
 MANUFACTURER = "BrainGemma3D for PACS (open source)"
 _CORRECTED = re.compile(r"The patient's identity \(.*\) was corrected after the images came\.")
 
-UNSAID = frozenset({"candidates", "doubts", "lesion_estimate"})
+UNSAID = frozenset({"candidates", "deidentified", "doubts", "lesion_estimate"})
 """Fields of a report that add nothing to its results; whatever field a report gets affects them until it is here."""
 
 
@@ -103,15 +104,11 @@ def _with_correction(settings: Settings, folder: JobFolder) -> Report:
 
 def result_content(settings: Settings, folder: JobFolder, report: Report) -> ReportContent:
     """What the results say; without received UIDs, and names of files, where it is to name nobody."""
-    warnings = report.warnings
-    if settings.results.deidentify:
-        names = [path.name for path in folder.input.rglob("*")]
-        deidentifier = Deidentifier(load_key(settings.pseudonym_key))
-        warnings = tuple(without_uids(scrub(warning, names), deidentifier) for warning in warnings)
+    report = nameless(settings, folder, report)  # one of before results were to name nobody still does
     return ReportContent(
         report_text=report.report,
         findings=tuple(_finding(finding) for finding in report.findings),
-        warnings=warnings,
+        warnings=report.warnings,
         measurements=tuple(_measurement(measured) for measured in report.measurements),
         unmeasured=tuple(
             f"{m.name.replace('_', ' ').capitalize()}: not measured, {m.reason}." for m in report.unmeasured

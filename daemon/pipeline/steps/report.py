@@ -34,6 +34,7 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Report
 from daemon.jobs.report import INTENDED_USE, SMALL_LESIONS, write_report
 from daemon.pipeline.steps.context import Context
+from daemon.pipeline.steps.nameless import nameless
 
 
 def report(context: Context, folder: JobFolder) -> None:
@@ -91,6 +92,7 @@ def report(context: Context, folder: JobFolder) -> None:
         dated = not context.settings.results.deidentify
         compared = compare(earlier, record, earlier.study_date_now, dated=dated)
         record = record.model_copy(update={"comparison": compared})
+    record = nameless(context.settings, folder, record)
     write_report(folder, record, named=not context.settings.results.deidentify)
 
 

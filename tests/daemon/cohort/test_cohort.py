@@ -18,16 +18,20 @@ import pyarrow.parquet as pq
 import pydicom
 import pytest
 from record_support import a_report, a_selection
+from typer.testing import CliRunner
 
+from daemon.cli.app import app
 from daemon.cohort.batch import Batch, CaseRecord
 from daemon.cohort.bids import write_bids
 from daemon.cohort.cases import Case, Source, find_cases
 from daemon.cohort.page import write_page
-from daemon.cohort.sessions import compare_sessions
+from daemon.cohort.sessions import Compared, compare_sessions
 from daemon.cohort.table import COLUMNS, rows_of, write_csv, write_parquet
 from daemon.config.sections import Settings
 from daemon.errors import DaemonError, Rejected
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Report
+from dicom_io.deidentify import Deidentifier, load_key
 from dicom_io.objects.sr_rules import plain_text
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom, write_phantom
@@ -330,15 +334,55 @@ def test_a_case_that_another_process_works_on_is_left_to_it(done: Path, tmp_path
 
 
 def test_a_deidentified_batch_names_nobody(volume: Path, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    identity = {"PatientID": "MARKERMRN", "PatientName": "MARKERNAME^X", "StudyInstanceUID": "1.2.3.4711"}
-    write_series(volume, source / "MARKERFOLDER", overrides={**identity, "SeriesDescription": "t1 mprage"})
+    """Neither names nor received UIDs: a refused study, and one with a warning that names a repeated instance."""
+    source, out = tmp_path / "MARKERSOURCE", tmp_path / "out"
+    who = {"PatientID": "MARKERMRN", "PatientName": "MARKERNAME^X"}
+    refused = {"StudyInstanceUID": "1.2.3.4.4711", "SeriesInstanceUID": "1.2.3.4.4712"}
+    write_series(volume, source / "MARKERFOLDER", overrides={**who, **refused, "SeriesDescription": "t1 mprage"})
+    write_series(volume, source / "b", overrides={**who, "StudyInstanceUID": "1.2.3.4.4811"})
+    images = sorted((source / "b").iterdir())
+    shutil.copyfile(images[0], source / "b" / "MARKERCOPY.dcm")
+    uids = [str(pydicom.dcmread(images[0])[key].value) for key in ("SeriesInstanceUID", "SOPInstanceUID")]
     settings = quick(results={"deidentify": True, "deidentify_key": str(tmp_path / "key")})
-    assert Batch(find_cases(source), tmp_path / "out", settings, lambda _: None).run().refused == 1
-    write_csv(rows_of(tmp_path / "out"), tmp_path / "out" / "cases.csv")
-    for file in (tmp_path / "out").rglob("*"):
-        assert "MARKER" not in str(file.relative_to(tmp_path))
-    for file in ("cases.csv", "batch.json"):
-        text = (tmp_path / "out" / file).read_text()
-        assert "MARKER" not in text
-        assert "1.2.3.4711" not in text
+    work = Batch(find_cases(source), out, settings, lambda _: None)
+    tally = work.run()
+    assert (tally.refused, tally.reported) == (1, 1)
+    write_csv(rows_of(out), out / "cases.csv")
+    write_page(rows_of(out), out, None)
+    shown = ("*.csv", "*.html", "*.json", "cases/*/report.*", "cases/*/case.json", "**/*.dcm")
+    for file in (file for pattern in shown for file in out.glob(pattern)):
+        content = file.read_bytes()
+        assert [m for m in ("MARKER", "1.2.3.4.", *uids) if m.encode() in content] == [], file
+    assert not [file for file in out.rglob("*") if "MARKER" in str(file.relative_to(out))]
+
+    [report] = map(Report.read, out.glob("cases/*/report.json"))
+    [warning] = [w for w in report.warnings if "repeats SOP Instance UID" in w]
+    key = Deidentifier(load_key(tmp_path / "key"))
+    assert f"UID {key.uid(uids[1])} " in warning
+    assert report.input.series_uid == key.uid(uids[0])
+    for _ in range(2):
+        [sr] = out.glob("cases/*/dicom/sr.dcm")
+        assert warning in plain_text(pydicom.dcmread(sr))
+        shutil.rmtree(sr.parent)
+        assert work.encode_anew() == 0
+
+
+def test_a_configuration_that_deidentifies_counts_like_the_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def compare(cases: object, out: object, *, named: bool) -> Compared:
+        told.append(named)
+        return Compared(0, ("sub-07",))
+
+    monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
+    monkeypatch.setattr("daemon.cohort.sessions.compare_sessions", compare)
+    monkeypatch.setattr("os.nice", lambda _: 0)
+    (tmp_path / "x.nii.gz").touch()
+    (tmp_path / "c.toml").write_text(f"[results]\ndeidentify = true\ndeidentify_key = {str(tmp_path / 'key')!r}\n")
+    arguments = ["batch", str(tmp_path / "x.csv"), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "c.toml")]
+    (tmp_path / "x.csv").write_text("path\nx.nii.gz\n")
+    ended = CliRunner().invoke(app, arguments)
+    assert (ended.exit_code, told) == (0, [False]), ended.output
+    assert ended.stderr.count("sub-07: expected acq_time") == 1

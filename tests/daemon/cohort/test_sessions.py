@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from record_support import a_report
+from record_support import a_report, a_selection
 
 from daemon.cohort.batch import CASE_FILE, CaseRecord
 from daemon.cohort.cases import find_cases
@@ -24,7 +24,9 @@ def reported(out: Path, case: str, series_uid: str | None, volume: float) -> Non
     folder = JobFolder(out / "cases" / case)
     folder.root.mkdir(parents=True)
     measured: dict[str, Any] = {"name": "lesion_volume", "value": volume, "unit": "mL", "method": "map"}
-    a_report(measurements=[measured], input={"series_uid": series_uid}).write(folder.report_json)
+    a_report(measurements=[measured]).write(folder.report_json)
+    if series_uid is not None:
+        a_selection(series_uid).write(folder.selection)
     CaseRecord(case=case, status="reported").write(folder.root / CASE_FILE)
 
 
