@@ -94,7 +94,7 @@ def jobs_show(job_id: str, config: ConfigOption = None, as_json: JsonOption = Fa
     for name, value in facts.items():
         data.print(f"{name}: {_when(value) if name in ('created', 'updated') else value}")
     for verdict in verdicts:
-        data.print(f"series {verdict.series_uid}: {verdict.verdict}")
+        data.print(f"series {verdict.named}: {verdict.verdict}")
     if deliveries:
         print_table(
             ("destination", "kind", "file", "state", "status", "confirmed by", "attempts", "reason"),
@@ -130,7 +130,10 @@ def jobs_why(series_uid: str, config: ConfigOption = None, as_json: JsonOption =
         data.print(arrival)
     for verdict in verdicts:
         job = store.get(verdict.job_id)
-        data.print(f"{verdict.verdict} in job {verdict.job_id}" + (f" ({job.state}): {job.reason}" if job else ""))
+        which = f"acquisition {verdict.part} " if verdict.part else ""
+        data.print(
+            f"{which}{verdict.verdict} in job {verdict.job_id}" + (f" ({job.state}): {job.reason}" if job else "")
+        )
         for reason in verdict.reasons:
             data.print(f"  {reason}")
 

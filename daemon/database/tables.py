@@ -91,6 +91,7 @@ VERDICTS = sa.Table(
     metadata,
     sa.Column("job_id", CleanText, primary_key=True),
     sa.Column("series_uid", CleanText, primary_key=True, index=True),
+    sa.Column("part", sa.Integer, primary_key=True, autoincrement=False, default=0),  # of several under one UID
     sa.Column("verdict", CleanText, nullable=False),
     sa.Column("reasons", CleanText, nullable=False),
     sa.Column("description", CleanText, nullable=False, default=""),  # SeriesDescription

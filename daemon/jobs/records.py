@@ -200,6 +200,8 @@ class SeriesVerdict(Record):
     description: str = ""
     number: int | None = None
     instances: int = 0
+    part: int = 0
+    """1, 2, ... of several acquisitions under one series UID; 0 otherwise."""
 
 
 class UnreadFile(Record):

@@ -74,7 +74,11 @@ class Job:
 
 @dataclass(frozen=True)
 class SeriesVerdict:
-    """What selection said of one series, with each rule's reason."""
+    """What selection said of one series, with each rule's reason.
+
+    Attributes:
+        part: 1, 2, ... of several acquisitions under one series UID, which are judged apart; 0 otherwise.
+    """
 
     job_id: str
     series_uid: str
@@ -83,6 +87,12 @@ class SeriesVerdict:
     description: str = ""
     number: str = ""
     instances: int = 0
+    part: int = 0
+
+    @property
+    def named(self) -> str:
+        """The series in words: its UID, and which of its acquisitions."""
+        return f"{self.series_uid}, acquisition {self.part}" if self.part else self.series_uid
 
 
 @dataclass(frozen=True)
@@ -261,11 +271,12 @@ class JobStore:
                 connection.execute(sa.delete(table).where(table.c.job_id == job_id))
 
     def put_verdicts(self, job_id: str, verdicts: Iterable[SeriesVerdict]) -> None:
-        """Keep the verdict on each series of a job."""
+        """Keep the verdict on each series of a job, in place of those of an earlier run."""
         with self._writing() as connection:
+            connection.execute(sa.delete(VERDICTS).where(VERDICTS.c.job_id == job_id))
             for verdict in verdicts:
                 row = {**vars(verdict), "job_id": job_id, "reasons": json.dumps(list(verdict.reasons))}
-                said = [name for name in row if name not in ("job_id", "series_uid")]
+                said = [name for name in row if name not in ("job_id", "series_uid", "part")]
                 connection.execute(upsert(self.engine, VERDICTS, row, update=said))
 
     def put_study(self, job_id: str, study: Mapping[str, str], words: Mapping[str, bool]) -> None:
@@ -285,8 +296,9 @@ class JobStore:
                 connection.execute(sa.insert(JOB_WORDS), rows)
 
     def verdicts(self, *, series_uid: str | None = None, job_id: str | None = None) -> list[SeriesVerdict]:
-        """Verdicts on a series, or of a job; the newest job's first."""
-        query = sa.select(VERDICTS).join(JOBS, JOBS.c.job_id == VERDICTS.c.job_id).order_by(JOBS.c.created.desc())
+        """Verdicts on a series, or of a job; the newest job's first, in it what was accepted."""
+        order = (JOBS.c.created.desc(), VERDICTS.c.verdict, VERDICTS.c.series_uid, VERDICTS.c.part)
+        query = sa.select(VERDICTS).join(JOBS, JOBS.c.job_id == VERDICTS.c.job_id).order_by(*order)
         if series_uid is not None:
             query = query.where(VERDICTS.c.series_uid == series_uid)
         if job_id is not None:

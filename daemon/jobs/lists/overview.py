@@ -141,7 +141,7 @@ def refused_series(engine: sa.Engine, *, limit: int, offset: int = 0) -> list[Se
         sa.select(VERDICTS)
         .join(JOBS, JOBS.c.job_id == VERDICTS.c.job_id)
         .where(VERDICTS.c.verdict == "refused")
-        .order_by(JOBS.c.created.desc(), VERDICTS.c.series_uid)
+        .order_by(JOBS.c.created.desc(), VERDICTS.c.series_uid, VERDICTS.c.part)
         .limit(limit)
         .offset(offset)
     )

@@ -29,11 +29,14 @@ def select(context: Context, folder: JobFolder) -> None:
     rules = context.settings.selection
     candidates = of_one_study(scan.series, folder.study_uid)
     ranked = rank(candidates, SelectionRules(include=rules.include, exclude=rules.exclude), look_at)
-    accepted = [series for series, verdict in ranked if verdict.accepted]
+    best: dict[str, tuple[Series, Verdict]] = {}  # of each UID, under which several acquisitions may have come
+    for series, verdict in ranked:
+        if verdict.accepted:
+            best.setdefault(series.series_uid, (series, verdict))
     selection = Selection(
-        chosen=accepted[0].series_uid if accepted else None,
-        further=tuple(uid for uid in dict.fromkeys(s.series_uid for s in accepted) if uid != accepted[0].series_uid),
-        parts={series.series_uid: series.part for series in reversed(accepted) if series.part},
+        chosen=next(iter(best), None),
+        further=tuple(best)[1:],
+        parts={uid: series.part for uid, (series, _) in best.items() if series.part},
         series=tuple(
             SeriesVerdict(
                 series_uid=verdict.series_uid,
@@ -42,16 +45,17 @@ def select(context: Context, folder: JobFolder) -> None:
                 description=series.description,
                 number=series.number,
                 instances=len(series.files),
+                part=series.part,
             )
             for series, verdict in ranked
         ),
-        by_picture=tuple(series.series_uid for series, verdict in ranked if verdict.by_picture),
+        by_picture=tuple(uid for uid, (_, verdict) in best.items() if verdict.by_picture),
         problems=tuple(UnreadFile(file=p.path.name, reason=p.reason) for p in scan.problems),
     )
     selection.write(folder.selection)
-    if not accepted:
+    if selection.chosen is None:
         raise Rejected(_why_none(ranked, scan.problems, folder.input))
-    _check_one_patient(accepted[0], candidates)
+    _check_one_patient(best[selection.chosen][0], candidates)
 
 
 def chosen_series(folder: JobFolder) -> Series:
