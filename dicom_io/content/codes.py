@@ -62,6 +62,8 @@ SPATIAL_CONCEPT: Code = codes.SCT.SpatialAndRelationalConcept
 ABNORMAL_STRUCTURE: Code = codes.SCT.MorphologicallyAbnormalStructure
 LESION: Code = codes.SCT.Lesion
 BRAIN: Code = codes.SCT.Brain
+QUALITATIVE_EVALUATIONS = Code("C0034375", "UMLS", "Qualitative Evaluations")
+COMMENT: Code = codes.DCM.Comment
 PROCESSING_EQUIPMENT: Code = codes.DCM.ProcessingEquipment
 
 PRESENCES: dict[str, Code] = {

@@ -41,6 +41,7 @@ class SourceVolumes:
         support: Mask of the top supporting region; None where nothing supports a finding.
         lesion: Mask of the estimated lesion, of the volume that the report states; None where there is none.
         no_support_reason: Why `support` is None, in words for the reader.
+        lesion_in_text: Whether a lesion stands as present among the findings, too.
     """
 
     flair: FloatArray
@@ -48,6 +49,7 @@ class SourceVolumes:
     support: BoolArray | None
     lesion: BoolArray | None
     no_support_reason: str | None
+    lesion_in_text: bool = True
 
 
 def load_volumes(
@@ -70,11 +72,11 @@ def load_volumes(
     reason = _no_support_reason(content, saliency)
     support = top_region(saliency) if saliency is not None and reason is None else None
     lesion = None
-    if lesion_path is not None and content.has_present_finding:
+    if lesion_path is not None:  # whatever the text says: its volume is stated, and nobody should look for it in vain
         mask = _on_source(lesion_path, geometry, order=0) > 0
         _check_volume(mask, geometry, content)
         lesion = mask if mask.any() else None
-    return SourceVolumes(flair, saliency, support, lesion, reason)
+    return SourceVolumes(flair, saliency, support, lesion, reason, lesion_in_text=content.has_present("lesion"))
 
 
 def _on_source(path: Path, geometry: SeriesGeometry, order: int) -> FloatArray:

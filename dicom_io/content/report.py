@@ -183,10 +183,9 @@ class ReportContent:
         """The one lesion volume that every result states; None where nothing was measured."""
         return next((m for m in self.measurements if m.name == LESION_VOLUME), None)
 
-    @property
-    def has_present_finding(self) -> bool:
-        """Whether the report says that something is there."""
-        return any(record.presence == "present" for record in self.findings)
+    def has_present(self, finding: str) -> bool:
+        """Whether the report says that this finding is there."""
+        return any(record.presence == "present" for record in self.findings if record.finding == finding)
 
     @property
     def nothing_present(self) -> str:

@@ -25,6 +25,8 @@ from dicom_io.volume.geometry import SeriesGeometry
 RED, YELLOW = (55.0, 76.0, 60.0), (87.0, -2.0, 84.0)
 """CIELab. What supports the draft is red everywhere; the outline of the lesion must differ from it."""
 
+LESION_LABEL = "Lesion as estimated by AI"
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -60,7 +62,8 @@ def _segments(volumes: SourceVolumes) -> Iterator[Segment]:
             RED,
         )
     if volumes.lesion is not None:
-        yield Segment(volumes.lesion, "Lesion as estimated by AI", codes.ABNORMAL_STRUCTURE, codes.LESION, YELLOW)
+        label = LESION_LABEL if volumes.lesion_in_text else f"{LESION_LABEL}; the draft states none as present"
+        yield Segment(volumes.lesion, label, codes.ABNORMAL_STRUCTURE, codes.LESION, YELLOW)
 
 
 def make(case: Case) -> list[Dataset]:

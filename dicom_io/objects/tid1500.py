@@ -13,6 +13,8 @@ from highdicom.seg import Segmentation
 from highdicom.sr import (
     AlgorithmIdentification,
     Comprehensive3DSR,
+    ContainerContentItem,
+    ContentSequence,
     DeviceObserverIdentifyingAttributes,
     FindingSite,
     ImageRegion,
@@ -23,8 +25,10 @@ from highdicom.sr import (
     ObserverContext,
     PlanarROIMeasurementsAndQualitativeEvaluations,
     ReferencedSegment,
+    RelationshipTypeValues,
     SourceImageForRegion,
     SourceImageForSegmentation,
+    TextContentItem,
     TrackingIdentifier,
     VolumetricROIMeasurementsAndQualitativeEvaluations,
 )
@@ -36,7 +40,7 @@ from dicom_io.content import codes
 from dicom_io.content.context import ResultContext
 from dicom_io.content.equipment import MANUFACTURER, MODEL_NAME
 from dicom_io.content.regions import BoolArray, SourceVolumes, volume_ml
-from dicom_io.content.report import RESEARCH_USE_LINE
+from dicom_io.content.report import RESEARCH_USE_LINE, wrap
 from dicom_io.content.sources import Sources
 from dicom_io.objects.case import Case
 from dicom_io.objects.kinds import SEG, TID1500
@@ -47,6 +51,7 @@ from dicom_io.objects.sr_rules import regions_faults
 from dicom_io.volume.geometry import SeriesGeometry
 
 TEMPLATE_ID = "1500"
+CONTAINS = RelationshipTypeValues.CONTAINS
 
 
 def make(case: Case) -> list[Dataset]:
@@ -85,6 +90,8 @@ def encode_tid1500(
         language_of_content_item_and_descendants=LanguageOfContentItemAndDescendants(codes.ENGLISH),
     )
     evidence = [*evidence_headers(context), *([] if segmentation is None else [segmentation])]
+    if context.content.warnings:
+        report[0].ContentSequence.append(_evaluations(context))
     document = Comprehensive3DSR(
         evidence=evidence,
         content=report,
@@ -99,7 +106,7 @@ def encode_tid1500(
 
 
 def outline(mask: BoolArray) -> np.ndarray:
-    """The longest outline of a mask as a closed polygon, (n, 2) float: column, row.
+    """The outline of the largest part of a mask as a closed polygon, (n, 2) float: column, row.
 
     Coordinates are image-relative: (0.5, 0.5) is the centre of the first pixel (PS3.3 C.18.6.1.2).
 
@@ -107,8 +114,24 @@ def outline(mask: BoolArray) -> np.ndarray:
         mask: (rows, columns), not empty.
     """
     contours = find_contours(np.pad(mask, 1).astype(np.float64), 0.5)
-    longest = max(contours, key=len) - 1  # undo the padding
-    return np.asarray(longest[:, ::-1] + 0.5)
+    largest = max(contours, key=polygon_area) - 1  # undo the padding
+    return np.asarray(largest[:, ::-1] + 0.5)
+
+
+def polygon_area(points: np.ndarray) -> float:
+    """Area inside a closed polygon, (n, 2) points of which the first comes again; in the square of their unit."""
+    x, y = points.T
+    return abs(float(np.dot(x[:-1], y[1:]) - np.dot(x[1:], y[:-1]))) / 2
+
+
+def _evaluations(context: ResultContext) -> ContainerContentItem:
+    """What the reader must know of the case, as evaluations of the whole in text (TID 1500 rows 12 and 14)."""
+    container = ContainerContentItem(name=codes.QUALITATIVE_EVALUATIONS, relationship_type=CONTAINS)
+    said = (wrap(f"Warning: {warning}") for warning in context.content.warnings)
+    container.ContentSequence = ContentSequence(
+        [TextContentItem(codes.COMMENT, text, CONTAINS) for text in said], is_root=False
+    )
+    return container
 
 
 def _observer(context: ResultContext) -> ObserverContext:
@@ -133,14 +156,15 @@ def _groups(context: ResultContext, found: tuple[Segment, ...], segmentation: Se
 
 
 def _planar(context: ResultContext, number: int, segment: Segment) -> PlanarROIMeasurementsAndQualitativeEvaluations:
-    """The region where its area is greatest."""
+    """Of the slice with most of the region, the largest part: what is drawn is what is measured."""
     index = int(segment.mask.sum(axis=(1, 2)).argmax())
+    drawn = outline(segment.mask[index])
     region = ImageRegion(
         graphic_type="POLYLINE",  # closed: its first point comes again
-        graphic_data=outline(segment.mask[index]),
+        graphic_data=drawn,
         source_image=SourceImageForRegion(**_reference(context, index)),
     )
-    area = float(segment.mask[index].sum()) * float(np.prod(context.geometry.pixel_spacing))
+    area = polygon_area(drawn) * float(np.prod(context.geometry.pixel_spacing))
     measured = Measurement(name=dictionary.SCT.Area, value=round(area, 2), unit=dictionary.UCUM.SquareMillimeter)
     return PlanarROIMeasurementsAndQualitativeEvaluations(
         referenced_region=region, measurements=[measured], **_common(context, number, segment, "outline")

@@ -67,12 +67,12 @@ def test_frames_name_their_source_and_empty_ones_are_left_out() -> None:
 
 
 def test_a_healthy_draft_has_no_segment(tmp_path: Path) -> None:
-    case = make_case(tmp_path, said=content(findings=(FindingRecord("lesion", "absent"),)))
-    pack = encode_pack(**case.arguments(kinds=wanted(), out=tmp_path / "dicom"))
+    case = make_case(tmp_path, said=content(findings=(FindingRecord("lesion", "absent"),), measurements=()))
+    pack = encode_pack(**case.arguments(lesion_path=None, kinds=wanted(), out=tmp_path / "dicom"))
     assert pack.of_kind("seg") == ()
     assert len(pack.of_kind("pm")) == 1
     sources = read_sources(case.files, case.geometry)
-    volumes = load_volumes(case.geometry, case.content, case.volume_path, case.saliency_path, case.lesion_path)
+    volumes = load_volumes(case.geometry, case.content, case.volume_path, case.saliency_path, None)
     with pytest.raises(ValueError, match="expected a segment"):
         encode_seg(ResultContext(sources, case.geometry, case.content, "x"), volumes)
 

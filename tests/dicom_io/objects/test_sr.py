@@ -255,8 +255,8 @@ def test_patient_and_study_are_as_received_in_utf_8(report: Dataset) -> None:
 def test_a_draft_of_which_nothing_is_present_says_why(presences: tuple[str, ...], line: str, tmp_path: Path) -> None:
     findings = tuple(FindingRecord(name, p) for name, p in zip(("edema", "lesion"), presences, strict=False))
     said = content(report_text="As the text has it.", findings=findings, measurements=())
-    case = make_case(tmp_path, said=said)
-    document = dcmread(encode_pack(**case.arguments(kinds=SR_ONLY, out=tmp_path / "d")).objects[0].path)
+    arguments = make_case(tmp_path, said=said).arguments(lesion_path=None, kinds=SR_ONLY, out=tmp_path / "d")
+    document = dcmread(encode_pack(**arguments).objects[0].path)
     assert line in plain(document)
     assert ("names no abnormal finding" in plain(document)) == (presences == ("absent", "absent"))
     assert "118565006" not in {i.ConceptNameCodeSequence[0].CodeValue for i in items(document)}

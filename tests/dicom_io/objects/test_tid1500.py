@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pytest
@@ -60,6 +61,36 @@ def test_an_outline_lies_half_a_pixel_around_its_mask() -> None:
     assert (points[:, 0].min(), points[:, 0].max()) == (5.0, 9.0)  # columns
     assert (points[:, 1].min(), points[:, 1].max()) == (2.0, 4.0)  # rows
     assert np.array_equal(points[0], points[-1])
+
+
+def test_the_area_is_that_of_the_polygon_that_is_drawn(tmp_path: Path) -> None:
+    """A lesion of two parts, of which the smaller has the longer outline, and one of them a hole."""
+    lesion = np.zeros((40, 48, 36))
+    lesion[8:18, 10:20, 16:20] = 1
+    lesion[12:14, 13:16, 16:20] = 0
+    lesion[20:22, 5:43, 16:20] = 1
+    case = make_case(tmp_path, lesion=lesion)
+    pack = encode_pack(**case.arguments(kinds=REPORTS, out=tmp_path / "dicom"))
+    document = dcmread(pack.of_kind("tid1500")[0].path)
+    groups = [g for g in items(document) if any(i.ValueType == "SCOORD" for i in g.get("ContentSequence", []))]
+    assert len(groups) == 2
+    for group in groups:
+        [polygon] = [i for i in group.ContentSequence if i.ValueType == "SCOORD"]
+        [measured] = [i for i in group.ContentSequence if i.ValueType == "NUM"]
+        x, y = np.array(polygon.GraphicData, dtype=float).reshape(-1, 2).T
+        drawn = abs(np.trapezoid(y, x)) * 4 * 4  # mm of a pixel
+        assert float(measured.MeasuredValueSequence[0].NumericValue) == pytest.approx(drawn, abs=0.01)
+    assert drawn == pytest.approx(10 * 10 * 16, rel=0.05), "the largest part with what it encloses"
+
+
+def test_warnings_stand_in_the_document() -> None:
+    case, pack = default_pack()
+    document = hd.sr.srread(pack.of_kind("tid1500")[0].path)
+    [evaluations] = [i for i in document.ContentSequence if i.ConceptNameCodeSequence[0].CodeValue == "C0034375"]
+    assert [" ".join(i.TextValue.split()) for i in evaluations.ContentSequence] == [
+        f"Warning: {warning}" for warning in case.content.warnings
+    ]
+    assert len(document.content.get_planar_roi_measurement_groups()) == 2
 
 
 def test_segments_are_referenced_and_measured() -> None:

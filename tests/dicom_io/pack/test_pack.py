@@ -194,9 +194,15 @@ def test_without_an_explanation_there_are_report_and_grey_pictures(tmp_path: Pat
     assert {item.kind for item in pack.objects} == {"sr", "sc"}
 
 
-@pytest.mark.parametrize("plane", ["axial", "sagittal"])
-def test_one_lesion_volume_stands_everywhere(plane: str, tmp_path: Path) -> None:
-    case = make_case(tmp_path, plane)
+@pytest.mark.parametrize(
+    ("plane", "lesion", "edema"),
+    [("axial", "present", "present"), ("sagittal", "absent", "present"), ("axial", "absent", "absent")],
+)
+def test_one_lesion_volume_stands_everywhere(plane: str, lesion: str, edema: str, tmp_path: Path) -> None:
+    """Also where the text denies the lesion, whatever it says of other findings."""
+    case = make_case(
+        tmp_path, plane, said=content(findings=(FindingRecord("lesion", lesion), FindingRecord("edema", edema)))
+    )
     pack = encode_pack(**case.arguments(kinds=wanted(sc=False, pm=False, tid1500=True), out=tmp_path / "dicom"))
     sr, regions, segmentation = (dcmread(pack.of_kind(kind)[0].path) for kind in ("sr", "tid1500", "seg"))
     stated = case.content.measurements[0].value
@@ -204,12 +210,17 @@ def test_one_lesion_volume_stands_everywhere(plane: str, tmp_path: Path) -> None
     assert volumes_in(regions)[-1] == stated  # the first is that of the supporting region
     shared = segmentation.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     voxel_ml = float(np.prod(shared.PixelSpacing)) * float(shared.SpacingBetweenSlices) / 1000
-    frames = [
-        f.SegmentIdentificationSequence[0].ReferencedSegmentNumber
-        for f in segmentation.PerFrameFunctionalGroupsSequence
+    last = len(segmentation.SegmentSequence)
+    groups = [segmentation.SharedFunctionalGroupsSequence[0], *segmentation.PerFrameFunctionalGroupsSequence]
+    numbers = [
+        g.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        for g in groups
+        if "SegmentIdentificationSequence" in g
     ]
-    lesion = segmentation.pixel_array[np.array(frames) == 2]
-    assert lesion.sum() * voxel_ml == pytest.approx(stated, abs=0.05)
+    drawn = segmentation.pixel_array[np.array(numbers) == last] if last > 1 else segmentation.pixel_array
+    assert drawn.sum() * voxel_ml == pytest.approx(stated, abs=0.05)
+    denied = "" if lesion == "present" else "; the draft states none as present"
+    assert segmentation.SegmentSequence[-1].SegmentLabel == f"Lesion as estimated by AI{denied}"
 
 
 def volumes_in(document: Dataset) -> list[float]:
