@@ -156,14 +156,14 @@ def record_of_what_failed(study_uid: str, rows: Sequence[Row], completed: float,
     )
 
 
-def warnings_of(record: records.Arrival, series_uid: str) -> list[str]:
+def warnings_of(record: records.Arrival, series_uids: tuple[str, ...]) -> list[str]:
     """What a report must say about how its series arrived, in sentences.
 
     Args:
         record: The job's.
-        series_uid: The series that is reported.
+        series_uids: Of the series that is reported; several where each of its slices came as a series of its own.
     """
-    conflicts = [entry for entry in record.conflicts if entry.series_uid == series_uid]
+    conflicts = [entry for entry in record.conflicts if entry.series_uid in series_uids]
     found = []
     other = [entry for entry in conflicts if entry.same_pixels is not True]
     if other:
@@ -175,18 +175,24 @@ def warnings_of(record: records.Arrival, series_uid: str) -> list[str]:
     if len(other) < len(conflicts):
         number = len(conflicts) - len(other)
         found.append(f"{number} images of the series were sent a second time with another header: the first stands.")
-    lost = sum(entry.series_uid == series_uid for entry in record.damaged)
+    lost = sum(entry.series_uid in series_uids for entry in record.damaged)
     if lost:
         found.append(f"{lost} images of the series were lost on the disk and take no part.")
+    alone = sum(entry.series_uid not in (*series_uids, *record.series_uids) for entry in record.damaged)
+    if alone and len(series_uids) > 1:
+        found.append(
+            f"{alone} images were lost on the disk of which nothing else came under their series UIDs: they may belong "
+            "to this series, each of whose slices came as a series of its own, and take no part."
+        )
     found += [
         f"The series seems to lack {gap.missing} images ({gap.reason}): what they show is not described."
         for gap in record.gaps
-        if gap.series_uid == series_uid
+        if gap.series_uid in series_uids
     ]
     found += [
         f"{entry.instances} images of the series share their SOP Instance UIDs with series "
         f"{entry.other_series_uid} of study {entry.study_uid}: a PACS may take one for the other."
         for entry in record.shared_uids
-        if entry.series_uid == series_uid
+        if entry.series_uid in series_uids
     ]
     return found

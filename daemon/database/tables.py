@@ -97,6 +97,7 @@ VERDICTS = sa.Table(
     sa.Column("description", CleanText, nullable=False, default=""),  # SeriesDescription
     sa.Column("number", CleanText, nullable=False, default=""),  # SeriesNumber
     sa.Column("instances", sa.Integer, nullable=False, default=0),
+    sa.Column("joined", CleanText, nullable=False, default="[]"),  # JSON: series UIDs of slices that are one series
 )
 JOB_STUDIES = sa.Table(
     "job_studies",

@@ -202,6 +202,8 @@ class SeriesVerdict(Record):
     instances: int = 0
     part: int = 0
     """1, 2, ... of several acquisitions under one series UID; 0 otherwise."""
+    joined: tuple[str, ...] = ()
+    """Where each slice came as a series of its own: the SeriesInstanceUIDs of all; the first is the series'."""
 
 
 class UnreadFile(Record):
@@ -225,6 +227,11 @@ class Selection(Record):
     """Accepted series whose headers do not say that they are FLAIR: their picture does."""
     series: tuple[SeriesVerdict, ...] = ()
     problems: tuple[UnreadFile, ...] = ()
+
+    def uids_of(self, series_uid: str) -> tuple[str, ...]:
+        """Every SeriesInstanceUID under which instances of an accepted series came."""
+        said = (v.joined for v in self.series if v.series_uid == series_uid and v.verdict == "accepted")
+        return next(said, ()) or (series_uid,)
 
 
 class Conversion(Record):

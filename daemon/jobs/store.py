@@ -78,6 +78,7 @@ class SeriesVerdict:
 
     Attributes:
         part: 1, 2, ... of several acquisitions under one series UID, which are judged apart; 0 otherwise.
+        joined: The SeriesInstanceUIDs of all slices, where each came as a series of its own.
     """
 
     job_id: str
@@ -88,6 +89,7 @@ class SeriesVerdict:
     number: str = ""
     instances: int = 0
     part: int = 0
+    joined: tuple[str, ...] = ()
 
     @property
     def named(self) -> str:
@@ -224,11 +226,16 @@ class JobStore:
             row = connection.execute(sa.select(JOBS).where(JOBS.c.job_id == job_id)).one_or_none()
         return None if row is None else job_of_row(row)
 
-    def latest_of_series(self, series_uid: str, *, before: Job) -> str | None:
-        """The newest job of a study that reports a series and is older than `before`, a job of the same study."""
+    def latest_of_series(self, series_uids: tuple[str, ...], *, before: Job) -> str | None:
+        """The newest job of a study that reports a series and is older than `before`, a job of the same study.
+
+        Args:
+            series_uids: Of the series, which may have been called by any of them.
+            before: The later job.
+        """
         query = sa.select(JOBS.c.job_id).where(
             JOBS.c.study_uid == before.study_uid,
-            JOBS.c.series_uid == series_uid,
+            JOBS.c.series_uid.in_(series_uids),
             JOBS.c.job_id != before.job_id,
             JOBS.c.created < before.created,
         )
@@ -275,7 +282,8 @@ class JobStore:
         with self._writing() as connection:
             connection.execute(sa.delete(VERDICTS).where(VERDICTS.c.job_id == job_id))
             for verdict in verdicts:
-                row = {**vars(verdict), "job_id": job_id, "reasons": json.dumps(list(verdict.reasons))}
+                lists = {"reasons": json.dumps(list(verdict.reasons)), "joined": json.dumps(list(verdict.joined))}
+                row = {**vars(verdict), "job_id": job_id, **lists}
                 said = [name for name in row if name not in ("job_id", "series_uid", "part")]
                 connection.execute(upsert(self.engine, VERDICTS, row, update=said))
 
@@ -300,7 +308,8 @@ class JobStore:
         order = (JOBS.c.created.desc(), VERDICTS.c.verdict, VERDICTS.c.series_uid, VERDICTS.c.part)
         query = sa.select(VERDICTS).join(JOBS, JOBS.c.job_id == VERDICTS.c.job_id).order_by(*order)
         if series_uid is not None:
-            query = query.where(VERDICTS.c.series_uid == series_uid)
+            joined = VERDICTS.c.joined.contains(json.dumps(series_uid), autoescape=True)
+            query = query.where(sa.or_(VERDICTS.c.series_uid == series_uid, joined))
         if job_id is not None:
             query = query.where(VERDICTS.c.job_id == job_id)
         with self.engine.connect() as connection:
@@ -491,4 +500,5 @@ def job_of_row(row: sa.Row[Any]) -> Job:
 
 def verdict_of_row(row: sa.Row[Any]) -> SeriesVerdict:
     """A row of `VERDICTS`."""
-    return SeriesVerdict(**{**row._mapping, "reasons": tuple(json.loads(row.reasons))})
+    lists = {"reasons": tuple(json.loads(row.reasons)), "joined": tuple(json.loads(row.joined))}
+    return SeriesVerdict(**{**row._mapping, **lists})

@@ -36,45 +36,51 @@ def follow_choice(store: JobStore, files: JobFiles, job_id: str, *, report_all: 
     arrival = Arrival.read_if_there(folder.arrival) if report_all else None
     if arrival is None or arrival.part_of is not None:
         return []
-    _supersede_by_series(store, job, folder, arrival, choice.chosen)
-    return [_make_job(store, files, job, folder, arrival, uid) for uid in choice.further]
+    _supersede_by_series(store, job, folder, arrival, choice.uids_of(choice.chosen))
+    return [_make_job(store, files, job, folder, arrival, choice.uids_of(uid)) for uid in choice.further]
 
 
-def _supersede_by_series(store: JobStore, job: Job, folder: JobFolder, arrival: Arrival, series_uid: str) -> None:
+def _supersede_by_series(
+    store: JobStore, job: Job, folder: JobFolder, arrival: Arrival, series_uids: tuple[str, ...]
+) -> None:
     """Let the study's job replace the earlier results of the series that it reports, and of no other."""
     by_study = arrival.study_supersedes or arrival.supersedes
     if by_study is None:
         return
     earlier = store.get(by_study)
-    supersedes = store.latest_of_series(series_uid, before=job)
+    supersedes = store.latest_of_series(series_uids, before=job)
     if supersedes is None and (earlier is None or not earlier.series_uid):  # made before series were noted
         supersedes = by_study
     arrival.model_copy(update={"study_supersedes": by_study, "supersedes": supersedes}).write(folder.arrival)
     store.update(job.job_id, supersedes=supersedes)
 
 
-def _make_job(store: JobStore, files: JobFiles, job: Job, folder: JobFolder, arrival: Arrival, series_uid: str) -> str:
+def _make_job(
+    store: JobStore, files: JobFiles, job: Job, folder: JobFolder, arrival: Arrival, series_uids: tuple[str, ...]
+) -> str:
     """The job of one further series; its name follows from its instances, so that the same ones make the same job."""
-    members = [i for i in arrival.instances if i.series_uid == series_uid and (folder.input / i.file).exists()]
-    identity = json.dumps(["part_of", series_uid, sorted((i.sop_uid, i.sha256) for i in members)])
+    members = [i for i in arrival.instances if i.series_uid in series_uids and (folder.input / i.file).exists()]
+    identity = json.dumps(["part_of", series_uids[0], sorted((i.sop_uid, i.sha256) for i in members)])
     name = "j" + hashlib.sha256(identity.encode()).hexdigest()[:16]
     if store.get(name) is not None:
         return name
-    supersedes = store.latest_of_series(series_uid, before=job)
+    supersedes = store.latest_of_series(series_uids, before=job)
+    elsewhere = set(arrival.series_uids) - set(series_uids)
     record = arrival.model_copy(
         update={
             "job_id": name,
             "part_of": job.job_id,
-            "series_uids": (series_uid,),
+            "series_uids": tuple(sorted(series_uids)),
             "supersedes": supersedes,
-            "gaps": tuple(gap for gap in arrival.gaps if gap.series_uid == series_uid),
+            "gaps": tuple(gap for gap in arrival.gaps if gap.series_uid in series_uids),
+            "damaged": tuple(lost for lost in arrival.damaged if lost.series_uid not in elsewhere),
             "instances": tuple(members),
         }
     )
     _write_folder(folder, name, record)
     files.keep(name, RECEIVED)
     store.add(name, study_uid=job.study_uid, supersedes=supersedes, priority=job.priority)
-    store.update(name, series_uid=series_uid)
+    store.update(name, series_uid=series_uids[0])
     note_study(store, name, JobFolder(folder.root.parent / name))
     return name
 

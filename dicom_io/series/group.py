@@ -38,7 +38,7 @@ class Series:
     """Instances that are one acquisition: as a rule those that share a SeriesInstanceUID; see `parts`.
 
     Attributes:
-        series_uid: SeriesInstanceUID, of the first instance.
+        series_uid: SeriesInstanceUID, of the first instance; see `series_uids`.
         study_uid: StudyInstanceUID of the first instance.
         modality: Modality of the first instance; empty where absent.
         folder: Folder that holds all files, at any depth.
@@ -79,6 +79,11 @@ class Series:
     def number(self) -> int | None:
         """SeriesNumber; None where absent."""
         return header.whole_number(self.header, "SeriesNumber")
+
+    @property
+    def series_uids(self) -> tuple[str, ...]:
+        """`series_uid`, and those of other instances where each slice came as a series of its own."""
+        return tuple(dict.fromkeys((self.series_uid, *(header.uid(h, "SeriesInstanceUID") for h in self.headers))))
 
     def distinct(self, keyword: str) -> tuple[str, ...]:
         """Distinct texts of an element over all instances, in order of appearance; empty texts are left out."""
@@ -192,7 +197,8 @@ def _series(folder: Path, part: Part, repeated: list[Repeat], studies: dict[str,
     members = sorted(part.members, key=_order)
     first = members[0].header
     uid = header.uid(first, "SeriesInstanceUID")
-    clashes = [r for r in repeated if r.other_pixels and r.series_uid == uid]
+    uids = {header.uid(m.header, "SeriesInstanceUID") for m in members}
+    clashes = [r for r in repeated if r.other_pixels and r.series_uid in uids]
     named = (
         f"{len(clashes)} instances came a second time under one SOP Instance UID with other pixels; the first of each "
         f"was taken. {clashes[0].path.name} {clashes[0].reason}",
@@ -204,7 +210,7 @@ def _series(folder: Path, part: Part, repeated: list[Repeat], studies: dict[str,
         folder=folder,
         files=tuple(m.path for m in members),
         headers=tuple(m.header for m in members),
-        notes=(*part.notes, *named, *_mended(members), *_of_other_studies(first, studies)),
+        notes=(*part.notes, *named, *_mended(members), *_of_other_studies(first, uids, studies)),
     )
 
 
@@ -213,7 +219,6 @@ def _mended(members: list[Member]) -> tuple[str, ...]:
     return (f"elements without a value representation were read by the dictionary: {found}",) if found else ()
 
 
-def _of_other_studies(first: Dataset, studies: dict[str, set[str]]) -> tuple[str, ...]:
-    series_uid, study_uid = header.uid(first, "SeriesInstanceUID"), header.uid(first, "StudyInstanceUID")
-    others = sorted(studies[series_uid] - {study_uid})
+def _of_other_studies(first: Dataset, series_uids: set[str], studies: dict[str, set[str]]) -> tuple[str, ...]:
+    others = sorted(set().union(*(studies[uid] for uid in series_uids)) - {header.uid(first, "StudyInstanceUID")})
     return (f"instances of study {', '.join(others)} have the same series UID and take no part",) if others else ()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from daemon.jobs.records import Arrival, Report, Selection
+from daemon.jobs.records import Arrival, Report, Selection, SeriesVerdict
 from daemon.jobs.report import INTENDED_USE
 
 
@@ -23,8 +24,12 @@ def an_instance(file: str, series_uid: str, number: int = 1) -> dict[str, str]:
     }  # fmt: skip
 
 
-def a_selection(chosen: str | None, *further: str) -> Selection:
-    return Selection(chosen=chosen, further=further)
+def a_selection(chosen: str | None, *further: str, joined: Mapping[str, tuple[str, ...]] | None = None) -> Selection:
+    """Of accepted series; `joined`: UIDs of slices that are one series, by that of the first."""
+    accepted = tuple(
+        SeriesVerdict(series_uid=uid, verdict="accepted", joined=uids) for uid, uids in (joined or {}).items()
+    )
+    return Selection(chosen=chosen, further=further, series=accepted)
 
 
 def a_report(text: str = "The lesion area is in the left frontal lobe.", **changes: Any) -> Report:

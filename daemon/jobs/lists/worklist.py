@@ -53,7 +53,7 @@ def keep_verdicts(store: JobStore, job_id: str, folder: JobFolder) -> None:
     verdicts = [
         SeriesVerdict(
             job_id, s.series_uid, s.verdict, s.reasons, s.description, "" if s.number is None else str(s.number),
-            s.instances, s.part,
+            s.instances, s.part, s.joined,
         )
         for s in Selection.read(folder.selection).series
     ]  # fmt: skip

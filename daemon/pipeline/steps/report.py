@@ -242,8 +242,10 @@ def voxel_digest(image: nibabel.Nifti1Image) -> str:
 def _arrival_warnings(folder: JobFolder) -> list[str]:
     """What is to be known of how the instances of the series came by C-STORE."""
     arrival = records.Arrival.read_if_there(folder.arrival)
-    chosen = records.Selection.read(folder.selection).chosen if arrival is not None else None
-    return [] if arrival is None or chosen is None else warnings_of(arrival, chosen)
+    if arrival is None:
+        return []
+    selection = records.Selection.read(folder.selection)
+    return [] if selection.chosen is None else warnings_of(arrival, selection.uids_of(selection.chosen))
 
 
 def _conversion_warnings(folder: JobFolder) -> list[str]:

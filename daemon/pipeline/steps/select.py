@@ -46,6 +46,7 @@ def select(context: Context, folder: JobFolder) -> None:
                 number=series.number,
                 instances=len(series.files),
                 part=series.part,
+                joined=series.series_uids if len(series.series_uids) > 1 else (),
             )
             for series, verdict in ranked
         ),

@@ -8,6 +8,7 @@ import pytest
 from ingest_support import Bench, data_set_bytes, encode, make_series
 from pydicom import dcmread
 from pydicom.uid import generate_uid
+from record_support import an_arrival
 
 from daemon.assemble.arrival import warnings_of
 from daemon.assemble.index import arrival_of_series, notes_on_study
@@ -46,7 +47,7 @@ def test_another_study_with_the_same_sop_uids_is_a_study_like_any_other(bench, s
     arrivals += bench.assembler.step(1025.0)
     assert [inputs(a) for a in arrivals] == [sorted(map(encode, first)), sorted(map(encode, second))]
     assert {row.state for row in bench.rows(INSTANCES)} == {InstanceState.HANDED_OVER}
-    [warning] = warnings_of(Arrival.read(arrivals[1].folder / "arrival.json"), second[0].SeriesInstanceUID)
+    [warning] = warnings_of(Arrival.read(arrivals[1].folder / "arrival.json"), (second[0].SeriesInstanceUID,))
     assert f"{shared} images" in warning
     assert first[0].StudyInstanceUID in warning
     for mine, other in ((first, second), (second, first)):  # the first job may be over: its page says it
@@ -64,7 +65,7 @@ def test_two_series_of_a_study_that_share_sop_uids_are_both_handed_over(bench):
     [arrival] = bench.assembler.step(1010.0)
     assert inputs(arrival) == sorted(map(encode, [*first, *second]))
     record = Arrival.read(arrival.folder / "arrival.json")
-    assert len(warnings_of(record, uid)) == len(warnings_of(record, first[0].SeriesInstanceUID)) == 1
+    assert len(warnings_of(record, (uid,))) == len(warnings_of(record, (first[0].SeriesInstanceUID,))) == 1
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_a_duplicate_by_its_uids_is_named_in_the_report(bench, change, said):
     [arrival] = bench.assembler.step(1010.0)
     assert inputs(arrival) == sorted(map(encode, series)), "those that came first"
     uid = series[0].SeriesInstanceUID
-    [warning] = warnings_of(Arrival.read(arrival.folder / "arrival.json"), uid)
+    [warning] = warnings_of(Arrival.read(arrival.folder / "arrival.json"), (uid,))
     assert "2 images" in warning
     assert said in warning
     assert "2 duplicates" in arrival_of_series(bench.engine, uid)
@@ -115,6 +116,20 @@ def test_instances_lost_on_the_disk_are_named_in_the_report(bench):
         file.seek(-1, 1)
         file.write(bytes([last[0] ^ 1]))
     [arrival] = bench.assembler.step(1010.0)
-    [warning] = warnings_of(Arrival.read(arrival.folder / "arrival.json"), series[0].SeriesInstanceUID)
+    [warning] = warnings_of(Arrival.read(arrival.folder / "arrival.json"), (series[0].SeriesInstanceUID,))
     assert "1 images" in warning
     assert "lost" in warning
+
+
+def test_what_became_of_any_slice_is_said_where_each_came_as_a_series_of_its_own():
+    conflict = {"sop_uid": "9", "sha256": "x", "calling_aet": "A", "received": 0.0, "same_pixels": False}
+    record = an_arrival(
+        series_uids=["1.1", "1.2", "1.4", "1.7"],
+        conflicts=[{"series_uid": uid, **conflict} for uid in ("1.2", "1.7")],
+        damaged=[{"series_uid": uid, "sop_uid": "8"} for uid in ("1.3", "1.4", "1.7")],
+    )
+    changed, lost, alone = warnings_of(record, ("1.1", "1.2", "1.4"))
+    assert "1 images of the series were sent a second time" in changed
+    assert "1 images of the series were lost" in lost
+    assert "1 images were lost on the disk of which nothing else came" in alone
+    assert warnings_of(record, ("1.1",)) == []

@@ -53,3 +53,19 @@ def test_each_acquisition_under_one_series_uid_has_its_own_verdict(tmp_path: Pat
     assert chosen.parts == {chosen.chosen: kept[0].part}
     assert kept[0].named == f"{chosen.chosen}, acquisition {kept[0].part}"
     store.engine.dispose()
+
+
+def test_a_series_whose_slices_have_uids_of_their_own_is_found_by_each(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path / "jobs" / "j1")
+    make_files(folder.input, edit=lambda d, i: setattr(d, "SeriesInstanceUID", f"1.2.826.7.{i + 1}"))
+    select(SimpleNamespace(settings=Settings()), folder)  # type: ignore[arg-type]
+    chosen = Selection.read(folder.selection)
+    assert chosen.chosen is not None
+    assert set(chosen.uids_of(chosen.chosen)) == {f"1.2.826.7.{n + 1}" for n in range(21)}
+    store = make_store(tmp_path)
+    store.add("j1", study_uid="1.2.3", supersedes=None)
+    keep_verdicts(store, "j1", folder)
+    [verdict] = store.verdicts(series_uid="1.2.826.7.9")
+    assert (verdict.series_uid, verdict.joined) == (chosen.chosen, chosen.uids_of(chosen.chosen))
+    assert store.verdicts(series_uid="1.2.826.7") == []
+    store.engine.dispose()

@@ -17,6 +17,7 @@ from daemon.database.tables import ARRIVALS
 from daemon.files import read_json, write_json
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
+from daemon.jobs.records import Arrival
 from daemon.jobs.store import JobStore
 from daemon.pipeline.series_jobs import follow_choice
 
@@ -33,9 +34,18 @@ class Site:
         self.files = LocalFiles(folder / "jobs")
 
     def study_job(
-        self, name: str, series: dict[str, int], best_first: Sequence[str], supersedes: str | None = None
+        self,
+        name: str,
+        series: dict[str, int],
+        best_first: Sequence[str],
+        supersedes: str | None = None,
+        joined: Sequence[str] = (),
+        **more: Any,
     ) -> JobFolder:
-        """A study's job with so many instances of each series, selected in this order."""
+        """A study's job with so many instances of each series, selected in this order.
+
+        `joined`: series that are one; `more`: of its arrival.
+        """
         folder = JobFolder(self.files.jobs / name)
         folder.input.mkdir(parents=True)
         instances: list[dict[str, Any]] = []
@@ -45,10 +55,15 @@ class Site:
                 (folder.input / file).write_text(f"{uid} {number}")
                 instances.append(an_instance(file, uid, number))
         record = an_arrival(
-            name, study_uid=STUDY, series_uids=sorted(series), supersedes=supersedes, instances=instances
+            name,
+            study_uid=STUDY,
+            series_uids=sorted(series),
+            supersedes=supersedes,
+            instances=instances,
+            **more,
         )
         record.write(folder.arrival)
-        a_selection(*best_first).write(folder.selection)
+        a_selection(*best_first, joined={uid: tuple(joined) for uid in joined[:1]}).write(folder.selection)
         self.store.add(name, study_uid=STUDY, supersedes=supersedes)
         return folder
 
@@ -131,6 +146,24 @@ def test_when_another_series_becomes_the_best_each_report_still_replaces_its_own
     assert site.supersedes(second) == "j1"
     assert site.follow("j2") == [second]
     assert site.supersedes("j2") == first
+
+
+def test_a_series_whose_slices_have_uids_of_their_own_is_followed_by_all_of_them(site) -> None:
+    gap = {"present": 1, "missing": 2, "reason": "r"}
+    lost = [{"series_uid": uid, "sop_uid": "9"} for uid in ("1.1", "1.2.7", "1.2.99")]
+    site.study_job(
+        "j1", {"1.1": 2, "1.2": 1, "1.2.7": 1, "1.2.8": 1}, ["1.1", "1.2"],
+        gaps=[{"series_uid": "1.2.8", **gap}, {"series_uid": "1.1", **gap}], damaged=lost,
+        joined=["1.2", "1.2.7", "1.2.8"],
+    )  # fmt: skip
+    [first] = site.follow("j1")
+    record = Arrival.read(site.files.fetch(first).arrival)
+    assert record.series_uids == tuple(sorted(i.series_uid for i in record.instances)) == ("1.2", "1.2.7", "1.2.8")
+    assert [gap.series_uid for gap in record.gaps] == ["1.2.8"]
+    assert [lost.series_uid for lost in record.damaged] == ["1.2.7", "1.2.99"], "the last may be a slice of it"
+    site.study_job("j2", {"1.1": 2, "1.0": 1, "1.2": 1}, ["1.1", "1.0"], "j1", joined=["1.0", "1.2"])
+    [second] = site.follow("j2")  # by its late first slice it is called otherwise
+    assert site.supersedes(second) == first
 
 
 def test_a_series_that_was_never_reported_replaces_nothing(site) -> None:

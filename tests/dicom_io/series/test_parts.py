@@ -58,6 +58,21 @@ def test_a_series_uid_for_each_slice_is_one_series(tmp_path: Path) -> None:
     assert note.startswith("21 series of one picture each have the same study, description and geometry")
 
 
+def test_what_came_of_any_slice_is_said_of_the_series_that_it_belongs_to(tmp_path: Path) -> None:
+    files = make_files(tmp_path, edit=lambda d, i: setattr(d, "SeriesInstanceUID", f"1.2.826.7.{i + 1}"))
+    again = pydicom.dcmread(files[9])
+    again.PixelData = bytes(len(again.PixelData))
+    again.save_as(tmp_path / "again.dcm")
+    elsewhere = pydicom.dcmread(files[12])
+    elsewhere.StudyInstanceUID, elsewhere.SOPInstanceUID = "1.2.826.8", "1.2.826.8.1"
+    elsewhere.PixelData = again.PixelData
+    elsewhere.save_as(tmp_path / "elsewhere.dcm")
+    [series] = [one for one in scan_folder(tmp_path).series if len(one.files) > 1]
+    assert series.series_uids == tuple(f"1.2.826.7.{n + 1}" for n in range(21))
+    assert [note.partition(" ")[0] for note in series.notes] == ["21", "1", "instances"]
+    assert "instances of study 1.2.826.8 have the same series UID" in series.notes[2]
+
+
 def test_pictures_that_differ_in_more_than_their_place_are_not_joined(tmp_path: Path) -> None:
     def edit(dataset: Dataset, index: int) -> None:
         dataset.SeriesInstanceUID = f"1.2.826.7.{index + 1}"
