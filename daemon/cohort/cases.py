@@ -105,6 +105,13 @@ def find_cases(source: Path) -> Source:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise Rejected(f"{source}: expected each case once, got {', '.join(twice[:5])} more than once")
+    studies = {case.name for case in found.cases if not case.is_nifti}
+    unclear = sorted(name for name in names if re.sub(r"-[0-9]+$", "", name) in studies - {name})
+    if unclear:
+        raise Rejected(
+            f"{source}: expected no case under a name that a further series of another's study gets (that case's, '-' "
+            f"and a number), got {', '.join(unclear[:5])}"
+        )
     return Source(tuple(sorted(found.cases, key=lambda case: case.name)), found.problems)
 
 
@@ -208,6 +215,8 @@ def _of_list(source: Path) -> Source:
             studies = _studies(p for p in sorted(path.rglob("*")) if p.is_file())
             many = len(studies.cases) > 1
             cases += [Case(f"{name}-{c.name}" if many else name, c.files, c.facts) for c in studies.cases]
+            if not studies.cases:  # its row says so
+                cases.append(Case(name, (path,)))
             problems += studies.problems
         elif path.is_file():
             cases.append(Case(name, (path,), {"": SeriesFacts()}))

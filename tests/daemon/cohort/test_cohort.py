@@ -80,13 +80,15 @@ def test_a_bids_data_set_gives_its_flairs_with_subject_and_scanner(tmp_path: Pat
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_list_names_its_cases(tmp_path: Path, kind: str) -> None:
     (tmp_path / "x.nii.gz").touch()
-    rows = [{"case": "first", "path": "x.nii.gz"}, {"case": "gone", "path": "nowhere.nii"}]
+    (tmp_path / "void").mkdir()
+    paths = {"first": "x.nii.gz", "gone": "nowhere.nii", "empty": "void"}
+    rows = [{"case": case, "path": path} for case, path in paths.items()]
     file = tmp_path / f"list.{kind}"
     if kind == "csv":
         file.write_text("case,path\n" + "".join(f"{r['case']},{r['path']}\n" for r in rows))
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [case.name for case in find_cases(file).cases] == ["first", "gone"]
+    assert [case.name for case in find_cases(file).cases] == ["empty", "first", "gone"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +98,7 @@ def test_a_list_names_its_cases(tmp_path: Path, kind: str) -> None:
         ("l.jsonl", "[1]\n", "line 1: expected a JSON object"),
         ("l.jsonl", "{\n", "expected JSON lines"),
         ("l.csv", "case,path\n../x,y.nii\n", "expected a case of letters"),
+        ("l.csv", "case,path\na,.\na-2,x.nii\n", "further series of another's study .*, got a-2$"),
         ("l.txt", "", "expected a folder, or a list"),
     ],
 )
