@@ -199,6 +199,20 @@ class ReportContent:
         for record in self.findings:
             yield record.sentence()
 
+    def processed(self) -> Iterator[str]:
+        """Lines that image processing contributes: what was measured, what not, and what changed.
+
+        Beside a reader's words they are said to be none of theirs.
+        """
+        compared = self.comparison.lines if self.comparison else ()
+        measured = [f"{record.sentence()}." for record in self.measurements]
+        if self.edited:
+            for line in (*measured, *self.unmeasured, *compared):
+                yield f"By image processing, not by the reader: {line}"
+            return
+        yield from (f"Estimated by image processing: {line}" for line in measured)
+        yield from (*self.unmeasured, *compared)
+
 
 def nothing_present(presences: Iterable[str]) -> str:
     """Why no finding stands as present, in a sentence; empty where one does.

@@ -35,6 +35,8 @@ FONT = "mpl-data/fonts/ttf/DejaVuSans.ttf"
 """In matplotlib, which ships a font with more than Latin letters."""
 WIDTH_MM = 190
 PICTURE_MM = 60
+GAP_MM = 3
+"""Above and below pictures."""
 RED = (176, 0, 32)
 
 
@@ -73,14 +75,11 @@ def draw_pdf(context: ResultContext, pictures: Sequence[Image.Image]) -> bytes:
     _line(page, "   ".join(_study(context)))
     for title, lines in (
         ("Warnings", content.warnings or ("None.",)),
-        ("Impression", [*content.impression(), *(m.sentence() for m in content.measurements), *content.unmeasured]),
+        ("Impression", [*content.impression(), *content.processed()]),
         ("Report", [content.report_text]),
     ):
         _section(page, title, lines)
-    for number, picture in enumerate(pictures):
-        page.image(picture, x=10 + number * (PICTURE_MM + 5), y=page.get_y() + 3, w=PICTURE_MM)
-    if pictures:
-        page.set_y(page.get_y() + 6 + max(PICTURE_MM * p.height / p.width for p in pictures))
+    _row(page, pictures)
     model = content.model
     made = [f"{name.replace('_', ' ')}: {in_words(value)}" for name, value in sorted(model.parameters.items())]
     explained = [f"explanation: {in_words(content.explain)}"] if content.explain else []
@@ -113,6 +112,18 @@ def _section(page: FPDF, title: str, lines: Sequence[str], size: int = 9) -> Non
     _line(page, title, size=size + 2)
     for line in lines:
         _line(page, line, size=size)
+
+
+def _row(page: FPDF, pictures: Sequence[Image.Image]) -> None:
+    """The pictures beside each other, on a new page where this one has no room for them."""
+    height = max((PICTURE_MM * picture.height / picture.width for picture in pictures), default=0)
+    if page.will_page_break(GAP_MM + height):
+        page.add_page()
+    top = page.get_y() + GAP_MM
+    for number, picture in enumerate(pictures):
+        page.image(picture, x=page.l_margin + number * (PICTURE_MM + 5), y=top, w=PICTURE_MM)
+    if pictures:
+        page.set_y(top + height + GAP_MM)
 
 
 def _line(page: FPDF, text: str, size: int = 9, colour: tuple[int, int, int] = (0, 0, 0)) -> None:

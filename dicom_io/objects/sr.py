@@ -154,18 +154,7 @@ def _impression(content: ReportContent) -> Iterator[ContentItem]:
     yield _text(codes.IMPRESSION, "\n".join(line for line in (RESEARCH_USE_LINE, content.banner) if line))
     if content.warnings:
         yield _text(codes.IMPRESSION, "\n".join(f"Warning: {warning}" for warning in content.warnings))
-    yield _text(codes.IMPRESSION, "\n".join([*content.impression(), *_processed(content)]))
-
-
-def _processed(content: ReportContent) -> Iterator[str]:
-    """Lines that image processing contributes; beside a reader's words they are said to be none of theirs."""
-    compared = content.comparison.lines if content.comparison else ()
-    if content.edited:
-        for line in (*(f"{m.sentence()}." for m in content.measurements), *content.unmeasured, *compared):
-            yield f"By image processing, not by the reader: {line}"
-        return
-    yield from (f"Estimated by image processing: {measured.sentence()}." for measured in content.measurements)
-    yield from (*content.unmeasured, *compared)
+    yield _text(codes.IMPRESSION, "\n".join([*content.impression(), *content.processed()]))
 
 
 def _procedure(content: ReportContent) -> Iterator[ContentItem]:

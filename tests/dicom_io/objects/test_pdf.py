@@ -6,16 +6,30 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread
-from results_factory import make_case
+from results_factory import content, make_case
 
-from dicom_io.content.report import RESEARCH_USE_LINE
+from dicom_io.content.context import ResultContext
+from dicom_io.content.report import RESEARCH_USE_LINE, ComparisonRecord
+from dicom_io.content.sources import read_sources
 from dicom_io.objects.kinds import PDF
+from dicom_io.objects.pdf import draw_pdf
 from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import dciodvfy_errors
 
 ONLY = wanted(sr=False, sc=False, pm=False, seg=False, pdf=True)
+
+
+def text_of(pdf: bytes, folder: Path) -> str:
+    """All words, one blank between them."""
+    if shutil.which("pdftotext") is None:
+        pytest.skip("pdftotext (Debian poppler-utils) is not installed")
+    (folder / "r.pdf").write_bytes(pdf)
+    command = ["pdftotext", "-layout", str(folder / "r.pdf"), "-"]
+    return " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
 
 
 def test_it_is_off_by_default() -> None:
@@ -34,12 +48,30 @@ def test_the_pages_say_what_the_report_says(tmp_path: Path) -> None:
     assert dciodvfy_errors(item.path) == []
     pdf = bytes(document.EncapsulatedDocument)[: document.EncapsulatedDocumentLength]
     assert pdf.startswith(b"%PDF-")
-    if shutil.which("pdftotext") is None:
-        pytest.skip("pdftotext (Debian poppler-utils) is not installed")
-    (tmp_path / "r.pdf").write_bytes(pdf)
-    command = ["pdftotext", "-layout", str(tmp_path / "r.pdf"), "-"]
-    said = " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    said = text_of(pdf, tmp_path)
     for words in (RESEARCH_USE_LINE, "Böhm", "2 slices were repeated", "Lesion: present, left, frontal, parietal",
                   "Lesion volume, left:", "left frontal and parietal lobes", "ab" * 32):  # fmt: skip
         assert words in said
     assert said.index("Lesion: present") < said.index("ab" * 32)
+
+
+@pytest.mark.skipif(shutil.which("pdftoppm") is None, reason="pdftoppm (Debian poppler-utils) is not installed")
+def test_pictures_are_whole_wherever_the_text_ends(tmp_path: Path) -> None:
+    """Three pictures of one colour, below texts that end all over the page: none is cut off at its end."""
+    case = make_case(tmp_path)
+    colour, pictures = (255, 0, 255), [Image.new("RGB", (100, 120), (255, 0, 255))] * 3
+    for lines in range(21, 48, 5):
+        said = content(warnings=tuple(f"Warning {number} of some length." for number in range(lines)))
+        context = ResultContext(read_sources(case.files, case.geometry), case.geometry, said, "x")
+        (tmp_path / "r.pdf").write_bytes(draw_pdf(context, pictures))
+        command = ["pdftoppm", "-r", "25.4", "-png", str(tmp_path / "r.pdf"), str(tmp_path / f"page{lines}")]
+        subprocess.run(command, check=True)
+        pages = [np.asarray(Image.open(path).convert("RGB")) for path in sorted(tmp_path.glob(f"page{lines}-*.png"))]
+        shown = [int((page == colour).all(axis=2).sum()) for page in pages]  # mm2
+        assert max(shown) == sum(shown) == pytest.approx(3 * 60 * 72, rel=0.05), f"{lines} lines"
+
+
+def test_what_changed_since_an_earlier_study_stands_in_it(tmp_path: Path) -> None:
+    case = make_case(tmp_path, said=content(comparison=ComparisonRecord(("Lesion volume then 3.0 mL, now 40.0 mL.",))))
+    context = ResultContext(read_sources(case.files, case.geometry), case.geometry, case.content, "x")
+    assert "Lesion volume then 3.0 mL, now 40.0 mL." in text_of(draw_pdf(context, []), tmp_path)
