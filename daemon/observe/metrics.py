@@ -13,9 +13,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from daemon.files import make_private
-
-SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-"""Variable by which `prometheus_client` finds the folder that several processes count into."""
+from daemon.observe.shared_counts import SHARED_FOLDER
 
 STEP_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)
 LAG_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)

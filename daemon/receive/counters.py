@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Histogram
 
+from daemon.observe.shared_counts import take_room
+
+take_room("counter", "histogram")
+
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 RECEIVED = Counter("braingemma_received_instances", "C-STORE requests, by the status they got.", ["status"])

@@ -33,6 +33,7 @@ from daemon.observe import metrics
 from daemon.observe.audit import AuditLog
 from daemon.observe.health import Health
 from daemon.observe.logs import set_up_logging
+from daemon.observe.shared_counts import SHARED_FOLDER
 from daemon.service.wiring import job_files, make_store
 from daemon.web.access import Access
 from daemon.web.app import create_app
@@ -117,7 +118,7 @@ class PageProcess:
     def _start(self) -> None:
         self._next_start = time.monotonic() + RESTART_SECONDS
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        environment.pop(metrics.SHARED_FOLDER, None)  # it counts for itself, in memory
+        environment.pop(SHARED_FOLDER, None)  # it counts for itself, in memory
         self._child = subprocess.Popen(
             [sys.executable, "-m", "daemon.service.page"],
             stdin=subprocess.PIPE,
