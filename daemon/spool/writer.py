@@ -30,6 +30,8 @@ from daemon.spool.segment import InstanceMeta, Part, RecordKind, encode_record, 
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 64 << 20
+RETRY_SECONDS = 2.0
+"""Between attempts to note what the disk did not take."""
 
 
 class SpoolFull(Retryable):
@@ -81,6 +83,10 @@ class SpoolWriter:
     _reserve: Reserve | None = field(default=None, init=False)
     _is_prepared: bool = field(default=False, init=False)
     _replica: Replica | None = field(default=None, init=False)
+    _over: threading.Event = field(default_factory=threading.Event, init=False)
+    _not_noted: list[list[Part]] = field(default_factory=list, init=False)
+    """Ends of associations that the disk did not take yet, as records."""
+    _noting: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self.receiver = self.receiver or f"{time.time_ns():020d}-{os.getpid()}"
@@ -121,15 +127,34 @@ class SpoolWriter:
     def end_association(self, association: str) -> None:
         """Note that an association is over, so that its studies need not wait for it any longer.
 
-        A failure is only logged: nothing is acknowledged by this record, and a study does not wait for ever.
+        What the disk does not take is tried again until it does: nobody sends it a second time. Where this process ends
+        before, its lock says that all its associations are over.
         """
         ticket = _Ticket(encode_record(RecordKind.ASSOCIATION_END, {"association": association, "ended": time.time()}))
         self._submit(ticket)
-        if ticket.error is not None:
-            log.warning("the end of association %s could not be noted: %s", association, ticket.error)
+        if ticket.error is None:
+            return
+        log.warning("the end of association %s could not be noted yet: %s", association, ticket.error)
+        with self._lock:
+            self._not_noted.append(ticket.parts)
+            if not self._noting:
+                self._noting = True
+                threading.Thread(target=self._note_late, name="late ends", daemon=True).start()
+
+    def _note_late(self) -> None:
+        while not self._over.wait(RETRY_SECONDS):
+            ticket = _Ticket(self._not_noted[0])
+            self._submit(ticket)
+            with self._lock:
+                if ticket.error is None:
+                    del self._not_noted[0]
+                if not self._not_noted:
+                    self._noting = False
+                    return
 
     def close(self) -> None:
         """Close the segment and give the receiver's lock back."""
+        self._over.set()
         with self._lock:
             self._lock.wait_for(lambda: not self._committing)
             self._closed = True

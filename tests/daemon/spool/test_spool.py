@@ -157,6 +157,34 @@ def test_every_member_of_a_failed_group_fails(tmp_path):
     writer.close()
 
 
+def test_ends_of_associations_are_noted_once_there_is_room_again(tmp_path, monkeypatch):
+    """Their studies would wait for an hour else: nobody says it a second time."""
+    monkeypatch.setattr("daemon.spool.writer.RETRY_SECONDS", 0.01)
+    full, tried = threading.Event(), threading.Semaphore(0)
+
+    def sync(_descriptor):
+        if full.is_set():
+            tried.release()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = SpoolWriter(tmp_path, sync=sync)
+    dataset = make_series(1)[0]
+    writer.append(meta_of(dataset), [encode(dataset)])
+    full.set()
+    for name in ("a1", "a2"):
+        writer.end_association(name)
+    for _ in range(5):  # the first attempts, and later ones
+        assert tried.acquire(timeout=60)
+    full.clear()
+
+    def noted() -> set[str]:
+        found = [r for path in segments(writer) for r in read_records(path, final=False) if isinstance(r, Record)]
+        return {record.meta["association"] for record in found if record.kind is RecordKind.ASSOCIATION_END}
+
+    wait_until(lambda: noted() == {"a1", "a2"})
+    writer.close()
+
+
 def test_too_little_free_space_refuses(tmp_path):
     writer = SpoolWriter(tmp_path, min_free_bytes=1 << 60)
     dataset = make_series(1)[0]
