@@ -213,15 +213,21 @@ def check_takeable(dataset: Dataset) -> None:
 
 
 def scrub(text: str, names: Iterable[str]) -> str:
-    """A text without the names that stand in it, such as those of files that a person named.
+    """A text without the names that stand in it as words of their own, such as those of files that a person named.
+
+    Names that can be no person's stay: a file `2` or `left` must not take a number or a side out of a warning.
 
     Args:
         text: Such as a warning.
         names: What must not stand in it; the longest is looked for first.
     """
-    for name in sorted({n for n in names if n}, key=len, reverse=True):
-        text = text.replace(name, "[file]")
+    for name in sorted({n for n in names if n and not _NOBODY.fullmatch(n)}, key=len, reverse=True):
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "[file]", text)
     return text
+
+
+_NOBODY = re.compile(r"\d{1,4}|left|right", re.IGNORECASE)
+"""Names of files that name nobody, but may be words of a warning."""
 
 
 _UID_IN_TEXT = re.compile(r"(?<!\d)(?:2\.25\.\d{5,}|\d+(?:\.\d+){3,})")

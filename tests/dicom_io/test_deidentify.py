@@ -215,6 +215,8 @@ def test_the_key_is_made_once_and_kept_private(tmp_path) -> None:
 def test_names_of_files_are_taken_out_of_texts() -> None:
     text = "Ottilie.dcm: truncated; Ottilie.dcm.bak"
     assert scrub(text, ["Ottilie.dcm", "Ottilie.dcm.bak"]) == "[file]: truncated; [file]"
+    said = "2 of 20 slices on the left are missing, 4711234 and I"
+    assert scrub(said, ["2", "20", "left", "4711234", "mi"]) == said.replace("4711234", "[file]")
 
 
 @pytest.mark.parametrize(
