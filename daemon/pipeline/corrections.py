@@ -16,6 +16,8 @@ from pydicom import Dataset
 
 from daemon.assemble.part10 import UNDECODABLE, read_header
 from daemon.config.data_folder import DataFolder
+from daemon.config.sections import Settings
+from daemon.database.engine import open_index
 from daemon.database.tables import INSTANCES, InstanceState
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, CorrectedIdentity, Selection
@@ -69,21 +71,21 @@ class Correction(CorrectedIdentity):
             )
 
 
-def find_correction(engine: sa.Engine, data: DataFolder, folder: JobFolder) -> Correction | None:
+def find_correction(engine: sa.Engine, settings: Settings, folder: JobFolder) -> Correction | None:
     """The correction of a job's patient; None where what came last says what the images say.
 
     Where nothing can be read any more of what came later, the correction that `identity.json` holds stands.
 
     Args:
         engine: The daemon's database.
-        data: The data folder of the process that receives.
+        settings: Say where this host keeps what it received, and the index of it.
         folder: The job's, with `arrival.json` and `selection.json`.
     """
     arrival = Arrival.read_if_there(folder.arrival)
     if arrival is None:
         return None
     reported = _reported(folder, arrival)
-    newest = _newest_after(engine, data, arrival.study_uid, arrival.completed)
+    newest = _newest_after(open_index(settings, engine), settings.data, arrival.study_uid, arrival.completed)
     if reported is None or newest is None:
         return Correction.read_if_there(folder.identity)
     values = {k: _text(newest, k) for k in KEYWORDS if _text(newest, k)}
@@ -98,12 +100,12 @@ def _reported(folder: JobFolder, arrival: Arrival) -> Dataset | None:
     return None if file is None else _read(folder.input / file)
 
 
-def _newest_after(engine: sa.Engine, data: DataFolder, study_uid: str, completed: float) -> Dataset | None:
+def _newest_after(index: sa.Engine, data: DataFolder, study_uid: str, completed: float) -> Dataset | None:
     """Header of the instance that came last, after its study was handed over, and says who the patient is."""
     query = sa.select(INSTANCES).where(
         INSTANCES.c.study_uid == study_uid, INSTANCES.c.state.in_(_TELLING), INSTANCES.c.received > completed
     )
-    with engine.connect() as connection:
+    with index.connect() as connection:
         rows = connection.execute(query.order_by(INSTANCES.c.received.desc())).all()
     headers = (_header_of(data, row) for row in rows)
     return next((found for found in headers if found is not None and _text(found, "PatientID")), None)

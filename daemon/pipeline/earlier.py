@@ -11,7 +11,7 @@ from collections.abc import Callable
 import sqlalchemy as sa
 from pydicom import Dataset
 
-from daemon.config.data_folder import DataFolder
+from daemon.config.sections import Settings
 from daemon.database.engine import upsert
 from daemon.database.tables import RESULTS
 from daemon.jobs.comparison import Patient, measured_volume, same_keys
@@ -35,13 +35,13 @@ Elsewhere = Callable[[Patient, str, tuple[str, str]], EarlierResult | None]
 
 
 def look_up(
-    engine: sa.Engine, data: DataFolder, files: JobFiles, job_id: str, elsewhere: Elsewhere | None = None
+    engine: sa.Engine, settings: Settings, files: JobFiles, job_id: str, elsewhere: Elsewhere | None = None
 ) -> None:
     """Write the latest earlier result of the job's patient into its folder; none where there is none.
 
     Args:
         engine: The daemon's database.
-        data: The data folder of the process that receives.
+        settings: Say where this host keeps what it received, and the index of it.
         files: Where the folders of jobs are.
         job_id: The job, whose series is chosen.
         elsewhere: Asked where none is known here.
@@ -49,7 +49,7 @@ def look_up(
     folder = files.fetch(job_id)
     folder.earlier.unlink(missing_ok=True)
     head = _reported(folder)
-    if head is None or find_correction(engine, data, folder) is not None:
+    if head is None or find_correction(engine, settings, folder) is not None:
         return
     who, date = Patient.of(head), header.text(head, "StudyDate")
     job = JobStore(engine).get(job_id)
@@ -58,7 +58,7 @@ def look_up(
     before = date, header.text(head, "StudyTime")
     for row in _candidates(engine, who.key, job.study_uid, before):
         names = ((row.name, who.name_key), (row.birth, who.birth_key))
-        if same_keys(row.patient, who.key, names) and not _corrected(engine, data, files, row.job_id):
+        if same_keys(row.patient, who.key, names) and not _corrected(engine, settings, files, row.job_id):
             EarlierResult(
                 job_id=row.job_id,
                 study_date=row.study_date,
@@ -85,12 +85,12 @@ def _candidates(
     return [row for row in rows if row.study_date and (row.study_date, row.study_time) < before]
 
 
-def _corrected(engine: sa.Engine, data: DataFolder, files: JobFiles, job_id: str) -> bool:
+def _corrected(engine: sa.Engine, settings: Settings, files: JobFiles, job_id: str) -> bool:
     """Whether another identity came for the job's study since; a job whose files are gone has none that could tell."""
     if JobStore(engine).get(job_id) is None:
         return False
     folder = files.fetch(job_id)
-    return Arrival.read_if_there(folder.arrival) is not None and find_correction(engine, data, folder) is not None
+    return Arrival.read_if_there(folder.arrival) is not None and find_correction(engine, settings, folder) is not None
 
 
 def note(engine: sa.Engine, folder: JobFolder, job_id: str, report: Report) -> None:

@@ -254,7 +254,7 @@ def convert(job_id: str) -> list[str]:
 
 def report(job_id: str) -> list[str]:
     """The model writes."""
-    earlier.look_up(context().store.engine, context().settings.data, context().files, job_id, context().elsewhere)
+    earlier.look_up(context().store.engine, context().settings, context().files, job_id, context().elsewhere)
     _run("report", job_id)
     written = read_report(_folder(job_id))
     patient(context().store.update)(job_id, result=findings_line(written.findings))
@@ -278,7 +278,7 @@ def encode(job_id: str) -> list[str]:
             identity were sent already.
     """
     settings, store, folder = context().settings, context().store, _folder(job_id)
-    correction = find_correction(store.engine, settings.data, folder)
+    correction = find_correction(store.engine, settings, folder)
     job = store.get(job_id)
     if correction is not None and job is not None:
         asked_for = job.runs > 1 or Arrival.read(folder.arrival).anew
@@ -407,7 +407,7 @@ def _holds_back(job: Job, destination: str) -> bool:
     With `[patient] corrected = "carry"` another job goes out in its place, under the corrected identity.
     """
     settings, store, folder = context().settings, context().store, _folder(job.job_id)
-    correction = find_correction(store.engine, settings.data, folder)
+    correction = find_correction(store.engine, settings, folder)
     used = Correction.read_if_there(folder.identity)
     told = correction or used
     if told is None or correction == used:

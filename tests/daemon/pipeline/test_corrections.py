@@ -18,9 +18,8 @@ from pydicom.tag import Tag
 from record_support import a_report, an_arrival, an_instance
 
 from braingemma.checkpoint.weights import describe_weights
-from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Patient, Settings
-from daemon.database.engine import open_database
+from daemon.database.engine import open_database, open_index
 from daemon.database.tables import INSTANCES, DeliveryState, InstanceState, JobState
 from daemon.errors import DaemonError, Permanent, Rejected
 from daemon.files import make_private, read_json
@@ -72,9 +71,13 @@ def job(converted: Path, tmp_path: Path) -> JobFolder:
     return JobFolder(Path(shutil.copytree(converted, tmp_path / "jobs" / "j1")))
 
 
+def at(folder: Path, **sections: Any) -> Settings:
+    return Settings.model_validate({"storage": {"folder": folder}, **sections})
+
+
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[sa.Engine]:
-    made = open_database(Settings.model_validate({"storage": {"folder": tmp_path}}))
+    made = open_database(at(tmp_path))
     yield made
     made.dispose()
 
@@ -109,14 +112,22 @@ def encoded(job: JobFolder, **sections: Any) -> list[Path]:
 
 def test_an_instance_that_came_later_tells_who_the_patient_is_now(engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED - 1, PatientID="WRONG")  # before the study was handed over
-    assert find_correction(engine, DataFolder(tmp_path), job) is None
+    assert find_correction(engine, at(tmp_path), job) is None
     receive(engine, tmp_path, job, COMPLETED + 1, PatientID="FIRST")
     receive(engine, tmp_path, job, COMPLETED + 2, **NEW)
-    found = find_correction(engine, DataFolder(tmp_path), job)
+    found = find_correction(engine, at(tmp_path), job)
     assert found is not None
     assert found.changed == ("PatientID", "PatientName", "PatientBirthDate")
     assert found.values["PatientName"] == "Новикова^Анна"
     assert "NEWPID" not in found.named
+
+
+def test_what_a_host_received_is_looked_up_where_it_keeps_its_index(engine, job, tmp_path) -> None:
+    """With PostgreSQL that is not the daemon's database."""
+    settings = at(tmp_path, engine={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+    receive(open_index(settings, engine), tmp_path, job, COMPLETED + 1, **NEW)
+    assert find_correction(engine, at(tmp_path), job) is None
+    assert find_correction(engine, settings, job) is not None
 
 
 @pytest.mark.parametrize(
@@ -124,14 +135,14 @@ def test_an_instance_that_came_later_tells_who_the_patient_is_now(engine, job, t
 )
 def test_what_says_nothing_else_is_no_correction(changes, engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED + 1, **changes)
-    assert find_correction(engine, DataFolder(tmp_path), job) is None
+    assert find_correction(engine, at(tmp_path), job) is None
     receive(engine, tmp_path, job, COMPLETED + 0.5, **NEW)  # before it: where nobody is named the correction stands
-    assert (find_correction(engine, DataFolder(tmp_path), job) is not None) == (changes == {"PatientID": ""})
+    assert (find_correction(engine, at(tmp_path), job) is not None) == (changes == {"PatientID": ""})
 
 
 def test_results_carry_the_corrected_identity_and_say_so(engine, job, tmp_path) -> None:
     receive(engine, tmp_path, job, COMPLETED + 1, **NEW)
-    correction = find_correction(engine, DataFolder(tmp_path), job)
+    correction = find_correction(engine, at(tmp_path), job)
     assert correction is not None
     correction.write(job.identity)
     assert Correction.read(job.identity) == correction

@@ -47,7 +47,7 @@ class Site:
         earlier.note(self.engine, folder, job_id, written)
 
     def found(self, job_id: str) -> EarlierResult | None:
-        earlier.look_up(self.engine, self.settings.data, self.files, job_id)
+        earlier.look_up(self.engine, self.settings, self.files, job_id)
         return EarlierResult.read_if_there(JobFolder(self.settings.data.job(job_id)).earlier)
 
 
