@@ -173,7 +173,7 @@ class Chaos:
         held: list[socket.socket] = []
         acts = (self._garbage, self._bomb, self._half_an_instance, self._flood, self._ask_the_page)
         while not self.quiet.is_set():
-            with contextlib.suppress(OSError, ValueError, KeyError, ConnectionError):
+            with contextlib.suppress(DaemonError, OSError, ValueError, KeyError):
                 held += draw.choice(acts)(draw)
             while len(held) > 200 or (held and draw.random() < 0.3):
                 held.pop(0).close()
@@ -224,7 +224,7 @@ class Chaos:
         """Memory and handles by kind of process, and the page, now and then."""
         browser = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while not self.over.wait(3):
-            with contextlib.suppress(psutil.Error, OSError, ValueError, KeyError):
+            with contextlib.suppress(DaemonError, psutil.Error, OSError, ValueError, KeyError):
                 found = {
                     kind: (process.memory_info().rss / 1e6, process.num_fds())
                     for kind, process in self.processes().items()
@@ -367,6 +367,7 @@ def test_chaos(tmp_path: Path, disk: Path, postgres: Postgres, monkeypatch: pyte
     try:
         chaos.befall()
         say("it is over; what was acknowledged must end")
+        assert all(thread.is_alive() for thread in threads), "one of what goes on all the time has ended"
         chaos.quiet.set()
         for thread in threads[3:]:
             thread.join(PATIENCE)
