@@ -53,10 +53,12 @@ def folder(tmp_path: Path, store: JobStore) -> JobFolder:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., FaultyPacs]]:
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., FaultyPacs]]:
     running: list[FaultyPacs] = []
 
     def build(**how: Any) -> FaultyPacs:
+        if how.get("commitment") == "same":  # it does answer there, on a busy machine not within a second
+            monkeypatch.setattr("daemon.deliver.dimse.SAME_ASSOCIATION_SECONDS", 60.0)
         running.append(FaultyPacs(**how))
         return running[-1]
 
