@@ -1,7 +1,7 @@
 """Metrics for Prometheus: what the service and the page count; receivers count in `daemon.receive.counters`.
 
 No label names a patient, a study or a person. Receiver processes write their counts to files
-(`prometheus_client`'s multi-process mode), which the service adds up when it is asked.
+(`prometheus_client`'s multi-process mode), which the page adds up when it is asked.
 """
 
 from __future__ import annotations

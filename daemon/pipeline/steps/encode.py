@@ -28,7 +28,8 @@ from dicom_io.pack.rejection import encode_rejection, withdrawn
 from dicom_io.volume.geometry import SeriesGeometry
 
 MANUFACTURER = "BrainGemma3D for PACS (open source)"
-_CORRECTED = re.compile(r"The patient's identity \(.*\) was corrected after the images came\.")
+_CORRECTED = "The patient's identity ({}) was corrected after the images came."
+_SAYS_CORRECTED = re.compile(re.escape(_CORRECTED).replace(r"\{\}", ".*"))
 
 UNSAID = frozenset({"candidates", "deidentified", "doubts", "lesion_estimate"})
 """Fields of a report that add nothing to its results; whatever field a report gets affects them until it is here."""
@@ -89,14 +90,13 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
 def _with_correction(settings: Settings, folder: JobFolder) -> Report:
     """The report, with a word about a correction of the patient where there is one, and none of one taken back."""
     report, correction = read_report(folder), Correction.read_if_there(folder.identity)
-    warnings = tuple(warning for warning in report.warnings if not _CORRECTED.fullmatch(warning))
+    warnings = tuple(warning for warning in report.warnings if not _SAYS_CORRECTED.fullmatch(warning))
     if correction is None and warnings == report.warnings:
         return report
     changes: dict[str, Any] = {"warnings": warnings}
     if correction is not None:
-        said = f"The patient's identity ({correction.named}) was corrected after the images came."
         # Whose the earlier result is was judged by the identity as it came: it may be another patient's.
-        changes = {"warnings": (*warnings, said), "comparison": None}
+        changes = {"warnings": (*warnings, _CORRECTED.format(correction.named)), "comparison": None}
     report = report.model_copy(update=changes)
     write_report(folder, report, named=not settings.results.deidentify)  # also where it was another one: it is shown
     return report
