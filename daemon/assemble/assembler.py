@@ -27,6 +27,7 @@ from daemon.assemble.arrival import Arrival, read_arrival
 from daemon.assemble.completeness import Completeness
 from daemon.assemble.follower import SegmentFollower
 from daemon.assemble.handover import HandOver
+from daemon.assemble.identities import share_identities, studies_with_late_instances
 from daemon.assemble.receivers import Receivers
 from daemon.config.data_folder import DataFolder
 from daemon.config.sections import Settings
@@ -65,13 +66,14 @@ class Assembler:
 
     Args:
         settings: The whole configuration; spool and jobs lie in its data folder.
-        engine: The daemon's database; its tables exist.
+        engine: The database that holds the index (`open_index`); its tables exist.
         submit: Gives an arrival to the pipeline; may be called again with the same one. Raises Retryable where it
             should be called again later.
         own_result: Whether a data set is one of our own results.
         waiting: How many jobs the pipeline has not finished with.
         beat: Called after each round that worked: a sign of life.
         receivers: The others on the same database; None: there are none.
+        shared: The daemon's database where the index lies apart from it, since other hosts share it; else None.
         clock: POSIX time, s: for what is written down, never for waiting.
     """
 
@@ -82,6 +84,7 @@ class Assembler:
     own_result: Callable[[Dataset], bool] = is_own_result
     beat: Callable[[], None] = lambda: None
     receivers: Receivers | None = None
+    shared: sa.Engine | None = None
     clock: Callable[[], float] = time.time
     _paused: dict[str, float] = field(default_factory=dict, init=False)
     """By study or job: monotonic time of the next try."""
@@ -89,6 +92,8 @@ class Assembler:
     """By study or job."""
     _ended: set[str] = field(default_factory=set, init=False)
     """Studies whose hand-over ended in this process, well or not; the database does not know it yet."""
+    _untold: set[str] = field(default_factory=set, init=False)
+    """Studies of which other hosts may not know whose they are by what came last."""
     _follower: SegmentFollower = field(init=False)
     _completeness: Completeness = field(init=False)
     _jobs: HandOver = field(init=False)
@@ -148,15 +153,20 @@ class Assembler:
             shutil.rmtree(left_over)
         self._jobs.adopt_job_folders()
         self._follower.reset()
+        if self.shared is not None:
+            self._untold = studies_with_late_instances(self.engine)
         self.look(now)
 
     def look(self, now: float) -> None:
         """Index what is new; `now` is monotonic, s."""
         if self.receivers is not None:
             self.receivers.look()
-        self._follower.follow()
+        self._untold |= self._follower.follow()
         if self.receivers is not None:
             self.receivers.share()
+        if self.shared is not None:
+            share_identities(self.engine, self.shared, self.data, self._untold)
+        self._untold.clear()
         self._completeness.look(now)
 
     def step(self, now: float) -> tuple[Arrival, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class SegmentFollower:
     damaged: Path
     own_result: Callable[[Dataset], bool] = is_own_result
     replicas: Path | None = None
+    _came: set[str] = field(default_factory=set, init=False)
+    """Studies of which something was indexed."""
 
     def reset(self) -> None:
         """Forget what is not yet handed over of segments that are not fully indexed, so that they are read again."""
@@ -65,8 +67,8 @@ class SegmentFollower:
             )
             connection.execute(sa.delete(SEGMENTS).where(SEGMENTS.c.segment.in_(here)))
 
-    def follow(self) -> None:
-        """Index what is new."""
+    def follow(self) -> set[str]:
+        """Index what is new; StudyInstanceUIDs of what was."""
         segments = sorted(self.spool.glob("*.seg"))
         alive = {name: is_alive(self.spool, name) for name in {segment_receiver(path.name) for path in segments}}
         latest = {segment_receiver(path.name): path.name for path in segments}  # sorted: the last one stays
@@ -80,6 +82,8 @@ class SegmentFollower:
             final = not alive[receiver] or latest[receiver] != path.name
             self._follow_segment(path, row.consumed if row is not None else 0, final=final)
         self._end_associations_of_dead(alive)
+        came, self._came = self._came, set()
+        return came
 
     def _follow_segment(self, path: Path, consumed: int, *, final: bool) -> None:
         for batch in _batches(read_records(path, consumed, final=final), _BATCH):
@@ -129,6 +133,7 @@ class SegmentFollower:
                 opened[row["association"], row["study_uid"]] = segment_receiver(path.name)
         if new:
             connection.execute(sa.insert(INSTANCES), new)
+            self._came |= {row["study_uid"] for row in new}
         if again:
             connection.execute(_UPDATE_COPY, [_copy_values(row) for row in again.values()])
         self._index_associations(connection, records, opened)

@@ -224,8 +224,8 @@ class Receivers:
     def share(self) -> None:
         """Pass images on whose study another receiver owns; read the jobs of studies that became this one's."""
         with self.index.connect() as connection:
-            waits = INSTANCES.c.state == InstanceState.PENDING.value
-            pending = set(connection.execute(sa.select(INSTANCES.c.study_uid).where(waits).distinct()).scalars())
+            waits = sa.select(INSTANCES.c.study_uid).where(_to_be_passed_on())
+            pending = set(connection.execute(waits.distinct()).scalars())
             opened = set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid).distinct()).scalars())
         self._mine &= pending
         owners = self._owners(pending | opened)

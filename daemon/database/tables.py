@@ -261,6 +261,16 @@ RECEIVING = sa.Table(
 """Several receivers: on which studies of another one an association is open."""
 
 
+STUDY_IDENTITIES = sa.Table(
+    "study_identities",
+    metadata,
+    sa.Column("study_uid", CleanText, primary_key=True),
+    sa.Column("received", sa.Float, nullable=False),
+    sa.Column("texts", CleanText, nullable=False),  # JSON: by keyword
+)
+"""Several hosts: whose a study is by the last instance that came after it was handed over; it names people."""
+
+
 class PullState(enum.StrEnum):
     """Where a pull stands."""
 

@@ -7,32 +7,17 @@ it says again what the images say, the correction is taken back.
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-from typing import Any
-
 import sqlalchemy as sa
 from pydicom import Dataset
 
-from daemon.assemble.part10 import UNDECODABLE, read_header
-from daemon.config.data_folder import DataFolder
+from daemon.assemble.identities import UNREADABLE, Identity, latest_identity, read_identity, shared_identity
 from daemon.config.sections import Settings
 from daemon.database.engine import open_index
-from daemon.database.tables import INSTANCES, InstanceState
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, CorrectedIdentity, Selection
 from dicom_io import header
 from dicom_io.content.sources import IDENTITY, PATIENT_AND_STUDY
-from dicom_io.errors import FileError, SeriesError
-from dicom_io.reading import read_elements
-
-log = logging.getLogger(__name__)
-
-KEYWORDS = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber")
-"""Who the patient is, and which order it was."""
-UNREADABLE = "\ufffd"
-"""Stands in texts whose bytes do not fit their character set."""
-_TELLING = [str(s) for s in (InstanceState.PENDING, InstanceState.HANDED_OVER, InstanceState.CONFLICT)]
+from dicom_io.errors import SeriesError
 
 
 class Correction(CorrectedIdentity):
@@ -85,48 +70,22 @@ def find_correction(engine: sa.Engine, settings: Settings, folder: JobFolder) ->
     if arrival is None:
         return None
     reported = _reported(folder, arrival)
-    newest = _newest_after(open_index(settings, engine), settings.data, arrival.study_uid, arrival.completed)
+    newest = _newest_after(engine, settings, arrival)
     if reported is None or newest is None:
         return Correction.read_if_there(folder.identity)
-    values = {k: _text(newest, k) for k in KEYWORDS if _text(newest, k)}
-    changed = tuple(k for k, text in values.items() if text != _text(reported, k))
-    return Correction(values=values, changed=changed) if changed else None
+    changed = tuple(k for k, text in newest.values.items() if text != reported.get(k, ""))
+    return Correction(values=newest.values, changed=changed) if changed else None
 
 
-def _reported(folder: JobFolder, arrival: Arrival) -> Dataset | None:
-    """Header of an instance of the reported series."""
+def _reported(folder: JobFolder, arrival: Arrival) -> dict[str, str] | None:
+    """What an instance of the reported series says."""
     chosen = Selection.read(folder.selection).chosen
     file = next((i.file for i in arrival.instances if i.series_uid == chosen), None)
-    return None if file is None else _read(folder.input / file)
+    return None if file is None else read_identity(folder.input / file)
 
 
-def _newest_after(index: sa.Engine, data: DataFolder, study_uid: str, completed: float) -> Dataset | None:
-    """Header of the instance that came last, after its study was handed over, and says who the patient is."""
-    query = sa.select(INSTANCES).where(
-        INSTANCES.c.study_uid == study_uid, INSTANCES.c.state.in_(_TELLING), INSTANCES.c.received > completed
-    )
-    with index.connect() as connection:
-        rows = connection.execute(query.order_by(INSTANCES.c.received.desc())).all()
-    headers = (_header_of(data, row) for row in rows)
-    return next((found for found in headers if found is not None and _text(found, "PatientID")), None)
-
-
-def _header_of(data: DataFolder, row: sa.Row[Any]) -> Dataset | None:
-    """What a received instance says; None where it cannot be read."""
-    if row.state == InstanceState.CONFLICT and row.file:
-        return _read(data.conflicts / row.file)
-    return read_header(data.spool, data.jobs, row, KEYWORDS)
-
-
-def _read(path: Path) -> Dataset | None:
-    try:
-        with header.quiet("pydicom"):
-            return read_elements(path, KEYWORDS)
-    except (OSError, FileError, *UNDECODABLE) as error:
-        log.warning("%s: not read for the patient's identity: %s", path.name, type(error).__name__)
-        return None
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    text = header.text(dataset, keyword).rstrip("^ ")
-    return text if header.fits_its_label(dataset, keyword) else text.replace(UNREADABLE, "") + UNREADABLE
+def _newest_after(engine: sa.Engine, settings: Settings, arrival: Arrival) -> Identity | None:
+    """What came last, here or on another host, after the study was handed over."""
+    here = latest_identity(open_index(settings, engine), settings.data, arrival.study_uid, arrival.completed)
+    elsewhere = shared_identity(engine, arrival.study_uid, arrival.completed)
+    return max((i for i in (here, elsewhere) if i is not None), key=lambda i: i.received, default=None)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from daemon.assemble.identities import forget_identity
 from daemon.assemble.index import forget_study
 from daemon.assemble.receivers import forget_owner
 from daemon.config.sections import Settings, Storage
@@ -139,6 +140,7 @@ def _remove(
         if not _has_jobs(store.engine, job.study_uid):
             forget_study(index, job.study_uid)
             forget_owner(store.engine, job.study_uid)
+            forget_identity(store.engine, job.study_uid)
         log.info("job %s (%s) removed: %s", job.job_id, job.state, why)
     return Purged(job.job_id, str(job.state), size, why)
 

@@ -202,6 +202,7 @@ class _Parts:
             beat=lambda: self.health.beat("assembler"),
             waiting=self.store.waiting,
             receivers=self.others,
+            shared=self.engine if settings.engine.database_url else None,
         )
         self.puller = Puller(settings, self.engine)
         if self.lease is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from pydicom import Dataset
 
 from daemon.assemble.arrival import Arrival
 from daemon.assemble.assembler import Assembler
+from daemon.assemble.identities import forget_identity, shared_identity
 from daemon.assemble.receivers import Receivers, forget_owner, name_of
 from daemon.config.sections import Settings
 from daemon.database.engine import create_tables, database_url, make_engine
@@ -58,7 +61,7 @@ class Host:
         self.receivers.join()
         self.receivers._beating_since = -2 * LEASE
         self.arrivals: list[Arrival] = []
-        self.assembler = Assembler(self.settings, self.index, self.submit, receivers=self.receivers)
+        self.assembler = Assembler(self.settings, self.index, self.submit, receivers=self.receivers, shared=self.engine)
         self.writer = SpoolWriter(data.spool, replica=self.receivers.replicas if replicate == "shared" else None)
         self.assembler.recover(0)
 
@@ -67,9 +70,11 @@ class Host:
         self.store.add(arrival.job_id, study_uid=arrival.study_uid, supersedes=arrival.supersedes)
         self.arrivals.append(arrival)
 
-    def receive(self, series: list[Dataset], *, association: str = "a1", end: bool = True) -> None:
+    def receive(
+        self, series: list[Dataset], *, association: str = "a1", end: bool = True, received: float = 1000.0
+    ) -> None:
         for dataset in series:
-            self.writer.append(meta_of(dataset, association=association), [encode(dataset)])
+            self.writer.append(meta_of(dataset, association=association, received=received), [encode(dataset)])
         if end:
             self.writer.end_association(association)
 
@@ -106,7 +111,7 @@ def host(server: Postgres, tmp_path: Path) -> Iterator[Callable[..., Host]]:
 
     yield start
     with started[0].engine.begin() as connection:
-        for table in ("receivers", "study_owners", "receiving", "jobs", "archives"):
+        for table in ("receivers", "study_owners", "study_identities", "receiving", "jobs", "archives"):
             connection.execute(sa.text(f"DELETE FROM {table}"))
     for one in started:
         one.stop()
@@ -201,9 +206,9 @@ def test_one_that_was_frozen_acknowledges_nothing_into_what_was_taken_from_it(ho
 def test_a_copied_data_folder_is_no_second_receiver(host: Callable[..., Host]) -> None:
     first = host("first")
     first.receivers.look()
-    copy = Receivers(**{name: getattr(first.receivers, name) for name in (
+    twin = Receivers(**{name: getattr(first.receivers, name) for name in (
         "engine", "index", "name", "shared", "spool", "jobs", "seconds", "replicates", "fetch")})  # fmt: skip
-    copy.join()
+    twin.join()
     first.receivers.beat()
     with pytest.raises(Permanent, match="in a copy of this data folder"):
         first.receivers.look()
@@ -230,3 +235,28 @@ def test_what_was_removed_by_one_is_new_to_both(host: Callable[..., Host]) -> No
     second.assembler.look(20)
     [again] = second.assembler.step(40)
     assert again.instances == 4
+
+
+def test_a_correction_of_the_patient_is_told_to_hosts_that_received_nothing(host: Callable[..., Host]) -> None:
+    """One that came to the host that does not assemble the study, and again after a kill before it was told."""
+    first, second = host("first"), host("second")
+    series = make_series(3)
+    first.receive(series)
+    first.assembler.look(0)
+    [arrival] = first.assembler.step(QUIET)
+    handed_over = time.time()
+    assert shared_identity(second.engine, arrival.study_uid, 0.0) is None
+    for number, name in enumerate(("NEW-1", "NEW-2")):
+        corrected = copy.deepcopy(series[1])
+        corrected.PatientID = name
+        second.receive([corrected], received=handed_over + 1 + number)
+        second.assembler.look(20)
+        first.assembler.look(20)
+    for killed in (False, True):
+        if killed:
+            forget_identity(second.engine, arrival.study_uid)
+            first.assembler.recover(30)
+        told = shared_identity(second.engine, arrival.study_uid, handed_over)
+        assert told is not None
+        assert (told.values["PatientID"], told.received) == ("NEW-2", handed_over + 2)
+    assert shared_identity(second.engine, arrival.study_uid, handed_over + 2) is None, "a later job's images say it"

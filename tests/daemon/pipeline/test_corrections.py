@@ -18,9 +18,10 @@ from pydicom.tag import Tag
 from record_support import a_report, an_arrival, an_instance
 
 from braingemma.checkpoint.weights import describe_weights
+from daemon.assemble.identities import share_identities
 from daemon.config.sections import Patient, Settings
 from daemon.database.engine import open_database, open_index
-from daemon.database.tables import INSTANCES, DeliveryState, InstanceState, JobState
+from daemon.database.tables import ARRIVALS, INSTANCES, DeliveryState, InstanceState, JobState
 from daemon.errors import DaemonError, Permanent, Rejected
 from daemon.files import make_private, read_json
 from daemon.jobs.files import LocalFiles
@@ -100,6 +101,12 @@ def receive(engine: sa.Engine, data: Path, job: JobFolder, received: float, **ch
         connection.execute(sa.insert(INSTANCES).values(**row))
 
 
+def note_arrival(index: sa.Engine, study_uid: str) -> None:
+    row = {"job_id": "j1", "study_uid": study_uid, "supersedes": None, "created": COMPLETED, "submitted": True}
+    with index.begin() as connection:
+        connection.execute(sa.insert(ARRIVALS).values(**row))
+
+
 def texts_in(dataset: Dataset) -> str:
     """Every value at any depth, without line breaks; pydicom's own listing leaves out long ones."""
     return " ".join(" ".join(str(e.value).split()) for e in dataset.iterall() if e.VR != "SQ")
@@ -128,6 +135,24 @@ def test_what_a_host_received_is_looked_up_where_it_keeps_its_index(engine, job,
     receive(open_index(settings, engine), tmp_path, job, COMPLETED + 1, **NEW)
     assert find_correction(engine, at(tmp_path), job) is None
     assert find_correction(engine, settings, job) is not None
+
+
+def test_what_another_host_received_is_known_by_the_shared_database(engine, job, tmp_path) -> None:
+    """The later of what both say counts, and what the images' own job knew already does not."""
+    there = at(tmp_path / "elsewhere", engine={"database_url": "postgresql://nobody@127.0.0.1:1/none"})
+    make_private(there.data.root)
+    index, study_uid = open_index(there, engine), Arrival.read(job.arrival).study_uid
+    note_arrival(index, study_uid)
+    receive(index, tmp_path / "elsewhere", job, COMPLETED - 1, PatientID="WRONG")
+    share_identities(index, engine, there.data, [study_uid])
+    assert find_correction(engine, at(tmp_path), job) is None
+    receive(index, tmp_path / "elsewhere", job, COMPLETED + 2, **NEW)
+    receive(engine, tmp_path, job, COMPLETED + 1, PatientID="FIRST")
+    assert find_correction(engine, at(tmp_path), job).values["PatientID"] == "FIRST"
+    share_identities(index, engine, there.data, [study_uid])
+    assert find_correction(engine, at(tmp_path), job).values["PatientName"] == "Новикова^Анна"
+    receive(engine, tmp_path, job, COMPLETED + 3, PatientID="LAST")
+    assert find_correction(engine, at(tmp_path), job).values["PatientID"] == "LAST"
 
 
 @pytest.mark.parametrize(
