@@ -44,9 +44,15 @@ class JobState(enum.StrEnum):
     FAILED = "failed"
     """Its work, or its delivery, cannot be done as things are; `braingemma jobs retry` starts it again."""
     CANCELLED = "cancelled"
+    REMOVING = "removing"
+    """Its time is over: its files, and then this row, are being removed, and nothing starts it again."""
 
 
-FINAL_STATES = frozenset({JobState.DONE, JobState.SET_ASIDE, JobState.FAILED, JobState.CANCELLED})
+FINAL_STATES = frozenset({JobState.DONE, JobState.SET_ASIDE, JobState.FAILED, JobState.CANCELLED, JobState.REMOVING})
+RETRIED_STATES = FINAL_STATES - {JobState.DONE, JobState.REMOVING}
+"""A person may start a job again that ended so."""
+STOPPED_STATES = frozenset({JobState.CANCELLED, JobState.REMOVING})
+"""Nothing more of such a job is done or sent."""
 
 
 class DeliveryState(enum.StrEnum):

@@ -271,6 +271,13 @@ class JobStore:
             row = connection.execute(sa.select(PAUSES).where(PAUSES.c.what == QUEUE)).one_or_none()
         return None if row is None else Pause(row.since, row.by)
 
+    def begin_removal(self, job: Job) -> bool:
+        """Let nobody start a job again whose files are about to go; whether it is still as it was read."""
+        as_read = (JOBS.c.job_id == job.job_id, JOBS.c.state == str(job.state), JOBS.c.updated == job.updated)
+        with self._writing() as connection:
+            begun = connection.execute(sa.update(JOBS).where(*as_read).values(state=JobState.REMOVING))
+            return bool(begun.rowcount)
+
     def remove(self, job_id: str) -> None:
         """Forget a job with its verdicts and deliveries."""
         with self._writing() as connection:
@@ -406,9 +413,9 @@ class JobStore:
             runs: How often the job was started, with this one.
 
         Returns:
-            Whether that was done: the job is neither queued nor running.
+            Whether that was done: the job is neither queued nor running, nor being removed.
         """
-        made = [state for state in JobState if state not in (JobState.QUEUED, JobState.RUNNING)]
+        made = set(JobState) - {JobState.QUEUED, JobState.RUNNING, JobState.REMOVING}
         mine = (DELIVERIES.c.job_id == job_id, DELIVERIES.c.destination.in_(list(destinations)))
         dead = DELIVERIES.c.state == str(DeliveryState.DEAD)
         with self._writing() as connection:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
+from daemon.database.tables import FINAL_STATES, RETRIED_STATES, DeliveryState, JobState
 from daemon.engine.client import _enqueue, _enqueue_delivery, engine_client, enqueue_report
 from daemon.engine.identifiers import (
     REPORT_QUEUE,
@@ -52,15 +52,15 @@ def retry(store: JobStore, engine: sa.Engine, job_id: str) -> str:
         raise DaemonError(f"job {job_id} is {job.state}; only a job that has ended can be retried")
     if job.state is JobState.DONE:
         raise DaemonError(f"job {job_id} is done; its results were delivered")
+    _refuse_removed(job)
     if job.step == RECEIVE:
         raise DaemonError(f"job {job_id} has no images, as its study could not be handed over: send the study again")
     dead = _dead(store, job_id)
     if dead:
         return _deliver_again(store, engine, job, dead)
     run = job.runs + 1
-    again = FINAL_STATES - {JobState.DONE}
     with engine_client(engine) as client:
-        if not store.move(job_id, JobState.QUEUED, of=again, step="", runs=run, reason="", deaths=0):
+        if not store.move(job_id, JobState.QUEUED, of=RETRIED_STATES, step="", runs=run, reason="", deaths=0):
             raise DaemonError(f"job {job_id} was started by somebody else just now")
         _enqueue(client, REPORT_QUEUE, REPORT_WORKFLOW, f"{job_id}-r{run}", job_id, turn=job.turn)
         return "all steps"
@@ -78,9 +78,15 @@ def retry_delivery(store: JobStore, engine: sa.Engine, job_id: str, destination:
     job = job_or_error(store, job_id)
     if job.state in (JobState.QUEUED, JobState.RUNNING):
         raise DaemonError(f"job {job_id} is {job.state}; its results are sent when they are made")
+    _refuse_removed(job)
     if destination not in _dead(store, job_id):
         raise DaemonError(f"job {job_id} has nothing that was given up for {destination!r}")
     return _deliver_again(store, engine, job, [destination])
+
+
+def _refuse_removed(job: Job) -> None:
+    if job.state is JobState.REMOVING:
+        raise DaemonError(f"job {job.job_id} is being removed, as its time is over: send the study again")
 
 
 def _dead(store: JobStore, job_id: str) -> list[str]:
@@ -112,6 +118,7 @@ def report_anew(store: JobStore, engine: sa.Engine, files: JobFiles, job_id: str
     job = job_or_error(store, job_id)
     if job.state not in FINAL_STATES:
         raise DaemonError(f"job {job_id} is {job.state}; only a job that has ended can be reported anew")
+    _refuse_removed(job)
     old = files.fetch(job_id)
     if not (old.dicom / MANIFEST).exists():
         raise DaemonError(f"job {job_id} has no results that could be replaced; `jobs retry {job_id}` starts it again")

@@ -21,7 +21,7 @@ from dbos import error as dbos_error
 
 from daemon.config.sections import Settings
 from daemon.database.patience import may_pass, patient
-from daemon.database.tables import FINAL_STATES, DeliveryState, JobState
+from daemon.database.tables import FINAL_STATES, STOPPED_STATES, DeliveryState, JobState
 from daemon.deliver.delivery import deliver_to, give_up_all, is_open, plan_deliveries
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
 from daemon.errors import DaemonError, DiskFull, Permanent, Rejected, Retryable
@@ -225,7 +225,7 @@ def _is_cancelled(job_id: str) -> bool:
         job = context().store.get(job_id)
     except sa.exc.DBAPIError:
         return False  # asked again soon
-    return job is None or job.state is JobState.CANCELLED
+    return job is None or job.state in STOPPED_STATES
 
 
 def select(job_id: str) -> list[str]:
@@ -388,7 +388,7 @@ def attempt_step(job_id: str, destination: str, attempt: int) -> float | None:
     there = next((d for d in context().settings.destinations if d.name == destination), None)
     store = context().store
     job = store.get(job_id)
-    if job is None or job.state in (JobState.CANCELLED, *AT_WORK):  # or started again: its results are being made
+    if job is None or job.state in (*STOPPED_STATES, *AT_WORK):  # or started again: its results are being made
         return None
     if there is None:
         give_up_all(store, job_id, destination, f"destination {destination!r} is no longer in the configuration")

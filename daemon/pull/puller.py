@@ -289,7 +289,8 @@ class _SourceWorker:
         puller, store = self.puller, self.puller.store
         client = puller.client(source)
         attempts = study.attempts + 1
-        store.update(study, PulledState.FETCHING, attempts=attempts, started=study.started or now())
+        if not store.begin(study):
+            return
         puller.hold(study.study_uid)
         try:
             entries = client.series(study.study_uid)

@@ -235,6 +235,17 @@ class PullStore:
         with self.engine.begin() as connection:
             connection.execute(sa.update(PULLED).where(*mine).values(updated=now(), **values))
 
+    def begin(self, study: PulledStudy) -> bool:
+        """Count an attempt at fetching; false where a person paused or cancelled the pull since it was read."""
+        running = sa.select(PULLS.c.pull_id).where(PULLS.c.state == PullState.RUNNING.value)
+        mine = (PULLED.c.pull_id == study.pull_id, PULLED.c.position == study.position)
+        still = (PULLED.c.state == study.state.value, PULLED.c.pull_id.in_(running))
+        time = now()
+        values = {"attempts": study.attempts + 1, "started": study.started or time, "updated": time}
+        with self.engine.begin() as connection:
+            begun = sa.update(PULLED).where(*mine, *still).values(state=PulledState.FETCHING.value, **values)
+            return bool(connection.execute(begun).rowcount)
+
     def in_flight(self, source: str) -> list[PulledStudy]:
         """Studies of a source that are fetched or wait for their report."""
         query = (

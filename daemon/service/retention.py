@@ -22,7 +22,15 @@ from daemon.assemble.index import forget_study
 from daemon.assemble.receivers import forget_owner
 from daemon.config.sections import Settings, Storage
 from daemon.database.engine import open_index
-from daemon.database.tables import DELIVERIES, INSTANCES, JOBS, OPEN_DELIVERIES, DeliveryState, JobState
+from daemon.database.tables import (
+    DELIVERIES,
+    INSTANCES,
+    JOBS,
+    OPEN_DELIVERIES,
+    STOPPED_STATES,
+    DeliveryState,
+    JobState,
+)
 from daemon.deliver.commitment import forget as forget_commitments
 from daemon.engine.client import forget_workflows
 from daemon.jobs.store import Job, JobStore, job_of_row, now
@@ -69,13 +77,13 @@ def purge(
     """
     index = open_index(settings, store.engine)
 
-    def remove(job: Job, why: str) -> Purged:
+    def remove(job: Job, why: str) -> Purged | None:
         purged = _remove(store, index, settings.data.job(job.job_id), job, why, forget_files, dry_run=dry_run)
-        if not dry_run:
+        if purged is not None and not dry_run:
             on_removed(purged)
         return purged
 
-    removed = [remove(job, "its time is over") for job in _over(store, settings.storage)]
+    removed = [purged for job in _over(store, settings.storage) if (purged := remove(job, "its time is over"))]
     gone = {purged.job_id for purged in removed}
     wanted = settings.storage.low_free_gb * GB
     promised = sum(purged.size for purged in removed) if dry_run else 0
@@ -84,13 +92,16 @@ def purge(
             break
         if job.job_id in gone:
             continue
-        removed.append(remove(job, "the disk is low"))
-        promised += removed[-1].size if dry_run else 0
+        purged = remove(job, "the disk is low")
+        if purged is not None:
+            removed.append(purged)
+            promised += purged.size if dry_run else 0
     return removed
 
 
 def _over(store: JobStore, rules: Storage) -> Iterator[Job]:
-    """Jobs that ended longer ago than their state is kept."""
+    """Jobs that ended longer ago than their state is kept, after those whose removal a stop cut off."""
+    yield from _ended(store.engine, JobState.REMOVING, sa.true(), before=now())
     troubled, told = JOBS.c.deaths > 0, JOBS.c.deaths == 0
     days: list[tuple[JobState, float | None, sa.ColumnElement[bool]]] = [
         (JobState.DONE, rules.keep_days, sa.true()),
@@ -113,7 +124,7 @@ def _ended(engine: sa.Engine, state: JobState, which: sa.ColumnElement[bool], *,
     undelivered = sa.select(DELIVERIES.c.job_id).where(DELIVERIES.c.state.in_([str(s) for s in UNDELIVERED]))
     ended = (JOBS.c.state == str(state), JOBS.c.updated <= before, which)
     query = sa.select(JOBS).where(*ended).order_by(JOBS.c.updated)
-    if state is not JobState.CANCELLED:  # a person said that nothing more shall be sent
+    if state not in STOPPED_STATES:  # a person said that nothing more shall be sent
         query = query.where(JOBS.c.job_id.not_in(undelivered))
     with engine.connect() as connection:
         return [job_of_row(row) for row in connection.execute(query)]
@@ -128,9 +139,12 @@ def _remove(
     forget_files: Callable[[str], None],
     *,
     dry_run: bool,
-) -> Purged:
+) -> Purged | None:
+    """None: somebody started it again since it was listed."""
     size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     if not dry_run:
+        if not store.begin_removal(job):
+            return None
         if folder.exists():
             shutil.rmtree(folder)
         forget_files(job.job_id)

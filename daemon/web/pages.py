@@ -25,7 +25,7 @@ from braingemma.explain.pictures import AXIS, Plane
 from daemon.assemble.index import notes_on_study
 from daemon.config.load import without_password
 from daemon.database.engine import open_index
-from daemon.database.tables import FINAL_STATES, JobState
+from daemon.database.tables import FINAL_STATES, RETRIED_STATES, JobState
 from daemon.errors import DaemonError
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.lists import overview
@@ -159,7 +159,7 @@ def job(request: Request) -> Response:
         "job.html",
         job=found,
         ended=found.state in FINAL_STATES,
-        can_retry=found.state in FINAL_STATES - {JobState.DONE},
+        can_retry=found.state in RETRIED_STATES,
         steps=views.steps_of(found),
         study=study_rows(folder),
         viewer=views.viewer_link(

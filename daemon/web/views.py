@@ -10,7 +10,7 @@ from pathlib import Path
 from string import Formatter
 from urllib.parse import quote
 
-from daemon.database.tables import OPEN_DELIVERIES, DeliveryState, JobState
+from daemon.database.tables import OPEN_DELIVERIES, STOPPED_STATES, DeliveryState, JobState
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, ReportFinding
 from daemon.jobs.report import finding_rows, impression, provenance_rows, read_report
@@ -35,6 +35,7 @@ STATE_WORDS = {
     JobState.SET_ASIDE: "set aside",
     JobState.FAILED: "failed",
     JobState.CANCELLED: "cancelled",
+    JobState.REMOVING: "being removed",
 }
 
 
@@ -55,7 +56,7 @@ def steps_of(job: Job) -> list[StepMark]:
     for number, name in enumerate(MARKED_STEPS):
         state = "done" if number < position or job.state is JobState.DONE else "ahead"
         if number == position and job.state is not JobState.DONE:
-            ended_badly = job.state in (JobState.FAILED, JobState.SET_ASIDE, JobState.CANCELLED)
+            ended_badly = job.state in (JobState.FAILED, JobState.SET_ASIDE, *STOPPED_STATES)
             state = "broken" if ended_badly else "now"
         marks.append(StepMark(name, state, job.timings.get(name)))
     return marks

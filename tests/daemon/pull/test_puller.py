@@ -213,6 +213,27 @@ def test_paused_nothing_is_fetched_and_what_is_here_is_settled(make: Callable[..
     assert site.worker._pulls() == []
 
 
+@pytest.mark.parametrize("asked", [PullState.CANCELLED, PullState.PAUSED])
+def test_what_is_stopped_between_its_choice_and_its_begin_is_not_fetched(
+    make: Callable[..., Site], asked: PullState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs = Pacs(2)
+    site = make(pacs)
+    site.step()
+    choose = site.worker._next
+
+    def stopped_meanwhile(*which: Any) -> PulledStudy | None:
+        chosen = choose(*which)
+        site.store.set_state(site.pull_id, asked)
+        return chosen
+
+    monkeypatch.setattr(site.worker, "_next", stopped_meanwhile)
+    site.step()
+    assert pacs.fetched == []
+    kept = PulledState.CANCELLED if asked is PullState.CANCELLED else PulledState.WAITING
+    assert {study.state for study in site.studies().values()} == {kept}
+
+
 def test_a_study_is_fetched_by_one_pull_and_known_to_the_next(make: Callable[..., Site]) -> None:
     pacs = Pacs(1)
     site = make(pacs)

@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from dbos import DBOS
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
 from daemon.database.tables import JOBS, DeliveryState, JobState
+from daemon.errors import DaemonError
+from daemon.jobs.files import LocalFiles
 from daemon.jobs.store import JobStore, now
+from daemon.pipeline import actions
 from daemon.service.retention import forget_conflicts, keep_house, purge
 
 DAY = 86400.0
@@ -171,3 +175,38 @@ def test_housekeeping_goes_on_when_a_part_of_it_fails() -> None:
 
     keep_house([fails, ends], stop, every=0.01)
     assert done == ["fails", "ends"] * 2
+
+
+def test_a_job_that_is_started_again_meanwhile_keeps_its_files(store: JobStore, settings: Settings) -> None:
+    """A purge may take long: what it listed at its beginning may be at work when its turn comes."""
+    DBOS.migrate(store.engine.url.render_as_string())
+    for number in range(2):
+        add(store, settings.storage.folder, f"f{number}", JobState.CANCELLED, days_old=9 - number)
+
+    def retried(_purged: object) -> None:
+        assert actions.retry(store, store.engine, "f1") == "all steps"
+
+    assert [p.job_id for p in purge(store, settings, dry_run=False, on_removed=retried)] == ["f0"]
+    assert settings.data.job("f1").exists()
+    assert store.get("f1").state is JobState.QUEUED
+
+
+def test_a_removal_that_was_cut_off_is_ended_and_nobody_starts_the_job(store: JobStore, settings: Settings) -> None:
+    add(store, settings.storage.folder, "d", JobState.CANCELLED, days_old=9)
+
+    def cut_off(_job_id: str) -> None:
+        raise OSError("killed here")
+
+    with pytest.raises(OSError, match="killed here"):
+        purge(store, settings, dry_run=False, forget_files=cut_off)
+    for act in (
+        lambda: actions.retry(store, store.engine, "d"),
+        lambda: actions.retry_delivery(store, store.engine, "d", "pacs"),
+        lambda: actions.report_anew(store, store.engine, LocalFiles(settings.data.jobs), "d"),
+    ):
+        with pytest.raises(DaemonError, match="is being removed"):
+            act()
+    with pytest.raises(DaemonError, match="nothing to cancel"):
+        actions.cancel(store, "d")
+    assert [p.job_id for p in purge(store, settings, dry_run=False)] == ["d"]
+    assert store.get("d") is None
