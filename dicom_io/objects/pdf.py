@@ -68,11 +68,7 @@ def encode_pdf(context: ResultContext, volumes: SourceVolumes, key_slices: Seque
 
 def draw_pdf(context: ResultContext, pictures: Sequence[Image.Image]) -> bytes:
     """The pages."""
-    page, content = _page(), context.content
-    _line(page, RESEARCH_USE_LINE, size=12, colour=RED)
-    if content.banner:
-        _line(page, content.banner, colour=RED)
-    _line(page, "   ".join(_study(context)))
+    page, content = _Report(context), context.content
     for title, lines in (
         ("Warnings", content.warnings or ("None.",)),
         ("Impression", [*content.impression(), *content.processed()]),
@@ -89,14 +85,24 @@ def draw_pdf(context: ResultContext, pictures: Sequence[Image.Image]) -> bytes:
     return bytes(page.output())
 
 
-def _page() -> FPDF:
-    page = FPDF(format="A4")
-    found = importlib.util.find_spec("matplotlib")
-    folder = next(iter(found.submodule_search_locations or ())) if found is not None else ""
-    page.add_font("report", fname=Path(folder) / FONT)
-    page.set_title(RESEARCH_USE_LINE)
-    page.add_page()
-    return page
+class _Report(FPDF):
+    """Pages of which each says by itself what it is, and whose: on paper they come apart."""
+
+    def __init__(self, context: ResultContext) -> None:
+        super().__init__(format="A4")
+        self._what, self._whose = context.content.banner, "   ".join(_study(context))
+        found = importlib.util.find_spec("matplotlib")
+        folder = next(iter(found.submodule_search_locations or ())) if found is not None else ""
+        self.add_font("report", fname=Path(folder) / FONT)
+        self.set_title(RESEARCH_USE_LINE)
+        self.add_page()
+
+    def header(self) -> None:
+        """Drawn by fpdf2 at the top of each page."""
+        _line(self, RESEARCH_USE_LINE, size=12, colour=RED)
+        if self._what:
+            _line(self, self._what, colour=RED)
+        _line(self, f"{self._whose}   page {self.page_no()}")
 
 
 def _study(context: ResultContext) -> Iterator[str]:

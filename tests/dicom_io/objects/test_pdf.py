@@ -75,3 +75,17 @@ def test_what_changed_since_an_earlier_study_stands_in_it(tmp_path: Path) -> Non
     case = make_case(tmp_path, said=content(comparison=ComparisonRecord(("Lesion volume then 3.0 mL, now 40.0 mL.",))))
     context = ResultContext(read_sources(case.files, case.geometry), case.geometry, case.content, "x")
     assert "Lesion volume then 3.0 mL, now 40.0 mL." in text_of(draw_pdf(context, []), tmp_path)
+
+
+def test_each_page_says_that_it_is_for_research_and_whose_it_is(tmp_path: Path) -> None:
+    said = content(warnings=tuple(f"Warning {number} of some length." for number in range(150)))
+    case = make_case(tmp_path, said=said)
+    context = ResultContext(read_sources(case.files, case.geometry), case.geometry, said, "x")
+    text_of(draw_pdf(context, []), tmp_path)
+    written = subprocess.run(["pdftotext", "-layout", str(tmp_path / "r.pdf"), "-"], capture_output=True, text=True)
+    pages = [" ".join(page.split()) for page in written.stdout.split("\f") if page.strip()]
+    assert len(pages) > 2
+    for number, page in enumerate(pages, start=1):
+        assert page.startswith(RESEARCH_USE_LINE)
+        assert "Böhm" in page
+        assert f"page {number}" in page
