@@ -17,6 +17,8 @@ from daemon.loading import loading
 
 BATCH_NICENESS = 10
 """Of a batch: the daemon's processes on the same machine get the processor first."""
+MOST_NAMED = 10
+"""Files of a batch that could not be read, in words; of more the number is said."""
 StudyOption = Annotated[
     str | None, typer.Option("--study", metavar="UID", help="The study to take, of several patients or days.")
 ]
@@ -190,14 +192,15 @@ def batch(
     )
     with writing_to(out), working("looking for cases") as say:
         with loading():
-            from daemon.cohort.batch import Batch, only_one_writes
+            from daemon.cohort.batch import Batch, deidentifier_of, only_one_writes
             from daemon.cohort.bids import write_bids
             from daemon.cohort.cases import find_cases
             from daemon.cohort.page import write_page
             from daemon.cohort.sessions import compare_sessions
             from daemon.cohort.table import rows_of, write_csv, write_parquet
 
-        found = find_cases(source)
+        hide = deidentifier_of(settings)
+        found = find_cases(source, str if hide is None else hide.uid)
         os.nice(BATCH_NICENESS)
         work = Batch(found, out, settings, say)
         tally = work.run()
@@ -210,6 +213,8 @@ def batch(
             write_page(rows, out, work.banner)
             if bids:
                 write_bids(rows, out, out / "bids")
+    for file, why in found.problems[:MOST_NAMED]:
+        messages.print(f"not read: {file}: {why}", markup=False, soft_wrap=True)
     if compared.note:
         messages.print(compared.note, markup=False)
     if as_json:

@@ -99,9 +99,7 @@ class Batch:
         """
         self._steps = Steps(self.settings)
         self._check_same()
-        self._deidentifier = (
-            Deidentifier(load_key(self.settings.pseudonym_key)) if self.settings.results.deidentify else None
-        )
+        self._deidentifier = deidentifier_of(self.settings)
         self.counts = dict.fromkeys(("reported", "refused", "failed", "skipped"), 0)
         started, total = time.monotonic(), len(self.source.cases)
         with ThreadPoolExecutor(1, thread_name_prefix="convert") as converting:
@@ -291,6 +289,11 @@ class Batch:
         rate = (time.monotonic() - started) / worked
         left = max(0, total - done)
         self.say(f"case {done}/{total}: {rate:.1f} s a case, {_span(rate * left)} left, {self.counts['failed']} failed")
+
+
+def deidentifier_of(settings: Settings) -> Deidentifier | None:
+    """What makes pseudonyms where results are to name nobody."""
+    return Deidentifier(load_key(settings.pseudonym_key)) if settings.results.deidentify else None
 
 
 def _further(case: Case, selection: Selection) -> dict[str, str]:

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,20 +81,22 @@ class Source:
     problems: tuple[tuple[Path, str], ...] = ()
 
 
-def find_cases(source: Path) -> Source:
+def find_cases(source: Path, shown_uid: Callable[[str], str] = str) -> Source:
     """Every case of a source.
 
     Args:
         source: A folder of DICOM files in any nesting, a BIDS data set, a folder of NIfTI files, or a CSV or JSONL list
             with a column `path` (a NIfTI file or a folder of one study) and, if wanted, `case` (its name).
+        shown_uid: The UID under which results show a study; names of studies follow from it, so that where it is a
+            pseudonym nobody who knows the received one finds the study by its name.
 
     Raises:
         Rejected: nothing is there, or nothing that could be a case.
     """
     if source.is_dir():
-        found = _of_bids(source) or _of_folder(source)
+        found = _of_bids(source) or _of_folder(source, shown_uid)
     elif source.suffix.lower() in (".csv", ".jsonl"):
-        found = _of_list(source)
+        found = _of_list(source, shown_uid)
     else:
         came = "a file" if source.exists() else "nothing"
         raise Rejected(f"{source}: expected a folder, or a list ending in .csv or .jsonl, found {came}")
@@ -147,11 +149,12 @@ def _sidecar(image: Path) -> SeriesFacts:
     )
 
 
-def _of_folder(folder: Path) -> Source:
+def _of_folder(folder: Path, shown_uid: Callable[[str], str]) -> Source:
     """NIfTI files each as a case, and every other file as DICOM, by study."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     images = [p for p in files if NIFTI_NAME.search(p.name)]
-    studies = _studies(p for p in files if not NIFTI_NAME.search(p.name) and p.suffix.lower() not in (".json", ".csv"))
+    others = (p for p in files if not NIFTI_NAME.search(p.name) and p.suffix.lower() not in (".json", ".csv"))
+    studies = _studies(others, shown_uid)
     cases = [Case(_name_of(p.relative_to(folder)), (p,), {"": SeriesFacts()}) for p in images]
     return Source((*cases, *studies.cases), studies.problems)
 
@@ -162,7 +165,7 @@ def _name_of(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("._") or "case"
 
 
-def _studies(files: Iterable[Path]) -> Source:
+def _studies(files: Iterable[Path], shown_uid: Callable[[str], str]) -> Source:
     """DICOM files by study; only what the table needs is kept of each header."""
     members: dict[str, list[Path]] = {}
     facts: dict[str, dict[str, SeriesFacts]] = {}
@@ -176,13 +179,12 @@ def _studies(files: Iterable[Path]) -> Source:
         study, series = str(header.StudyInstanceUID), str(header.SeriesInstanceUID)
         members.setdefault(study, []).append(file)
         facts.setdefault(study, {}).setdefault(series, _facts(header))
-    cases = [Case(study_case(uid), tuple(paths), facts[uid]) for uid, paths in members.items()]
+    cases = [Case(_study_name(shown_uid(uid)), tuple(paths), facts[uid]) for uid, paths in members.items()]
     return Source(tuple(cases), tuple(problems))
 
 
-def study_case(study_uid: str) -> str:
-    """A study's name in the batch: says nothing of who it is of."""
-    return "study-" + hashlib.sha256(study_uid.encode()).hexdigest()[:12]
+def _study_name(shown_uid: str) -> str:
+    return "study-" + hashlib.sha256(shown_uid.encode()).hexdigest()[:12]
 
 
 def _facts(header: Dataset) -> SeriesFacts:
@@ -200,7 +202,7 @@ def _facts(header: Dataset) -> SeriesFacts:
     )
 
 
-def _of_list(source: Path) -> Source:
+def _of_list(source: Path, shown_uid: Callable[[str], str]) -> Source:
     cases: list[Case] = []
     problems: list[tuple[Path, str]] = []
     for count, row in enumerate(_rows(source), start=1):
@@ -212,7 +214,7 @@ def _of_list(source: Path) -> Source:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name) or name.startswith("."):
             raise Rejected(f"{source}: row {count}: expected a case of letters, digits, '_', '-' and '.', got {name!r}")
         if path.is_dir():
-            studies = _studies(p for p in sorted(path.rglob("*")) if p.is_file())
+            studies = _studies((p for p in sorted(path.rglob("*")) if p.is_file()), shown_uid)
             many = len(studies.cases) > 1
             cases += [Case(f"{name}-{c.name}" if many else name, c.files, c.facts) for c in studies.cases]
             if not studies.cases:  # its row says so

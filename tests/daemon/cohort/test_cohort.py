@@ -21,7 +21,7 @@ from record_support import a_report, a_selection
 from typer.testing import CliRunner
 
 from daemon.cli.app import app
-from daemon.cohort.batch import Batch, CaseRecord
+from daemon.cohort.batch import Batch, CaseRecord, deidentifier_of
 from daemon.cohort.bids import write_bids
 from daemon.cohort.cases import Case, Source, find_cases
 from daemon.cohort.page import write_page
@@ -347,7 +347,9 @@ def test_a_deidentified_batch_names_nobody(volume: Path, tmp_path: Path) -> None
     shutil.copyfile(images[0], source / "b" / "MARKERCOPY.dcm")
     uids = [str(pydicom.dcmread(images[0])[key].value) for key in ("SeriesInstanceUID", "SOPInstanceUID")]
     settings = quick(results={"deidentify": True, "deidentify_key": str(tmp_path / "key")})
-    work = Batch(find_cases(source), out, settings, lambda _: None)
+    found = find_cases(source, deidentifier_of(settings).uid)
+    assert not {case.name for case in found.cases} & {case.name for case in find_cases(source).cases}
+    work = Batch(found, out, settings, lambda _: None)
     tally = work.run()
     assert (tally.refused, tally.reported) == (1, 1)
     write_csv(rows_of(out), out / "cases.csv")
@@ -385,7 +387,8 @@ def test_a_configuration_that_deidentifies_counts_like_the_option(
     (tmp_path / "x.nii.gz").touch()
     (tmp_path / "c.toml").write_text(f"[results]\ndeidentify = true\ndeidentify_key = {str(tmp_path / 'key')!r}\n")
     arguments = ["batch", str(tmp_path / "x.csv"), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "c.toml")]
-    (tmp_path / "x.csv").write_text("path\nx.nii.gz\n")
+    (tmp_path / "x.csv").write_text("path\nx.nii.gz\ngone\n")
     ended = CliRunner().invoke(app, arguments)
     assert (ended.exit_code, told) == (0, [False]), ended.output
     assert ended.stderr.count("sub-07: expected acq_time") == 1
+    assert f"not read: {tmp_path / 'gone'}: expected a file or a folder, found nothing" in ended.stderr

@@ -25,11 +25,17 @@ ONLY = wanted(sr=False, sc=False, pm=False, seg=False, pdf=True)
 
 def text_of(pdf: bytes, folder: Path) -> str:
     """All words, one blank between them."""
+    return " ".join(pages_of(pdf, folder))
+
+
+def pages_of(pdf: bytes, folder: Path) -> list[str]:
+    """The words of each page, one blank between them."""
     if shutil.which("pdftotext") is None:
         pytest.skip("pdftotext (Debian poppler-utils) is not installed")
     (folder / "r.pdf").write_bytes(pdf)
     command = ["pdftotext", "-layout", str(folder / "r.pdf"), "-"]
-    return " ".join(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    written = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [" ".join(page.split()) for page in written.split("\f") if page.strip()]
 
 
 def test_it_is_off_by_default() -> None:
@@ -81,9 +87,7 @@ def test_each_page_says_that_it_is_for_research_and_whose_it_is(tmp_path: Path) 
     said = content(warnings=tuple(f"Warning {number} of some length." for number in range(150)))
     case = make_case(tmp_path, said=said)
     context = ResultContext(read_sources(case.files, case.geometry), case.geometry, said, "x")
-    text_of(draw_pdf(context, []), tmp_path)
-    written = subprocess.run(["pdftotext", "-layout", str(tmp_path / "r.pdf"), "-"], capture_output=True, text=True)
-    pages = [" ".join(page.split()) for page in written.stdout.split("\f") if page.strip()]
+    pages = pages_of(draw_pdf(context, []), tmp_path)
     assert len(pages) > 2
     for number, page in enumerate(pages, start=1):
         assert page.startswith(RESEARCH_USE_LINE)
