@@ -10,8 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from daemon.errors import DaemonError
+from braingemma.errors import BrainGemmaError
+from daemon.errors import ConfigurationError, DaemonError
+from dicom_io.errors import DicomIoError
+from training.errors import TrainingError
 
+FORESEEN = (DaemonError, DicomIoError, BrainGemmaError, TrainingError)
+"""Errors whose text is fit for a user."""
 _ADVICE = {
     errno.EACCES: "give this user the right to it, or name another",
     errno.EPERM: "give this user the right to it, or name another",
@@ -35,6 +40,14 @@ _ADVICE = {
     errno.ETIMEDOUT: "no answer in time: check the address and the firewall",
 }
 _LEAST_FREE = 1 << 20
+
+
+def ending(error: BaseException) -> tuple[int, str] | None:
+    """Exit status of a command that an error ends, and the line that it says; None: our fault, to be shown whole."""
+    if isinstance(error, ConfigurationError):
+        return 2, str(error)
+    line = str(error) if isinstance(error, FORESEEN) else fault_line(error)
+    return None if line is None else (1, line)
 
 
 def fault_line(error: BaseException) -> str | None:

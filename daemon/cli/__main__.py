@@ -30,26 +30,20 @@ def main() -> None:
 
 
 def _run() -> None:
-    from daemon.cli.app import FORESEEN, app
-    from daemon.errors import ConfigurationError
-    from daemon.faults import fault_line
+    from daemon.cli.app import app
+    from daemon.faults import ending
 
     try:
         app()
     except BrokenPipeError:
         raise
-    except ConfigurationError as error:
-        _say(str(error))
-        sys.exit(2)
-    except FORESEEN as error:
-        _say(str(error))
-        sys.exit(1)
     except Exception as error:
-        line = fault_line(error)
-        if line is None:
+        told = ending(error)
+        if told is None:
             raise
+        status, line = told
         _say(line)
-        sys.exit(1)
+        sys.exit(status)
 
 
 def _say(text: str) -> None:

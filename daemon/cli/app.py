@@ -13,14 +13,7 @@ from typing import Annotated, Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from braingemma.errors import BrainGemmaError
-from daemon.errors import DaemonError
 from daemon.loading import loading
-from dicom_io.errors import DicomIoError
-from training.errors import TrainingError
-
-FORESEEN = (DaemonError, DicomIoError, BrainGemmaError, TrainingError)
-"""Errors whose text is fit for a user."""
 
 
 class Command(NamedTuple):

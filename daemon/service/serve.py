@@ -54,6 +54,7 @@ from daemon.service.restore import restore_deliveries
 from daemon.service.wiring import (
     check_weights,
     end_process,
+    ended_by_faults,
     job_files,
     launch_engine,
     make_store,
@@ -97,7 +98,7 @@ def serve(settings: Settings) -> NoReturn:
     data = settings.data
     info = check_weights(settings)
     make_private(data.root)
-    with _only_service(data) as died:
+    with ended_by_faults(), _only_service(data) as died:
         parts = _Parts(settings, stop, died=died)
         receivers = start_receivers(settings, replicas_of(settings))
         parts.health.alive["receivers"] = receivers.alive

@@ -9,6 +9,8 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,6 +24,7 @@ from daemon.database.tables import DeliveryState
 from daemon.engine.identifiers import DESTINATION_QUEUE, REPORT_QUEUE, WORKFLOW_VERSION
 from daemon.engine.lease import Lease
 from daemon.errors import ConfigurationError, DaemonError
+from daemon.faults import ending
 from daemon.files import make_private
 from daemon.jobs.files import JobFiles, LocalFiles
 from daemon.jobs.shared_files import SharedFiles
@@ -55,6 +58,30 @@ def check_weights(settings: Settings) -> WeightsInfo:
     return info
 
 
+_launched = threading.Event()
+"""Whether this process has threads of the engine."""
+
+
+@contextmanager
+def ended_by_faults() -> Iterator[None]:
+    """Where a service starts: a fault after the engine was launched ends the process, with the line of every command.
+
+    Else Python would wait for the engine's threads, which may wait for a step, or for room on a disk: a process that
+    neither receives nor ends, and takes jobs out of the queue.
+    """
+    try:
+        yield
+    except Exception as error:
+        told = ending(error)
+        if not _launched.is_set():
+            raise
+        if told is None:
+            end_process()
+        status, line = told
+        sys.stderr.write(f"braingemma: {line}\n")
+        end_process(status=status)
+
+
 def launch_engine(engine: sa.Engine, context: workflow.Context, executor_id: str) -> None:
     """Start DBOS on the daemon's database; unfinished workflows of this executor go on."""
     workflow.set_context(context)
@@ -67,6 +94,7 @@ def launch_engine(engine: sa.Engine, context: workflow.Context, executor_id: str
         "serializer": DBOSPortableJSONSerializer(),
         "log_level": "WARNING",
     }
+    _launched.set()
     DBOS(config=config)
     with schema_lock(engine):
         DBOS.launch()
@@ -82,18 +110,18 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
-def end_process(*, failed: bool = False) -> NoReturn:
-    """End at once, with 1 where a part `failed` or an error is under way.
+def end_process(*, failed: bool = False, status: int | None = None) -> NoReturn:
+    """End at once, with 1 where a part `failed` or an error is under way, or with a `status` that was told already.
 
     Threads of the engine may still wait for a step that was cut off (see StepProcess.close): they must not be waited
     for, and their steps must stay unfinished on record.
     """
     error = sys.exc_info()[1]
-    if error is not None:
+    if error is not None and status is None:
         log.error("ended by a fault: %s", error, exc_info=None if isinstance(error, DaemonError) else error)
     logging.shutdown()
     sys.stderr.flush()
-    os._exit(1 if failed or error is not None else 0)
+    os._exit(status or int(failed or error is not None))
 
 
 def take_lease(settings: Settings, engine: sa.Engine, name: str) -> Lease | None:

@@ -33,6 +33,7 @@ from daemon.service import retention
 from daemon.service.wiring import (
     check_weights,
     end_process,
+    ended_by_faults,
     job_files,
     launch_engine,
     make_store,
@@ -64,7 +65,7 @@ def work(settings: Settings, name: str, *, metrics_port: int | None = None) -> N
     info = check_weights(settings)
     scratch = settings.data.worker(name)
     make_private(scratch.root)
-    with scratch.lock.open("w") as lock:
+    with ended_by_faults(), scratch.lock.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -51,7 +51,8 @@ SEED = int(os.environ.get("BRAINGEMMA_CHAOS_SEED", "0")) or random.SystemRandom(
 PATIENCE = 1200.0
 """How long all may stand still at the end before it counts as hung, s."""
 CALM_SHARE = 1 / 3
-DISK_BYTES = 600 << 20
+DISK_BYTES = (600 << 20) + int(SECONDS * (200 << 10))
+"""Room for all that comes: nothing is removed. It is full when the test fills it."""
 HOUR = 3600
 BAD_SHARE = 0.2
 MODULES = {
@@ -208,7 +209,7 @@ class Chaos:
             dataset = make_series(1)[0]
             raw = encode(dataset)
             nested = b"\x08\x00\x99\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 3000
-            more = draw.choice([nested, zlib.compress(bytes(50 << 20)), bytes(6 << 20)])
+            [more] = draw.choices([nested, zlib.compress(bytes(50 << 20)), bytes(6 << 20)], (5, 5, 1))
             sender.store(str(dataset.SOPInstanceUID), raw + more)
         return []
 
