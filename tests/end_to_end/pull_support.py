@@ -42,6 +42,15 @@ class StudyInPacs:
     files: tuple[Path, ...]
 
 
+def make_phantom_study(folder: Path, number: int, volume: nibabel.Nifti1Image) -> StudyInPacs:
+    """A FLAIR series of a head that the model can report."""
+    uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+    whose = {"StudyDate": "20260115", "PatientID": f"P{number:05d}", "AccessionNumber": f"A{number:05d}"}
+    files = write_series(volume, folder / "flair", overrides={**whose, **uids})
+    return StudyInPacs(str(uids["StudyInstanceUID"]), whose["AccessionNumber"], str(uids["SeriesInstanceUID"]),
+                       tuple(files))  # fmt: skip
+
+
 def make_study(folder: Path, number: int, *, others: Sequence[dict[str, Any]] = (T1,), **changes: Any) -> StudyInPacs:
     """A small FLAIR series, and others beside it, in one study of one patient."""
     generator = np.random.default_rng(number)
@@ -74,6 +83,7 @@ class PullSite:
         self.configuration["destinations"] = []
         self.configuration["sources"] = [{"name": "archive", **address, **source}]
         self.configuration["assembly"] = {"quiet_seconds": 0.5}
+        self.configuration["explain"] = {"enabled": False}
         self.service = TrialService(folder / "daemon", self.configuration)
 
     def keep(self, studies: Sequence[StudyInPacs]) -> None:
