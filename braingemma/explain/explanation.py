@@ -19,7 +19,7 @@ from torch import Tensor
 
 from braingemma.errors import ExplainError
 from braingemma.explain.attribution import METHODS, method_named
-from braingemma.explain.faithfulness import Curves, curve_steps, curves
+from braingemma.explain.faithfulness import COARSE_STEPS, CURVE_STEPS, Curves, curve_steps, curves
 from braingemma.explain.grounding import grounding_on_grid
 from braingemma.explain.perturbation import (
     FILLINGS,
@@ -87,6 +87,52 @@ class ExplainSettings:
                 raise ExplainError(f"expected {name} of at least {least}, got {getattr(self, name)}")
 
 
+FEWEST_REGIONS = 11
+"""With 7 the map's peak missed lesions that it meets with 11 as with 20 (docs/explanations.md): from here on it takes
+longer than was allowed."""
+FEWEST_SAMPLES = 20
+"""Of a design that draws."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large an explanation is.
+
+    Attributes:
+        segments: Regions at most.
+        samples: Volumes of the design at most.
+        curve_points: Points of the deletion and of the insertion curve beside their ends.
+    """
+
+    segments: int
+    samples: int
+    curve_points: int = CURVE_STEPS
+
+
+def fitting(settings: ExplainSettings, volumes: int) -> Size:
+    """The most regions for which the whole design of a method and its curves need at most so many volumes.
+
+    No design is cut short: fewer regions have a smaller one.
+    """
+    method, most = METHODS[method_named(settings.method).name], settings.segments
+    if method.name == "lime":  # draws as many as it may, whatever the regions
+        left = volumes - _curve_volumes(most, COARSE_STEPS)
+        whole = settings.samples + _curve_volumes(most, CURVE_STEPS) <= volumes
+        few = Size(most, min(settings.samples, max(left, FEWEST_SAMPLES)), COARSE_STEPS)
+        return Size(most, settings.samples) if whole else few
+    for regions in range(most, min(FEWEST_REGIONS, most) - 1, -1):
+        design = len(np.unique(method.masks(regions, settings.samples, settings.seed), axis=0))
+        for points in (CURVE_STEPS, COARSE_STEPS):
+            if design + _curve_volumes(regions, points) <= volumes:
+                return Size(regions, settings.samples, points)
+    return Size(min(FEWEST_REGIONS, most), settings.samples, COARSE_STEPS)
+
+
+def _curve_volumes(regions: int, points: int) -> int:
+    """Volumes of both curves beside their ends, which are part of a design."""
+    return 2 * len(curve_steps(regions, points)) - 4
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Weights of supervoxels for what a report says.
@@ -106,6 +152,7 @@ class Explanation:
             None where the weights have no such map.
         samples: Volumes of the method's design, as run.
         evaluations: Volumes that were scored in all, those of the curves included.
+        rounding: What reading in eight bits changes of `score`; None where volumes were read as for the report.
         change: (X, Y, Z) how much replacing changes each voxel, see `relative_change`; None: not known.
         warnings: What a reader must know.
     """
@@ -123,6 +170,7 @@ class Explanation:
     grounding: GroundingRecord | None = None
     samples: int = 0
     evaluations: int = 0
+    rounding: float | None = None
     change: Float32 | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
 
@@ -177,6 +225,7 @@ class Explanation:
             unit="nats per token",
             score=self.score,
             base_score=self.base_score,
+            rounding=self.rounding,
             r2=self.r2,
             faithfulness=None if self.curves is None else self.curves.record(),
             grounding=self.grounding,
@@ -199,6 +248,7 @@ def explain_prepared(
     settings: ExplainSettings,
     targets: tuple[Target, ...],
     scoring: ScoringSettings | None = None,
+    curve_points: int = CURVE_STEPS,
 ) -> Explanation:
     """Explain any scorer on one prepared volume.
 
@@ -210,6 +260,7 @@ def explain_prepared(
         settings: Method, samples, seed, replacement.
         targets: Their names; the first is the one whose faithfulness is measured.
         scoring: Batches, progress, cancelling; None: from `settings`.
+        curve_points: Of the deletion and of the insertion curve, beside their ends.
     """
     method, features = METHODS[method_named(settings.method).name], len(supervoxels.regions)
     masks = method.masks(features, settings.samples, settings.seed)
@@ -217,10 +268,10 @@ def explain_prepared(
         supervoxels, volume, grid_affine, scorer, settings.replacement, scoring or ScoringSettings(settings.batch_size)
     )
     samples = len(np.unique(masks, axis=0))
-    ask.planned = samples + 2 * len(curve_steps(features)) - 4
+    ask.planned = samples + _curve_volumes(features, curve_points)
     scores = ask(masks)
     fits = [method.fit(masks, scores[:, column]) for column in range(scores.shape[1])]
-    measured = curves(fits[0].weights, lambda wanted: ask(wanted)[:, 0])
+    measured = curves(fits[0].weights, lambda wanted: ask(wanted)[:, 0], curve_points)
     ends = ask(np.array([[True] * features, [False] * features]))[:, 0]
     found = Explanation(
         supervoxels,

@@ -76,7 +76,10 @@ class SupervoxelRecord(_Part):
 
 
 class ExplanationRecord(_Part):
-    """The file as a whole; `score` and `base_score` are those of the whole and of the replaced brain."""
+    """The file as a whole; `score` and `base_score` are those of the whole and of the replaced brain.
+
+    `rounding`: what reading volumes in eight bits changed of `score`; null where they were read as for the report.
+    """
 
     FILE: ClassVar[str] = "lime_weights.json"
 
@@ -94,6 +97,7 @@ class ExplanationRecord(_Part):
     unit: str
     score: float | None
     base_score: float | None
+    rounding: float | None = None
     r2: float | None
     faithfulness: CurvesRecord | None
     grounding: GroundingRecord | None

@@ -18,20 +18,28 @@ from braingemma.explain.explanation import (
     Explanation,
     Float,
     Float32,
+    Size,
     explain_prepared,
+    fitting,
 )
 from braingemma.explain.faithfulness import rank_agreement
 from braingemma.explain.grounding import grounding_on
 from braingemma.explain.perturbation import Progress, ScoringSettings
-from braingemma.explain.plots import Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
+from braingemma.explain.plots import SMALL_EFFECT, Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
 from braingemma.explain.record import GroundingRecord
 from braingemma.explain.supervoxels import Supervoxels, segment
-from braingemma.explain.targets import ALL_FINDINGS, ModelScorer, plan_targets, present_spans
+from braingemma.explain.targets import ALL_FINDINGS, ModelScorer, TargetPlan, plan_targets, present_spans
 from braingemma.findings.text import findings_from_text
 from braingemma.findings.vocabulary import FINDINGS
+from braingemma.model.cost import volume_seconds
+from braingemma.model.large_volume import is_large
 from braingemma.volume.brain import BrainMask
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 
+CPU_MINUTES = 8.0
+"""What an explanation on a processor may take unless another time is given."""
+ROUNDING_SHARE = 0.1
+"""Share of the effect of replacing the brain above which what eight bits change is told."""
 BATCH_VOXELS = 2**23
 """Voxels of the perturbed volumes in memory at once, unless a batch size is asked for."""
 
@@ -45,6 +53,7 @@ def explain_report(
     *,
     prompt: str | None = None,
     scoring: ScoringSettings | None = None,
+    cpu_minutes: float = CPU_MINUTES,
 ) -> Explanation:
     """Explain one report of one volume; nothing is written.
 
@@ -56,15 +65,30 @@ def explain_report(
         settings: Method, samples, seed, target.
         prompt: None: the prompt of the weights.
         scoring: Batches, progress, cancelling.
+        cpu_minutes: See `run_interpretability`.
     """
     volume = np.asarray(image.dataobj, dtype=np.float32)
-    supervoxels = segment(volume, image.affine, settings.segments, prepared.brain)
     plan = plan_targets(report, model.tokenizer, settings.target, contrast=settings.contrast)
+    grid = tuple(prepared.tensor.shape[2:])
+    eight_bits = bool(cpu_minutes) and is_large(model, grid)
+    size = affordable(model, plan, settings, cpu_minutes, grid)
+    supervoxels = segment(volume, image.affine, size.segments, prepared.brain)
     if not plan.targets:
         return _nothing_to_explain(supervoxels, settings)
     tensor = prepared.tensor.to(model.compute_device)
-    scorer = ModelScorer(model, plan, prompt)
-    found = explain_prepared(supervoxels, tensor, prepared.grid_affine, scorer, settings, plan.targets, scoring)
+    found = explain_prepared(
+        supervoxels,
+        tensor,
+        prepared.grid_affine,
+        ModelScorer(model, plan, prompt, "eight bits" if eight_bits else "exact"),
+        replace(settings, samples=size.samples),
+        plan.targets,
+        scoring,
+        size.curve_points,
+    )
+    found = replace(found, settings=settings)
+    if eight_bits:
+        found = with_rounding(found, float(ModelScorer(model, plan, prompt, "bfloat16").score(tensor)[0, 0]))
     found = replace(found, finding_present=bool(present_spans(report)))
     return replace(found, warnings=(*found.warnings, *other_side(found, report)))
 
@@ -90,6 +114,7 @@ def run_interpretability(
     brain: BrainMask | None = None,
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
+    cpu_minutes: float = CPU_MINUTES,
     target_size: tuple[int, int, int] | None = None,
     load_nifti_volume: Callable[..., Any] | None = None,  # noqa: ARG001 - as the card calls it
     CANONICAL_PROMPT: str | None = None,
@@ -106,7 +131,7 @@ def run_interpretability(
         report: Its report, as the model wrote it.
         output_dir: Folder to write to; made where it is absent.
         lime_samples: Perturbed volumes that the method may score at most.
-        n_segments: Supervoxels.
+        n_segments: Supervoxels at most.
         alpha: Opacity of the strongest colour.
         clip_q: Quantile of |saliency| in the brain that gets the strongest colour.
         seed: Of the perturbations.
@@ -122,6 +147,9 @@ def run_interpretability(
         brain: Where the brain is, on the RAS volume's grid; None: it is looked for.
         progress: Called with (volumes scored, volumes planned).
         cancelled: Asked before each batch; True raises `ExplainCancelled` and nothing is written.
+        cpu_minutes: On a processor about the longest that it may take: large volumes are encoded in eight bits where
+            the processor can (`large_volumes`), and there are fewer supervoxels where even so they take too long
+            (`affordable`). 0: neither.
         target_size: (D, H, W) on which the volume is read; None: the grid of the weights.
         load_nifti_volume: As the card passes it; the volume is read as the weights need it all the same, because
             the maps need the place of its grid too.
@@ -141,7 +169,9 @@ def run_interpretability(
     prepared = prepare_volume(mri_path, model.config, target_size, brain=brain)
     image = _ras_image(Path(mri_path))
     scoring = ScoringSettings(at_once, progress, cancelled)
-    found = explain_report(model, image, prepared, report, settings, prompt=prompt, scoring=scoring)
+    found = explain_report(
+        model, image, prepared, report, settings, prompt=prompt, scoring=scoring, cpu_minutes=cpu_minutes
+    )
     grounding = grounding_on(image, model, prepared)
     if grounding is not None:
         found = replace(found, grounding=grounding_agreement(found, grounding))
@@ -160,6 +190,38 @@ def run_interpretability(
     )
     _write(Path(output_dir), image, found, scene, grounding)
     return found.weights, scene.saliency
+
+
+def affordable(model: Any, plan: TargetPlan, settings: ExplainSettings, minutes: float, grid: tuple[int, ...]) -> Size:
+    """The largest explanation, up to what was asked for, that takes a processor about so many minutes.
+
+    Args:
+        model: A `BrainGemma3D`.
+        plan: What is scored.
+        settings: What was asked for.
+        minutes: 0: whatever it takes, as on a GPU, which reads a volume in a fraction of a second.
+        grid: (D, H, W) of the volume.
+    """
+    if not minutes or model.compute_device.type != "cpu" or not plan.targets:
+        return Size(settings.segments, settings.samples)
+    volumes = int(minutes * 60 / volume_seconds(model, grid, plan.tokens_read))
+    # One is read once more, in bfloat16, to see what eight bits change: about as long as two.
+    return fitting(settings, volumes - 2 if is_large(model, grid) else volumes)
+
+
+def with_rounding(found: Explanation, score: float) -> Explanation:
+    """What eight bits change of the original volume's score, given that in bfloat16; a warning where it is much."""
+    if found.score is None or found.base_score is None:
+        return found
+    rounding, effect = found.score - score, found.score - found.base_score
+    found = replace(found, rounding=rounding)
+    if abs(rounding) <= max(ROUNDING_SHARE * abs(effect), SMALL_EFFECT):
+        return found
+    reason = (
+        f"Reading volumes in eight bits changes the log-probability of the words by {rounding:+.3f} nats per token, "
+        f"replacing the whole brain by {effect:+.3f}: with [explain] cpu_minutes = 0 they are read in full precision."
+    )
+    return replace(found, warnings=(*found.warnings, reason))
 
 
 def default_batch_size(grid: tuple[int, int, int]) -> int:

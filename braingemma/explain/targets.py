@@ -6,7 +6,7 @@ only the contrast of the sides needs a second one, of the report with left and r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from braingemma.errors import ExplainError
 from braingemma.findings.text import Span, finding_spans, findings_from_text
 from braingemma.findings.vocabulary import mirror_text
+from braingemma.model.language import common_start
 
 Float = npt.NDArray[np.float64]
 
@@ -59,6 +60,23 @@ class TargetPlan:
     targets: tuple[Target, ...]
     token_ids: tuple[int, ...]
     mirrored_ids: tuple[int, ...] = ()
+
+    @property
+    def asked(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Places in the report, and in the mirrored one, of the tokens that any target counts."""
+        return _places(t.tokens for t in self.targets), _places(t.against for t in self.targets)
+
+    @property
+    def reports(self) -> list[tuple[int, ...]]:
+        """Tokens of each report that counts: up to the last one asked for, which nothing after it can change."""
+        both = zip((self.token_ids, self.mirrored_ids), self.asked, strict=True)
+        return [ids[: places[-1] + 1] for ids, places in both if places]
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of the reports that the language model reads: what both begin with, once."""
+        first, *others = self.reports
+        return len(first) + sum(len(other) - common_start(first, other) for other in others)
 
 
 def plan_targets(report: str, tokenizer: Any, target: str = ALL_FINDINGS, *, contrast: bool = False) -> TargetPlan:
@@ -109,30 +127,40 @@ class ModelScorer:
         model: A `BrainGemma3D`.
         plan: What is scored; one column for each target.
         prompt: None: the prompt of the weights.
+        encoding: See `BrainGemma3D.score_reports`.
     """
 
     model: Any
     plan: TargetPlan
     prompt: str | None = None
+    encoding: str = "exact"
 
     def score(self, volumes: Tensor) -> Float:
         """(B, 1, D, H, W) to (B, targets); the volumes are encoded once for all targets."""
-        targets = self.plan.targets
-        own_ids = _up_to_last(self.plan.token_ids, [t.tokens for t in targets])
-        other_ids = _up_to_last(self.plan.mirrored_ids, [t.against for t in targets])
-        reports = [ids for ids in (own_ids, other_ids) if ids]
-        scored = self.model.score_reports(volumes.to(self.model.compute_device), reports, prompt=self.prompt)
+        targets, asked = self.plan.targets, self.plan.asked
+        scored = self.model.score_reports(
+            volumes.to(self.model.compute_device),
+            self.plan.reports,
+            prompt=self.prompt,
+            wanted=[places for places in asked if places],
+            encoding=self.encoding,
+        )
         own, other = scored[0], scored[-1]
-        columns = [own[:, list(t.tokens)].mean(dim=1) for t in targets]
+        columns = [own[:, _within(asked[0], t.tokens)].mean(dim=1) for t in targets]
         for column, target in enumerate(targets):
             if target.against:
-                columns[column] = columns[column] - other[:, list(target.against)].mean(dim=1)
+                columns[column] = columns[column] - other[:, _within(asked[1], target.against)].mean(dim=1)
         return np.asarray(torch.stack(columns, dim=1).double().cpu().numpy(), dtype=np.float64)
 
 
-def _up_to_last(ids: Sequence[int], positions: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens up to the last one that is scored: what follows it cannot change it."""
-    return list(ids[: max((p for each in positions for p in each), default=-1) + 1])
+def _places(groups: Iterable[Sequence[int]]) -> tuple[int, ...]:
+    """All places of the groups in their order, each once."""
+    return tuple(sorted({place for group in groups for place in group}))
+
+
+def _within(places: Sequence[int], some: Sequence[int]) -> list[int]:
+    """Where some places stand among all."""
+    return [places.index(place) for place in some]
 
 
 def _finding_targets(report: str, spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list[Target]:

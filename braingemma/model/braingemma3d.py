@@ -9,6 +9,7 @@ patch features → grounding head        tokens → findings head
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from braingemma.model import language
 from braingemma.model.encoders import make_encoder
 from braingemma.model.heads import FindingsHead, GroundingHead
 from braingemma.model.language import GenerationSettings, Progress
+from braingemma.model.large_volume import large_volumes
 from braingemma.model.projector import Projector
 from braingemma.model.published import AveragePool
 from braingemma.model.resampler import PerceiverResampler
@@ -38,6 +40,7 @@ from braingemma.volume.loaded import checked
 COMPONENTS = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings")
 #: Devices whose matrix units want bfloat16, and to which a copy from page-locked memory need not be waited for.
 ACCELERATORS = ("cuda",)
+Encoding = Literal["exact", "bfloat16", "eight bits"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -394,25 +397,38 @@ class BrainGemma3D(PreTrainedModel):
 
     @_inference
     def score_reports(
-        self, volumes: Tensor, reports: Sequence[Sequence[int]], prompt: str | None = None
+        self,
+        volumes: Tensor,
+        reports: Sequence[Sequence[int]],
+        prompt: str | None = None,
+        *,
+        wanted: Sequence[Sequence[int]] | None = None,
+        encoding: Encoding = "exact",
     ) -> tuple[Tensor, ...]:
-        """As `score_tokens` for several reports of the same volumes, which are encoded once.
+        """As `score_tokens` for several reports of the same volumes.
+
+        Volumes are encoded once, and what further reports have in common with the first is read once.
+
+        Args:
+            volumes: (B, 1, D, H, W).
+            reports: Tokens of each report.
+            prompt: None: the prompt of these weights.
+            wanted: For each report the places of the tokens whose log-probability is asked for; None: all.
+            encoding: How large volumes are encoded on a CPU, see `large_volumes`: "exact": as for a report;
+                "bfloat16": by the library in the same arithmetic; "eight bits".
 
         Returns:
-            (B, T) float32 for each report.
+            For each report (B, T), or (B, places), float32.
         """
         if not reports or not all(len(ids) for ids in reports):
             raise GenerationError("expected at least one token to score, got none")
-        visual = self.encode_volume(volumes)
-        return tuple(self._score_after(visual, list(ids), prompt) for ids in reports)
-
-    def _score_after(self, visual: Tensor, report: list[int], prompt: str | None) -> Tensor:
-        """Visual tokens (B, N, E) and one report's T tokens to their log-probabilities (B, T)."""
-        ids = torch.tensor([self._prompt_ids(prompt) + report[:-1]] * visual.shape[0], device=visual.device)
-        embeddings = language.embed_with_image(self.language_model, ids, visual)
-        logits = self.language_model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=len(report)).logits
-        target = torch.tensor(report, device=logits.device).expand(visual.shape[0], -1).unsqueeze(-1)
-        return torch.log_softmax(logits.float(), dim=-1).gather(-1, target).squeeze(-1)
+        asked = [list(range(len(ids))) for ids in reports] if wanted is None else [list(places) for places in wanted]
+        eight = encoding == "eight bits"
+        with contextlib.nullcontext() if encoding == "exact" else large_volumes(self.vision, eight_bits=eight):
+            visual = self.encode_volume(volumes)
+        return language.score_after(
+            self.language_model, visual, self._prompt_ids(prompt), [list(ids) for ids in reports], asked
+        )
 
     def _prompt_ids(self, prompt: str | None) -> list[int]:
         text = self.config.prompt if prompt is None else prompt

@@ -6,6 +6,7 @@ Source: Gemma 3, arXiv 2503.19786; LoRA, arXiv 2106.09685.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -211,6 +212,55 @@ def embed_with_image(language_model: Any, input_ids: Tensor, visual_tokens: Tens
         )
     embeddings = language_model.get_input_embeddings()(input_ids.clamp(min=0))
     return embeddings.masked_scatter(is_image.unsqueeze(-1), visual_tokens.to(embeddings))
+
+
+def score_after(
+    language_model: Any,
+    visual: Tensor,
+    prompt: list[int],
+    reports: Sequence[list[int]],
+    wanted: Sequence[list[int]],
+) -> tuple[Tensor, ...]:
+    """Log-probabilities of reports' tokens, each by one teacher-forced pass.
+
+    The first report's keys and values are kept for the others, as far as these begin alike; of the output head, which
+    is the widest layer, only the rows of the places that are wanted are computed.
+
+    Args:
+        language_model: A `Gemma3ForCausalLM`.
+        visual: (B, N, E).
+        prompt: Ids before the report, with N placeholders.
+        reports: Ids of each report, at least one of them.
+        wanted: For each report the places of its tokens that are asked for.
+
+    Returns:
+        (B, places) float32 for each report.
+    """
+    window = getattr(language_model.config, "sliding_window", None)
+    longest = len(prompt) + max(map(len, reports))
+    # A layer with a window drops what lies before it, and no cache goes back there.
+    shared = len(reports) > 1 and prompt[-1] != IMAGE_PLACEHOLDER and (window is None or longest < window)
+    cache = DynamicCache(config=language_model.config) if shared else None
+    found = []
+    for number, (report, places) in enumerate(zip(reports, wanted, strict=True)):
+        ids = torch.tensor([prompt + report[:-1]] * visual.shape[0], device=visual.device)
+        # The token at place p follows from what the model says at the position before it.
+        known = len(prompt) + min(common_start(reports[0], report), *places) - 1 if number and shared else 0
+        if cache is not None and known:
+            cache.crop(known - cache.get_seq_length())
+        embeddings = embed_with_image(language_model, ids, visual)[:, known:]
+        keep = torch.tensor([len(prompt) + place - 1 - known for place in places], device=visual.device)
+        step = {"past_key_values": cache, "use_cache": True} if shared else {"use_cache": False}
+        logits = language_model(inputs_embeds=embeddings, logits_to_keep=keep, **step).logits.float()  # (B, places, V)
+        target = ids.new_tensor([report[place] for place in places]).expand(visual.shape[0], -1).unsqueeze(-1)
+        found.append(torch.log_softmax(logits, dim=-1).gather(-1, target).squeeze(-1))
+    return tuple(found)
+
+
+def common_start(first: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens both begin with alike, the last of the other not among them: it is only predicted."""
+    pairs = zip(first[:-1], other[:-1], strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,11 @@ def write_random_weights(size: Size, folder: Path, seed: int = 0) -> Path:
 
 
 def bench_generate(
-    size: Size = "tiny", folder: Path | None = None, log: Callable[[str], None] = lambda _: None
+    size: Size = "tiny",
+    folder: Path | None = None,
+    log: Callable[[str], None] = lambda _: None,
+    *,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Write random weights, load them in four bits on the CPU, make one report, and say what it took.
 
@@ -179,9 +183,10 @@ def bench_generate(
         size: "full" needs 9 GB of disk and 9 GB of memory, and about five minutes on two cores.
         folder: Where the weights are written; None: a temporary folder, removed afterwards.
         log: Told what is going on.
+        explain: Explain a report instead, each step apart; full size takes about twelve minutes on two cores.
 
     Returns:
-        See `measure`; and `write_s`, `weights_gb`.
+        See `measure` and, for `explain`, `daemon.bench.explain.measure_explanation`; and `write_s`, `weights_gb`.
 
     Raises:
         BrainGemmaError: the measuring process failed.
@@ -190,15 +195,16 @@ def bench_generate(
         raise BrainGemmaError(f"size must be tiny or full, got {size!r}")
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="braingemma-bench-") as temporary:
-            return bench_generate(size, Path(temporary), log)
+            return bench_generate(size, Path(temporary), log, explain=explain)
     log(f"writing random weights ({size}) to {folder}")
     start = time.perf_counter()
     write_random_weights(size, folder)
     written = time.perf_counter() - start
     total = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    log("loading in four bits and writing one report")
+    log(f"loading in four bits and {'explaining' if explain else 'writing'} one report")
+    asked = ["daemon.bench.explain", str(folder)] if explain else [__name__, str(folder), str(TOKENS[size])]
     run = subprocess.run(
-        [sys.executable, "-m", "daemon.bench.generate", str(folder), str(TOKENS[size])],
+        [sys.executable, "-m", *asked],
         capture_output=True,
         text=True,
         check=False,
@@ -206,7 +212,7 @@ def bench_generate(
     if run.returncode:
         last = run.stderr.strip().splitlines()[-1:] or [f"exit status {run.returncode}"]
         raise BrainGemmaError(f"the measuring process failed: {last[0]}")
-    result: dict[str, Any] = json.loads(run.stdout)
+    result: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
     return {"size": size, "write_s": round(written, 1), "weights_gb": round(total / 1e9, 2), **result}
 
 

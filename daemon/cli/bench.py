@@ -16,13 +16,16 @@ bench_app = typer.Typer(help="Side-by-side measurements, printed as ratios.", no
 @bench_app.command("generate")
 def bench_generate(
     size: Annotated[Literal["tiny", "full"], typer.Option(help="full: the card's sizes, about 10 minutes.")] = "tiny",
+    explain: Annotated[
+        bool, typer.Option("--explain", help="What an explanation takes on this processor, each step apart, instead.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Memory, load time and seconds a token in 4-bit, beside plain transformers on the same weights."""
     from daemon.bench.generate import bench_generate as run
 
     with working("starting") as say:
-        result = run(size, log=say)
+        result = run(size, log=say, explain=explain)
     _show(result, as_json=as_json)
 
 
@@ -58,7 +61,9 @@ def bench_explain(
         typer.Option(help="Judge a real FLAIR without a mass with lesions drawn in; may be repeated."),
     ] = None,
     samples: Annotated[int, typer.Option(min=10, help="Volumes that each method may score.")] = 100,
-    segments: Annotated[int, typer.Option(min=2, help="Supervoxels.")] = 20,
+    segments: Annotated[
+        list[int] | None, typer.Option(min=2, help="Supervoxels [20]; may be repeated: each on the same cases.")
+    ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The default and LIME only.")] = False,
     method: Annotated[
         list[str] | None, typer.Option(help="Only these methods, such as balanced or kernelshap; may be repeated.")
@@ -83,7 +88,7 @@ def bench_explain(
             drawn,
             variants=variants,
             samples=samples,
-            segments=segments,
+            segments=tuple(segments or (20,)),
             progress=lambda done, text: say(f"case {done}: {text}"),
         )
     if as_json:

@@ -246,6 +246,8 @@ class Explain(Section):
     """Perturbed volumes at most; a balanced design of 20 supervoxels takes 48."""
     segments: int = Field(20, ge=2)
     """Supervoxels asked for."""
+    cpu_minutes: float = Field(8, ge=0)
+    """On a processor about the longest, by fewer supervoxels where a volume takes long; 0: whatever they take."""
     seed: int = Field(42, ge=0)
     """Seed of the perturbations."""
     method: Literal["kernelshap", "balanced", "lime", "leave_one_out"] = "balanced"

@@ -148,6 +148,8 @@ class ReportExplanation(Record):
     seed: int | None = None
     explained: Any = None
     r2: float | None = None
+    rounding: float | None = None
+    """What reading the perturbed volumes in eight bits changed of the score; None: they were read as for the report."""
     faithfulness: Any = None
     grounding: Any = None
     saliency_sha256: str | None = None

@@ -140,9 +140,12 @@ def test_the_explanation_reads_at_the_size_and_asks_the_prompt_that_it_is_told(
     model = MedGemma3D(published / "vision_model", published / "language_model")
     asked: set[tuple[Any, ...]] = set()
 
-    def score(volumes: torch.Tensor, reports: Any, prompt: str | None = None) -> tuple[torch.Tensor, ...]:
+    def score(
+        volumes: torch.Tensor, reports: Any, prompt: str | None = None, *, wanted: Any, encoding: str
+    ) -> tuple[torch.Tensor, ...]:
         asked.add((tuple(volumes.shape[2:]), prompt))
-        return tuple(volumes.mean((1, 2, 3, 4))[:, None].expand(-1, len(ids)) for ids in reports)
+        assert encoding == "exact"  # the volume is small
+        return tuple(volumes.mean((1, 2, 3, 4))[:, None].expand(-1, len(places)) for places in wanted)
 
     monkeypatch.setattr(model, "score_reports", score)
     run_interpretability(

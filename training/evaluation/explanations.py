@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +95,16 @@ class BenchCase:
 class _Trial:
     """One case, ready for all methods."""
 
+    image: nib.Nifti1Image
     supervoxels: Supervoxels
     prepared: PreparedVolume
     plan: TargetPlan
     lesion: Mask
     near: Mask
+
+    def divided(self, segments: int) -> _Trial:
+        """The same case in another number of supervoxels."""
+        return replace(self, supervoxels=_divided(self.image, self.prepared, segments))
 
 
 def bench_explain(
@@ -108,7 +113,7 @@ def bench_explain(
     *,
     variants: Sequence[tuple[str, str]] = VARIANTS,
     samples: int = 100,
-    segments: int = 20,
+    segments: Sequence[int] = (20,),
     seeds: tuple[int, int] = (42, 43),
     batch_size: int | None = None,
     progress: Callable[[int, str], None] | None = None,
@@ -120,14 +125,15 @@ def bench_explain(
         cases: Volumes with lesions, for example phantoms of a seed that the model was not trained on.
         variants: (method, replacement) pairs.
         samples: Volumes that each method may score.
-        segments: Supervoxels.
+        segments: Supervoxels; of several, all on the same cases.
         seeds: Two seeds whose weights are compared.
         batch_size: Of all but the baseline; None: as `run_interpretability` takes it.
         progress: Called with (cases done, what is going on).
 
     Returns:
         `cases`, `unstated` (reports that state no present finding, which are left out), `methods`: for each
-        "method/replacement" the measures of `COLUMNS` (speed_ratio: seconds of LIME with the same samples and scorer
+        "method/replacement" (with the number of supervoxels behind it for all but the first number) the measures of
+        `COLUMNS` (speed_ratio: seconds of LIME with the same samples and scorer
         one volume at a time, over its own; random_*: with random weights, for the default replacement only;
         random_agreement: rank correlation with the real map; random_strength: largest weight over the real one), and
         `ratios` and `targets` of the default where it was among the variants.
@@ -137,10 +143,11 @@ def bench_explain(
     """
     at_once = default_batch_size(model.config.grid) if batch_size is None else batch_size
     random_model = _randomised(model)
-    rows: dict[str, list[Row]] = {f"{m}/{r}": [] for m, r in variants}
+    names = {(v, n): "/".join(v) + (f", {n}" if n != segments[0] else "") for n in segments for v in variants}
+    rows: dict[str, list[Row]] = {name: [] for name in names.values()}
     unstated = done = 0
     for case in cases:
-        trial = _prepare(model, case, segments)
+        trial = _prepare(model, case, segments[0])
         done += 1
         if trial is None:
             unstated += 1
@@ -149,10 +156,11 @@ def bench_explain(
         if done - unstated == 1:
             bench.warm_up()
         one_by_one = bench.attribute(model, ("lime", DEFAULT_REPLACEMENT), 1)[1]
-        for method, replacement in variants:
+        for (variant, number), name in names.items():
             if progress is not None:
-                progress(done, f"{method}/{replacement}")
-            rows[f"{method}/{replacement}"].append(bench.row((method, replacement), one_by_one))
+                progress(done, name)
+            divided = replace(bench, trial=trial if number == segments[0] else trial.divided(number))
+            rows[name].append(divided.row(variant, one_by_one))
     if done == unstated:
         raise ExplainError(f"expected reports that state a finding, got none of {done}")
     methods = {name: _summary(found) for name, found in rows.items()}
@@ -160,7 +168,7 @@ def bench_explain(
         "cases": done - unstated,
         "unstated": unstated,
         "samples": samples,
-        "segments": segments,
+        "segments": list(segments),
         "batch_size": at_once,
         "methods": methods,
         **_verdict(methods),
@@ -191,9 +199,12 @@ def _prepare(model: Any, case: BenchCase, segments: int) -> _Trial | None:
     plan = plan_targets(model.generate_report(prepared.tensor.to(model.compute_device), seed=0), model.tokenizer)
     if not plan.targets:
         return None
-    supervoxels = segment(np.asarray(image.dataobj, np.float32), image.affine, segments, prepared.brain)
     near = dilate_mm(case.lesion, voxel_sizes(image.affine), DILATION_MM)
-    return _Trial(supervoxels, prepared, plan, case.lesion, near)
+    return _Trial(image, _divided(image, prepared, segments), prepared, plan, case.lesion, near)
+
+
+def _divided(image: nib.Nifti1Image, prepared: PreparedVolume, segments: int) -> Supervoxels:
+    return segment(np.asarray(image.dataobj, np.float32), image.affine, segments, prepared.brain)
 
 
 @dataclass(frozen=True)

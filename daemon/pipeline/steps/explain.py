@@ -45,6 +45,7 @@ def _draw(context: Context, folder: JobFolder, report: Report, out: Path) -> Non
         output_dir=out,
         lime_samples=settings.samples,
         n_segments=settings.segments,
+        cpu_minutes=settings.cpu_minutes,
         seed=settings.seed,
         method=settings.method,
         replacement=settings.replacement,

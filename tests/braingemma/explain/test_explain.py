@@ -16,12 +16,29 @@ from tiny_models import tiny_config, tiny_tokenizer
 
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import ExplainError, VolumeError
+from braingemma.explain import run
 from braingemma.explain.attribution import METHODS
-from braingemma.explain.explanation import ExplainSettings, Explanation, explain_prepared
+from braingemma.explain.explanation import (
+    FEWEST_REGIONS,
+    FEWEST_SAMPLES,
+    ExplainSettings,
+    Explanation,
+    Size,
+    explain_prepared,
+    fitting,
+)
+from braingemma.explain.faithfulness import curve_steps
 from braingemma.explain.grounding import grounding_on_grid
 from braingemma.explain.perturbation import FILLINGS, ExplainCancelled, MaskScorer, ScoringSettings, filling_for
 from braingemma.explain.pictures import to_picture
-from braingemma.explain.run import default_batch_size, grounding_agreement, other_side, run_interpretability
+from braingemma.explain.run import (
+    affordable,
+    default_batch_size,
+    grounding_agreement,
+    other_side,
+    run_interpretability,
+    with_rounding,
+)
 from braingemma.explain.supervoxels import segment
 from braingemma.explain.targets import Target, plan_targets
 from braingemma.model.braingemma3d import BrainGemma3D
@@ -57,6 +74,56 @@ def marked() -> nib.Nifti1Image:
 def model() -> BrainGemma3D:
     torch.manual_seed(0)
     return BrainGemma3D(tiny_config(grounding_head=True), tiny_tokenizer()).eval()
+
+
+# ---- as large as a processor can afford
+
+
+@pytest.mark.parametrize("name", [*METHODS])
+def test_fewer_regions_where_volumes_take_long_and_no_design_is_cut_short(name: str) -> None:
+    settings = ExplainSettings(method=name)
+    before = 0
+    for volumes in range(1, 140):
+        size = fitting(settings, volumes)
+        assert before <= size.segments <= 20
+        before = size.segments
+        masks = METHODS[name].masks(size.segments, size.samples, 0)
+        taken = len(np.unique(masks, axis=0)) + 2 * len(curve_steps(size.segments, size.curve_points)) - 4
+        if name != "lime":
+            assert len(masks) == len(METHODS[name].masks(size.segments, 100, 0)), "the whole design"
+        assert taken <= volumes or size.segments == FEWEST_REGIONS or size.samples == FEWEST_SAMPLES
+    assert size == Size(20, 100)
+
+
+def test_sizes_of_the_balanced_design() -> None:
+    found = {n: fitting(ExplainSettings(), n) for n in (10, 20, 27, 28, 38, 61, 62)}
+    assert [(s.segments, s.curve_points) for s in found.values()] == [
+        (11, 2), (11, 2), (11, 2), (11, 2), (11, 8), (20, 2), (20, 8),
+    ]  # fmt: skip
+    assert fitting(ExplainSettings(segments=4), 5).segments == 4
+    assert curve_steps(7, 2) == (0, 1, 2, 7)
+
+
+def test_the_time_on_a_processor_decides_and_nothing_else(model: BrainGemma3D, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, grid = plan_targets(LESION, tiny_tokenizer(), contrast=True), model.config.grid
+    asked = []
+    monkeypatch.setattr(run, "volume_seconds", lambda *arguments: asked.append(arguments) or 20.0)
+    assert affordable(model, plan, ExplainSettings(), 10, grid) == fitting(ExplainSettings(), 30)
+    own, mirrored = plan.reports
+    assert own[-1] == plan.token_ids[plan.asked[0][-1]]
+    assert asked == [(model, grid, len(own) + len(mirrored) - LESION.index("left"))]
+    monkeypatch.setattr(run, "is_large", lambda *_: True)  # one more is read, in bfloat16
+    assert affordable(model, plan, ExplainSettings(), 10, grid) == fitting(ExplainSettings(), 28)
+    assert affordable(model, plan, ExplainSettings(), 0, grid) == Size(20, 100)
+
+
+@pytest.mark.parametrize(("score", "told"), [(-0.99, False), (-0.6, True), (-1.4, True)])
+def test_a_rounding_that_matters_is_told(marked: nib.Nifti1Image, score: float, told: bool) -> None:
+    found = replace(explain_mark(marked), score=-1.0, base_score=-2.0)
+    judged = with_rounding(found, score)
+    assert judged.rounding == pytest.approx(-1.0 - score)
+    assert any("eight bits" in warning for warning in judged.warnings) is told
+    assert judged.record(alpha=1, clip_q=1).rounding == judged.rounding
 
 
 # ---- left and right

@@ -88,6 +88,36 @@ def test_scores_are_the_probabilities_of_writing(model: BrainGemma3D, volume: to
         model.score_tokens(volume, [])
 
 
+def test_reports_that_begin_alike_are_scored_as_if_each_came_alone(
+    model: BrainGemma3D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    volumes = torch.randn(2, 1, *model.config.grid)
+    reports = [[10, 11, 12, 13, 14, 15], [10, 11, 20, 13, 14, 99], [10, 11, 12], [50, 11, 12]]
+    alone = [model.score_tokens(volumes, ids) for ids in reports]
+    assert (alone[0][:, 3] - alone[1][:, 3]).abs().max() > 1e-6, "what stands before a token counts"
+    wanted = [[0, 3, 5], [2, 4], [0, 2], [0, 1]]
+    read: list[int] = []
+    forward = model.language_model.forward
+
+    def counted(inputs_embeds: torch.Tensor, **others: object) -> object:
+        read.append(inputs_embeds.shape[1])
+        return forward(inputs_embeds=inputs_embeds, **others)
+
+    monkeypatch.setattr(model.language_model, "forward", counted)
+    together = model.score_reports(volumes, reports)
+    some = model.score_reports(volumes, reports, wanted=wanted)
+    for whole, part, places, one in zip(together, some, wanted, alone, strict=True):
+        torch.testing.assert_close(whole, one, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(part, one[:, places], atol=1e-5, rtol=1e-5)
+    prompt = len(model._prompt_ids(None))
+    # Of the second report only what follows "11", which is read again because it predicts what differs.
+    assert read[len(reports) :] == [prompt + 5, 4, 3, 3]
+    model.language_model.config.sliding_window = prompt + 6  # nothing is read again behind a window
+    read.clear()
+    model.score_reports(volumes, reports, wanted=wanted)
+    assert read == [prompt + 5, prompt + 5, prompt + 2, prompt + 2]
+
+
 def test_stop_strings_end_a_report_and_are_cut(model: BrainGemma3D, volume: torch.Tensor) -> None:
     text = model.generate_report(volume, max_new_tokens=12)
     stop = text[3:5]

@@ -39,9 +39,11 @@ def test_a_model_that_sees_the_lesion_scores_high_on_every_measure() -> None:
     torch.manual_seed(0)
     model = SeeingModel(tiny_config(), tiny_tokenizer()).eval()
     variants = (("lime", "mirror"), ("balanced", "mirror"), ("leave_one_out", "constant"))
-    result = bench_explain(model, [case()], variants=variants, samples=50, segments=10)
+    result = bench_explain(model, [case()], variants=variants, samples=50, segments=(10, 7))
     assert result["cases"] == 1
-    assert set(result["methods"]) == {"lime/mirror", "balanced/mirror", "leave_one_out/constant"}
+    names = ["lime/mirror", "balanced/mirror", "leave_one_out/constant"]
+    assert list(result["methods"]) == [*names, *(f"{name}, 7" for name in names)]
+    assert result["methods"]["balanced/mirror, 7"]["volumes"] == 16
     for means in result["methods"].values():
         assert means["pointing_dilated"] == 1
         assert means["mass_ratio"] > 4
@@ -56,7 +58,7 @@ def test_a_model_that_sees_the_lesion_scores_high_on_every_measure() -> None:
     )
     assert result["methods"]["lime/mirror"]["volumes"] <= 50
     table = format_table(result).splitlines()
-    assert len(table) == 5 + len(result["targets"])
+    assert len(table) == 2 + len(result["methods"]) + len(result["targets"])
     assert "pointing" in table[0]
     assert any(line.startswith("met") and "pointing" in line for line in table)
 
@@ -64,7 +66,7 @@ def test_a_model_that_sees_the_lesion_scores_high_on_every_measure() -> None:
 def test_a_blind_model_points_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SeeingModel, "sees", False)
     model = SeeingModel(tiny_config(), tiny_tokenizer()).eval()
-    result = bench_explain(model, [case()], variants=(("kernelshap", "blur"),), samples=30, segments=6)
+    result = bench_explain(model, [case()], variants=(("kernelshap", "blur"),), samples=30, segments=(6,))
     means = result["methods"]["kernelshap/blur"]
     assert means["pointing_dilated"] == 0
     assert means["mass_ratio"] is None
@@ -75,7 +77,7 @@ def test_reports_without_a_finding_are_counted_not_scored(monkeypatch: pytest.Mo
     monkeypatch.setattr(SeeingModel, "generate_report", lambda *_, **__: "No lesion is seen.")
     model = SeeingModel(tiny_config(), tiny_tokenizer()).eval()
     with pytest.raises(ExplainError, match="got none of 1"):
-        bench_explain(model, [case()], segments=6)
+        bench_explain(model, [case()], segments=(6,))
 
 
 def test_a_case_needs_its_lesion() -> None:

@@ -11,6 +11,7 @@ import pytest
 from braingemma.checkpoint.weights import DEMO_FOLDER
 from braingemma.explain.explanation import ExplainSettings, Explanation
 from braingemma.explain.run import explain_report
+from braingemma.model import large_volume
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.preprocess import prepare_image
 from training.errors import DataError
@@ -26,17 +27,27 @@ def model() -> BrainGemma3D:
     return BrainGemma3D.from_pretrained("demo", device="cpu")
 
 
-def explained(model: BrainGemma3D, phantom: Phantom) -> Explanation:
+def explained(model: BrainGemma3D, phantom: Phantom, **settings: float) -> Explanation:
     prepared = prepare_image(phantom.volume, model.config)
     report = model.generate_report(prepared.tensor, max_new_tokens=120)
-    return explain_report(model, phantom.volume, prepared, report, ExplainSettings(batch_size=32))
+    return explain_report(model, phantom.volume, prepared, report, ExplainSettings(batch_size=32), **settings)
 
 
-def test_the_map_follows_the_lesion_to_the_other_side(model: BrainGemma3D) -> None:
+@pytest.mark.parametrize("costly", [False, True])
+def test_the_map_follows_the_lesion_to_the_other_side(
+    costly: bool, model: BrainGemma3D, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also as with weights of which a volume takes half a minute: few regions, and eight bits where there are any."""
+    if costly:
+        monkeypatch.setattr(large_volume, "FEWEST_TOKENS", 1)
     phantom = make_phantom(820_001, spacing=3.0, stripped=True, with_lesion=True)
     sides = []
     for case in (phantom, mirror(phantom)):
-        found = explained(model, case)
+        found = explained(model, case, cpu_minutes=1e-6 if costly else 8)
+        assert (len(found.weights), found.samples) == ((11, 24) if costly else (20, 48))
+        eight_bits = costly and large_volume.is_large(model, model.config.grid)
+        assert (found.rounding is not None) == eight_bits
+        assert not found.warnings
         top = found.supervoxels.regions[int(np.argmax(found.weights))]
         assert (np.asarray(case.lesion.dataobj)[found.supervoxels.labels == top.label] > 0).mean() > 0.3
         lesion = next(f for f in case.findings if f.finding == "lesion")
