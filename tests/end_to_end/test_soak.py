@@ -33,7 +33,8 @@ from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
 
-STUDIES = int(os.environ.get("BRAINGEMMA_SOAK_STUDIES", "300"))
+DAY = 300
+STUDIES = int(os.environ.get("BRAINGEMMA_SOAK_STUDIES", str(DAY)))
 SEND_SECONDS = 20 * 60 * STUDIES / 300
 """Over which the studies arrive."""
 RUBBISH_SHARE = 0.1
@@ -78,7 +79,7 @@ class Watch(threading.Thread):
                 with self._browser.open(self.service.web_url, timeout=30) as answer:
                     answer.read()
                 self.page_seconds.append(time.monotonic() - started)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess, OSError):  # killed just now
+            except (psutil.NoSuchProcess, psutil.ZombieProcess, OSError, DaemonError):  # killed just now
                 continue
 
     def _look(self) -> None:
@@ -165,6 +166,7 @@ def test_a_day_of_a_department(tmp_path: Path) -> None:
             time.sleep(max(0.0, started + SEND_SECONDS * sent / STUDIES - time.monotonic()))
         sent_after = time.monotonic() - started
         jobs = _wait_for_all(service)
+        assert watch.is_alive(), "nobody looked"
         watch.stop()
         states = Counter(str(job.state) for job in jobs)
         measured = {
@@ -225,5 +227,6 @@ def _assert_flat(watch: Watch) -> None:
     for what, slack in (("memory_mb", 20.0), ("handles", 8.0)):
         for kind in ("service", "step_process", "listener"):
             trend = watch.trend(what, kind)
+            assert trend is not None or STUDIES < DAY, "nobody looked"
             if trend is not None:  # a short run is too short to tell
                 assert trend[1] <= 1.1 * trend[0] + slack, (what, kind, trend)
