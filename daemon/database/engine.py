@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -49,22 +50,27 @@ def make_engine(url: str) -> sa.Engine:
 
 SCHEMA_LOCK = 7_361_024_501
 """PostgreSQL advisory lock under which one process at a time makes the tables."""
+SCHEMA_PAUSE = 0.1
+"""Seconds between two attempts to take it."""
 
 
 @contextmanager
 def schema_lock(engine: sa.Engine) -> Iterator[None]:
-    """One process at a time, of those that share a PostgreSQL, may make tables in here."""
+    """One process at a time, of those that share a PostgreSQL, may make tables in here.
+
+    The others ask again and again: the engine's indexes are made concurrently, which waits for every statement that was
+    under way, and so for ever for one that waits for this lock.
+    """
     if engine.dialect.name != "postgresql":
         yield
         return
-    with engine.connect() as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_lock(SCHEMA_LOCK)))
-        connection.commit()
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        while not connection.execute(sa.select(sa.func.pg_try_advisory_lock(SCHEMA_LOCK))).scalar_one():
+            time.sleep(SCHEMA_PAUSE)
         try:
             yield
         finally:
             connection.execute(sa.select(sa.func.pg_advisory_unlock(SCHEMA_LOCK)))
-            connection.commit()
 
 
 def create_tables(engine: sa.Engine) -> None:

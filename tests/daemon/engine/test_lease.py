@@ -71,6 +71,28 @@ def test_tables_are_made_by_many_at_once(postgres: Postgres) -> None:
     assert failures == []
 
 
+def test_the_engines_tables_are_made_by_many_at_once(postgres: Postgres, engine: sa.Engine) -> None:
+    """Its indexes are made when every transaction that was open has ended: one that waited for its turn never did."""
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP SCHEMA IF EXISTS dbos CASCADE"))
+    settings = Settings.model_validate({"engine": {"database_url": postgres.url}})
+    engines = [make_engine(database_url(postgres.url, settings.data)) for _ in range(4)]
+    made: list[sa.Engine] = []
+
+    def make(one: sa.Engine) -> None:
+        prepare_for_enqueueing(settings, one)
+        made.append(one)
+
+    threads = [threading.Thread(target=make, args=[one], daemon=True) for one in engines]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_until(lambda: len(made) == len(engines))
+    finally:
+        for one in engines:
+            one.dispose()
+
+
 def test_two_of_one_name_never_work_together(engine: sa.Engine) -> None:
     first = Lease(engine, "host:gpu0", 2)
     first.take()
