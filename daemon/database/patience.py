@@ -31,15 +31,24 @@ def patient(work: Callable[P, T]) -> Callable[P, T]:
         while True:
             try:
                 return work(*args, **kwargs)
-            except sa.exc.DBAPIError as error:
+            except sa.exc.SQLAlchemyError as error:
                 if not may_pass(error) or time.monotonic() > deadline:
                     raise
-                log.warning("the database does not answer (%s); tried again", type(error.orig).__name__)
+                log.warning("the database does not answer (%s); tried again", cause(error))
                 time.sleep(DATABASE_PAUSE)
 
     return insistent
 
 
-def may_pass(error: sa.exc.DBAPIError) -> bool:
-    """Whether the database was away or locked, and not asked for something that it cannot do."""
+def may_pass(error: Exception) -> bool:
+    """Whether the database was away, locked or slow, and not asked for something that it cannot do."""
+    if isinstance(error, sa.exc.TimeoutError):  # all connections of this process wait for an answer
+        return True
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
     return isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)) or error.connection_invalidated
+
+
+def cause(error: sa.exc.SQLAlchemyError) -> str:
+    """The kind of an error in one word: the driver's where it has one."""
+    return type(getattr(error, "orig", None) or error).__name__

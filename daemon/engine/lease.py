@@ -230,6 +230,11 @@ class SoleReceiver:
             self._connection = None
 
 
+def _may_take_over(connection: sa.Connection) -> bool:
+    """Whether nobody else is taking over just now: a heartbeat waits for nobody, who may be frozen himself."""
+    return bool(connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(TAKEOVER_LOCK))).scalar_one())
+
+
 def take_over_from_dead(engine: sa.Engine, seconds: float, *, but: str = "") -> list[str]:
     """Mark processes that have been silent too long, and put unfinished workflows of the dead back into their queues.
 
@@ -242,15 +247,20 @@ def take_over_from_dead(engine: sa.Engine, seconds: float, *, but: str = "") -> 
         The workflows that were put back.
     """
     with engine.begin() as connection:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))
+        if not _may_take_over(connection):
+            return []
         silent = (EXECUTORS.c.state == ALIVE, EXECUTORS.c.beat < _NOW - seconds, EXECUTORS.c.executor_id != but)
-        connection.execute(sa.update(EXECUTORS).where(*silent).values(state=DEAD))
+        # One that was frozen in the middle of a transaction holds its row until the server ends that: it waits.
+        free = sa.select(EXECUTORS.c.executor_id).where(*silent).with_for_update(skip_locked=True)
+        found_silent = connection.execute(free).scalars().all()
+        connection.execute(sa.update(EXECUTORS).where(EXECUTORS.c.executor_id.in_(found_silent)).values(state=DEAD))
         gone = EXECUTORS.c.state.in_([DEAD, LEFT])
         dead = connection.execute(sa.select(EXECUTORS.c.executor_id).where(gone)).scalars().all()
     if not dead or not engine_has_run(engine):
         return []
     with engine.begin() as connection, engine_client(engine) as client:
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))
+        if not _may_take_over(connection):
+            return []
         still = sa.select(EXECUTORS).where(EXECUTORS.c.state.in_([DEAD, LEFT]), EXECUTORS.c.executor_id.in_(dead))
         rows = connection.execute(still).all()
         dead = [row.executor_id for row in rows]

@@ -20,12 +20,14 @@ from typing import IO, Any, cast
 
 import fsspec
 import sqlalchemy as sa
+from fsspec.implementations.local import LocalFileSystem
 
 from daemon.database.tables import ARCHIVES, ARRIVALS, FINAL_STATES, JOBS, JobState
 from daemon.errors import Permanent, Retryable
 from daemon.files import make_private, write_json
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import now
+from dicom_io.files import sync
 
 APPLIED = ".applied.json"
 """In a job's folder: the archives that were unpacked into it or made from it."""
@@ -106,7 +108,7 @@ class SharedFiles:
                 if row.name not in applied:
                     self._unpack(job_id, row.name, row.sha256, folder.root)
                     applied.append(row.name)
-                    write_json(folder.root / APPLIED, applied)
+                    self._note(folder.root / APPLIED, applied)
         return folder
 
     def keep(self, job_id: str, step: str) -> None:
@@ -125,8 +127,8 @@ class SharedFiles:
             with self.engine.begin() as connection:
                 self.holds_lease(connection)
                 connection.execute(sa.insert(ARCHIVES).values(**row))
-            write_json(folder.root / APPLIED, [*_applied(folder), name])
-            _remember(folder.root)
+            self._note(folder.root / APPLIED, [*_applied(folder), name])
+            self._remember(folder.root)
 
     def forget(self, job_id: str) -> None:
         """Remove the job's archives."""
@@ -181,6 +183,9 @@ class SharedFiles:
                 self._storage.makedirs(target, exist_ok=True)
                 with self._storage.open(f"{target}/{name}", "wb") as out:
                     shutil.copyfileobj(file, out, CHUNK)
+                if isinstance(self._storage, LocalFileSystem):  # before the row says that it counts
+                    sync(Path(target) / name)
+                    sync(Path(target))
 
             self._patiently(write, f"{target}/{name} cannot be stored")
         return digest, size
@@ -206,7 +211,21 @@ class SharedFiles:
             for gone in json.loads(listed.read_text()):
                 (root / gone).unlink(missing_ok=True)
             listed.unlink()
-        _remember(root)
+        self._remember(root)
+
+    def _remember(self, root: Path) -> None:
+        files = (p for p in root.rglob("*") if p.is_file())
+        stamps = {p.relative_to(root).as_posix(): _stamp(p) for p in files}
+        self._note(root / STAMPS, {name: stamp for name, stamp in stamps.items() if not _is_private(name)})
+
+    def _note(self, path: Path, value: Any) -> None:
+        """Keep what is known of a folder: durably, unless the folder is emptied at the next start in any case."""
+        if not self.scratch:
+            write_json(path, value)
+            return
+        draft = path.with_name(f"{path.name}.part")
+        draft.write_text(json.dumps(value))
+        draft.replace(path)
 
     def _patiently(self, work: Callable[[], None], what: str) -> None:
         """Try again while the shared storage does not answer, up to `PATIENCE` seconds in all."""
@@ -237,12 +256,6 @@ def _is_private(relative: str) -> bool:
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _remember(root: Path) -> None:
-    files = (p for p in root.rglob("*") if p.is_file())
-    stamps = {p.relative_to(root).as_posix(): _stamp(p) for p in files}
-    write_json(root / STAMPS, {name: stamp for name, stamp in stamps.items() if not _is_private(name)})
 
 
 def _remembered(root: Path) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from dbos import DBOS, PortableWorkflowError, SetEnqueueOptions, SetWorkflowID
 from dbos import error as dbos_error
 
 from daemon.config.sections import Settings
-from daemon.database.patience import may_pass, patient
+from daemon.database.patience import cause, may_pass, patient
 from daemon.database.tables import FINAL_STATES, STOPPED_STATES, DeliveryState, JobState
 from daemon.deliver.delivery import deliver_to, give_up_all, is_open, plan_deliveries
 from daemon.engine.identifiers import DELIVERY_WORKFLOW, DESTINATION_QUEUE, FIRST_TURN, REPORT_QUEUE, REPORT_WORKFLOW
@@ -179,7 +179,7 @@ def _durable(work: Callable[[str], list[str]]) -> Callable[[str], list[str]]:
 
 def _foreseen(error: Exception, job_id: str, step: str) -> Exception:
     """The error itself where it says what to do, else a permanent one whose reason is in the job's row."""
-    if isinstance(error, DaemonError) or (isinstance(error, sa.exc.DBAPIError) and may_pass(error)):
+    if isinstance(error, DaemonError) or may_pass(error):
         return error
     log.error("job %s: step %s failed unexpectedly", job_id, step, exc_info=error)
     why = f"step {step}: unexpected {type(error).__name__}"
@@ -223,7 +223,7 @@ def _wait_while_paused(job_id: str) -> None:
 def _is_cancelled(job_id: str) -> bool:
     try:
         job = context().store.get(job_id)
-    except sa.exc.DBAPIError:
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError):
         return False  # asked again soon
     return job is None or job.state in STOPPED_STATES
 
@@ -465,8 +465,8 @@ def _run(step: str, job_id: str) -> None:
     def note(done: int, total: int, text: str) -> None:
         try:
             store.update(job_id, progress=f"{text} {done}/{total}")
-        except sa.exc.DBAPIError as error:
-            log.warning("progress not noted: %s", type(error.orig).__name__)
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            log.warning("progress not noted: %s", cause(error))
 
     if not patient(store.move)(job_id, JobState.RUNNING, of=AT_WORK, step=step, progress="", reason=""):
         raise Cancelled("cancelled by request")

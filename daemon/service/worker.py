@@ -43,6 +43,10 @@ from daemon.service.wiring import (
 
 log = logging.getLogger(__name__)
 
+CONNECTIONS = 4
+"""Of a worker to PostgreSQL, which allows 100 as it comes: one on which the engine listens, one for what keeps a lock
+while it asks, and two for what asks meanwhile."""
+
 
 def work(settings: Settings, name: str, *, metrics_port: int | None = None) -> NoReturn:
     """Run until SIGTERM or SIGINT; unfinished work goes to other workers at once.
@@ -77,7 +81,7 @@ def _work(
     settings: Settings, name: str, scratch: DataFolder, stop: threading.Event, metrics_port: int | None, weights: str
 ) -> NoReturn:
     shutil.rmtree(scratch.jobs, ignore_errors=True)
-    engine = open_database(settings)
+    engine = open_database(settings, connections=CONNECTIONS)
     lease = take_lease(settings, engine, name)
     if lease is None:
         raise ConfigurationError("engine.database_url: expected postgresql://..., got SQLite")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +11,12 @@ import pydicom
 import pytest
 from e2e_support import sections
 from postgres_support import Postgres, needs_postgres
+from worker_support import Worker
 
 from daemon.database.tables import JobState
 from daemon.engine.lease import EXIT_FENCED
 from daemon.jobs.store import Job
-from daemon.trial.daemon import TrialService, wait_while_it_works
+from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom
@@ -34,33 +33,6 @@ def postgres() -> Iterator[Postgres]:
     server = Postgres()
     yield server
     server.stop()
-
-
-class Worker:
-    """`braingemma worker` as a process, started again as systemd does where it lost its lease."""
-
-    def __init__(self, configuration: Path, name: str, log: Path) -> None:
-        self.log = log
-        self._command = [sys.executable, "-m", "daemon.cli", "worker", "--name", name, "--config", str(configuration)]
-        self.start()
-
-    def start(self) -> None:
-        with self.log.open("ab") as out:
-            self.process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT
-            )
-
-    def keep(self) -> None:
-        status = self.process.poll()
-        assert status in (None, EXIT_FENCED), f"a worker ended with {status}: {self.log.read_text()[-2000:]}"
-        if status == EXIT_FENCED:
-            self.start()
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
-            wait_while_it_works(self.process)
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float) -> None:

@@ -1,6 +1,7 @@
 """The lease and the shared files on a real PostgreSQL, without a model: who may work, and whose files count."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from daemon.database.engine import create_tables, database_url, make_engine, ope
 from daemon.database.tables import ARCHIVES, ARRIVALS, EXECUTORS, JOBS, JobState
 from daemon.engine.client import engine_client, enqueue_delivery, forget_workflows
 from daemon.engine.identifiers import DESTINATION_QUEUE
-from daemon.engine.lease import EXIT_FENCED, Lease, SoleReceiver, take_over_from_dead
+from daemon.engine.lease import EXIT_FENCED, TAKEOVER_LOCK, Lease, SoleReceiver, take_over_from_dead
 from daemon.errors import ConfigurationError
 from daemon.files import make_private
 from daemon.jobs.files import RECEIVED
@@ -170,6 +171,58 @@ def test_one_that_was_frozen_ends_itself_when_it_thaws(engine: sa.Engine, postgr
     with engine.connect() as connection:
         state = connection.execute(sa.select(EXECUTORS.c.state)).scalar_one()
     assert state == "dead"
+
+
+AT_A_COMMIT = """
+import sys
+from daemon.config.sections import Settings
+from daemon.database.engine import open_database
+from daemon.engine.lease import Lease
+settings = Settings.model_validate(
+    {'engine': {'database_url': sys.argv[1], 'lease_seconds': 2}, 'storage': {'folder': sys.argv[2]}}
+)
+engine = open_database(settings, connections=4)
+lease = Lease(engine, 'host:frozen', 2)
+lease.take()
+with engine.begin() as connection:
+    lease.check_in(connection)
+    print('about to commit', flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_one_that_was_frozen_at_a_commit_keeps_nobody_from_living(
+    engine: sa.Engine, postgres: Postgres, tmp_path: Path
+) -> None:
+    """It holds its row, and whoever waited for that could not renew a lease either: the whole site stood still."""
+    command = [sys.executable, "-c", AT_A_COMMIT, postgres.url, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        lease = Lease(engine, "host:gpu0", 20)
+        try:
+            assert child.stdout.readline() == "about to commit\n"
+            child.send_signal(signal.SIGSTOP)
+            lease.take()
+            wait_until(lambda: take_over_from_dead(engine, 2, but="host:gpu0") == [] and is_dead(engine, "host:frozen"))
+            lease.check()
+        finally:
+            lease.give_back()
+            child.kill()
+
+
+def test_a_heartbeat_does_not_wait_for_one_that_takes_over(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(TAKEOVER_LOCK)))
+        connection.execute(
+            sa.insert(EXECUTORS).values(executor_id="host:gone", epoch=1, state="alive", beat=time.time() - 60, pid=1)
+        )
+        assert take_over_from_dead(engine, 2) == []
+    take_over_from_dead(engine, 2)
+    assert is_dead(engine, "host:gone")
+
+
+def is_dead(engine: sa.Engine, executor_id: str) -> bool:
+    return states(engine)[executor_id] == "dead"
 
 
 WORKING = FROZEN.replace("time.sleep(0.01)", "print('may work', flush=True)\n    sys.stdin.readline()")
@@ -339,3 +392,24 @@ def test_files_travel_by_the_shared_storage_and_only_what_counts(engine: sa.Engi
     with engine.connect() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(ARCHIVES)).scalar_one() == 0
     assert list((tmp_path / "shared").iterdir()) == []
+
+
+def test_what_counts_is_on_disk_before_it_counts(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row says for ever that the archive is there; a worker's own notes last for its own life only."""
+    synced: list[str] = []
+
+    def note(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    files = SharedFiles(
+        engine, tmp_path / "worker", f"file://{tmp_path}/shared", lambda _: synced.append("counts"), True
+    )
+    (files.jobs / "j1").mkdir(parents=True)
+    (files.jobs / "j1" / "report.json").write_text("{}")
+    files.keep("j1", "report")
+    [archive] = (tmp_path / "shared" / "j1").iterdir()
+    assert synced == [str(archive), str(archive.parent), "counts"]
+    files.forget("j1")

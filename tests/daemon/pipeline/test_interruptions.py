@@ -167,6 +167,27 @@ def test_a_postgresql_that_goes_away_mixes_up_no_answers(
     assert_each_has_its_own_end(running, running.wait(studies))
 
 
+def test_work_waits_for_a_connection_where_all_wait_for_a_slow_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker has few of them: a study must not fail by that."""
+    monkeypatch.setattr(patience, "DATABASE_PAUSE", 0.01)
+    pool = {"poolclass": sa.QueuePool, "pool_size": 1, "max_overflow": 0, "pool_timeout": 0.01}
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'x.sqlite'}", **pool)
+    held, attempts = [engine.connect()], []
+
+    def work() -> int:
+        attempts.append(1)
+        if len(attempts) == 3:
+            held.pop().close()
+        with engine.connect() as connection:
+            return int(connection.execute(sa.text("SELECT 7")).scalar_one())
+
+    assert patience.patient(work)() == 7
+    assert len(attempts) == 3
+    engine.dispose()
+
+
 @needs_postgres
 @pytest.mark.e2e
 def test_text_that_no_database_holds_is_kept_all_the_same(postgres: Postgres) -> None:
