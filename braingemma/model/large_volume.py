@@ -14,7 +14,8 @@ import ctypes
 import functools
 import math
 import platform
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Iterator, MutableMapping
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -222,12 +223,15 @@ def _linear(opened: ctypes.CDLL, linear: nn.Linear, gelu: bool, x: Tensor) -> Te
     return _rounded(opened, linear, gelu)(x)
 
 
-def _rounded(opened: ctypes.CDLL, linear: nn.Linear, gelu: bool) -> Callable[[Tensor], Tensor]:
-    """The layer in eight bits: made at its first use and kept with it while its weight is the same."""
+#: Layers in eight bits, each as long as its layer lives; beside the model, whose copies and files know nothing of them.
+_ROUNDED: MutableMapping[nn.Linear, tuple[Any, EightBitLinear]] = weakref.WeakKeyDictionary()
+
+
+def _rounded(opened: ctypes.CDLL, linear: nn.Linear, gelu: bool) -> EightBitLinear:
+    """The layer in eight bits: made at its first use and kept while its weight is the same."""
     weight = linear.weight
     state = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-    kept: tuple[Any, EightBitLinear] | None = linear.__dict__.get("_eight_bits")
+    kept = _ROUNDED.get(linear)
     if kept is None or kept[0] != state:
-        kept = state, EightBitLinear(opened, linear, gelu=gelu)
-        linear.__dict__["_eight_bits"] = kept
+        kept = _ROUNDED[linear] = state, EightBitLinear(opened, linear, gelu=gelu)
     return kept[1]

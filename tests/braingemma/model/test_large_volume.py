@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import shutil
 import subprocess
@@ -126,6 +127,8 @@ def test_the_encoder_reads_nearly_the_same_within_and_the_same_afterwards() -> N
             assert torch.equal(rounded, model.patch_features(volumes))
         after = model.patch_features(volumes)
     assert torch.equal(before, after)
+    with torch.inference_mode():
+        assert torch.equal(copy.deepcopy(model).patch_features(volumes), before), "a model stays one that can be copied"
     close, far = ((found.float() - before.float()).abs().mean() for found in (by_library, rounded))
     assert 0 < close < 0.01
     assert close < far < 0.05
