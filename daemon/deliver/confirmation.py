@@ -7,7 +7,7 @@ sent again. Where a destination can be asked in no way, its status is all there 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import sqlalchemy as sa
 
@@ -17,7 +17,6 @@ from daemon.deliver import commitment
 from daemon.deliver.client import DestinationClient
 from daemon.deliver.outgoing import NotOffered, Outgoing
 from daemon.errors import DaemonError
-from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import Delivery, JobStore, now
 
 log = logging.getLogger(__name__)
@@ -36,7 +35,7 @@ NOT_POSSIBLE = "not possible"
 
 
 def confirm(
-    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, client: DestinationClient
+    store: JobStore, job_id: str, files: Callable[[str], Outgoing], destination: Destination, client: DestinationClient
 ) -> float | None:
     """Ask for every accepted object that is not confirmed.
 
@@ -50,9 +49,9 @@ def confirm(
         store.settle_checks(open_ones, DeliveryState.SENT)
         return None
     try:
-        by_query = _by_commitment(store, open_ones, folder, destination, client)
+        by_query = _by_commitment(store, open_ones, files, destination, client)
         if by_query:
-            _by_query(store, by_query, folder, destination, client)
+            _by_query(store, by_query, files, destination, client)
     except DaemonError as error:
         _put_off(store, _unconfirmed(store, job_id, destination), destination, str(error))
     except sa.exc.DBAPIError:
@@ -81,7 +80,7 @@ def _pause(store: JobStore, delivery: Delivery) -> float:
 def _by_commitment(
     store: JobStore,
     open_ones: Sequence[Delivery],
-    folder: JobFolder,
+    files: Callable[[str], Outgoing],
     destination: Destination,
     client: DestinationClient,
 ) -> list[Delivery]:
@@ -90,7 +89,7 @@ def _by_commitment(
         return list(open_ones)
     new = [d for d in open_ones if not d.transaction_uid]
     if new:
-        outgoing = [Outgoing.read(folder.dicom / d.file) for d in new]
+        outgoing = [files(d.file) for d in new]
         try:
             uid = commitment.request(store.engine, new[0].job_id, destination.name, outgoing, client)
         except NotOffered as error:
@@ -125,10 +124,14 @@ def _take_answer(
 
 
 def _by_query(
-    store: JobStore, asked: Sequence[Delivery], folder: JobFolder, destination: Destination, client: DestinationClient
+    store: JobStore,
+    asked: Sequence[Delivery],
+    files: Callable[[str], Outgoing],
+    destination: Destination,
+    client: DestinationClient,
 ) -> None:
     """Settle objects by what the destination says that it holds."""
-    outgoing = {d.sop_instance_uid: Outgoing.read(folder.dicom / d.file) for d in asked}
+    outgoing = {d.sop_instance_uid: files(d.file) for d in asked}
     try:
         held = _held(outgoing.values(), client)
     except NotOffered as error:
@@ -145,8 +148,8 @@ def _by_query(
             store.settle_checks([d], DeliveryState.WAITING, reason=reason)
 
 
-def _held(files: Iterable[Outgoing], client: DestinationClient) -> set[str]:
-    series = sorted({(o.study_uid, o.series_uid) for o in files})
+def _held(asked: Iterable[Outgoing], client: DestinationClient) -> set[str]:
+    series = sorted({(o.study_uid, o.series_uid) for o in asked})
     return {uid for study_uid, series_uid in series for uid in client.held(study_uid, series_uid)}
 
 

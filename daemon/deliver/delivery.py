@@ -6,9 +6,10 @@ holds it: by storage commitment, else by a query (`daemon.deliver.confirmation`)
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import sqlalchemy as sa
 
@@ -119,8 +120,9 @@ def deliver_to(
         give_up_all(store, job_id, destination.name, str(error))
         return None
     client = client_for(destination, calling_aet, loopback_only=stays)
-    reason, give_up = _send_all(store, job_id, folder, destination, client)
-    pause = confirm(store, job_id, folder, destination, client)
+    files = _files_of(folder)
+    reason, give_up = _send_all(store, job_id, files, destination, client)
+    pause = confirm(store, job_id, files, destination, client)
     deliveries = store.deliveries(job_id, destination.name)
     waiting = [d for d in deliveries if d.state is DeliveryState.WAITING]
     if not waiting:
@@ -137,6 +139,12 @@ def deliver_to(
     return wait if pause is None else min(wait, pause)
 
 
+def _files_of(folder: JobFolder) -> Callable[[str], Outgoing]:
+    """The files of a job's results by their names in it, each read once in an attempt."""
+    digests = {entry.file: entry.sha256 for entry in _manifest(folder).objects}
+    return functools.cache(lambda file: Outgoing.read(folder.dicom / file, digests.get(file, "")))
+
+
 def give_up_all(store: JobStore, job_id: str, destination: str, reason: str) -> None:
     """Nothing can be done for a destination any more: what waits is dead, what was accepted is believed."""
     store.give_up_delivery(job_id, destination, reason)
@@ -145,7 +153,7 @@ def give_up_all(store: JobStore, job_id: str, destination: str, reason: str) -> 
 
 
 def _send_all(
-    store: JobStore, job_id: str, folder: JobFolder, destination: Destination, client: DestinationClient
+    store: JobStore, job_id: str, files: Callable[[str], Outgoing], destination: Destination, client: DestinationClient
 ) -> tuple[str, bool]:
     """Send what is ready, and then what was held back for it; why something still waits, and whether for ever."""
     reason, give_up = "", False
@@ -155,7 +163,7 @@ def _send_all(
         if not ready:
             break
         tried |= {d.sop_instance_uid for d in ready}
-        why, give_up = _send(store, ready, folder, destination, client)
+        why, give_up = _send(store, ready, files, destination, client)
         reason = reason or why
     return reason, give_up
 
@@ -184,7 +192,11 @@ def _rank(kind: str) -> int:
 
 
 def _send(
-    store: JobStore, waiting: Sequence[Delivery], folder: JobFolder, destination: Destination, client: DestinationClient
+    store: JobStore,
+    waiting: Sequence[Delivery],
+    files: Callable[[str], Outgoing],
+    destination: Destination,
+    client: DestinationClient,
 ) -> tuple[str, bool]:
     """One association, or a few requests; why something still waits, and whether it will for ever."""
     left = {d.sop_instance_uid: d for d in waiting}
@@ -206,7 +218,7 @@ def _send(
 
     give_up = False
     try:
-        outgoing = [Outgoing.read(folder.dicom / d.file) for d in waiting]
+        outgoing = [files(d.file) for d in waiting]
         client.store(outgoing, on_outcome=on_outcome)
     except DaemonError as error:  # what was answered before it counts
         for uid in list(left):

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from pydicom import Dataset
@@ -20,7 +21,7 @@ from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.sop_class import (
@@ -36,9 +37,12 @@ from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, S
 from daemon.errors import DaemonError, Permanent, Retryable
 from dicom_io.errors import FileError
 from dicom_io.header import MALFORMED
+from dicom_io.pack.manifest import sha256_of
 from dicom_io.reading import read_dataset
 
 log = logging.getLogger(__name__)
+
+_config.STORE_SEND_CHUNKED_DATASET = True  # a file is sent as it lies, and not decoded and encoded again
 
 MAX_CONTEXTS = 128
 """Presentation contexts in one association (PS3.8 9.3.2.2: odd identifiers 1 to 255)."""
@@ -451,9 +455,26 @@ def _proposals(own: UID) -> tuple[tuple[str, ...], ...]:
     return ((str(own),), others)
 
 
+def _goes_as_it_lies(association: Association, outgoing: Outgoing) -> bool:
+    """Whether it is known what the file must be, and the peer takes its own transfer syntax."""
+    return bool(outgoing.sha256) and any(
+        context.abstract_syntax == outgoing.sop_class_uid
+        and context.transfer_syntax[0] == outgoing.transfer_syntax_uid
+        and context.as_scu
+        for context in association.accepted_contexts
+    )
+
+
 def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
     try:
-        dataset = read_dataset(outgoing.path)  # a path would be read by pydicom, which stops at an unknown VR
+        if _goes_as_it_lies(association, outgoing):
+            found = sha256_of(outgoing.path)
+            if found != outgoing.sha256:
+                reason = f"not sent: expected the bytes that were encoded (SHA-256 {outgoing.sha256}), got {found}"
+                return StoreOutcome(outgoing, None, reason)
+            dataset: Dataset | Path = outgoing.path
+        else:
+            dataset = read_dataset(outgoing.path)  # pydicom alone stops at an unknown VR
     except OSError as error:
         raise Permanent(f"{outgoing.path} cannot be read: {error}") from error
     except (FileError, InvalidDicomError, *MALFORMED) as error:

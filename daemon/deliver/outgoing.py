@@ -25,7 +25,12 @@ IDENTITY = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstance
 
 @dataclass(frozen=True)
 class Outgoing:
-    """One file to send; the UIDs are read from it."""
+    """One file to send; the UIDs are read from it.
+
+    Attributes:
+        sha256: Of the whole file, where it is known what it must be: it is then sent as it lies, without being decoded.
+            Empty where that is not known, or where its meta information names another instance than its data set.
+    """
 
     path: Path
     sop_class_uid: str
@@ -33,16 +38,18 @@ class Outgoing:
     transfer_syntax_uid: str
     study_uid: str = ""
     series_uid: str = ""
+    sha256: str = ""
 
     @classmethod
-    def read(cls, path: Path) -> Outgoing:
-        """Read the UIDs of a Part 10 file.
+    def read(cls, path: Path, sha256: str = "") -> Outgoing:
+        """Read the UIDs of a Part 10 file, whose SHA-256 must be `sha256` where that is given.
 
         Raises:
             DaemonError: the file cannot be read, or is not DICOM.
         """
         try:
             found = read_elements(path, IDENTITY)
+            named = [found.file_meta.get(k) for k in ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID")]
             return cls(
                 path,
                 str(found.SOPClassUID),
@@ -50,6 +57,7 @@ class Outgoing:
                 str(found.file_meta.TransferSyntaxUID),
                 str(found.get("StudyInstanceUID", "")),
                 str(found.get("SeriesInstanceUID", "")),
+                sha256 if named == [found.SOPClassUID, found.SOPInstanceUID] else "",
             )
         except (FileError, InvalidDicomError, *header.MALFORMED) as error:
             raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error

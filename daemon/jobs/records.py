@@ -237,11 +237,13 @@ class Selection(Record):
 
 
 class Conversion(Record):
-    """`conversion.json`: what was noticed on the way from DICOM, or from a NIfTI file, to the volume."""
+    """`conversion.json`: what was noticed on the way from DICOM, or from a NIfTI file, to the volume, and from what."""
 
     what: ClassVar[str] = "what the conversion of a job noticed"
 
     warnings: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    """Files of the converted series, relative to the input; empty where earlier versions converted, and of a NIfTI."""
 
 
 class SourceFile(Record):

@@ -14,11 +14,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
 import pydicom
-from pydicom.filewriter import dcmwrite
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
 from pynetdicom.events import Event
 from pynetdicom.sop_class import Verification
@@ -66,12 +66,12 @@ class EmbeddedPacs:
         self.port = int(self._server.socket.getsockname()[1])
 
     def _keep(self, event: Event) -> int:
-        dataset = event.dataset
-        dataset.file_meta = event.file_meta
-        series = self.folder / str(dataset.get("SeriesInstanceUID", "no-series"))
+        file = event.encoded_dataset()  # with its meta information, as it came
+        found = pydicom.dcmread(BytesIO(file), stop_before_pixels=True, specific_tags=["SeriesInstanceUID"])
+        series = self.folder / str(found.get("SeriesInstanceUID", "no-series"))
         series.mkdir(exist_ok=True)
         part = series / f"{event.request.AffectedSOPInstanceUID}.part"
-        dcmwrite(part, dataset, enforce_file_format=True)
+        part.write_bytes(file)
         part.rename(part.with_suffix(".dcm"))
         return 0x0000
 

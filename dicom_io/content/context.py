@@ -120,17 +120,24 @@ class ResultContext:
         return [self._plane(index) for index in range(len(self.geometry.slices))]
 
     def _plane(self, index: int) -> Dataset:
+        plane = Dataset()
+        plane.update(self._grid)
+        plane.SOPInstanceUID = digest_uid(self.identity, "plane", index)
+        plane.ImagePositionPatient = decimals(self.geometry.slices[index].position)
+        return plane
+
+    @cached_property
+    def _grid(self) -> Dataset:
+        """What all planes have in common."""
         geometry = self.geometry
         plane = Dataset()
         plane.update(self.sources.header)
         plane.SOPClassUID = MRImageStorage
-        plane.SOPInstanceUID = digest_uid(self.identity, "plane", index)
         plane.SeriesInstanceUID = geometry.series_uid
         plane.Modality = "MR"
         plane.Rows, plane.Columns = geometry.rows, geometry.columns
         plane.PixelSpacing = decimals(geometry.pixel_spacing)
         plane.ImageOrientationPatient = decimals(orthonormal(geometry.orientation))
-        plane.ImagePositionPatient = decimals(geometry.slices[index].position)
         plane.SliceThickness = decimals([geometry.slice_spacing])[0]
         plane.SpacingBetweenSlices = plane.SliceThickness
         if geometry.frame_of_reference_uid:

@@ -23,7 +23,7 @@ class ResultKind:
         withdrawn: Whether the Key Object of a later job rejects it.
         made_by: Module that makes and checks its instances, as `dicom_io.objects.case.Maker`; loaded only where objects
             are encoded. Empty where it belongs to no pack, whose manifest lists it, but accompanies one.
-        of_each_slice: Whether there is one instance for each source slice, or else one for the case.
+        own: Attributes in which its instances differ, where there is one for each source slice; else empty.
         needs: Name of the kind that must go with it.
     """
 
@@ -38,13 +38,18 @@ class ResultKind:
     replaced: bool
     withdrawn: bool
     made_by: str = ""
-    of_each_slice: bool = False
+    own: frozenset[str] = frozenset()
     needs: str = ""
 
     @property
     def listed(self) -> bool:
         """Whether it belongs to a pack, and stands in its manifest."""
         return bool(self.made_by)
+
+    @property
+    def of_each_slice(self) -> bool:
+        """Whether there is one instance for each source slice, or else one for the case."""
+        return bool(self.own)
 
     def __str__(self) -> str:
         return self.name

@@ -43,7 +43,7 @@ SC = ResultKind(
     replaced=True,
     withdrawn=True,
     made_by="dicom_io.objects.sc",
-    of_each_slice=True,
+    own=frozenset({"SOPInstanceUID", "InstanceNumber", "ImagePositionPatient", "SourceImageSequence", "PixelData"}),
 )
 
 PM = ResultKind(

@@ -8,16 +8,20 @@ Frame of Reference gives pictures with spacing and orientation letters only: pos
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 
 from highdicom.sc import SCImage
 from highdicom.sr import CodedConcept
-from pydicom import DataElement, Dataset
+from pydicom import DataElement, Dataset, dcmread
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import FileMetaDataset
 from pydicom.tag import BaseTag
 from pydicom.uid import ExplicitVRLittleEndian
 
 from dicom_io.content import codes
 from dicom_io.content.context import ResultContext, decimals, orthonormal
+from dicom_io.content.received_text import holds_received_bytes
 from dicom_io.content.regions import SourceVolumes
 from dicom_io.content.sources import Sources
 from dicom_io.objects.case import Case
@@ -25,9 +29,6 @@ from dicom_io.objects.kinds import SC
 from dicom_io.objects.overlay import OverlayRenderer, direction_letters
 from dicom_io.objects.rules import Faults, orientation_faults, value_faults
 from dicom_io.volume.geometry import SeriesGeometry
-
-OWN = frozenset({"SOPInstanceUID", "InstanceNumber", "ImagePositionPatient", "SourceImageSequence", "PixelData"})
-"""Attributes in which the instances of one overlay differ."""
 
 
 def make(case: Case) -> Iterator[Dataset]:
@@ -56,14 +57,14 @@ def encode_sc(context: ResultContext, volumes: SourceVolumes) -> Iterator[Datase
     """Build the overlay instances, in the order of the geometry's slices."""
     renderer = OverlayRenderer(context.geometry, volumes, context.content)
     shared = _shared(context, renderer)
-    common = {element.tag: element for element in shared if element.keyword not in OWN}
+    common = _encoded(context, shared)
     for index, picture in enumerate(renderer):
         image = _instance(context, renderer, index, common)
         image.file_meta = FileMetaDataset()
         image.file_meta.TransferSyntaxUID = shared.file_meta.TransferSyntaxUID
         image.file_meta.ImplementationClassUID = shared.file_meta.ImplementationClassUID
         image.file_meta.ImplementationVersionName = shared.file_meta.ImplementationVersionName
-        image.PixelData = picture.tobytes()
+        image.add_new("PixelData", "OB", picture.tobytes())
         yield image
 
 
@@ -86,8 +87,22 @@ def _shared(context: ResultContext, renderer: OverlayRenderer) -> SCImage:
     return image
 
 
+def _encoded(context: ResultContext, shared: SCImage) -> dict[BaseTag, DataElement | RawDataElement]:
+    """What all instances share, as bytes: each is then written as it is, and not encoded again for each slice.
+
+    Texts that are to go out as received bytes are not, as they are no UTF-8 (`received_text`).
+    """
+    if holds_received_bytes(context.sources.header):
+        return {element.tag: element for element in shared if element.keyword not in SC.own}
+    file = BytesIO()
+    shared.save_as(file, enforce_file_format=True)
+    file.seek(0)
+    read = dcmread(file, stop_before_pixels=True)
+    return {tag: read.get_item(tag) for tag in read.keys() if keyword_for_tag(tag) not in SC.own}  # noqa: SIM118
+
+
 def _instance(
-    context: ResultContext, renderer: OverlayRenderer, index: int, common: dict[BaseTag, DataElement]
+    context: ResultContext, renderer: OverlayRenderer, index: int, common: dict[BaseTag, DataElement | RawDataElement]
 ) -> Dataset:
     """One instance without its pixels.
 
@@ -95,6 +110,7 @@ def _instance(
     """
     image = Dataset()
     image.update(common)
+    image.set_original_encoding(False, True, image._character_set)  # of `common`, which is then not encoded again
     image.SOPInstanceUID = context.instance_uid(SC.name, index)
     image.InstanceNumber = index + 1
     if context.geometry.frame_of_reference_uid:

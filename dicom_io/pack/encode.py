@@ -28,6 +28,10 @@ from dicom_io.volume.geometry import SeriesGeometry
 __all__ = ["MANIFEST", "Pack", "PackObject", "encode_pack", "load_pack", "reports_of", "wanted"]
 
 
+WRITERS = 4
+"""Threads that write objects: a disk makes several files durable in little more time than one."""
+
+
 def wanted(**switches: bool) -> tuple[ResultKind, ...]:
     """The kinds to make: those of the default, but for what is switched on or off by its name.
 
@@ -123,10 +127,10 @@ def _existing(out: Path, identity: str) -> Pack:
 
 
 def _write(case: Case, kinds: Collection[ResultKind], folder: Path) -> tuple[PackObject, ...]:
-    """Encode into `folder`; a second thread writes while the next object is built."""
-    with ThreadPoolExecutor(max_workers=1) as writer:
+    """Encode into `folder`; others write while the next object is built."""
+    with ThreadPoolExecutor(WRITERS) as writers:
         pending: list[Future[PackObject]] = [
-            writer.submit(_save, case.context, kind, folder / kind.file(number), dataset)
+            writers.submit(_save, case.context, kind, folder / kind.file(number), dataset)
             for kind, number, dataset in _encoded(case, kinds)
         ]
         return tuple(future.result() for future in pending)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from pydicom import Dataset, dcmread
 from pydicom.datadict import keyword_for_tag
 
 from dicom_io.content.equipment import is_own_result
+from dicom_io.content.kind import ResultKind
 from dicom_io.content.received_text import shown, stated, text_in
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import Sources, read_sources
@@ -25,8 +26,9 @@ from dicom_io.errors import PackError
 from dicom_io.header import quiet
 from dicom_io.objects.case import maker_of
 from dicom_io.objects.kinds import BY_NAME, KINDS
-from dicom_io.objects.rules import Faults
+from dicom_io.objects.rules import Faults, value_faults
 from dicom_io.objects.sr_rules import plain_text, report_faults
+from dicom_io.pack.alike import apart
 from dicom_io.pack.manifest import Pack, PackObject
 from dicom_io.volume.geometry import SeriesGeometry
 
@@ -73,8 +75,7 @@ def check_objects(
     with ThreadPoolExecutor(VALIDATORS) as validators:
         asked = {item: validators.submit(dciodvfy_errors, item.path) for item in _representatives(pack) if dciodvfy}
         with quiet("pydicom"):  # a received label may be one that it does not know
-            headers = {item: dcmread(item.path, stop_before_pixels=True) for item in pack.objects}
-            faults += _faults_of(headers, pack, received, geometry, banner)
+            faults += _faults_of(pack, received, geometry, banner)
     if not faults:
         for item, answer in asked.items():
             errors = _our_errors(answer.result(), received, geometry)
@@ -83,15 +84,41 @@ def check_objects(
         raise PackError("; ".join(faults))
 
 
-def _faults_of(
-    headers: dict[PackObject, Dataset], pack: Pack, received: Sources, geometry: SeriesGeometry, banner: str | None
-) -> Faults:
-    for item, dataset in headers.items():
-        yield from (f"{item.path.name}: {fault}" for fault in _object_faults(item, dataset, received, geometry, pack))
-        yield from (f"{item.path.name}: {fault}" for fault in _banner_faults(dataset, banner))
-    for kind in (kind for kind in KINDS if kind.of_each_slice):
-        yield from _series_faults(kind.name, [headers[item] for item in pack.of_kind(kind.name)], geometry)
+def _faults_of(pack: Pack, received: Sources, geometry: SeriesGeometry, banner: str | None) -> Faults:
+    def all_of(item: PackObject) -> Faults:
+        header = dcmread(item.path, stop_before_pixels=True)
+        yield from _object_faults(item, header, received, geometry, pack)
+        yield from _banner_faults(header, banner)
+
+    for kind in KINDS:
+        if kind.of_each_slice:
+            yield from _slice_faults(kind, pack, received, geometry, all_of)
+        else:
+            yield from (f"{item.path.name}: {fault}" for item in pack.of_kind(kind.name) for fault in all_of(item))
     yield from _repeated_uids(pack)
+
+
+def _slice_faults(
+    kind: ResultKind,
+    pack: Pack,
+    received: Sources,
+    geometry: SeriesGeometry,
+    all_of: Callable[[PackObject], Faults],
+) -> Faults:
+    """Faults of instances that differ in a few attributes, as a rule: what was found of one holds for all like it."""
+    looked_at: dict[int, bytes] | None = None
+    images: list[Dataset] = []
+    for item in pack.of_kind(kind.name):
+        own, shared = apart(item.path, kind.own)
+        images.append(own)
+        if shared == looked_at:
+            found = chain(
+                value_faults(own, {"SOPInstanceUID": item.sop_instance_uid}), _reference_faults(own, received, pack)
+            )
+        else:
+            found, looked_at = chain(all_of(item)), shared
+        yield from (f"{item.path.name}: {fault}" for fault in found)
+    yield from _series_faults(kind.name, images, geometry)
 
 
 def check_sr(dataset: Dataset, sources: Sources) -> None:

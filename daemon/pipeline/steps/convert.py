@@ -17,9 +17,11 @@ from dicom_io.volume.nifti import convert_series
 
 def convert(context: Context, folder: JobFolder) -> None:
     """The chosen series to `volume_ras.nii.gz` and `geometry.json`."""
-    conversion = convert_series(chosen_series(folder), _target(context, folder))
+    series = chosen_series(folder)
+    conversion = convert_series(series, _target(context, folder))
     conversion.geometry.save(folder.geometry)
-    Conversion(warnings=conversion.warnings).write(folder.conversion)
+    files = tuple(file.relative_to(folder.input).as_posix() for file in series.files)
+    Conversion(warnings=conversion.warnings, files=files).write(folder.conversion)
 
 
 def import_nifti(context: Context, folder: JobFolder) -> None:

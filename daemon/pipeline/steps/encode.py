@@ -14,7 +14,7 @@ from daemon.errors import Rejected
 from daemon.files import make_private
 from daemon.jobs.comparison import comparison_lines
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Arrival, Comparison, Measurement, Report, ReportFinding, ReportModel
+from daemon.jobs.records import Arrival, Comparison, Conversion, Measurement, Report, ReportFinding, ReportModel
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
@@ -71,7 +71,7 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
     Where the patient was corrected, or results are to be de-identified, these are changed headers: encoders then
     never see the old identity, so that none can slip through.
     """
-    files = [Path(file) for file in chosen_series(folder).files]
+    files = _converted_files(folder)
     geometry = SeriesGeometry.load(folder.geometry)
     correction, wanted = Correction.read_if_there(folder.identity), settings.results.deidentify
     if correction is None and not wanted:
@@ -85,6 +85,14 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
             *([deidentifier.deidentify] if deidentifier else []), pixels=False,
         )  # fmt: skip
     return targets, geometry if deidentifier is None else deidentifier.geometry(geometry)
+
+
+def _converted_files(folder: JobFolder) -> list[Path]:
+    """The instances of the converted series."""
+    conversion = Conversion.read_if_there(folder.conversion)
+    if conversion is None or not conversion.files:  # by an earlier version
+        return list(chosen_series(folder).files)
+    return [folder.input / file for file in conversion.files]
 
 
 def _with_correction(settings: Settings, folder: JobFolder) -> Report:

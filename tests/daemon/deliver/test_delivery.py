@@ -78,6 +78,33 @@ def test_success_is_sent_once(store: JobStore, folder: JobFolder) -> None:
     assert states(store) == {"sr": ("sent", "0000"), "seg": ("sent", "0000")}
 
 
+def test_a_file_goes_as_it_lies_and_only_if_it_is_what_was_encoded(store: JobStore, folder: JobFolder) -> None:
+    got: dict[str, bytes] = {}
+
+    def keep(event: evt.Event) -> int:
+        got[str(event.request.AffectedSOPInstanceUID)] = event.encoded_dataset(include_meta=False)
+        return 0x0000
+
+    server, port = serve(keep)
+    there = destination(port)
+    plan(store, folder, there)
+    changed = folder.dicom / "seg.dcm"
+    original = changed.read_bytes()
+    changed.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    try:
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is not None
+        assert states(store) == {"sr": ("sent", "0000"), "seg": ("waiting", "")}
+        [reason] = [d.reason for d in store.deliveries("j1") if d.kind == "seg"]
+        assert "expected the bytes that were encoded" in reason
+        changed.write_bytes(original)
+        assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is None
+    finally:
+        server.shutdown()
+    assert set(got) == set(UIDS.values())
+    for kind, uid in UIDS.items():
+        assert (folder.dicom / f"{kind}.dcm").read_bytes().endswith(got[uid])
+
+
 def test_a_warning_counts_as_sent_and_is_recorded(store: JobStore, folder: JobFolder) -> None:
     server, port = serve(lambda _event: 0xB000)
     there = destination(port)

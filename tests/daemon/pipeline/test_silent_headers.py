@@ -16,6 +16,7 @@ from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Conversion, Selection
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.convert import convert
+from daemon.pipeline.steps.encode import result_sources
 from daemon.pipeline.steps.picture import look_at
 from daemon.pipeline.steps.select import BY_PICTURE, select
 from dicom_io.select.selection import Look, judge
@@ -67,6 +68,9 @@ def test_a_flair_without_a_name_and_without_timing_is_taken_and_said(stripped: b
     assert "its picture: dark fluid, white matter not bright" in said
     convert(context, folder)
     assert BY_PICTURE in Conversion.read(folder.conversion).warnings
+    assert result_sources(Settings(), folder)[0] == list(series.files)
+    Conversion().write(folder.conversion)  # of a version that did not name them
+    assert result_sources(Settings(), folder)[0] == list(series.files)
 
 
 @pytest.mark.parametrize("contrast", OTHERS)

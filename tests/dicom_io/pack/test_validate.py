@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydicom import Dataset, dcmread
+from pydicom.uid import MRImageStorage
 from results_factory import Case, default_pack
 
 from dicom_io.content import codes
@@ -236,6 +237,32 @@ def test_a_spoilt_pack_is_not_sent(
     with pytest.raises(PackError) as caught:
         check_objects(pack, sources, case.geometry, banner=None, dciodvfy=False)
     assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (set_value("PatientID", "P2"), "0005.dcm: PatientID: expected P1, found P2"),
+        (other_orientation, "0005.dcm: ImageOrientationPatient"),
+        (set_value("SOPInstanceUID", digest_uid("other")), "0005.dcm: SOPInstanceUID: expected"),
+        (lambda dataset: dataset.SourceImageSequence.append(stranger()), "0005.dcm: reference to"),
+        (lambda dataset: delattr(dataset, "ImageComments"), "0005.dcm: banner"),
+    ],
+)
+def test_one_picture_among_many_that_are_alike_is_noticed(
+    change: Callable[[Dataset], None], fault: str, copied: tuple[Case, Pack], sources: Sources
+) -> None:
+    case, pack = copied
+    spoil(pack, "sc", change, number=4)
+    with pytest.raises(PackError) as caught:
+        check_objects(pack, sources, case.geometry, banner=case.content.banner, dciodvfy=False)
+    assert fault in str(caught.value)
+
+
+def stranger() -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = MRImageStorage, digest_uid("stranger")
+    return item
 
 
 def test_regions_without_coordinates_are_not_sent(copied: tuple[Case, Pack], sources: Sources) -> None:
