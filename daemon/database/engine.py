@@ -115,13 +115,11 @@ def schema_lock(engine: sa.Engine) -> Iterator[None]:
     if engine.dialect.name != "postgresql":
         yield
         return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    aside = sa.create_engine(engine.url, poolclass=sa.NullPool, isolation_level="AUTOCOMMIT")  # not one of the few
+    with aside.connect() as connection:  # the lock goes with the connection
         while not connection.execute(sa.select(sa.func.pg_try_advisory_lock(SCHEMA_LOCK))).scalar_one():
             time.sleep(SCHEMA_PAUSE)
-        try:
-            yield
-        finally:
-            connection.execute(sa.select(sa.func.pg_advisory_unlock(SCHEMA_LOCK)))
+        yield
 
 
 def create_tables(engine: sa.Engine) -> None:

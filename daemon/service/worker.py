@@ -43,9 +43,9 @@ from daemon.service.wiring import (
 
 log = logging.getLogger(__name__)
 
-CONNECTIONS = 4
-"""Of a worker to PostgreSQL, which allows 100 as it comes: one on which the engine listens, one for what keeps a lock
-while it asks, and two for what asks meanwhile."""
+CONNECTIONS = 3
+"""Of a worker to PostgreSQL, which allows 100 in all as it comes: one for what keeps a lock while it asks, and two for
+what asks meanwhile. The engine listens on one more."""
 
 
 def work(settings: Settings, name: str, *, metrics_port: int | None = None) -> NoReturn:
