@@ -37,11 +37,8 @@ from dicom_io.pack.manifest import MANIFEST
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-"""How often the queues are asked for work."""
-
-NEXT_SECONDS = 0.1
-"""With several workers: how often a worker asks for the next study, since it stands still meanwhile. Not more often:
-the engine counts a study as taken a moment after it took it, and on a busy machine a worker would take two."""
+"""How often the queues are asked for work. Not more often: the engine counts a study as taken a moment after it took
+it, and on a busy machine a worker would take two, of which one waits though another worker may be free."""
 
 DELIVERY_SECONDS = 0.5
 """With several workers, each of which asks: how often the destinations' queue is asked."""
@@ -106,9 +103,7 @@ def launch_engine(engine: sa.Engine, context: workflow.Context, executor_id: str
     alone = engine.dialect.name == "sqlite"
     with schema_lock(engine):
         DBOS.launch()
-        DBOS.register_queue(
-            REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS if alone else NEXT_SECONDS
-        )
+        DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
         DBOS.register_queue(
             DESTINATION_QUEUE,
             partition_worker_concurrency=1,
