@@ -243,7 +243,7 @@ class Conversion(Record):
 
     warnings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    """Files of the converted series, relative to the input; empty where earlier versions converted, and of a NIfTI."""
+    """Files of the converted series, relative to the input; none of a NIfTI file."""
 
 
 class SourceFile(Record):

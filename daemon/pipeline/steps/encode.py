@@ -88,11 +88,13 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
 
 
 def _converted_files(folder: JobFolder) -> list[Path]:
-    """The instances of the converted series."""
-    conversion = Conversion.read_if_there(folder.conversion)
-    if conversion is None or not conversion.files:  # by an earlier version
+    """The instances of the converted series, by what was noted only where the input is a job's own and stays the same.
+
+    A person's folder may have other files by now.
+    """
+    if not folder.arrival.exists():
         return list(chosen_series(folder).files)
-    return [folder.input / file for file in conversion.files]
+    return [folder.input / file for file in Conversion.read(folder.conversion).files]
 
 
 def _with_correction(settings: Settings, folder: JobFolder) -> Report:
