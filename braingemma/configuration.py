@@ -11,11 +11,11 @@ from transformers import Gemma3TextConfig, PreTrainedConfig, SiglipVisionConfig
 from braingemma.errors import CheckpointError
 from braingemma.findings.vocabulary import FINDINGS, SITES
 
-#: The prompt of the published weights, to the letter (its trailing space and line end included).
 CANONICAL_PROMPT = "Generate a radiology report for this brain MRI FLAIR scan. \n"
+"""The prompt of the published weights, to the letter (its trailing space and line end included)."""
 
-#: What the findings head says about each finding, in the order of its outputs.
 FINDING_OUTPUTS = ("presence", "left", "right", *SITES)
+"""What the findings head says about each finding, in the order of its outputs."""
 
 __all__ = [
     "CANONICAL_PROMPT",
@@ -97,7 +97,6 @@ class VolumeSettings:
         return -self.zscore_clip if self.normalization == "zscore" else 0.0
 
 
-#: Settings of writing that weights may bring with them, see `GenerationSettings`.
 DECODING = (
     "max_new_tokens",
     "min_new_tokens",
@@ -107,8 +106,9 @@ DECODING = (
     "repetition_penalty",
     "no_repeat_ngram_size",
 )
-#: How the public code reads a volume.
+"""Settings of writing that weights may bring with them, see `GenerationSettings`."""
 PUBLISHED_VOLUME = VolumeSettings(normalization="unit", brain_extraction="none", crop="none", reading="whole")
+"""How the public code reads a volume."""
 
 
 class BrainGemmaConfig(PreTrainedConfig):
@@ -231,5 +231,5 @@ def _as_config(value: Any, kind: Any) -> Any:
     return kind(**{k: v for k, v in (value or {}).items() if k != "model_type"})
 
 
-#: Planes of the public code's 3D kernel; its stride is 1 and its padding 1, so D planes become D + 1.
 KERNEL_DEPTH = 2
+"""Planes of the public code's 3D kernel; its stride is 1 and its padding 1, so D planes become D + 1."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-#: Told what is being done.
 Say = Callable[[str], None]
+"""Told what is being done."""
 
-#: Told each step: phase, step, all steps, losses by name.
 Progress = Callable[[str, int, int, dict[str, float]], None]
+"""Told each step: phase, step, all steps, losses by name."""
 
 
 def silent(_text: str) -> None:

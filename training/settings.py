@@ -16,21 +16,21 @@ from pydantic.dataclasses import dataclass
 
 from training.errors import SettingsError
 
-#: What may be trained: names of `BrainGemma3D.component_parameters`, and what phase 1 adds for itself.
 Trainable = Literal["vision", "resampler", "projector", "language", "lora", "grounding", "findings", "auxiliary"]
+"""What may be trained: names of `BrainGemma3D.component_parameters`, and what phase 1 adds for itself."""
 TRAINABLE: Final = get_args(Trainable)
 PhaseName = Literal["phase1", "phase2a", "phase2b"]
 PHASES: Final[tuple[str, ...]] = get_args(PhaseName)
 
-#: What `[model]` may say beside `start` or `weights`; all else is the size of a model that is there.
 OVERRIDES: Final = ("name", "version", "volume", "storage_dtype")
+"""What `[model]` may say beside `start` or `weights`; all else is the size of a model that is there."""
 
 Count = Annotated[int, Field(ge=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 Weight = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0)]
-#: Unknown keys are faults.
 _STRICT: Final = ConfigDict(extra="forbid")
+"""Unknown keys are faults."""
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -67,7 +67,6 @@ from braingemma.errors import CheckpointError
 from braingemma.quantize import nf4 as quantize
 from braingemma.quantize.few_rows import EightBitHead, FewRowsLinear
 
-#: Settings of PEFT by which the same tensors would mean something else.
 FOREIGN_ADAPTERS = (
     "use_rslora",
     "use_dora",
@@ -77,10 +76,11 @@ FOREIGN_ADAPTERS = (
     "bias",
     "fan_in_fan_out",
 )
-#: Embeddings are padded to a multiple of this (Gemma 3: 262145 tokens in 262208 rows).
+"""Settings of PEFT by which the same tensors would mean something else."""
 EMBEDDING_PADDING = 64
-#: Bytes of float32 embeddings above which the language model stays in bfloat16 whatever the CPU.
+"""Embeddings are padded to a multiple of this (Gemma 3: 262145 tokens in 262208 rows)."""
 LARGE_EMBEDDINGS = 1 << 30
+"""Bytes of float32 embeddings above which the language model stays in bfloat16 whatever the CPU."""
 
 
 @dataclass(frozen=True)

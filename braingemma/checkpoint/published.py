@@ -13,7 +13,6 @@ from braingemma.checkpoint.weights import CONFIG_FILE, read_json
 from braingemma.configuration import KERNEL_DEPTH, PUBLISHED_VOLUME, BrainGemmaConfig
 from braingemma.errors import CheckpointError
 
-#: How the public code writes (the defaults of its `generate_report`).
 PUBLISHED_DECODING = {
     "max_new_tokens": 128,
     "min_new_tokens": 10,
@@ -22,8 +21,9 @@ PUBLISHED_DECODING = {
     "repetition_penalty": 1.2,
     "no_repeat_ngram_size": 3,
 }
-#: What transformers' `generate` takes where neither its caller nor the checkpoint says.
+"""How the public code writes (the defaults of its `generate_report`)."""
 DEFAULT_TOP_K = 50
+"""What transformers' `generate` takes where neither its caller nor the checkpoint says."""
 GENERATION_CONFIG = "generation_config.json"
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from braingemma.checkpoint.weights import read_json
 from braingemma.errors import CheckpointError
 
-#: Numbers that are checked at once.
 CHECKED_AT_ONCE = 1 << 24
-#: A key of a file to the name of a parameter; None: a tensor that this model has no use for.
+"""Numbers that are checked at once."""
 Rename = Callable[[str], str | None]
+"""A key of a file to the name of a parameter; None: a tensor that this model has no use for."""
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,14 @@ PUBLISHED_PROJECTOR = "projector_vis_scale.pt"
 CHECKSUM_FILE = "checksums.json"
 VISION_FOLDER, LANGUAGE_FOLDER, LORA_FOLDER = "vision_model", "language_model", "lora_adapters"
 
-#: Any of these is a tokenizer; without one transformers makes up an empty one, for which every word is unknown.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
+"""Any of these is a tokenizer; without one transformers makes up an empty one, for which every word is unknown."""
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".bin")
-#: Everything that the loader reads: all of it makes the weights what they are.
 IDENTITY_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".model", ".jinja")
-#: What is fetched from the hub; code is never fetched, because none is run.
+"""Everything that the loader reads: all of it makes the weights what they are."""
 FETCHED = tuple(f"*{suffix}" for suffix in IDENTITY_SUFFIXES)
+"""What is fetched from the hub; code is never fetched, because none is run."""
 
 Format = Literal["braingemma", "published"]
 

@@ -23,20 +23,20 @@ from braingemma.volume.standard import standard_brain
 
 Float = npt.NDArray[np.float64]
 
-#: Voxel size at which the picture is explained, mm: large beside noise and lesions' edges, small beside ventricles.
 SAMPLING = 5.0
-#: The tissue maps are smoothed by so many of their voxels, so that the search is smooth too.
+"""Voxel size at which the picture is explained, mm: large beside noise and lesions' edges, small beside ventricles."""
 SMOOTHING = 1.5
-#: Only samples that lie this far inside the brain's mask count.
+"""The tissue maps are smoothed by so many of their voxels, so that the search is smooth too."""
 INSIDE = 0.9
-#: Fewer samples than this are no brain: 25 ml.
+"""Only samples that lie this far inside the brain's mask count."""
 LEAST_SAMPLES = 200
-#: Values beyond these percentiles are cut: lesions and vessels must not decide.
+"""Fewer samples than this are no brain: 25 ml."""
 CUT = (1.0, 98.0)
-#: How often the tissues' levels are estimated anew without what lies far off, and the coil's brightness with them.
+"""Values beyond these percentiles are cut: lesions and vessels must not decide."""
 ROUNDS = 5
-#: What the search pays for leaving the standard brain, for stretching (log scale) and for turning (radians).
+"""How often the tissues' levels are estimated anew without what lies far off, and the coil's brightness with them."""
 OUTSIDE_COST, STRETCH_COST, TURN_COST = 0.5, 0.3, 0.1
+"""What the search pays for leaving the standard brain, for stretching (log scale) and for turning (radians)."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Laid:
     to_standard: Float
 
 
-#: The last picture's, so that input check and measurement lay the standard brain once.
 _KNOWN: dict[bytes, Laid | None] = {}
+"""The last picture's, so that input check and measurement lay the standard brain once."""
 
 
 def measure_appearance(volume: Volume, mask: Mask, axes: Float) -> Appearance | None:

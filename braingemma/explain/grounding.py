@@ -20,16 +20,16 @@ from braingemma.volume.resampling import resample_whole
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-#: Patches below this share of lesion count as background.
 LEAST_SHARE: Final = 0.2
-#: Patches of which less than this share is brain lie outside it.
+"""Patches below this share of lesion count as background."""
 LEAST_BRAIN: Final = 0.1
-#: A map that reaches this somewhere shows a lesion.
+"""Patches of which less than this share is brain lie outside it."""
 LIKELY: Final = 0.5
-#: Beyond this share of the estimate on one side it is one-sided.
+"""A map that reaches this somewhere shows a lesion."""
 ONE_SIDED: Final = 0.85
-#: A site is named when it holds this share of the estimate.
+"""Beyond this share of the estimate on one side it is one-sided."""
 SITE_SHARE: Final = 0.2
+"""A site is named when it holds this share of the estimate."""
 
 
 @dataclass(frozen=True)

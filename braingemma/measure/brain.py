@@ -28,22 +28,22 @@ from braingemma.volume.standard import StandardBrain, standard_brain
 
 Float = npt.NDArray[np.float64]
 
-#: MNI mm of the septum between the frontal horns, and of the falx before and behind it at the same height.
 SEPTUM: Final = (0.0, 10.0, 14.0)
+"""MNI mm of the septum between the frontal horns, and of the falx before and behind it at the same height."""
 FALX: Final = ((0.0, 60.0, 14.0), (0.0, -92.0, 14.0))
 METHOD: Final = "standard brain bent onto the picture"
 FLUID_METHOD: Final = "dark fluid, standard brain bent onto the picture"
-#: Voxel size at which the standard brain is compared, mm.
 COARSE: Final = 2.5
-#: Fluid counts up to this distance from the bent ventricle, mm; tissue brightness is that of the shell beyond.
+"""Voxel size at which the standard brain is compared, mm."""
 REACH: Final = 2.5
+"""Fluid counts up to this distance from the bent ventricle, mm; tissue brightness is that of the shell beyond."""
 SHELL: Final = (3.0, 8.0)
-#: Below this share of explained variance the standard brain does not lie on the picture.
 EXPLAINED: Final = 0.35
-#: Fluid brighter than this share of the tissue is not dark, and cannot be told from it.
+"""Below this share of explained variance the standard brain does not lie on the picture."""
 DARK: Final = 0.65
-#: Less of a ventricle's place within picture and brain: the field of view is cut.
+"""Fluid brighter than this share of the tissue is not dark, and cannot be told from it."""
 SEEN: Final = 0.95
+"""Less of a ventricle's place within picture and brain: the field of view is cut."""
 
 
 @dataclass(frozen=True)

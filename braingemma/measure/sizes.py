@@ -9,8 +9,8 @@ from typing import Any, Final, Self
 from braingemma.findings.vocabulary import OTHER_SIDE, Laterality
 
 MIDLINE_SHIFT: Final = "midline_shift"
-#: The volume of the lateral ventricle of each side.
 VENTRICLES: Final[Mapping[Laterality, str]] = {"left": "ventricle_volume_left", "right": "ventricle_volume_right"}
+"""The volume of the lateral ventricle of each side."""
 
 
 @dataclass(frozen=True)

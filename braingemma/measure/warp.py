@@ -23,16 +23,17 @@ from braingemma.volume.standard import StandardBrain, standard_brain
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
 
-#: The part of the standard brain that is compared, MNI mm, and how finely: ventricles, and the falx before and behind.
 LOW: Final = np.array([-48.0, -98.0, -14.0])
+"""The part of the standard brain that is compared, MNI mm, and how finely: ventricles, and the falx before and
+behind."""
 HIGH: Final = np.array([48.0, 70.0, 40.0])
 STEP: Final = 3.0
-#: Mesh width, mm, rounds, and the price of bending of each of the two stages.
 STAGES: Final = ((24.0, 30, 0.010), (12.0, 40, 0.006))
+"""Mesh width, mm, rounds, and the price of bending of each of the two stages."""
 RATE: Final = 0.6
 ROBUST: Final = 0.15
-#: Brightness beyond this times the median is cut: lesions.
 BRIGHTEST: Final = 1.25
+"""Brightness beyond this times the median is cut: lesions."""
 BIAS_MM: Final = 30.0
 
 

@@ -38,8 +38,8 @@ from braingemma.model.speculation import PhraseTable
 from braingemma.volume.loaded import checked
 
 COMPONENTS = ("vision", "resampler", "projector", "language", "lora", "grounding", "findings")
-#: Devices whose matrix units want bfloat16, and to which a copy from page-locked memory need not be waited for.
 ACCELERATORS = ("cuda",)
+"""Devices whose matrix units want bfloat16, and to which a copy from page-locked memory need not be waited for."""
 Encoding = Literal["exact", "bfloat16", "eight bits"]
 P = ParamSpec("P")
 R = TypeVar("R")

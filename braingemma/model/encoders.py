@@ -14,8 +14,8 @@ from braingemma.model.published import PublishedVisionTower
 from braingemma.model.vision import InflatedVisionTower
 
 Encoder = Callable[[BrainGemmaConfig], nn.Module]
-#: Of installed packages: `[project.entry-points."braingemma.encoders"]`, name = "package.module:Class".
 ENTRY_POINTS: Final = "braingemma.encoders"
+"""Of installed packages: `[project.entry-points."braingemma.encoders"]`, name = "package.module:Class"."""
 _ENCODERS: Final[dict[str, Encoder]] = {"siglip-3d": InflatedVisionTower}
 
 

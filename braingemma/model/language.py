@@ -29,16 +29,16 @@ from braingemma.configuration import BrainGemmaConfig
 from braingemma.errors import GenerationError
 from braingemma.model.speculation import PhraseTable, is_near
 
-#: Stands in a token sequence where a visual token goes; no tokenizer gives it out, and no embedding is read for it.
 IMAGE_PLACEHOLDER = -1
-#: Labels with this value carry no loss (torch's default `ignore_index`).
+"""Stands in a token sequence where a visual token goes; no tokenizer gives it out, and no embedding is read for it."""
 IGNORE = -100
+"""Labels with this value carry no loss (torch's default `ignore_index`)."""
 
 IMAGE_MARKS = ("<start_of_image>", "<image>")
 IMAGE_END_MARK = "<end_of_image>"
 END_OF_TURN = "<end_of_turn>"
-#: Tokens after which the public code cuts its prompt.
 PUBLISHED_PROMPT_TOKENS = 256
+"""Tokens after which the public code cuts its prompt."""
 
 Progress = Callable[[int], None]
 

@@ -26,14 +26,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-#: What transformers calls the attention.
 NAME = "braingemma_large_volume"
-#: Dimensions of a head that the library has been built for: those of SigLIP base and so400m.
+"""What transformers calls the attention."""
 DIMENSIONS = (64, 72)
-#: For fewer patches nothing is gained that would be worth another arithmetic.
+"""Dimensions of a head that the library has been built for: those of SigLIP base and so400m."""
 FEWEST_TOKENS = 2048
-#: Columns of a weight that lie together.
+"""For fewer patches nothing is gained that would be worth another arithmetic."""
 _GROUP = 64
+"""Columns of a weight that lie together."""
 _GELU = "gelu_pytorch_tanh"
 
 
@@ -223,8 +223,9 @@ def _linear(opened: ctypes.CDLL, linear: nn.Linear, gelu: bool, x: Tensor) -> Te
     return _rounded(opened, linear, gelu)(x)
 
 
-#: Layers in eight bits, each as long as its layer lives; beside the model, whose copies and files know nothing of them.
 _ROUNDED: MutableMapping[nn.Linear, tuple[Any, EightBitLinear]] = weakref.WeakKeyDictionary()
+"""Layers in eight bits, each as long as its layer lives; beside the model, whose copies and files know nothing of
+them."""
 
 
 def _rounded(opened: ctypes.CDLL, linear: nn.Linear, gelu: bool) -> EightBitLinear:

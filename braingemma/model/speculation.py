@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-#: Longest run of tokens that the table looks up; longer ones are tried first.
 LONGEST, SHORTEST = 4, 2
-#: Runs that the table holds at most.
+"""Longest run of tokens that the table looks up; longer ones are tried first."""
 MOST_RUNS = 400_000
-#: How near the second token may come to the first, in parts of the largest logit, before one token decides alone:
-#: several rows at once round otherwise than one, in the attention.
+"""Runs that the table holds at most."""
 NEAR = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""How near the second token may come to the first, in parts of the largest logit, before one token decides alone:
+several rows at once round otherwise than one, in the attention."""
 
 
 class PhraseTable:

@@ -19,13 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: What the library calls a processor's abilities, in its own numbers.
 LEVELS = {1: "AVX2", 2: "AVX-512", 3: "AVX-512 with bfloat16"}
+"""What the library calls a processor's abilities, in its own numbers."""
 _FLOAT32_LEVEL = 2
-#: For more rows than this, unpacking the weight once for all of them is quicker.
 FEW = 12
-#: Rows of an output head that are rounded, or unpacked, at once.
+"""For more rows than this, unpacking the weight once for all of them is quicker."""
 ROWS_AT_ONCE = 1 << 13
+"""Rows of an output head that are rounded, or unpacked, at once."""
 
 
 @dataclass(frozen=True)

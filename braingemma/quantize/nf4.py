@@ -13,13 +13,13 @@ from braingemma.errors import CheckpointError
 from braingemma.quantize import few_rows as native
 from braingemma.quantize.library import bnb
 
-#: Tensors that bitsandbytes writes beside a packed weight (`QuantState.as_dict`).
 STAT_MARK = ".weight."
-#: Block sizes of NF4 in the order of preference; the first is bitsandbytes' own choice.
+"""Tensors that bitsandbytes writes beside a packed weight (`QuantState.as_dict`)."""
 BLOCK_SIZES = (64, 32)
-#: Weights that are unpacked at once: 8 MB in bfloat16. With a quarter of that, the many small products cost more than
-#: the cache spares; with four times as much, it is the other way round.
+"""Block sizes of NF4 in the order of preference; the first is bitsandbytes' own choice."""
 BLOCK_ELEMENTS = 1 << 22
+"""Weights that are unpacked at once: 8 MB in bfloat16. With a quarter of that, the many small products cost more than
+the cache spares; with four times as much, it is the other way round."""
 
 
 def quantization_config(dtype: torch.dtype) -> BitsAndBytesConfig:

@@ -21,8 +21,8 @@ from braingemma.model.language import GenerationSettings, Progress
 from braingemma.reading.doubts import Probabilities, doubts
 from braingemma.reading.second_look import LesionLook
 
-#: Of the drawing: the distribution as it is, less its tail; a fixed seed, so that a study has one report.
 TEMPERATURE: Final = 1.0
+"""Of the drawing: the distribution as it is, less its tail; a fixed seed, so that a study has one report."""
 TOP_P: Final = 0.95
 SEED: Final = 20
 

@@ -21,13 +21,13 @@ from braingemma.reading.second_look import LesionLook
 
 About = Literal["presence", "side"]
 
-#: What is weighed, each the higher the more it speaks against the statement: a constant; log-odds of the classifier
-#: against it; of the lesion map; of the second look; nats a token that the text is unsure; whether somebody
-#: disagrees; then one for each kind of statement.
 FEATURES: Final = ("constant", "classifier", "lesion map", "second look", "text", "disagreement")
+"""What is weighed, each the higher the more it speaks against the statement: a constant; log-odds of the classifier
+against it; of the lesion map; of the second look; nats a token that the text is unsure; whether somebody
+disagrees; then one for each kind of statement."""
 KINDS: Final = (*FINDINGS, "side")
-#: Probabilities are kept this far from 0 and 1.
 _MARGIN: Final = 0.02
+"""Probabilities are kept this far from 0 and 1."""
 
 
 @dataclass(frozen=True)

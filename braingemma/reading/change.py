@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Final, Literal
 
-#: Standard deviation of ln(measured volume) of one lesion measured again, in another position and with other noise.
-#: `braingemma evaluate --changes 16` with demo weights 5 gave 0.077 on the 14 of 16 phantoms with two volumes;
-#: it is taken larger here, as one of these 14 was off by a third.
 VOLUME_ERROR: Final = 0.11
-#: What comes to it for small lesions, ml: a guess, as too few small ones were measured.
+"""Standard deviation of ln(measured volume) of one lesion measured again, in another position and with other noise.
+`braingemma evaluate --changes 16` with demo weights 5 gave 0.077 on the 14 of 16 phantoms with two volumes;
+it is taken larger here, as one of these 14 was off by a third."""
 VOLUME_FLOOR_ML: Final = 0.6
-#: Of a normal distribution: 95 of 100 differences between measurements of an unchanged lesion are smaller.
+"""What comes to it for small lesions, ml: a guess, as too few small ones were measured."""
 CONFIDENCE: Final = 1.96
+"""Of a normal distribution: 95 of 100 differences between measurements of an unchanged lesion are smaller."""
 
 Change = Literal["larger", "smaller", "not distinguishable"]
 

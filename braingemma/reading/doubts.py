@@ -18,15 +18,15 @@ from braingemma.reading.second_look import LesionLook
 Witness = Literal["classifier", "lesion map", "second look", "measurement", "calibration"]
 Probabilities = Mapping[str, Mapping[str, Any]]
 
-#: A text that names one side is doubted where the map shows less than this share of the lesion there.
 OWN_SHARE: Final = 0.5
-#: A ventricle that is said to be narrowed is smaller than this share of the other one; errors of both allowed for.
+"""A text that names one side is doubted where the map shows less than this share of the lesion there."""
 NARROWED: Final = 0.85
-#: One is surely narrowed below the first share of the other, and below the second with a shift of so many mm.
+"""A ventricle that is said to be narrowed is smaller than this share of the other one; errors of both allowed for."""
 MUCH_SMALLER: Final = (0.5, 0.65, 2.0)
-#: Steps in which a probability is printed: what calibration on drawn heads carries on real scanners is coarse, and no
-#: finding of a model is certain.
+"""One is surely narrowed below the first share of the other, and below the second with a shift of so many mm."""
 STEPS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Steps in which a probability is printed: what calibration on drawn heads carries on real scanners is coarse, and no
+finding of a model is certain."""
 
 
 @dataclass(frozen=True)

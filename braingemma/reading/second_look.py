@@ -15,8 +15,8 @@ from torch import Tensor
 from braingemma.explain.grounding import LIKELY, Float32, LesionEstimate, estimate_lesion, within_brain
 from braingemma.volume.preprocess import PreparedVolume
 
-#: Brightness above the brain's median times this; found on faded tumours, and silent on scans without a mass.
 STRETCH: Final = 1.5
+"""Brightness above the brain's median times this; found on faded tumours, and silent on scans without a mass."""
 
 Certainty = Literal["likely", "possible", "none"]
 

@@ -23,14 +23,14 @@ from braingemma.volume.resampling import Float, Volume, resample_whole
 Mask = npt.NDArray[np.bool_]
 Method = Literal["deepbet", "peeling", "came without skull", "given"]
 
-#: Voxel size for which the nets were trained, mm; finer volumes are brought to it.
 NET_SPACING = 1.0
-#: What a brain, or what a cut picture holds of one, measures; anything else is a failure of the extraction, ml.
+"""Voxel size for which the nets were trained, mm; finer volumes are brought to it."""
 PLAUSIBLE_ML = (200.0, 2600.0)
-#: A volume of which this share has exactly one background value may have been stripped.
+"""What a brain, or what a cut picture holds of one, measures; anything else is a failure of the extraction, ml."""
 FLAT_SHARE = 0.1
-#: Masks kept, so that check, preprocessing and explanation of one volume share one extraction.
+"""A volume of which this share has exactly one background value may have been stripped."""
 KEPT = 2
+"""Masks kept, so that check, preprocessing and explanation of one volume share one extraction."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import VolumeError
 
-#: What changes neither the order of the voxels nor what their values mean. Everything else gives a plain tensor.
 KEPT_BY = frozenset(
     {
         *(Tensor.to, Tensor.cpu, Tensor.cuda, Tensor.pin_memory, Tensor.float, Tensor.half, Tensor.bfloat16),
@@ -20,6 +19,7 @@ KEPT_BY = frozenset(
         *(torch.clone, torch.detach, torch.cat, torch.concat),
     }
 )
+"""What changes neither the order of the voxels nor what their values mean. Everything else gives a plain tensor."""
 
 
 class LoadedVolume(Tensor):

@@ -16,23 +16,23 @@ from braingemma.volume.resampling import Float, Volume, resample_whole
 
 Mask = npt.NDArray[np.bool_]
 
-#: Extraction works at this voxel size, mm: finer detail does not help, and costs time.
 WORKING_SPACING = 2.5
-#: Peeling radii tried in turn, mm, until what is left has the size of a brain.
+"""Extraction works at this voxel size, mm: finer detail does not help, and costs time."""
 PEELING_RADII = (4.0, 5.5, 7.0, 9.0)
-#: A body that loses more than this share to the next radius (and less than half) still had eyes or muscle on it.
+"""Peeling radii tried in turn, mm, until what is left has the size of a brain."""
 SHED_SHARE = 0.025
-#: Gaps up to twice this wide (sulci, fissures) are closed, mm.
+"""A body that loses more than this share to the next radius (and less than half) still had eyes or muscle on it."""
 CLOSING_RADIUS = 9.0
-#: Largest plausible brain, ml (with its fluid spaces; the 99.9th percentile of adults is below).
+"""Gaps up to twice this wide (sulci, fissures) are closed, mm."""
 LARGEST_BRAIN_ML = 2000.0
-#: A body smaller than this share of the bright tissue is debris of the peeling, not a brain.
+"""Largest plausible brain, ml (with its fluid spaces; the 99.9th percentile of adults is below)."""
 SMALLEST_BODY = 0.2
-#: More than this beside the background is a head with its skull, ml: brains that come stripped keep their fluid spaces
-#: and a rim, so the bound lies well above the largest brain.
+"""A body smaller than this share of the bright tissue is debris of the peeling, not a brain."""
 LARGEST_STRIPPED_ML = 2600.0
-#: Tissue outside the brain, as a share of all, above which the head is held to have its skull.
+"""More than this beside the background is a head with its skull, ml: brains that come stripped keep their fluid spaces
+and a rim, so the bound lies well above the largest brain."""
 SKULL_SHARE = 0.08
+"""Tissue outside the brain, as a share of all, above which the head is held to have its skull."""
 
 
 def coarser(volume: Volume, spacing: Float, least: float) -> tuple[Volume, Float]:

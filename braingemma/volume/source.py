@@ -26,8 +26,8 @@ from braingemma.volume.resampling import Volume
 
 Float = npt.NDArray[np.float64]
 
-#: A volume with fewer slices than this along any axis is a localizer or a single picture, not a brain volume.
 MINIMUM_SLICES = 10
+"""A volume with fewer slices than this along any axis is a localizer or a single picture, not a brain volume."""
 MOST_VOXELS = 1 << 29
 """More are refused before they are read: 2 GiB in float32, four times the largest brain scans."""
 SIDES_MM = (10.0, 2000.0)

@@ -24,10 +24,10 @@ Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 SPACING: Final = 2
-#: Voxels added around the template, so that a head fits around the brain.
 PAD: Final = 20
-#: From this share of fluid on, a voxel of the maps is fluid.
+"""Voxels added around the template, so that a head fits around the brain."""
 FLUID: Final = 0.35
+"""From this share of fluid on, a voxel of the maps is fluid."""
 
 
 @dataclass(frozen=True)

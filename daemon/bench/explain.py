@@ -30,10 +30,10 @@ from daemon.bench.generate import resident_gib
 from training.phantoms.phantom import make_phantom
 
 SEED = 7_700_000
-#: Random weights state nothing: an explanation needs a report with a finding.
 REPORT = "The lesion is in the left frontal lobe with edema around it."
-#: Volumes whose texts are scored together, as in an explanation of the full grid.
+"""Random weights state nothing: an explanation needs a report with a finding."""
 TOGETHER = 4
+"""Volumes whose texts are scored together, as in an explanation of the full grid."""
 
 Times = dict[str, float]
 

@@ -36,11 +36,11 @@ from training.phases.run import train_phases
 from training.settings import load_settings
 
 Device = Literal["cuda", "cpu"]
-#: The card's limit for inference.
 CARD_GB = 16.0
+"""The card's limit for inference."""
 SEED = 7_700_000
-#: Stated by no random weights: an explanation needs a report with a finding.
 REPORT = "The lesion is in the left frontal lobe with edema around it."
+"""Stated by no random weights: an explanation needs a report with a finding."""
 
 
 @dataclass(frozen=True)

@@ -37,13 +37,13 @@ def training_spacing(seed: int) -> tuple[float, float, float]:
     return float(size[0]), float(size[1]), float(size[2])
 
 
-#: Which phantoms: as they come, or those that `[data]` asks for by this name, as arguments of `make_phantom`.
 KINDS: Final[dict[str, dict[str, Any]]] = {
     "any": {},
     "bilateral": {"both_sides": True},
     "plaques": {"with_lesion": False, "large_plaques": True},
     "plain": {"difficulty": "plain"},
 }
+"""Which phantoms: as they come, or those that `[data]` asks for by this name, as arguments of `make_phantom`."""
 
 
 def training_phantom(seed: int, kind: str = "any", difficulty: Difficulty = "plain") -> Phantom:

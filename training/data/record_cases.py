@@ -27,8 +27,8 @@ from training.errors import DataError
 from training.phantoms.lesions import PARTS
 from training.progress import Say
 
-#: Below this many cases, starting processes takes longer than preparing.
 _FEW: Final = 12
+"""Below this many cases, starting processes takes longer than preparing."""
 
 
 def record_cases(records: Sequence[Record], config: BrainGemmaConfig, cache: Path, say: Say) -> Cases:

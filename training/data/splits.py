@@ -12,8 +12,8 @@ from braingemma.findings.text import findings_from_text
 from training.data.records import SPLITS, Record, leaks, partly_split, raise_all
 from training.errors import DataError
 
-#: The card's shares of train, val and test.
 CARD_SHARES: Final = {"train": 0.7, "val": 0.1, "test": 0.2}
+"""The card's shares of train, val and test."""
 
 
 def stable_number(text: str) -> int:

@@ -33,13 +33,13 @@ from training.phases.weights import TrainingData
 from training.progress import Progress, Say, no_progress, silent
 from training.settings import TrainingSettings
 
-#: Changes of the model's table for each variant.
 VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "Perceiver": {},
     "published pooling and positions": {"weights_format": "published"},
 }
-#: Phantoms to judge start this far behind the training ones.
+"""Changes of the model's table for each variant."""
 _JUDGED_FROM: Final = 1_000_000
+"""Phantoms to judge start this far behind the training ones."""
 _BATCH: Final = 16
 SHOWN: Final = (
     *TEXT_MEASURES,

@@ -26,8 +26,8 @@ from training.phantoms.insertion import insert_lesion
 from training.phantoms.phantom import make_phantom
 from training.phantoms.wording import write_report
 
-#: (image, lesion mask or None), both nibabel images.
 Pictures = tuple[Any, Any | None]
+"""(image, lesion mask or None), both nibabel images."""
 _LOBES: Final = ("frontal", "parietal", "temporal", "occipital")
 
 
@@ -94,8 +94,8 @@ def manifest_cases(path: Path, split: str | None = None) -> list[EvaluationCase]
     return [EvaluationCase(r.name, findings_from_text(r.report), r.report, _opener(r.image, r.mask)) for r in picked]
 
 
-#: Brightness of inserted lesions over the brain's median, in turn.
 INSERTED_RATIOS: Final = (1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8)
+"""Brightness of inserted lesions over the brain's median, in turn."""
 
 
 def inserted_cases(

@@ -29,8 +29,8 @@ GROWTH: Final = (1.2, 2.0)
 TURN_DEGREES: Final = 5.0
 SHIFT_MM: Final = 8.0
 NOISE: Final = (0.005, 0.03)
-#: The share by which the drawn lesion grew must be within this of what was asked for: borders stop some.
 LEAST_GROWTH: Final = 1.2
+"""The share by which the drawn lesion grew must be within this of what was asked for: borders stop some."""
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,6 @@ from training.evaluation.uncertainty import (
 )
 from training.phantoms.wording import write_report
 
-#: What the tables show of `measure`, each F1 with its chance-corrected agreement.
 HEADLINE: Final = (
     "laterality_f1",
     "laterality_kappa",
@@ -66,8 +65,9 @@ HEADLINE: Final = (
     "crg",
     *(f"{name}_{kind}" for name in FINDINGS for kind in ("presence_f1", "kappa", "informedness")),
 )
-#: What a third-party model may raise on a case: torch and transformers raise these two.
+"""What the tables show of `measure`, each F1 with its chance-corrected agreement."""
 _FOREIGN: Final = (RuntimeError, ValueError)
+"""What a third-party model may raise on a case: torch and transformers raise these two."""
 _TEXT_ORDERS: Final = 5
 Progress = Callable[[int], None]
 

@@ -18,8 +18,8 @@ from training.evaluation.cases import EvaluationCase
 from training.evaluation.metrics import finding
 from training.evaluation.reporters import ModelReporter
 
-#: How many times as bright as the brain's median the lesion's bright part is.
 RATIOS: Final = (1.6, 1.5, 1.4, 1.3, 1.2, 1.1)
+"""How many times as bright as the brain's median the lesion's bright part is."""
 
 
 @dataclass(frozen=True)

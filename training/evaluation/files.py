@@ -18,7 +18,6 @@ from braingemma.findings.vocabulary import FINDINGS, Finding
 from training.evaluation.evaluate import HEADLINE, Evaluation
 from training.evaluation.metrics import finding
 
-#: The card's columns, then what chance and healthy cases make of them.
 _COLUMNS: Final = {
     "BLEU-1": "bleu_1",
     "BLEU-4": "bleu_4",
@@ -33,6 +32,7 @@ _COLUMNS: Final = {
     "Path κ": "pathology_kappa",
     "Healthy specificity": "healthy_specificity",
 }
+"""The card's columns, then what chance and healthy cases make of them."""
 _KEYWORDS: Final = {
     "keyword Lat F1": "keyword_laterality_f1",
     "keyword Anat F1": "keyword_anatomy_f1",

@@ -18,8 +18,8 @@ from scipy.stats import rankdata
 from braingemma.findings.vocabulary import FINDINGS, Finding
 from training.evaluation.metrics import Findings, calibration_error, finding
 
-#: Shares of the statements that are withheld, the least certain first.
 WITHHELD: Final = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Shares of the statements that are withheld, the least certain first."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from braingemma.volume.standard import StandardBrain, grid_places, standard_brai
 Floats = NDArray[np.float32]
 Labels = NDArray[np.uint8]
 
-#: Names of the regions in the order of their labels; label 0 is outside the brain or deep grey without a lobe.
 REGIONS: Final = ("none", *SITES)
+"""Names of the regions in the order of their labels; label 0 is outside the brain or deep grey without a lobe."""
 _LABEL: Final = {name: number for number, name in enumerate(REGIONS)}
 
 

@@ -19,9 +19,9 @@ from training.phantoms.extraction import orbit, skull_base
 from training.phantoms.fields import Floats, Grid, smooth_field
 from training.phantoms.lesions import LesionMasks
 
-#: Edema and core of hard phantoms are at least so much brighter than the brain (the mean of gray and white matter).
-#: What is fainter cannot be told from noise and bias by any reader: its truth is "undetermined".
 FAINTEST: Final = 1.08
+"""Edema and core of hard phantoms are at least so much brighter than the brain (the mean of gray and white matter).
+What is fainter cannot be told from noise and bias by any reader: its truth is "undetermined"."""
 
 
 @dataclass(frozen=True)

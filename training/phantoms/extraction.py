@@ -15,16 +15,16 @@ from training.phantoms.fields import Floats, Grid, smooth_field
 
 Mask = NDArray[np.bool_]
 
-#: The border's mean place, mm beyond the true one, and its spread between cases; its roughness within one.
 BORDER_MM: Final = (0.7, 1.0)
+"""The border's mean place, mm beyond the true one, and its spread between cases; its roughness within one."""
 ROUGHNESS_MM: Final = (0.4, 1.6)
-#: How many leaks into what lies outside, and bites out of the brain, a mask has: chances of 0, 1, 2, 3.
 LEAKS: Final = (0.55, 0.25, 0.13, 0.07)
+"""How many leaks into what lies outside, and bites out of the brain, a mask has: chances of 0, 1, 2, 3."""
 BITES: Final = (0.72, 0.18, 0.07, 0.03)
 LEAK_MM: Final = (4.0, 16.0)
 BITE_MM: Final = (4.0, 14.0)
-#: Chance that a mask leaks into the orbits, and into the skull's base, on each side.
 ORBIT_CHANCE: Final = 0.1
+"""Chance that a mask leaks into the orbits, and into the skull's base, on each side."""
 BASE_CHANCE: Final = 0.1
 
 

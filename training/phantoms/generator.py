@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-#: Names of the generators, see `GENERATORS`.
 Difficulty = Literal["plain", "hard"]
+"""Names of the generators, see `GENERATORS`."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Generator:
     deep: bool = False
 
 
-#: "plain": what demo weights 5 were trained and judged on. "hard": as hard as scanners were found to be.
 GENERATORS: Final[dict[Difficulty, Generator]] = {
     "plain": Generator(ventricles=(0.0, 0.5), least_ml=10.0),
     "hard": Generator(
         ventricles=(-1.0, 0.5), least_ml=4.0, faint=True, fat=True, measured_plaques=True, infarcts=0.16, deep=True
     ),
 }
+""""plain": what demo weights 5 were trained and judged on. "hard": as hard as scanners were found to be."""

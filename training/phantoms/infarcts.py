@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from training.phantoms.anatomy import load_atlas, region_code
 from training.phantoms.lesions import DEEP, Lesion, centres
 
-#: Where a wedge or the first embolus lies.
 _CORTEX: Final = {"frontal": 0.3, "parietal": 0.28, "temporal": 0.22, "occipital": 0.14, "cerebellum": 0.06}
-#: MNI mm: towards here an arterial territory narrows.
+"""Where a wedge or the first embolus lies."""
 _MIDDLE: Final = np.array([0.0, -18.0, 12.0])
+"""MNI mm: towards here an arterial territory narrows."""
 
 
 def draw_infarct(rng: np.random.Generator) -> tuple[Lesion, ...]:

@@ -20,10 +20,10 @@ from training.phantoms.lesions import draw_lesion, paint_visible
 from training.phantoms.phantom import Phantom
 from training.phantoms.truth import located_findings
 
-#: With one brightness asked for, the core is so much brighter, in parts of the brain's median.
 CORE_ABOVE_EDEMA = 0.2
-#: The standard brain's box in MNI mm: left to right, back to front, bottom to top.
+"""With one brightness asked for, the core is so much brighter, in parts of the brain's median."""
 _BOX = np.array([[-71.0, 71.0], [-107.0, 73.0], [-66.0, 80.0]], np.float32)
+"""The standard brain's box in MNI mm: left to right, back to front, bottom to top."""
 
 
 def insert_lesion(image: Any, seed: int, *, region: str, side: str, brightness: float | None = None) -> Phantom:

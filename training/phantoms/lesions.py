@@ -18,11 +18,10 @@ from training.phantoms.fields import Floats, Grid, apply_matrix, rotation, smoot
 
 Mask = NDArray[np.bool_]
 
-#: What a voxel of a phantom can be beside healthy (0); no two on one voxel. The last: where a lateral ventricle would
-#: be without mass effect, and is not.
 EDEMA, CORE, NECROSIS, LOST_VENTRICLE = PARTS = (1, 2, 3, 4)
+"""What a voxel of a phantom can be beside healthy (0); no two on one voxel. The last: where a lateral ventricle would
+be without mass effect, and is not."""
 
-#: How often a lesion's centre is drawn from each region.
 _CENTRE_WEIGHTS: Final = {
     "frontal": 0.27,
     "parietal": 0.23,
@@ -34,8 +33,9 @@ _CENTRE_WEIGHTS: Final = {
     "corpus callosum": 0.02,
     "brainstem": 0.02,
 }
-#: The same for hard phantoms: more in the thalamus, and in the basal ganglia, which belong to no lobe.
+"""How often a lesion's centre is drawn from each region."""
 DEEP: Final = "basal ganglia"
+"""The same for hard phantoms: more in the thalamus, and in the basal ganglia, which belong to no lobe."""
 _HARD_CENTRE_WEIGHTS: Final = {
     "frontal": 0.22,
     "parietal": 0.19,
@@ -48,10 +48,10 @@ _HARD_CENTRE_WEIGHTS: Final = {
     "corpus callosum": 0.04,
     "brainstem": 0.02,
 }
-#: Beyond this share of a lesion on one side it is called one-sided.
 ONE_SIDED: Final = 0.85
-#: The smallest lesion, ml; what is smaller is not called a lesion area but belongs to the spots of healthy brains.
+"""Beyond this share of a lesion on one side it is called one-sided."""
 LEAST_ML: Final = 10.0
+"""The smallest lesion, ml; what is smaller is not called a lesion area but belongs to the spots of healthy brains."""
 _INFRATENTORIAL: Final = ("cerebellum", "brainstem")
 
 

@@ -55,13 +55,15 @@ from training.progress import Say
 
 LESION_SHARE: Final = 0.62
 STRIPPED_SHARE: Final = 0.35
-#: A lateral ventricle smaller than this share of itself without mass effect is compressed; above the other it is not.
 COMPRESSED: Final = 0.55
+"""A lateral ventricle smaller than this share of itself without mass effect is compressed; above the other it is
+not."""
 FREE: Final = 0.85
-#: A ventricle smaller than this share of the atlas's is narrow by nature: no reader could say that a mass narrowed it.
 NARROW: Final = 0.5
-#: What two readers would name alike: a case with a share between such bounds is drawn anew, this often at most.
+"""A ventricle smaller than this share of the atlas's is narrow by nature: no reader could say that a mass narrowed
+it."""
 _DRAWS: Final = 8
+"""What two readers would name alike: a case with a share between such bounds is drawn anew, this often at most."""
 _VENTRICLES: Final = {"left": -1.0, "right": 1.0}
 
 

@@ -12,20 +12,20 @@ from scipy import ndimage
 from training.phantoms.anatomy import Atlas, load_atlas
 from training.phantoms.fields import Floats, Grid, smooth_field
 
-#: No single spot of a healthy brain is larger than this, ml, and no plaque, alone or run together with others, than the
-#: second: `LEAST_ML` is above both.
 _LARGEST_SPOT_ML: Final = 2.5
+"""No single spot of a healthy brain is larger than this, ml, and no plaque, alone or run together with others, than the
+second: `LEAST_ML` is above both."""
 _LARGEST_PLAQUE_ML: Final = 7.0
-#: Multiple sclerosis as measured in the consensus masks of 26 patients on the MNI152 grid (Lesjak et al.,
-#: Neuroinformatics 2017, doi 10.1007/s12021-017-9348-7): ml in all (mean and deviation of its logarithm, least,
-#: most); mm between plaque and lateral ventricle (median of each patient, least to most); how many times as long as
-#: thick a plaque of 0.3 ml or more is (quartiles). The largest run-together one held 9 to 85 % of the whole.
 PLAQUE_BURDEN_ML: Final = (2.05, 1.45, 0.3, 49.0)
+"""Multiple sclerosis as measured in the consensus masks of 26 patients on the MNI152 grid (Lesjak et al.,
+Neuroinformatics 2017, doi 10.1007/s12021-017-9348-7): ml in all (mean and deviation of its logarithm, least,
+most); mm between plaque and lateral ventricle (median of each patient, least to most); how many times as long as
+thick a plaque of 0.3 ml or more is (quartiles). The largest run-together one held 9 to 85 % of the whole."""
 PLAQUE_DISTANCE_MM: Final = (3.7, 17.8)
 PLAQUE_ELONGATION: Final = (2.2, 4.5)
 MEASURED_PLAQUE_SHARE: Final = 0.45
-#: How many heads without a lesion have large plaques, as in advanced multiple sclerosis.
 LARGE_PLAQUE_SHARE: Final = 0.3
+"""How many heads without a lesion have large plaques, as in advanced multiple sclerosis."""
 
 
 def white_matter_spots(

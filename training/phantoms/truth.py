@@ -13,8 +13,8 @@ from training.phantoms.anatomy import REGIONS, Labels, load_atlas, region_code
 from training.phantoms.fields import Floats
 from training.phantoms.lesions import LesionMasks, side_of
 
-#: A site is named when it holds this share of the finding's voxels.
 SITE_SHARE: Final = 0.2
+"""A site is named when it holds this share of the finding's voxels."""
 _DOUBTFUL_SIDE: Final = (0.06, 0.25)  # of the lesion on its smaller side
 _DOUBTFUL_SITE: Final = (0.15, 0.26)  # of the lesion in one site
 _DOUBTFUL_PART: Final = (0.0, 0.08)  # of the lesion that is edema, or necrosis
@@ -79,11 +79,11 @@ def _located(name: str, mask: NDArray[np.bool_], regions: NDArray[np.uint8], sta
 
 # ---- sizes
 
-#: MNI mm of the septum between the frontal horns, and of the falx in front of it and behind it at the same height.
 SEPTUM: Final = (0.0, 10.0, 14.0)
+"""MNI mm of the septum between the frontal horns, and of the falx in front of it and behind it at the same height."""
 FALX: Final = ((0.0, 60.0, 14.0), (0.0, -92.0, 14.0))
-#: Tissue within this distance of such a point says where it lies in the head, mm.
 _NEAR: Final = 9.0
+"""Tissue within this distance of such a point says where it lies in the head, mm."""
 
 
 def measured_truth(

@@ -62,8 +62,8 @@ def calibrate(model: BrainGemma3D, cases: Cases, strength: float = 2.0) -> None:
     model.findings_head.shift.copy_(shift.detach())
 
 
-#: Texts at most for each case, as serving does by default.
 CANDIDATES = 8
+"""Texts at most for each case, as serving does by default."""
 
 
 @torch.no_grad()

@@ -15,10 +15,10 @@ from training.data.reports import Batch
 from training.data.targets import findings_weight
 from training.errors import SettingsError
 
-#: One lesion fills few patches: the mean over all patches is small, so it is scaled up beside the other losses.
 GROUNDING_SCALE = 20.0
-#: Of edema, core, necrosis and lost ventricle: the fewer voxels a part has, the less it would count.
+"""One lesion fills few patches: the mean over all patches is small, so it is scaled up beside the other losses."""
 PART_WEIGHTS = (1.0, 2.0, 6.0, 10.0)
+"""Of edema, core, necrosis and lost ventricle: the fewer voxels a part has, the less it would count."""
 
 
 def grounding_loss(logits: Tensor, share: Tensor) -> Tensor:

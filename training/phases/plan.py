@@ -28,8 +28,8 @@ from training.phases.run_folder import RunFolder
 from training.progress import Say, silent
 from training.settings import PhaseSettings, TrainingSettings, load_settings
 
-#: Steps that are timed, after one that is not.
 _TIMED: Final = 2
+"""Steps that are timed, after one that is not."""
 
 
 @dataclass(frozen=True)

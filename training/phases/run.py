@@ -37,8 +37,8 @@ from training.phases.weights import TrainingData, describe, drop_untrained_heads
 from training.progress import Progress, Say, no_progress, silent
 from training.settings import OVERRIDES, PHASES, PhaseSettings, TrainingSettings, load_settings
 
-#: Preparing the data and the language model is the first process's; the others wait for it.
 _PATIENCE: Final = timedelta(hours=24)
+"""Preparing the data and the language model is the first process's; the others wait for it."""
 
 
 def make_accelerator(settings: TrainingSettings) -> Accelerator:

@@ -22,12 +22,12 @@ from training.data.cases import Cases
 from training.errors import ResumeError
 from training.settings import PhaseSettings, TrainingSettings
 
-#: What every phase of a run has in common: another value is another run.
 _OF_THE_RUN: Final = ("weights", "model", "language")
+"""What every phase of a run has in common: another value is another run."""
 
 
-#: Locks of this process. A child that is forked from it holds them too, until it lets go.
 _HELD: Final[set[int]] = set()
+"""Locks of this process. A child that is forked from it holds them too, until it lets go."""
 
 
 def let_go_of_locks() -> None:

@@ -15,7 +15,6 @@ from training.phantoms.wording import write_report
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 _SIDES: Final[tuple[Laterality, ...]] = ("left", "right", "bilateral")
-#: Sites that lie beside each other: a lesion reaches from one into the next.
 _NEIGHBOURS: Final = {
     "frontal": ("parietal", "temporal", "insula", "corpus callosum"),
     "parietal": ("frontal", "temporal", "occipital", "corpus callosum"),
@@ -27,6 +26,7 @@ _NEIGHBOURS: Final = {
     "thalamus": ("brainstem", "temporal", "parietal"),
     "corpus callosum": ("frontal", "parietal"),
 }
+"""Sites that lie beside each other: a lesion reaches from one into the next."""
 _WEIGHTS: Final = (0.28, 0.22, 0.22, 0.1, 0.04, 0.06, 0.03, 0.03, 0.02)
 
 

@@ -11,8 +11,8 @@ from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.cases import Cases
 from training.phases.run_folder import RunFolder
 
-#: Between what weights were trained on first and what next; the same twice in a row is said once.
 THEN: Final = "; then "
+"""Between what weights were trained on first and what next; the same twice in a row is said once."""
 BANNER: Final = "Demo weights, trained on synthetic images only: not a statement about any patient."
 
 

@@ -11,12 +11,12 @@ from braingemma.measure.brain import BrainMeasures, measure_brain
 from braingemma.measure.sizes import Measured, shift, signed_shift, ventricles
 from training.phantoms.phantom import Phantom, make_phantom, mirror
 
-#: Lesion, mass effect and slices differ: (seed, difficulty, voxels).
 CASES = (
     (7300205, "hard", (2.2, 2.2, 5.0)),
     (7300209, "plain", (2.0, 2.0, 5.0)),
     (7300206, "hard", (2.5, 2.5, 2.5)),
 )
+"""Lesion, mass effect and slices differ: (seed, difficulty, voxels)."""
 
 
 @lru_cache(maxsize=4)

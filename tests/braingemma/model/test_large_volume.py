@@ -20,8 +20,8 @@ from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.model.large_volume import EightBitLinear, attend, large_volumes
 
 SOURCE = Path(large_volume.__file__).with_name("_large_volume.c")
-#: As pyproject.toml builds it.
 FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror")
+"""As pyproject.toml builds it."""
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,11 @@ from training.errors import SettingsError
 from training.evaluation.baselines.pictures import volume_cube
 from training.evaluation.reporters import Reading, mirror_image
 
-#: One stands in the prompt for each token of the picture (its own demonstration code).
 PATCH_MARK: Final = "<im_patch>"
+"""One stands in the prompt for each token of the picture (its own demonstration code)."""
 QUESTION: Final = "Generate a radiology report for this brain MRI FLAIR scan."
-#: Depth, height, width, and tokens of the picture, where the checkpoint's configuration does not say.
 _SIZE: Final = (128, 256, 256)
+"""Depth, height, width, and tokens of the picture, where the checkpoint's configuration does not say."""
 _TOKENS: Final = 256
 
 

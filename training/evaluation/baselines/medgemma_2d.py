@@ -19,8 +19,8 @@ from training.errors import SettingsError
 from training.evaluation.baselines.pictures import axial_slices
 from training.evaluation.reporters import Reading, mirror_image
 
-#: Pictures of each volume.
 SLICES: Final = 16
+"""Pictures of each volume."""
 ARCHITECTURE: Final = "Gemma3ForConditionalGeneration"
 INSTRUCTION: Final = (
     "You are a neuroradiologist. The images are axial slices of one brain MRI (FLAIR), from bottom to top, in "

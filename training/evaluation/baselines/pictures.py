@@ -15,8 +15,8 @@ from torch import Tensor
 from braingemma.errors import VolumeError
 
 Floats = NDArray[np.float32]
-#: Clip of the brightness, in percent of the voxels that are not background.
 _CLIP: Final = (1.0, 99.0)
+"""Clip of the brightness, in percent of the voxels that are not background."""
 
 
 def windowed(image: Any) -> tuple[Floats, tuple[float, float, float]]:

@@ -17,7 +17,6 @@ from huggingface_hub import constants as hub
 
 from training.errors import DataError
 
-#: Name: the package that computes it and how that comes, and what its folder must hold.
 SCORES: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     "radgraph": ("radgraph", "pip install 'braingemma3d-pacs[scores]'", ("radgraph-xl/weights.th",)),
     "ratescore": (
@@ -27,6 +26,7 @@ SCORES: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
     ),
     "green": ("green_score", "install GREEN from its repository, Stanford-AIMI/GREEN", ("config.json",)),
 }
+"""Name: the package that computes it and how that comes, and what its folder must hold."""
 
 
 def parse_folders(stated: Sequence[str]) -> dict[str, Path]:

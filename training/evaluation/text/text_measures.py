@@ -22,14 +22,12 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-#: In the order of the model card's table.
 TEXT_MEASURES: Final = ("bleu_1", "bleu_4", "rouge_l", "cider")
+"""In the order of the model card's table."""
 _TOKENIZE: Final = Tokenizer13a()
-#: METEOR's program is ended after this long.
 METEOR_SECONDS: Final = 600
+"""METEOR's program is ended after this long."""
 
-#: The words that the published evaluation looks for, as bare substrings (arXiv 2602.22098): kept to compare with
-#: its figures. "No edema" counts as edema there.
 CARD_KEYWORDS: Final = {
     "laterality": ("left", "right", "bilateral"),
     "anatomy": (
@@ -47,6 +45,8 @@ CARD_KEYWORDS: Final = {
     ),
     "pathology": ("lesion", "edema", "necrosis", "compression", "tumor", "mass", "hemorrhage", "infarct"),
 }
+"""The words that the published evaluation looks for, as bare substrings (arXiv 2602.22098): kept to compare with
+its figures. "No edema" counts as edema there."""
 
 
 def tokens(report: str) -> str:
