@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from e2e_support import MARKERS, sections
+from postgres_support import Postgres
 
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs
@@ -25,6 +26,13 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.fixture
 def pacs(tmp_path: Path) -> Iterator[EmbeddedPacs]:
     server = EmbeddedPacs(tmp_path / "pacs")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgres() -> Iterator[Postgres]:
+    server = Postgres()
     yield server
     server.stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,11 @@ MARKERS = {
     "OperatorsName": "MARKEROPERATOR^ONE",
 }
 """Identities of the tests' study: what holds MARKER names somebody."""
+
+
+def say(text: str) -> None:
+    """A line of a long run, with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)  # noqa: T201 - `pytest -s` shows it
 
 
 def sections(pacs_port: int, pacs_title: str = "TESTPACS", **more: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 from clock_support import COMPILER, FakeClock
-from e2e_support import processes_of, sections
+from e2e_support import processes_of, say, sections
 from ingest_sender import MR, RawSender, associate_request, message, store_request
 from ingest_support import encode, make_series, save
 from objects_support import OBJECT_STEPS
@@ -64,17 +64,6 @@ pytestmark = [
     # Senders of this process whose connections break leave sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
 ]  # fmt: skip
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)  # noqa: T201 - `pytest -s` shows it
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

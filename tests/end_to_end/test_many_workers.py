@@ -15,7 +15,7 @@ import shutil
 import statistics
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ import numpy as np
 import pydicom
 import pytest
 import sqlalchemy as sa
+from e2e_support import say
 from postgres_support import Postgres, needs_postgres
 from record_support import a_report, an_arrival, an_instance
 from steps_support import replace_steps
@@ -95,17 +96,6 @@ class Steps:
         with open(os.environ["TEST_EFFECTS"], "a") as file:
             file.write(json.dumps(line) + "\n")
 """.replace("REPORT", a_report(findings=[]).model_dump_json()).replace("WAIT", str(WAIT))
-
-
-def say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)  # noqa: T201 - `pytest -s` shows it
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.stop()
 
 
 @dataclass(frozen=True)

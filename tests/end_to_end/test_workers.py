@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pydicom
@@ -26,13 +26,6 @@ pytestmark = [pytest.mark.e2e, needs_postgres, pytest.mark.timeout(1200)]
 STUDIES = 5
 LEASE_SECONDS = 20
 """Long enough for a machine that is busy with other things."""
-
-
-@pytest.fixture
-def postgres() -> Iterator[Postgres]:
-    server = Postgres()
-    yield server
-    server.stop()
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float) -> None:
