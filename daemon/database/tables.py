@@ -433,3 +433,10 @@ NOTICES = sa.Table(
     sa.Column("reason", CleanText, nullable=False, default=""),
 )
 """What is to be told to whom, once for each subject."""
+HEARD = sa.Table(
+    "senders_heard",
+    metadata,
+    sa.Column("sender", CleanText, primary_key=True),
+    sa.Column("last", sa.Float, nullable=False),
+)
+"""When each sender that `[[notices]]` watches last sent something, to whichever host; at first, when that began."""

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from daemon.config.sections import Notice, Settings
 from daemon.database.engine import open_index, upsert
 from daemon.database.patience import patient
-from daemon.database.tables import DELIVERIES, INSTANCES, JOBS, NOTICES, DeliveryState, JobState
+from daemon.database.tables import DELIVERIES, HEARD, INSTANCES, JOBS, NOTICES, DeliveryState, JobState
 from daemon.jobs.store import now
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,6 @@ class Teller:
 
     def __init__(self, receiver: Notice, engine: sa.Engine, index: sa.Engine) -> None:
         self.receiver, self._engine, self._index = receiver, engine, index
-        self._heard = dict.fromkeys(receiver.senders, now())
 
     def run(self, stop: threading.Event) -> None:
         """Look and tell until `stop`; a database that is away is waited for."""
@@ -107,22 +106,33 @@ class Teller:
         if "dead_letter" in self.receiver.events:
             yield from _dead(connection)
         if "silent_sender" in self.receiver.events:
-            yield from self._silent()
+            yield from self._silent(connection)
 
-    def _silent(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _silent(self, connection: sa.Connection) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Senders of which no host has heard anything for too long, since they are watched."""
+        self._note_heard(connection)
+        heard = sa.select(HEARD).where(HEARD.c.sender.in_(self.receiver.senders))
+        for row in connection.execute(heard).all():
+            hours = (now() - row.last) / 3600
+            if hours >= self.receiver.silent_hours:
+                text = f"{row.sender} has sent nothing for {hours:.0f} h"
+                yield f"silent_sender:{row.sender}:{row.last:.0f}", _body("silent_sender", text, sender=row.sender)
+
+    def _note_heard(self, connection: sa.Connection) -> None:
+        """Keep when each sender was last heard, which outlives the images and this process, and is for all hosts."""
         query = (
             sa.select(INSTANCES.c.calling_aet, sa.func.max(INSTANCES.c.last_received).label("last"))
             .where(INSTANCES.c.calling_aet.in_(self.receiver.senders))
             .group_by(INSTANCES.c.calling_aet)
         )
-        with self._index.connect() as connection:
-            for row in connection.execute(query):
-                self._heard[row.calling_aet] = max(self._heard[row.calling_aet], float(row.last))
-        for sender, last in self._heard.items():
-            hours = (now() - last) / 3600
-            if hours >= self.receiver.silent_hours:
-                text = f"{sender} has sent nothing for {hours:.0f} h"
-                yield f"silent_sender:{sender}:{last:.0f}", _body("silent_sender", text, sender=sender)
+        with self._index.connect() as index:
+            here = {str(row.calling_aet): float(row.last) for row in index.execute(query)}
+        for sender in sorted(set(self.receiver.senders)):
+            row = {"sender": sender, "last": now()}
+            connection.execute(upsert(self._engine, HEARD, row, update=()))
+            last = min(here.get(sender, 0.0), now())
+            later = (HEARD.c.sender == sender, HEARD.c.last < last)
+            connection.execute(sa.update(HEARD).where(*later).values(last=last))
 
     def tell_next(self) -> bool:
         """One attempt at what waits longest and is due; False where nothing is."""

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from daemon.config.sections import Notice, Settings
 from daemon.database import patience
 from daemon.database.engine import open_database, upsert
-from daemon.database.tables import DELIVERIES, INSTANCES, NOTICES, DeliveryState, JobState
+from daemon.database.tables import DELIVERIES, HEARD, INSTANCES, NOTICES, DeliveryState, JobState
 from daemon.jobs.store import JobStore, now
 from daemon.service import notices
 from daemon.service.notices import Teller, post
@@ -74,16 +74,27 @@ def troubles(store: JobStore, engine: sa.Engine) -> None:
         "job_id": "j2", "destination": "pacs", "sop_instance_uid": "1.2.99", "kind": "sr", "file": MARKER,
         "state": DeliveryState.DEAD.value, "reason": MARKER, "updated": now(),
     }  # fmt: skip
-    last = now() - 30 * 3600
+    with engine.begin() as connection:
+        connection.execute(upsert(engine, DELIVERIES, dead, update=()))
+    watch(engine, 0.0)
+    hear(engine, now() - 30 * 3600)
+
+
+def watch(engine: sa.Engine, since: float) -> None:
+    with engine.begin() as connection:
+        connection.execute(upsert(engine, HEARD, {"sender": "MR1", "last": since}, update=()))
+
+
+def hear(index: sa.Engine, at: float) -> None:
+    """An image of MR1 came."""
     came = {
         "study_uid": "1.2.77", "series_uid": "1.2.77.1", "sop_uid": "1.2.77.2", "sha256": "0", "sop_class_uid": "1",
         "transfer_syntax_uid": "1", "state": "handed_over", "file": MARKER, "segment": "s", "data_offset": 0,
-        "data_length": 0, "association": "a", "calling_aet": "MR1", "peer": "10.0.0.7", "received": last,
-        "last_received": last,
+        "data_length": 0, "association": "a", "calling_aet": "MR1", "peer": "10.0.0.7", "received": at,
+        "last_received": at,
     }  # fmt: skip
-    with engine.begin() as connection:
-        connection.execute(upsert(engine, DELIVERIES, dead, update=()))
-        connection.execute(upsert(engine, INSTANCES, came, update=()))
+    with index.begin() as connection:
+        connection.execute(upsert(index, INSTANCES, came, update=("last_received",)))
 
 
 def rows(engine: sa.Engine) -> dict[str, Any]:
@@ -98,7 +109,6 @@ def tell_all(teller: Teller) -> None:
 
 def test_each_thing_is_told_once_and_names_nobody(tmp_path: Path, receiver: Receiver) -> None:
     teller, store, engine = site(tmp_path, receiver.url)
-    teller._heard["MR1"] = 0.0
     troubles(store, engine)
     for _ in range(3):
         teller.look()
@@ -115,6 +125,30 @@ def test_each_thing_is_told_once_and_names_nobody(tmp_path: Path, receiver: Rece
     everything = repr(receiver.came)
     for identity in ("MARKER", "OTTILIE", "1.2.77", "1.2.78", "1.2.99", "10.0.0.7"):
         assert identity not in everything
+
+
+def test_silence_lasts_over_restarts_and_is_told_once(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the images went to another host, and where nothing of the sender ever came."""
+    start = now()
+    _, _, engine = site(tmp_path / "a", receiver.url)
+    other, _, other_index = site(tmp_path / "b", receiver.url)
+    other._engine = engine  # two hosts on one database, each with its own index
+    for hours, told in ((0, 0), (15, 0), (30, 1), (40, 1)):
+        monkeypatch.setattr(notices, "now", lambda hours=hours: start + 3600 * hours)
+        teller = Teller(other.receiver, engine, engine)  # as after a restart
+        for one in (teller, other):
+            one.look()
+            tell_all(one)
+        assert len(receiver.came) == told, hours
+    hear(other_index, start + 41 * 3600)
+    for hours, told in ((42, 1), (60, 1), (70, 2)):
+        monkeypatch.setattr(notices, "now", lambda hours=hours: start + 3600 * hours)
+        for one in (other, teller):
+            one.look()
+            tell_all(one)
+        assert len(receiver.came) == told, hours
 
 
 def test_what_was_given_up_is_told_and_what_was_refused_is_not(tmp_path: Path, receiver: Receiver) -> None:
