@@ -42,6 +42,7 @@ class SeriesFacts:
     patient_name: str = ""
     """Folded, see `daemon.jobs.comparison`; like the date of birth for comparisons only, and written nowhere."""
     birth_date: str = ""
+    identity_removed: bool = False
 
 
 @dataclass(frozen=True)
@@ -188,17 +189,19 @@ def _study_name(shown_uid: str) -> str:
 
 
 def _facts(header: Dataset) -> SeriesFacts:
+    patient = Patient.of(header)
     return SeriesFacts(
-        patient_id=text(header, "PatientID"),
-        issuer=text(header, "IssuerOfPatientID"),
+        patient_id=patient.patient_id,
+        issuer=patient.issuer,
         study_uid=text(header, "StudyInstanceUID"),
         manufacturer=text(header, "Manufacturer"),
         model_name=text(header, "ManufacturerModelName"),
         field_strength_t=number(header, "MagneticFieldStrength"),
         study_date=text(header, "StudyDate"),
         study_time=text(header, "StudyTime"),
-        patient_name=Patient.of(header).name,
-        birth_date=text(header, "PatientBirthDate"),
+        patient_name=patient.name,
+        birth_date=patient.birth_date,
+        identity_removed=patient.identity_removed,
     )
 
 

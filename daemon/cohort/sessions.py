@@ -149,7 +149,7 @@ def _same_subject(one: Dated, other: Dated) -> bool:
 
 
 def _patient(facts: SeriesFacts) -> Patient:
-    return Patient(facts.patient_id, facts.issuer, facts.patient_name, facts.birth_date)
+    return Patient(facts.patient_id, facts.issuer, facts.patient_name, facts.birth_date, facts.identity_removed)
 
 
 def _result(one: Dated) -> EarlierResult:

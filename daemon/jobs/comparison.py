@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,18 @@ from daemon.jobs.records import Comparison, EarlierResult, Report
 from dicom_io import header
 from dicom_io.content.report import LESION_VOLUME
 
+PLACEHOLDERS = frozenset({
+    "anon", "anonym", "anonymous", "anonymized", "anonymised", "deidentified", "deid", "identity", "removed",
+    "redacted", "withheld", "hidden", "unknown", "unspecified", "undefined", "unnamed", "noname", "none", "null", "nil",
+    "na", "no", "name", "id", "patient", "subject", "person", "test", "dummy", "default",
+})  # fmt: skip
+"""Words that stand for everybody, where a header should say who it is."""
+FIRST_BIRTH_DATE = "19010102"
+"""Earlier ones, and `NO_BIRTH_DATES`, are what software writes where it knows none."""
+NO_BIRTH_DATES = frozenset({"19700101"})
+_WEAK = "-"
+"""Before a digest: it may contradict that two are one, and proves nothing."""
+
 
 @dataclass(frozen=True)
 class Patient:
@@ -28,38 +41,59 @@ class Patient:
     issuer: str = ""
     name: str = ""
     birth_date: str = ""
+    identity_removed: bool = False
+    """As the header says (Patient Identity Removed, PS3.3 C.7.1.1): id and name may be those of all."""
 
     @classmethod
     def of(cls, head: Dataset) -> Patient:
         """As a header says; names without letter case, accents and the marks between their parts."""
         said = [header.text(head, k) for k in ("PatientID", "IssuerOfPatientID", "PatientBirthDate")]
-        return cls(said[0], said[1], _folded(header.text(head, "PatientName")), said[2])
+        removed = header.text(head, "PatientIdentityRemoved").upper() == "YES"
+        return cls(said[0], said[1], _folded(header.text(head, "PatientName")), said[2], removed)
 
     @property
     def key(self) -> str:
-        """A digest by which results of the same id are found; empty where there is none."""
-        return _digest(self.patient_id, self.issuer) if self.patient_id else ""
+        """A digest by which results of the same id are found; empty where there is none, or one that stands for all."""
+        return _digest(self.patient_id, self.issuer) if self.patient_id and not _is_placeholder(self.patient_id) else ""
 
     @property
     def name_key(self) -> str:
         """A digest of the name; empty where there is none."""
-        return _digest(self.name) if self.name else ""
+        weak = _is_placeholder(self.name) or (self.identity_removed and not self.issuer)
+        return (_WEAK if weak else "") + _digest(self.name) if self.name else ""
 
     @property
     def birth_key(self) -> str:
         """A digest of the date of birth; empty where there is none."""
-        return _digest(self.birth_date) if self.birth_date else ""
+        date = re.sub(r"\D", "", self.birth_date)  # without the marks of ACR-NEMA
+        weak = len(date) != 8 or date < FIRST_BIRTH_DATE or date in NO_BIRTH_DATES
+        return (_WEAK if weak else "") + _digest(self.birth_date) if self.birth_date else ""
 
 
 def is_same(one: Patient, other: Patient) -> bool:
-    """Whether two studies are surely of one patient: id and issuer, and name or date of birth, and no contradiction."""
+    """Whether two studies are surely of one patient: id and issuer, and name or date of birth, and no contradiction.
+
+    Placeholders prove nothing, nor does a name where the identity was removed and no issuer says what the id is.
+    """
     return same_keys(one.key, other.key, ((one.name_key, other.name_key), (one.birth_key, other.birth_key)))
 
 
 def same_keys(one: str, other: str, pairs: Iterable[tuple[str, str]]) -> bool:
     """`is_same` by digests: of the ids, and of what both may say besides."""
     told = [(a, b) for a, b in pairs if a and b]
-    return bool(one) and one == other and bool(told) and all(a == b for a, b in told)
+    agree = all(a.removeprefix(_WEAK) == b.removeprefix(_WEAK) for a, b in told)
+    proven = any(not a.startswith(_WEAK) and not b.startswith(_WEAK) for a, b in told)
+    return bool(one) and one == other and agree and proven
+
+
+def _is_placeholder(text: str) -> bool:
+    words = _folded(text).split()
+    return "".join(words) in PLACEHOLDERS or all(word in PLACEHOLDERS or _is_filling(word) for word in words)
+
+
+def _is_filling(word: str) -> bool:
+    """Such as 000, XXX, 9999."""
+    return len(set(word)) == 1 and (word[0] in "0x" or len(word) > 3)
 
 
 def _folded(name: str) -> str:

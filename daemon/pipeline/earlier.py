@@ -25,8 +25,8 @@ from dicom_io import header
 from dicom_io.reading import read_elements
 
 TAGS = [
-    "SpecificCharacterSet", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate", "StudyDate",
-    "StudyTime", "SeriesInstanceUID",
+    "SpecificCharacterSet", "PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate",
+    "PatientIdentityRemoved", "StudyDate", "StudyTime", "SeriesInstanceUID",
 ]  # fmt: skip
 
 

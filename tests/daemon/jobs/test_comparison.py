@@ -91,6 +91,35 @@ def test_the_same_patient_is_one_of_whom_nothing_says_otherwise(other: Patient, 
     assert is_same(other, ONE) is same
 
 
+@pytest.mark.parametrize(
+    ("one", "same"),
+    [
+        (Patient("ANON", "", "anonymous", ""), False),
+        (Patient("ANON", "SITE", "anonymous", "19600101"), False),
+        (Patient("0000", "", "doe jane", "19600101"), False),
+        (Patient("n/a", "", "doe jane", "19600101"), False),
+        (Patient("4711", "", "anon patient", ""), False),
+        (Patient("4711", "", "xxxx", "19000101"), False),
+        (Patient("4711", "", "de identified", "19600101"), True),
+        (Patient("ANON0042", "", "anon0042", ""), True),
+        (Patient("S01", "", "s01", "", identity_removed=True), False),
+        (Patient("S01", "", "s01", "19000101", identity_removed=True), False),
+        (Patient("S01", "", "s01", "19600101", identity_removed=True), True),
+        (Patient("S01", "TRIAL", "s01", "", identity_removed=True), True),
+    ],
+)
+def test_what_stands_for_everybody_proves_nothing(one: Patient, same: bool) -> None:
+    assert is_same(one, one) is same
+
+
+def test_a_placeholder_still_contradicts() -> None:
+    dated = Patient("4711", "SITE", "doe jane", "19700101")
+    assert is_same(dated, dated)
+    assert not is_same(dated, ONE)
+    removed = Patient("4711", "SITE", "doe jane", "19600101", identity_removed=True)
+    assert is_same(removed, ONE)
+
+
 def test_names_are_read_without_case_accents_and_marks() -> None:
     heads = []
     for name in ("DOE^JANE^^Dr.", "Doe^Jané^^Dr"):

@@ -83,6 +83,19 @@ def test_a_patient_who_may_be_another_is_compared_with_nobody(site: Site, other:
     assert site.found("j2") is None
 
 
+@pytest.mark.parametrize(
+    "everybody",
+    [
+        {"PatientID": "ANON", "PatientName": "ANONYMOUS", "PatientBirthDate": "", "IssuerOfPatientID": ""},
+        {"PatientIdentityRemoved": "YES", "PatientBirthDate": "", "IssuerOfPatientID": ""},
+    ],
+)
+def test_constant_placeholders_are_compared_with_nobody(site: Site, everybody: dict[str, Any]) -> None:
+    site.study("j1", "20250101", **everybody)
+    site.study("j2", "20260101", **everybody)
+    assert site.found("j2") is None
+
+
 def test_a_result_whose_patient_was_corrected_is_no_more_compared_with(site: Site) -> None:
     site.study("j1", "20250101")
     site.study("j2", "20260101")
