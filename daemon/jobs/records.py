@@ -243,7 +243,7 @@ class Conversion(Record):
 
     warnings: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
-    """Files of the converted series, relative to the input; none of a NIfTI file."""
+    """Files of the converted series, relative to the input; none of a NIfTI file, nor by an earlier version."""
 
 
 class SourceFile(Record):

@@ -90,11 +90,12 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
 def _converted_files(folder: JobFolder) -> list[Path]:
     """The instances of the converted series, by what was noted only where the input is a job's own and stays the same.
 
-    A person's folder may have other files by now.
+    A person's folder may have other files by now, and earlier versions noted none.
     """
-    if not folder.arrival.exists():
+    noted = Conversion.read_if_there(folder.conversion) if folder.arrival.exists() else None
+    if noted is None or not noted.files:
         return list(chosen_series(folder).files)
-    return [folder.input / file for file in Conversion.read(folder.conversion).files]
+    return [folder.input / file for file in noted.files]
 
 
 def _with_correction(settings: Settings, folder: JobFolder) -> Report:

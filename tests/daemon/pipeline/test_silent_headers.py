@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import nibabel as nib
 import numpy as np
 import pytest
+from record_support import an_arrival
 
 from daemon.config.sections import Settings
 from daemon.errors import Rejected
@@ -68,8 +69,12 @@ def test_a_flair_without_a_name_and_without_timing_is_taken_and_said(stripped: b
     assert "its picture: dark fluid, white matter not bright" in said
     convert(context, folder)
     assert BY_PICTURE in Conversion.read(folder.conversion).warnings
-    assert result_sources(Settings(), folder)[0] == list(series.files)
-    Conversion().write(folder.conversion)  # of a version that did not name them
+    noted = Conversion.read(folder.conversion)
+    an_arrival().write(folder.arrival)  # a job's own input stays, and what was noted of it holds
+    for conversion in (noted, Conversion(warnings=noted.warnings)):  # the latter by a version that did not note files
+        conversion.write(folder.conversion)
+        assert result_sources(Settings(), folder)[0] == list(series.files)
+    folder.arrival.unlink()
     assert result_sources(Settings(), folder)[0] == list(series.files)
 
 
