@@ -106,7 +106,7 @@ def launch_engine(engine: sa.Engine, context: workflow.Context, executor_id: str
         DBOS.register_queue(REPORT_QUEUE, worker_concurrency=1, polling_interval_sec=POLL_SECONDS)
         DBOS.register_queue(
             DESTINATION_QUEUE,
-            partition_worker_concurrency=1,
+            partition_concurrency=1,  # of all workers: two would send the same that waits
             polling_interval_sec=POLL_SECONDS if alone else DELIVERY_SECONDS,
         )
 

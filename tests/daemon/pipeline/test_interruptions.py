@@ -21,7 +21,7 @@ from daemon.config.sections import Settings
 from daemon.database import engine as database
 from daemon.database import patience
 from daemon.database.tables import FINAL_STATES, JobState
-from daemon.engine.client import engine_client
+from daemon.engine.client import engine_client, enqueue_delivery
 from daemon.engine.identifiers import EXECUTOR_ID
 from daemon.engine.recovery import MOST_DEATHS, count_deaths
 from daemon.errors import DiskFull
@@ -252,6 +252,24 @@ def test_a_cancel_after_the_last_step_asked_sends_nothing(
     assert running.wait(1) == {"good1": ("cancelled", "cancelled by request")}
     with engine_client(running.engine) as client:
         assert [w.workflow_id for w in client.list_workflows()] == ["good1"]
+
+
+def test_a_destination_to_which_another_worker_sends_waits_for_it(start: Callable[..., Running]) -> None:
+    """A reader verifies while the draft is being sent: two workers would send the same that waits."""
+    running = start()
+    engine = running.engine
+    enqueue_delivery(engine, "j1:pacs", "j1", "pacs")
+    wait_until(lambda: DBOS.retrieve_workflow("j1:pacs").get_status().status == "SUCCESS", seconds=120)
+    with engine.begin() as connection:  # as one that another worker has taken
+        connection.execute(sa.text("UPDATE workflow_status SET status = 'PENDING', executor_id = 'another'"))
+    enqueue_delivery(engine, "j1-v1:pacs", "j1", "pacs")
+    for name in ("j1:archive", "j2:archive"):  # the queue is asked at least twice
+        enqueue_delivery(engine, name, "j1", "archive")
+        wait_until(lambda name=name: DBOS.retrieve_workflow(name).get_status().status == "SUCCESS", seconds=120)
+    assert DBOS.retrieve_workflow("j1-v1:pacs").get_status().status == "ENQUEUED"
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE workflow_status SET status = 'SUCCESS' WHERE executor_id = 'another'"))
+    wait_until(lambda: DBOS.retrieve_workflow("j1-v1:pacs").get_status().status == "SUCCESS", seconds=120)
 
 
 @pytest.mark.parametrize("step", ["explain", "encode"])
