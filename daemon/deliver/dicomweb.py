@@ -85,16 +85,26 @@ class DicomwebClient:
         answers: list[requests.Response] = []
         client = self.client(self.timeout, lambda response, *_args, **_options: answers.append(response))
         outcomes: list[StoreOutcome] = []
+
+        def note(outcome: StoreOutcome) -> None:
+            outcomes.append(outcome)
+            on_outcome(outcome)
+
         for batch in _batches(files):
+            changed = {outgoing: outgoing.changed() for outgoing in batch}
+            for outgoing in (o for o in batch if changed[o]):
+                note(StoreOutcome(outgoing, None, f"not sent: {changed[outgoing]}"))
+            sound = [outgoing for outgoing in batch if not changed[outgoing]]
+            if not sound:
+                continue
             answers.clear()
             try:
-                client.store_instances([_read(outgoing) for outgoing in batch])
+                client.store_instances([_read(outgoing) for outgoing in sound])
             except (requests.RequestException, *UNREADABLE) as error:  # the latter: a body that the client cannot read
                 if not answers:
                     raise Retryable(f"{self.destination.stow_url}: {first_line(error)}") from error
-            for outcome in _outcomes(batch, answers[-1]):
-                outcomes.append(outcome)
-                on_outcome(outcome)
+            for outcome in _outcomes(sound, answers[-1]):
+                note(outcome)
         return outcomes
 
     def held(self, study_uid: str, series_uid: str) -> set[str]:

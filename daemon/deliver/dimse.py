@@ -37,7 +37,6 @@ from daemon.deliver.outgoing import NotOffered, OnOutcome, OnReport, Outgoing, S
 from daemon.errors import DaemonError, Permanent, Retryable
 from dicom_io.errors import FileError
 from dicom_io.header import MALFORMED
-from dicom_io.pack.manifest import sha256_of
 from dicom_io.reading import read_dataset
 
 log = logging.getLogger(__name__)
@@ -202,10 +201,10 @@ class DimseClient:
         return associate(ae, self.peer)
 
     def _join(self, share: _Share, contexts: Contexts) -> None:
-        """Send some of the files by a further association, where the peer takes one."""
+        """Send some of the files by a further association, where one can be made; the first is there in any case."""
         try:
             association = self._storage_association(contexts)
-        except Retryable as error:
+        except DaemonError as error:
             log.info("%s takes no further association: %s", self.peer, error)
             return
         share.send(association)
@@ -456,7 +455,7 @@ def _proposals(own: UID) -> tuple[tuple[str, ...], ...]:
 
 
 def _goes_as_it_lies(association: Association, outgoing: Outgoing) -> bool:
-    """Whether it is known what the file must be, and the peer takes its own transfer syntax."""
+    """Whether the file is known to be what was encoded, and the peer takes its own transfer syntax."""
     return bool(outgoing.sha256) and any(
         context.abstract_syntax == outgoing.sop_class_uid
         and context.transfer_syntax[0] == outgoing.transfer_syntax_uid
@@ -466,14 +465,12 @@ def _goes_as_it_lies(association: Association, outgoing: Outgoing) -> bool:
 
 
 def _store_one(association: Association, outgoing: Outgoing) -> StoreOutcome:
+    changed = outgoing.changed()
+    if changed:
+        return StoreOutcome(outgoing, None, f"not sent: {changed}")
+    dataset: Dataset | Path = outgoing.path
     try:
-        if _goes_as_it_lies(association, outgoing):
-            found = sha256_of(outgoing.path)
-            if found != outgoing.sha256:
-                reason = f"not sent: expected the bytes that were encoded (SHA-256 {outgoing.sha256}), got {found}"
-                return StoreOutcome(outgoing, None, reason)
-            dataset: Dataset | Path = outgoing.path
-        else:
+        if not _goes_as_it_lies(association, outgoing):
             dataset = read_dataset(outgoing.path)  # pydicom alone stops at an unknown VR
     except OSError as error:
         raise Permanent(f"{outgoing.path} cannot be read: {error}") from error

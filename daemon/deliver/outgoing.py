@@ -9,9 +9,10 @@ from pathlib import Path
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from daemon.errors import DaemonError, Retryable
+from daemon.errors import DaemonError, Permanent, Retryable
 from dicom_io import header
 from dicom_io.errors import FileError
+from dicom_io.pack.manifest import sha256_of
 from dicom_io.reading import read_elements
 
 
@@ -28,8 +29,8 @@ class Outgoing:
     """One file to send; the UIDs are read from it.
 
     Attributes:
-        sha256: Of the whole file, where it is known what it must be: it is then sent as it lies, without being decoded.
-            Empty where that is not known, or where its meta information names another instance than its data set.
+        sha256: Of the whole file, where it is known what it must be; empty where not. It is looked at before the file
+            is sent, which goes as it lies where the peer takes its transfer syntax.
     """
 
     path: Path
@@ -42,14 +43,13 @@ class Outgoing:
 
     @classmethod
     def read(cls, path: Path, sha256: str = "") -> Outgoing:
-        """Read the UIDs of a Part 10 file, whose SHA-256 must be `sha256` where that is given.
+        """Read the UIDs of a Part 10 file, whose SHA-256 is to be `sha256` where that is given.
 
         Raises:
             DaemonError: the file cannot be read, or is not DICOM.
         """
         try:
             found = read_elements(path, IDENTITY)
-            named = [found.file_meta.get(k) for k in ("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID")]
             return cls(
                 path,
                 str(found.SOPClassUID),
@@ -57,12 +57,27 @@ class Outgoing:
                 str(found.file_meta.TransferSyntaxUID),
                 str(found.get("StudyInstanceUID", "")),
                 str(found.get("SeriesInstanceUID", "")),
-                sha256 if named == [found.SOPClassUID, found.SOPInstanceUID] else "",
+                sha256,
             )
         except (FileError, InvalidDicomError, *header.MALFORMED) as error:
             raise DaemonError(f"{path}: expected a DICOM file (PS3.10) with SOP UIDs: {error}") from error
         except OSError as error:
             raise DaemonError(f"{path} cannot be read: {error.strerror}") from error
+
+    def changed(self) -> str:
+        """What is wrong with the file's bytes; empty where they are those that were encoded, or that is not known.
+
+        Raises:
+            Permanent: the file cannot be read.
+        """
+        if not self.sha256:
+            return ""
+        try:
+            found = sha256_of(self.path)
+        except OSError as error:
+            raise Permanent(f"{self.path} cannot be read: {error}") from error
+        right = found == self.sha256
+        return "" if right else f"expected the bytes that were encoded (SHA-256 {self.sha256}), got {found}"
 
 
 DUPLICATE = 0x0111

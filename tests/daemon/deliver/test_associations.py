@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ingest_support import make_series, save
@@ -14,9 +15,11 @@ from pynetdicom.events import Event
 from pynetdicom.sop_class import MRImageStorage
 
 from daemon.config.sections import Destination
+from daemon.deliver import dimse
+from daemon.deliver.addresses import addresses_of
 from daemon.deliver.client import client_for
 from daemon.deliver.outgoing import Outgoing, StoreOutcome
-from daemon.errors import Permanent
+from daemon.errors import DaemonError, Permanent, Retryable
 from daemon.trial.pacs import LOOPBACK
 
 Keep = Callable[[Event], int]
@@ -79,6 +82,23 @@ def test_a_peer_that_takes_one_association_gets_all_by_it(serve: Callable[..., i
     results = files(tmp_path, 5)
     assert all(outcome.stored for outcome in sent(serve(keep, associations=1), results, 4))
     assert got == [r.sop_instance_uid for r in results]
+
+
+@pytest.mark.parametrize("error", [Retryable, Permanent])
+def test_a_further_association_that_cannot_be_made_ends_nothing(
+    error: type[DaemonError], serve: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a name that leads elsewhere meanwhile, or a certificate that is being replaced."""
+    asked = iter([addresses_of])
+
+    def once(*arguments: Any, **more: Any) -> list[str]:
+        ask = next(asked, None)
+        if ask is None:
+            raise error("not now")
+        return ask(*arguments, **more)
+
+    monkeypatch.setattr(dimse, "addresses_of", once)
+    assert all(outcome.stored for outcome in sent(serve(lambda _: 0x0000), files(tmp_path, 6), 3))
 
 
 def test_an_association_that_is_lost_loses_the_instance_that_it_carried_alone(

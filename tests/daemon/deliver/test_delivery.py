@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from delivery_support import a_result
 from pydicom.data import get_testdata_file
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
 from daemon.config.data_folder import DataFolder
@@ -44,10 +45,10 @@ def folder(tmp_path: Path) -> JobFolder:
     return folder
 
 
-def serve(handler, *, contexts=AllStoragePresentationContexts):
+def serve(handler, *, contexts=AllStoragePresentationContexts, syntax=None):
     ae = AE("PACS")
     for context in contexts:
-        ae.add_supported_context(str(context.abstract_syntax))
+        ae.add_supported_context(str(context.abstract_syntax), syntax)
     server = ae.start_server((LOOPBACK, 0), block=False, evt_handlers=[(evt.EVT_C_STORE, handler)])
     return server, int(server.socket.getsockname()[1])
 
@@ -78,14 +79,17 @@ def test_success_is_sent_once(store: JobStore, folder: JobFolder) -> None:
     assert states(store) == {"sr": ("sent", "0000"), "seg": ("sent", "0000")}
 
 
-def test_a_file_goes_as_it_lies_and_only_if_it_is_what_was_encoded(store: JobStore, folder: JobFolder) -> None:
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_file_goes_only_if_it_is_what_was_encoded_and_as_it_lies_where_that_is_taken(
+    store: JobStore, folder: JobFolder, syntax: str
+) -> None:
     got: dict[str, bytes] = {}
 
     def keep(event: evt.Event) -> int:
         got[str(event.request.AffectedSOPInstanceUID)] = event.encoded_dataset(include_meta=False)
         return 0x0000
 
-    server, port = serve(keep)
+    server, port = serve(keep, syntax=syntax)
     there = destination(port)
     plan(store, folder, there)
     changed = folder.dicom / "seg.dcm"
@@ -102,7 +106,8 @@ def test_a_file_goes_as_it_lies_and_only_if_it_is_what_was_encoded(store: JobSto
         server.shutdown()
     assert set(got) == set(UIDS.values())
     for kind, uid in UIDS.items():
-        assert (folder.dicom / f"{kind}.dcm").read_bytes().endswith(got[uid])
+        as_it_lies = (folder.dicom / f"{kind}.dcm").read_bytes().endswith(got[uid])
+        assert as_it_lies is (syntax == ExplicitVRLittleEndian)
 
 
 def test_a_warning_counts_as_sent_and_is_recorded(store: JobStore, folder: JobFolder) -> None:

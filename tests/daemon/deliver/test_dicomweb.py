@@ -63,6 +63,21 @@ def test_each_object_has_the_outcome_that_the_server_names(server: Server, store
     assert [(sr.encode() in body, seg.encode() in body) for body in posts] == [(True, True), (False, True)]
 
 
+def test_a_file_that_is_no_longer_what_was_encoded_is_not_sent(server: Server, store: JobStore, job: JobFolder) -> None:
+    file, sr = job.dicom / "seg.dcm", uid_of(store, "sr")
+    encoded = file.read_bytes()
+    server.says(200, stored={sr: 0})
+    server.holds(sr)
+    file.write_bytes(encoded[:-1] + bytes([encoded[-1] ^ 1]))
+    for _ in range(2):  # the second time there is nothing else to send
+        assert deliver(store, job, to(server.url)) is not None
+    assert outcomes(store) == {"sr": ("sent", "0000", "QIDO-RS"), "seg": ("waiting", "", "")}
+    [reason] = [d.reason for d in store.deliveries("j1") if d.kind == "seg"]
+    assert "expected the bytes that were encoded" in reason
+    posts = [body for method, _, _, body in server.requests if method == "POST"]
+    assert [(sr.encode() in body, uid_of(store, "seg").encode() in body) for body in posts] == [(True, False)]
+
+
 def test_a_conflict_is_not_called_sent(server: Server, store: JobStore, job: JobFolder) -> None:
     """409: none was stored; the library raises, and the body still says why for each."""
     server.says(409, failed={uid_of(store, k): 0xA700 for k in ("sr", "seg")})
