@@ -9,6 +9,7 @@ brain, classical peeling takes their place.
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,8 +30,9 @@ PLAUSIBLE_ML = (200.0, 2600.0)
 """What a brain, or what a cut picture holds of one, measures; anything else is a failure of the extraction, ml."""
 FLAT_SHARE = 0.1
 """A volume of which this share has exactly one background value may have been stripped."""
-KEPT = 2
-"""Masks kept, so that check, preprocessing and explanation of one volume share one extraction."""
+KEPT = 4
+"""Masks kept, so that check, preprocessing and explanation of one volume share one extraction, also one that was made
+while the model worked on another volume."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +90,19 @@ def find_brain(volume: Volume, spacing: npt.ArrayLike) -> BrainMask | None:
     size = np.asarray(spacing, dtype=np.float64)
     above = np.ascontiguousarray(above_background(volume), dtype=np.float32)
     key = hashlib.blake2b(above.data, key=size.tobytes()).digest() + repr(above.shape).encode()
-    if key not in _KNOWN:
-        _KNOWN[key] = _extract(above, size)
+    with _KNOWN_LOCK:
+        known, found = key in _KNOWN, _KNOWN.pop(key, None)
+    if not known:
+        found = _extract(above, size)
+    with _KNOWN_LOCK:
+        _KNOWN[key] = found  # the newest
         while len(_KNOWN) > KEPT:
             _KNOWN.popitem(last=False)
-    _KNOWN.move_to_end(key)
-    return _KNOWN[key]
+    return found
 
 
 _KNOWN: OrderedDict[bytes, BrainMask | None] = OrderedDict()
+_KNOWN_LOCK = threading.Lock()
 
 
 def _extract(volume: Volume, spacing: Float) -> BrainMask | None:

@@ -208,6 +208,7 @@ class Batch:
         """One series that cannot be converted does not take the others with it."""
         try:
             self._steps.run(step, folder)
+            self._steps.run("look", folder)
         except (DaemonError, OSError) as error:
             return folder, error
         return folder, None

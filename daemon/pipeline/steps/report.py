@@ -20,7 +20,7 @@ from braingemma.reading.candidates import Candidate, write_candidates
 from braingemma.reading.chance import ChanceOfError, weighed
 from braingemma.reading.doubts import Probabilities, with_verdicts
 from braingemma.reading.second_look import LesionLook, look_twice
-from braingemma.volume.brain import BrainMask, Mask
+from braingemma.volume.brain import BrainMask, Mask, find_brain
 from braingemma.volume.face import brain_of_head, without_face
 from braingemma.volume.preprocess import PreparedVolume, prepare_volume
 from braingemma.volume.source import read_source
@@ -35,6 +35,13 @@ from daemon.jobs.records import Report
 from daemon.jobs.report import INTENDED_USE, SMALL_LESIONS, write_report
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.nameless import nameless
+
+
+def look(context: Context, folder: JobFolder) -> None:
+    """Find the brain before the report asks for it, in another thread, while the model works: the mask is kept."""
+    del context
+    picture = read_source(folder.whole_head if folder.whole_head.exists() else folder.volume)
+    find_brain(picture.voxels, np.linalg.norm(picture.affine[:3, :3], axis=0))
 
 
 def report(context: Context, folder: JobFolder) -> None:

@@ -16,7 +16,7 @@ from daemon.pipeline.steps.context import Context, Progress, say_nothing
 from daemon.pipeline.steps.convert import convert, import_nifti
 from daemon.pipeline.steps.encode import encode
 from daemon.pipeline.steps.explain import explain
-from daemon.pipeline.steps.report import report
+from daemon.pipeline.steps.report import look, report
 from daemon.pipeline.steps.select import select
 from dicom_io.errors import DeidentificationError, DicomIoError, PackError
 
@@ -24,6 +24,7 @@ STEPS: dict[str, Callable[[Context, JobFolder], None]] = {
     "select": select,
     "convert": convert,
     "import": import_nifti,
+    "look": look,
     "report": report,
     "explain": explain,
     "encode": encode,

@@ -9,17 +9,22 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
+import nibabel
+import numpy as np
 import pyarrow.parquet as pq
 import pydicom
 import pytest
 from record_support import a_report, a_selection
 from typer.testing import CliRunner
 
+from braingemma.volume.brain import BrainMask
 from daemon.cli.app import app
 from daemon.cohort.batch import Batch, CaseRecord, deidentifier_of
 from daemon.cohort.bids import write_bids
@@ -244,7 +249,7 @@ def test_further_series_of_a_study_stand_for_themselves(
     assert call() == first
     monkeypatch.setattr(StepsOfTwoFlairs, "fault", None)
     again = call()
-    steps = [ran for ran, name in StepsOfTwoFlairs.ran if ran != "convert" and ran != "encode"]
+    steps = [ran for ran, _ in StepsOfTwoFlairs.ran if ran not in ("convert", "look", "encode")]
     if second is None:
         assert (again, steps) == (first, [])
     else:
@@ -252,6 +257,28 @@ def test_further_series_of_a_study_stand_for_themselves(
         assert call() == again
         assert StepsOfTwoFlairs.ran == []
     assert all(text.startswith("case 1/1") for text in said)
+
+
+def test_the_brain_is_looked_for_once_and_while_the_model_works_on_another_case(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checks and report take the mask that the converting thread found."""
+    by: list[str] = []
+
+    def found(above: np.ndarray, _: np.ndarray) -> BrainMask:
+        by.append(threading.current_thread().name)
+        return BrainMask(above > 0, "came without skull", 1200.0)
+
+    monkeypatch.setattr("braingemma.volume.brain._extract", found)
+    monkeypatch.setattr("braingemma.volume.brain._KNOWN", OrderedDict())
+    image = nibabel.load(volume)
+    (tmp_path / "in").mkdir()
+    for number in (1, 2, 3):
+        voxels = np.asarray(image.dataobj) * np.int16(number)
+        nibabel.save(nibabel.Nifti1Image(voxels, image.affine), tmp_path / f"in/{number}.nii.gz")
+    tally = Batch(find_cases(tmp_path / "in"), tmp_path / "out", quick(), lambda _: None).run()
+    assert tally.reported == 3
+    assert [name.startswith("convert") for name in by] == [True] * 3, by
 
 
 def test_a_folder_takes_cases_of_the_same_options_only(done: Path) -> None:
