@@ -30,6 +30,10 @@ PLAUSIBLE_ML = (200.0, 2600.0)
 """What a brain, or what a cut picture holds of one, measures; anything else is a failure of the extraction, ml."""
 FLAT_SHARE = 0.1
 """A volume of which this share has exactly one background value may have been stripped."""
+NEGATIVE_SHARE = 0.01
+"""Share of values below a flat background from which on it lies among the others: they were scaled around it."""
+LOWEST_PERCENTILE = 1.0
+"""Of the others: what is set just above such a background, so that a few outliers decide nothing."""
 KEPT = 4
 """Masks kept, so that check, preprocessing and explanation of one volume share one extraction, also one that was made
 while the model worked on another volume."""
@@ -67,15 +71,28 @@ def background_value(volume: Volume) -> float:
 
 
 def above_background(volume: Volume) -> Volume:
-    """The volume with its background at 0, where that is one value or lies below 0: a file that was normalised.
+    """The volume with its background at 0 and the rest above it, where that is one value or lies below 0.
+
+    Normalised files have it anywhere: at the lowest value or, where the rest was scaled around zero, among the others.
 
     Returns:
         (X, Y, Z): the volume itself where there is nothing to change.
     """
     background = background_value(volume)
-    if background == 0 or (background > 0 and (volume == background).mean() <= FLAT_SHARE):
+    flat = bool((volume == background).mean() > FLAT_SHARE)
+    if background > 0 and not flat:
         return volume
-    return np.asarray(volume - np.float32(background), dtype=np.float32)
+    above = volume if background == 0 else np.asarray(volume - np.float32(background), dtype=np.float32)
+    return _raised(above) if flat and (above < 0).mean() > NEGATIVE_SHARE else above
+
+
+def _raised(volume: Volume) -> Volume:
+    """A volume whose values lie on both sides of its background of 0, with all of them above it."""
+    inside = volume != 0
+    low, high = (np.float32(v) for v in np.percentile(volume[inside], [LOWEST_PERCENTILE, 99.0]))
+    # Where the lowest value fills much of the volume it is the air, and the 0 at the corners only padding.
+    least = np.float32(0) if (volume == low).mean() > FLAT_SHARE else np.float32(1e-3) * (high - low)
+    return np.where(inside, np.maximum(volume - low, least), np.float32(0)).astype(np.float32)
 
 
 def find_brain(volume: Volume, spacing: npt.ArrayLike) -> BrainMask | None:
@@ -107,15 +124,27 @@ _KNOWN_LOCK = threading.Lock()
 
 def _extract(volume: Volume, spacing: Float) -> BrainMask | None:
     """The brain in a volume whose background is 0."""
-    flat = bool((volume == 0).mean() > FLAT_SHARE)
-    # Scaled around zero after stripping: only that gives both signs around a flat background.
-    if flat and ((volume < 0).mean() > 0.01 or lacks_skull(volume, spacing)):
+    if (volume == 0).mean() > FLAT_SHARE and lacks_skull(volume, spacing):
         return BrainMask.of(np.asarray(volume != 0), spacing, "came without skull")
     mask = _by_nets(volume, spacing)
     if mask is not None:
         return BrainMask.of(mask, spacing, "deepbet")
     peeled = peel_brain(volume, spacing)
     return None if peeled is None else BrainMask.of(peeled, spacing, "peeling")
+
+
+def agreement_of_nets(volume: Volume, brain: BrainMask, spacing: npt.ArrayLike) -> float:
+    """How far the nets take the same voxels for the brain: Dice's coefficient, in [0, 1]; 0 where they find none.
+
+    Args:
+        volume: (X, Y, Z), axes in RAS order, finite.
+        brain: On its grid.
+        spacing: Voxel size (3,), mm.
+    """
+    found = _by_nets(above_background(volume), np.asarray(spacing, dtype=np.float64))
+    if found is None:
+        return 0.0
+    return float(2 * np.count_nonzero(found & brain.mask) / (np.count_nonzero(found) + np.count_nonzero(brain.mask)))
 
 
 def _by_nets(volume: Volume, spacing: Float) -> Mask | None:

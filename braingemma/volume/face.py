@@ -14,7 +14,14 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from braingemma.errors import VolumeError
-from braingemma.volume.brain import BrainMask, Mask, background_value, find_brain
+from braingemma.volume.brain import (
+    BrainMask,
+    Mask,
+    above_background,
+    agreement_of_nets,
+    background_value,
+    find_brain,
+)
 
 Float = npt.NDArray[np.float64]
 
@@ -28,6 +35,9 @@ ONE_PIECE = 0.97
 """Share of the mask that must be connected."""
 LEAST_SHARE, LARGEST_SHARE = 0.005, 0.5
 """Share of the head that a plane of the right place takes away."""
+SAME_BRAIN = 0.9
+"""Dice's coefficient of all that a picture shows and of the nets' brain in it: 0.97 and more for brains that came
+stripped, 0.62 for real heads, up to 0.73 for drawn ones."""
 HEAD_SHARE = 0.1
 """A voxel counts as head where it reaches this share of the 99th percentile."""
 
@@ -73,11 +83,13 @@ def outside_face(voxels: npt.NDArray[np.generic], affine: Float, brain: BrainMas
     Raises:
         VolumeError: see `without_face`.
     """
-    if brain.stripped:
-        return np.ones(brain.mask.shape, bool)
-    _check_mask(brain)
-    keep = _behind_planes(brain.mask, affine)
     values = np.asarray(voxels, np.float32)
+    _check_mask(brain)
+    if brain.stripped:
+        _check_stripped(values, affine, brain)
+        return np.ones(brain.mask.shape, bool)
+    keep = _behind_planes(brain.mask, affine)
+    values = above_background(values)
     head = values > HEAD_SHARE * float(np.percentile(values, 99))
     share = float((head & ~keep).sum() / max(1, head.sum()))
     if not LEAST_SHARE <= share <= LARGEST_SHARE:
@@ -105,6 +117,16 @@ def _check_mask(brain: BrainMask) -> None:
         raise VolumeError(
             f"the face cannot be removed: expected one connected brain mask, got {count} parts, "
             f"the largest with {largest:.0%}"
+        )
+
+
+def _check_stripped(values: npt.NDArray[np.float32], affine: Float, brain: BrainMask) -> None:
+    """That a picture had no skull was judged by its values: the nets, which look for a brain, must say the same."""
+    agreement = agreement_of_nets(values, brain, np.linalg.norm(affine[:3, :3], axis=0))
+    if agreement < SAME_BRAIN:
+        raise VolumeError(
+            "the face cannot be removed: the picture seems to have come without skull and face, but the nets that look "
+            f"for a brain agree with its outline by {agreement:.2f} only, expected {SAME_BRAIN:g} (Dice)"
         )
 
 

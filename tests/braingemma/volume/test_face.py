@@ -11,7 +11,7 @@ import pytest
 
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import VolumeError
-from braingemma.volume.brain import BrainMask, Mask
+from braingemma.volume.brain import BrainMask, Mask, find_brain
 from braingemma.volume.face import brain_of_head, outside_face, without_face
 from braingemma.volume.preprocess import prepare_image
 from braingemma.volume.source import read_source
@@ -128,10 +128,34 @@ def test_an_implausible_mask_is_refused(kind: str) -> None:
         outside_face(drawn.voxels, drawn.affine, brain)
 
 
-def test_what_came_without_skull_stays_as_it_is() -> None:
+def test_what_came_without_skull_stays_as_it_is_where_the_nets_see_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Values alone may take a head for a brain that came stripped: then nothing would be removed from it."""
+    drawn, spacing = head((3.0, 3.0, 4.0)), (3.0, 3.0, 4.0)
+    monkeypatch.setattr("braingemma.volume.brain._by_nets", lambda *_: drawn.brain)
+    stripped = np.where(drawn.brain, drawn.voxels, 0)
+    for scaled in (stripped, np.where(drawn.brain, (stripped - 100) / 20, 0)):
+        came = BrainMask.of(scaled != 0, spacing, "came without skull")
+        assert outside_face(scaled, drawn.affine, came).all()
+    whole = drawn.voxels > 0
+    whole[..., : whole.shape[2] // 3] = False  # cut, so that it has no more than a large brain
+    wrong = BrainMask.of(whole, spacing, "came without skull")
+    assert wrong.volume_ml < 2300
+    with pytest.raises(VolumeError, match=r"agree with its outline by 0\.[78]"):
+        outside_face(np.where(whole, drawn.voxels, 0), drawn.affine, wrong)
+    with pytest.raises(VolumeError, match="expected a brain mask of 500 to 2300 ml"):
+        outside_face(drawn.voxels, drawn.affine, BrainMask.of(drawn.voxels > 0, spacing, "came without skull"))
+
+
+def test_a_head_scaled_around_zero_loses_its_face_and_no_side() -> None:
     drawn = head((3.0, 3.0, 4.0))
-    stripped = BrainMask.of(drawn.brain, (3.0, 3.0, 4.0), "came without skull")
-    assert outside_face(drawn.voxels, drawn.affine, stripped).all()
+    shown = drawn.voxels > 0
+    raw = drawn.voxels + np.where(drawn.lesion, 0, np.indices(shown.shape).sum(0) % 30)  # skin is not of one brightness
+    scored = np.where(shown, (raw - raw[shown].mean()) / raw[shown].std(), 0).astype(np.float32)
+    after = np.asarray(without_face(nibabel.Nifti1Image(scored, drawn.affine), drawn.found()).dataobj)
+    for name in FACE:
+        assert not after[drawn.face[name]].any(), name
+    assert np.array_equal(after[drawn.brain], scored[drawn.brain])
+    assert drawn.points[after == scored.max()][:, 0].min() > 0  # the lesion is on the patient's right, as before
 
 
 def below_and_in_front(brain: Mask, affine: np.ndarray) -> Mask:
@@ -170,3 +194,27 @@ def test_a_real_head_of_1_mm_has_no_face_any_more() -> None:
     assert (head & face).sum() > 20_000  # nose, lips, chin: there was one
     assert len(np.unique(after[face])) == 1
     assert 0.02 < (head & (after != source.voxels)).sum() / head.sum() < 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.nets
+@pytest.mark.shared_data
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared test data")
+@pytest.mark.parametrize("path", sorted(SHARED.parent.rglob("*.nii.gz")), ids=lambda path: path.name)
+def test_real_scans_scaled_around_zero_are_heads_and_lose_their_faces(path: Path) -> None:
+    image, source = nibabel.as_closest_canonical(nibabel.load(path)), read_source(path)
+    raw, spacing = source.voxels, image.header.get_zooms()
+    inside = raw != 0
+    scored = np.where(inside, (raw - raw[inside].mean()) / raw[inside].std(), np.float32(0))
+    brain, as_it_is = brain_of_head(scored, source.affine), find_brain(raw, spacing)
+    assert brain.method == "deepbet"
+    assert as_it_is is not None
+    assert 2 * (brain.mask & as_it_is.mask).sum() / (brain.mask.sum() + as_it_is.mask.sum()) > 0.98
+    after = np.asarray(without_face(nibabel.Nifti1Image(scored, source.affine), brain).dataobj)
+    face = below_and_in_front(brain.mask, source.affine)
+    assert not after[face].any()
+    assert np.array_equal(after[brain.mask], scored[brain.mask])
+    stripped = np.where(brain.mask, scored, np.float32(0))
+    came = brain_of_head(stripped, source.affine)
+    assert came.stripped
+    assert outside_face(stripped, source.affine, came).all()
