@@ -19,9 +19,9 @@ demo: $(STAMP)
 	$(BIN)/braingemma demo $(if $(OUT),--out '$(OUT)')
 
 # Files go to the workers in the order of tests/conftest.py: what waits longest is begun first. Four workers for two
-# cores: a test of the service waits as long as it works.
+# cores: a test of the service waits as long as it works. The slowest are listed, so that they stay few.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m 'not slow' --durations=20
 
 check: $(STAMP)
 	$(BIN)/ruff check .
