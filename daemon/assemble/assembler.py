@@ -2,7 +2,7 @@
 
 A study counts as complete when nothing of it arrived for `assembly.quiet_seconds` and no association that sent
 instances of it is open (an association that stays open holds it back for `assembly.max_wait_seconds` at most); where
-a series has a gap, it is given three times as long. Its
+a series has a gap, it is given three times as long. One that a pull fetches waits until that has ended. Its
 instances are then written as DICOM files into `<folder>/jobs/<job_id>/input`. The job's name is a digest of the
 instances, so that handing over twice after a crash makes the same job; slices that come later make another job with
 the whole set, which names the job that it supersedes.
@@ -71,6 +71,8 @@ class Assembler:
             should be called again later.
         own_result: Whether a data set is one of our own results.
         waiting: How many jobs the pipeline has not finished with.
+        fetching: Studies of which a pull is still fetching something: none of them is complete.
+        left_half: Why what came of a study is to be set aside, as only a part of it was fetched; empty: it is not.
         beat: Called after each round that worked: a sign of life.
         receivers: The others on the same database; None: there are none.
         shared: The daemon's database where the index lies apart from it, since other hosts share it; else None.
@@ -81,6 +83,8 @@ class Assembler:
     engine: sa.Engine
     submit: Submit
     waiting: Callable[[], int] = lambda: 0
+    fetching: Callable[[], set[str]] = set
+    left_half: Callable[[str], str] = lambda _study_uid: ""
     own_result: Callable[[Dataset], bool] = is_own_result
     beat: Callable[[], None] = lambda: None
     receivers: Receivers | None = None
@@ -159,6 +163,7 @@ class Assembler:
 
     def look(self, now: float) -> None:
         """Index what is new; `now` is monotonic, s."""
+        fetching = self.fetching()  # before: what was fetched meanwhile may not be indexed yet
         if self.receivers is not None:
             self.receivers.look()
         self._untold |= self._follower.follow()
@@ -167,7 +172,7 @@ class Assembler:
         if self.shared is not None:
             share_identities(self.engine, self.shared, self.data, self._untold)
         self._untold.clear()
-        self._completeness.look(now)
+        self._completeness.look(now, fetching)
 
     def step(self, now: float) -> tuple[Arrival, ...]:
         """Index what is new, hand over what is complete; the arrivals that were submitted.
@@ -202,6 +207,8 @@ class Assembler:
         try:
             if kills >= MOST_KILLS:
                 self._jobs.set_aside(study_uid, f"the service was killed {kills} times while it was handed over")
+            elif half := self.left_half(study_uid):
+                self._jobs.set_aside(study_uid, half)
             else:
                 self._jobs.hand_over(study_uid)
         except _DATABASE_AWAY:

@@ -1,5 +1,7 @@
 """Which studies are complete: quiet for long enough, no association open, no gap that may still be filled.
 
+One that is being fetched from a PACS is not, however long nothing comes: the PACS may be away until tomorrow.
+
 All waiting is measured by the monotonic clock of this process, from when an instance was first seen in the index: the
 machine's clock may be set at any time, and senders' clocks say nothing. An instance that comes again is no news, so
 that a sender which repeats one slice for ever cannot postpone a study.
@@ -8,7 +10,8 @@ that a sender which repeats one slice for ever cannot postpone a study.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,9 +61,16 @@ class Completeness:
     jobs: Path
     elsewhere: Callable[[], set[str]] = set
     _news: dict[str, _News] = field(default_factory=dict, init=False)
+    _fetching: Set[str] = field(default_factory=frozenset, init=False)
 
-    def look(self, now: float) -> None:
-        """Note which studies have instances that were not there before; `now` is monotonic, s."""
+    def look(self, now: float, fetching: Set[str] = frozenset()) -> None:
+        """Note which studies have instances that were not there before.
+
+        Args:
+            now: Monotonic, s.
+            fetching: Studies that are being fetched.
+        """
+        self._fetching = fetching
         pending = sa.select(INSTANCES.c.study_uid).where(INSTANCES.c.state == InstanceState.PENDING.value).distinct()
         query = (
             sa.select(INSTANCES.c.study_uid, sa.func.count().label("instances"))
@@ -84,7 +94,7 @@ class Completeness:
         return tuple(
             uid
             for uid, news in waiting
-            if self._is_complete(uid, news, now, receiving=uid in receiving, wanted=uid in wanted)
+            if self._is_complete(uid, news, now, wait=self._wait(uid, receiving), wanted=uid in wanted)
         )
 
     def _wanted(self) -> set[str]:
@@ -102,9 +112,15 @@ class Completeness:
         news = self._news.get(study_uid)
         return (news.gaps or ()) if news is not None else ()
 
-    def _is_complete(self, study_uid: str, news: _News, now: float, *, receiving: bool, wanted: bool) -> bool:
+    def _wait(self, study_uid: str, receiving: Set[str]) -> float:
+        """How long it must be quiet, s."""
+        if study_uid in self._fetching:
+            return math.inf
+        longest = max(self.rules.max_wait_seconds, self.rules.quiet_seconds)
+        return longest if study_uid in receiving else self.rules.quiet_seconds
+
+    def _is_complete(self, study_uid: str, news: _News, now: float, *, wait: float, wanted: bool) -> bool:
         quiet = now - news.since
-        wait = max(self.rules.max_wait_seconds, self.rules.quiet_seconds) if receiving else self.rules.quiet_seconds
         if quiet < wait and not wanted:
             return False
         if news.gaps is None:

@@ -144,7 +144,7 @@ def _in_flight(store: PullStore, pull_id: str) -> bool:
 
 
 def _end(store: PullStore, pull_id: str, report: Path | None, *, as_json_: bool) -> None:
-    """Say what became of it; exit code 1 where something did not come."""
+    """Say what became of it; exit code 1 where something did not come, or it was cancelled."""
     [progress], studies = store.progress([store.get(pull_id)]), store.studies(pull_id)
     if report is not None:
         write_report(report, progress, studies)
@@ -154,6 +154,8 @@ def _end(store: PullStore, pull_id: str, report: Path | None, *, as_json_: bool)
         raise DaemonError(
             f"{len(missed)} of {len(studies)} were not fetched and reported: {missed[0].asked}: {missed[0].reason}"
         )
+    if progress.pull.state is PullState.CANCELLED:
+        raise DaemonError(f"pull {pull_id} was cancelled")
 
 
 def _show(store: PullStore, pull_id: str, *, as_json_: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from pydicom import Dataset
@@ -48,14 +49,19 @@ class SourceClient(Protocol):
         """
 
 
-def client_of(settings: Settings, source: Source, inbox: Inbox | None = None) -> SourceClient:
+def client_of(
+    settings: Settings, source: Source, inbox: Inbox | None = None, *, seconds: float | None = None
+) -> SourceClient:
     """The client of a source: by DICOMweb where it has a URL, else by DIMSE under our AE title.
 
     Args:
         settings: The whole configuration.
         source: Its entry.
         inbox: Takes what does not come by C-STORE to the listener; None: nothing is going to be fetched.
+        seconds: How long it may be silent where it is only asked; None: as long as each way takes at most.
     """
     if source.url is not None:
-        return WebSource(source, inbox)
-    return DimseSource(source, settings.listener.ae_title, inbox)
+        web = WebSource(source, inbox)
+        return web if seconds is None else replace(web, seconds=seconds)
+    dimse = DimseSource(source, settings.listener.ae_title, inbox)
+    return dimse if seconds is None else replace(dimse, find_seconds=seconds)

@@ -16,13 +16,15 @@ from pydicom.uid import UID, ExplicitVRLittleEndian
 from daemon.config.sections import Destination, Source
 from daemon.deliver.dicomweb import UNREADABLE, DicomwebClient, first_line
 from daemon.errors import DaemonError, Retryable
-from daemon.pull.source import SERIES_FIELDS, STUDY_FIELDS, TELLING_FIELDS, Fetched, Inbox, SourceAway
+from daemon.pull.source import SERIES_FIELDS, STUDY_FIELDS, TELLING_FIELDS, Fetched, Inbox, SourceAway, SourceBusy
 from daemon.receive.store import Sender
 
 SECONDS = 300.0
 """How long the server may be silent: some retrieve from tapes."""
 AWAY = frozenset({401, 403, 407, 429, 502, 503, 504})
 """HTTP statuses that speak of the server, or of who we are, and not of a study."""
+SERVER_ERROR = 500
+"""HTTP statuses from here on: the server failed (RFC 9110 15.6)."""
 NOT_ACCEPTABLE = 406
 DICOM = "application/dicom"
 COMPRESSED = tuple(
@@ -43,10 +45,12 @@ class WebSource:
     Attributes:
         source: Its entry in the configuration, with `url`.
         inbox: Takes what comes.
+        seconds: How long the server may be silent.
     """
 
     source: Source
     inbox: Inbox | None = None
+    seconds: float = SECONDS
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -56,7 +60,7 @@ class WebSource:
             name=source.name, stow_url=source.url, username=source.username, password=source.password,
             token=source.token, tls=source.tls,
         )  # fmt: skip
-        return DicomwebClient(there, timeout=SECONDS)
+        return DicomwebClient(there, timeout=self.seconds)
 
     def echo(self) -> None:
         """QIDO-RS for one study.
@@ -77,7 +81,7 @@ class WebSource:
         """
         fields = list(dict.fromkeys((*STUDY_FIELDS, *keys)))
         with self._asking("QIDO-RS"):
-            answer = self._client.client(SECONDS).search_for_studies(
+            answer = self._client.client(self.seconds).search_for_studies(
                 search_filters=dict(keys), fields=fields, get_remaining=True
             )
             return [Dataset.from_json(item) for item in answer]
@@ -89,7 +93,7 @@ class WebSource:
             Retryable: the server refuses the query.
         """
         with self._asking("QIDO-RS"):
-            answer = self._client.client(SECONDS).search_for_series(
+            answer = self._client.client(self.seconds).search_for_series(
                 study_uid, fields=[*SERIES_FIELDS, *TELLING_FIELDS], get_remaining=True
             )
             return [Dataset.from_json(item) for item in answer]
@@ -115,7 +119,7 @@ class WebSource:
             Retryable: not all of them came.
         """
         with self._asking("WADO-RS"):
-            return list(self._client.client(SECONDS).iter_series(study_uid, series_uid))
+            return list(self._client.client(self.seconds).iter_series(study_uid, series_uid))
 
     def _fetch_series(self, study_uid: str, series_uid: str, sender: Sender) -> int:
         assert self.inbox is not None
@@ -133,7 +137,7 @@ class WebSource:
         return number
 
     def _instances(self, study_uid: str, series_uid: str) -> Iterator[Dataset]:
-        client = self._client.client(SECONDS)
+        client = self._client.client(self.seconds)
         try:
             yield from client.iter_series(study_uid, series_uid)
         except requests.HTTPError as error:
@@ -151,12 +155,13 @@ class WebSource:
             raise
         except requests.HTTPError as error:
             status = None if error.response is None else error.response.status_code
-            kind = SourceAway if status is None or status in AWAY else Retryable
+            busy = SourceBusy if status is not None and status >= SERVER_ERROR else Retryable
+            kind = SourceAway if status is None or status in AWAY else busy
             raise kind(f"{where}: HTTP {status}: {first_line(error)}") from error
         except (requests.ConnectionError, requests.Timeout) as error:
             raise SourceAway(f"{where}: {first_line(error)}") from error
         except requests.RequestException as error:  # such as a body that ends too early
-            raise Retryable(f"{where}: {first_line(error)}") from error
+            raise SourceBusy(f"{where}: {first_line(error)}") from error
         except (*UNREADABLE, OSError, EOFError) as error:
             raise Retryable(f"{where}: an answer that cannot be read (PS3.18 F, PS3.10): {error!r:.200}") from error
 

@@ -32,7 +32,7 @@ from daemon.config.sections import Source
 from daemon.deliver.dimse import FIND_PENDING, MAX_CONTEXTS, DimseClient, Peer, associate
 from daemon.deliver.outgoing import NotOffered
 from daemon.errors import Retryable
-from daemon.pull.source import SERIES_FIELDS, STUDY_FIELDS, TELLING_FIELDS, Fetched, Inbox, SourceAway
+from daemon.pull.source import SERIES_FIELDS, STUDY_FIELDS, TELLING_FIELDS, Fetched, Inbox, SourceAway, SourceBusy
 from daemon.receive.contexts import TRANSFER_SYNTAXES
 
 Handler = Callable[[evt.Event], int]
@@ -43,6 +43,8 @@ UNKNOWN_DESTINATION = 0xA801
 """C-MOVE: the PACS does not know the AE title to send to (PS3.4 Table C.4-2)."""
 NOT_UNDERSTOOD = (0xA900, *range(0xC000, 0xD000))
 """C-FIND: the identifier does not match, or cannot be processed (PS3.4 Table C.4-1)."""
+OUT_OF_RESOURCES = range(0xA700, 0xA800)
+"""C-FIND: refused for now (PS3.4 Table C.4-1)."""
 GET_CLASSES = (
     MRImageStorage,
     EnhancedMRImageStorage,
@@ -67,11 +69,13 @@ class DimseSource:
         source: Its entry in the configuration, with an AE title.
         calling_aet: Our AE title, to which C-MOVE sends.
         inbox: Takes what comes by C-GET.
+        find_seconds: How long it may be silent where it is only asked.
     """
 
     source: Source
     calling_aet: str
     inbox: Inbox | None = None
+    find_seconds: float = FIND_SECONDS
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     @property
@@ -85,7 +89,7 @@ class DimseSource:
         Raises:
             SourceAway: it gives none.
         """
-        with self._associated(StudyRootQueryRetrieveInformationModelFind, FIND_SECONDS):
+        with self._associated(StudyRootQueryRetrieveInformationModelFind, self.find_seconds):
             pass
 
     def studies(self, keys: Mapping[str, str]) -> list[Dataset]:
@@ -143,14 +147,14 @@ class DimseSource:
             came.append(event.dataset)
             return 0x0000
 
-        with self._associated(model, FIND_SECONDS, take, DOCUMENT_CLASSES) as association:
+        with self._associated(model, self.find_seconds, take, DOCUMENT_CLASSES) as association:
             self._follow("C-GET", association.send_c_get(_retrieval(study_uid, series_uid), model))
         return came
 
     def _find(self, identifier: Dataset) -> list[Dataset]:
         found = []
         model = StudyRootQueryRetrieveInformationModelFind
-        with self._associated(model, FIND_SECONDS) as association:
+        with self._associated(model, self.find_seconds) as association:
             for answer, match in association.send_c_find(identifier, model):
                 if "Status" not in answer:
                     raise SourceAway(f"{self.source.address}: C-FIND: no answer")
@@ -158,21 +162,23 @@ class DimseSource:
                     if match is not None:
                         found.append(match)
                 elif answer.Status != 0x0000:
-                    kind = _NotUnderstood if answer.Status in NOT_UNDERSTOOD else Retryable
+                    passing = SourceBusy if answer.Status in OUT_OF_RESOURCES else Retryable
+                    kind = _NotUnderstood if answer.Status in NOT_UNDERSTOOD else passing
                     raise kind(f"{self.source.address}: C-FIND: {_status(answer)}")
         return found
 
     def _move(self, study_uid: str, series_uids: Sequence[str]) -> Fetched:
         model = StudyRootQueryRetrieveInformationModelMove
-        moved = 0
+        moved: list[int | None] = []
         try:
             with self._associated(model, RETRIEVE_SECONDS) as association:
                 for uid in series_uids:
                     answers = association.send_c_move(_retrieval(study_uid, uid), self.calling_aet, model)
-                    moved += self._follow("C-MOVE", answers)
+                    moved.append(self._follow("C-MOVE", answers))
         except NotOffered as error:
             raise _NoMove(f"C-MOVE: {error}") from error
-        return Fetched(moved, "C-MOVE")
+        told = [number for number in moved if number is not None]
+        return Fetched(sum(told) if len(told) == len(moved) else None, "C-MOVE")
 
     def _get(self, study_uid: str, series_uids: Sequence[str]) -> Fetched:
         if self.inbox is None:
@@ -180,7 +186,7 @@ class DimseSource:
         model, inbox = StudyRootQueryRetrieveInformationModelGet, self.inbox
         sender = inbox.association(self.source, next(self._numbers))
         refused: list[str] = []
-        got = 0
+        got: set[str] = set()
 
         def take(event: evt.Event) -> int:
             request = event.request
@@ -189,20 +195,21 @@ class DimseSource:
                 str(event.context.transfer_syntax), request.DataSet.getvalue(), sender,
             )  # fmt: skip
             refused.extend([why] if why else [])
+            got.update([] if status else [str(request.AffectedSOPInstanceUID)])
             return status
 
         try:
             with self._associated(model, RETRIEVE_SECONDS, take) as association:
                 for uid in series_uids:
-                    got += self._follow("C-GET", association.send_c_get(_retrieval(study_uid, uid), model))
+                    self._follow("C-GET", association.send_c_get(_retrieval(study_uid, uid), model))
         finally:
             inbox.end(sender)
         if refused:
             raise Retryable(f"{len(refused)} instances could not be kept: {refused[0]}")
-        return Fetched(got, "C-GET")
+        return Fetched(len(got), "C-GET")
 
-    def _follow(self, what: str, answers: Iterator[tuple[Dataset, Dataset | None]]) -> int:
-        """To the final answer; how many instances were sent.
+    def _follow(self, what: str, answers: Iterator[tuple[Dataset, Dataset | None]]) -> int | None:
+        """To the final answer; how many instances were sent, None where it leaves that out (PS3.7 9.3.4.2).
 
         Raises:
             _NoMove: the PACS does not know where to send to.
@@ -221,9 +228,8 @@ class DimseSource:
                 named = len(failed.get("FailedSOPInstanceUIDList") or ()) if failed is not None else 0
                 number = f", {lost or named} instances were not sent" if lost or named else ""
                 raise Retryable(f"{where}: {what}: {_status(answer)}{number}")
-            return int(answer.get("NumberOfCompletedSuboperations") or 0) + int(
-                answer.get("NumberOfWarningSuboperations") or 0
-            )
+            sent = answer.get("NumberOfCompletedSuboperations")
+            return None if sent is None else int(sent) + int(answer.get("NumberOfWarningSuboperations") or 0)
         raise Retryable(f"{where}: {what}: no answer")
 
     @contextmanager

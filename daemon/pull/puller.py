@@ -2,8 +2,8 @@
 
 Everything that it knows is in the database, so it goes on wherever it was killed: a study that was being fetched is
 fetched again, and what had come already is known by its bytes. One thread for each source, so that a PACS that is away
-holds up no other. While a study is fetched, the assembler takes it for being received (a row of
-`received_open_associations`), so that a slow PACS cannot have half of it reported.
+holds up no other. While a study is fetched, it is not complete, and one that was given up in the middle is set aside
+(`fetches`): half of it is never reported.
 """
 
 from __future__ import annotations
@@ -12,32 +12,35 @@ import datetime
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
 from pydicom import Dataset
 
 from daemon.config.sections import Settings, Source
-from daemon.database.engine import open_index, upsert
+from daemon.database.engine import open_index
 from daemon.database.tables import (
     ARRIVALS,
     INSTANCES,
     JOBS,
-    OPEN_ASSOCIATIONS,
+    RESULTS,
     InstanceState,
     JobState,
     PulledState,
     PullState,
 )
 from daemon.errors import Retryable
-from daemon.jobs.store import now
+from daemon.files import free_bytes
+from daemon.jobs.store import JobStore, now
 from daemon.observe.logs import tag
 from daemon.pull.asks import Ask
 from daemon.pull.client import SourceClient, client_of
-from daemon.pull.source import Inbox, SourceAway
-from daemon.pull.store import Pull, PulledStudy, PullStore
+from daemon.pull.source import Fetched, Inbox, SourceAway, SourceBusy
+from daemon.pull.store import Found, Pull, PulledStudy, PullStore
+from daemon.spool.backpressure import is_behind
 from daemon.spool.writer import SpoolWriter
 from dicom_io import header
 from dicom_io.content.equipment import MANUFACTURER
@@ -84,13 +87,6 @@ class Puller:
         self._index = open_index(self.settings, self.engine)
         writer = SpoolWriter(self.settings.data.spool, int(self.settings.storage.min_free_gb * _GIB))
         self._inbox = Inbox(writer)
-        self._hold_interrupted()
-
-    def _hold_interrupted(self) -> None:
-        """Before the assembler starts: studies whose fetching was cut off are not complete."""
-        for pull in self.store.pulls((*ACTIVE, PullState.CANCELLED)):
-            for study in self.store.studies(pull.pull_id, (PulledState.FETCHING,)):
-                self.hold(study.study_uid)
 
     def run(self, stop: threading.Event) -> None:
         """Work until `stop` is set; of several receivers on one database, one alone."""
@@ -134,34 +130,39 @@ class Puller:
         """The client of a source."""
         return client_of(self.settings, source, self._inbox)
 
-    def hold(self, study_uid: str) -> None:
-        """Let a study count as being received."""
-        row = {
-            "association": self._hold_name(study_uid), "study_uid": study_uid,
-            "receiver": self._inbox.writer.receiver,
-        }  # fmt: skip
-        with self._index.begin() as connection:
-            connection.execute(upsert(self._index, OPEN_ASSOCIATIONS, row, update=()))
+    def no_room(self, source: Source) -> str:
+        """Why our listener refuses what is sent now, or soon would; empty where it takes it."""
+        limit, writer = self.settings.assembly.max_waiting_jobs, self._inbox.writer
+        most = limit - min(source.in_flight, limit // 2)  # a pull leaves room for what it has in flight
+        if is_behind(writer.folder) or JobStore(self.engine).waiting() >= most:
+            return f"waits for the pipeline, which is behind: assembly.max_waiting_jobs is {limit}"
+        if free_bytes(writer.folder) < writer.min_free_bytes:
+            return f"waits for room on the disk: storage.min_free_gb is {self.settings.storage.min_free_gb:g}"
+        return ""
 
-    def let_go(self, study_uid: str) -> None:
-        """Let it be complete once it is quiet."""
-        with self._index.begin() as connection:
-            mine = OPEN_ASSOCIATIONS.c.association == self._hold_name(study_uid)
-            connection.execute(sa.delete(OPEN_ASSOCIATIONS).where(mine))
-
-    def _hold_name(self, study_uid: str) -> str:
-        return f"{self._inbox.writer.receiver}/pull {study_uid}"
-
-    def is_arriving(self, study_uid: str, instances: int) -> bool:
-        """Whether some of so many instances of a study are not indexed yet, or wait for a job."""
-        mine = INSTANCES.c.study_uid == study_uid
-        pending = sa.func.sum(sa.case((INSTANCES.c.state == InstanceState.PENDING.value, 1), else_=0))
-        waiting = (ARRIVALS.c.study_uid == study_uid, ARRIVALS.c.submitted.is_(False))
+    def waits_for_a_job(self, study_uid: str) -> bool:
+        """Whether something of a study is received that no job has yet."""
+        pending = (INSTANCES.c.study_uid == study_uid, INSTANCES.c.state == InstanceState.PENDING.value)
+        unsubmitted = (ARRIVALS.c.study_uid == study_uid, ARRIVALS.c.submitted.is_(False))
         with self._index.connect() as connection:
-            query = sa.select(sa.func.count(INSTANCES.c.sop_uid.distinct()), pending).where(mine)
-            indexed, left = connection.execute(query).one()
-            unsubmitted = connection.execute(sa.select(ARRIVALS.c.job_id).where(*waiting).limit(1)).scalar()
-        return int(indexed) < instances or bool(left) or unsubmitted is not None
+            waits = connection.execute(sa.select(INSTANCES.c.sop_uid).where(*pending).limit(1)).scalar()
+            made = connection.execute(sa.select(ARRIVALS.c.job_id).where(*unsubmitted).limit(1)).scalar()
+        return waits is not None or made is not None
+
+    def is_indexed(self, study: PulledStudy) -> bool:
+        """Whether as many instances of the fetched series are known as came; those set aside wait to come again."""
+        taken = [series["series_uid"] for series in study.series if series["taken"]]
+        mine = (INSTANCES.c.study_uid == study.study_uid, INSTANCES.c.series_uid.in_(taken))
+        known = INSTANCES.c.state != InstanceState.SET_ASIDE.value
+        with self._index.connect() as connection:
+            query = sa.select(sa.func.count(INSTANCES.c.sop_uid.distinct())).where(*mine, known)
+            return int(connection.execute(query).scalar_one()) >= study.instances
+
+    def result_of(self, study_uid: str) -> Row | None:
+        """What is noted of the latest report of a study whose job is no longer kept."""
+        gone = (RESULTS.c.study_uid == study_uid, RESULTS.c.job_id.not_in(sa.select(JOBS.c.job_id)))
+        with self.engine.connect() as connection:
+            return connection.execute(sa.select(RESULTS).where(*gone).order_by(RESULTS.c.created.desc())).first()
 
     def jobs_of(self, study_uid: str) -> Sequence[Row]:
         """Jobs of a study, the newest first."""
@@ -180,6 +181,8 @@ class _SourceWorker:
     _pause: float = FIRST_PAUSE
     _not_before: dict[tuple[str, int], float] = field(default_factory=dict)
     """By study: monotonic time of its next try."""
+    _failed_searches: Counter[str] = field(default_factory=Counter)
+    """By pull."""
 
     def run(self) -> None:
         """Until every pull of the source has ended."""
@@ -212,7 +215,7 @@ class _SourceWorker:
                 self._settle(study)
             if pull.state is PullState.CANCELLED:
                 for study in store.studies(pull.pull_id, (PulledState.FETCHING,)):  # cut off, and not wanted any more
-                    self._end(study, PulledState.CANCELLED, "cancelled by request")
+                    store.update(study, PulledState.CANCELLED, reason="cancelled by request")
             store.finish(pull.pull_id)
         running = [pull for pull in pulls if pull.state is PullState.RUNNING and not store.finish(pull.pull_id)]
         source = self.puller.source(self.name)
@@ -238,23 +241,29 @@ class _SourceWorker:
         """Why nothing may be asked of the source now; empty where it may."""
         if source.window and not in_window(source.window, self.puller.clock()):
             return f"waits for its time of day, {source.window}"
-        return ""
+        return self.puller.no_room(source)
 
     def _work_on(self, pull: Pull, source: Source) -> bool:
         """Search, or fetch the next study; False where there is nothing to do now."""
-        store = self.puller.store
         if not pull.searched:
-            store.put_found(pull.pull_id, search(self.puller.client(source), pull.asked))
+            self._search(pull, source)
             return True
         study = self._next(pull, source)
         if study is None:
             return False
-        known = self._known(study) if study.attempts == 0 else None
-        if known is not None:
-            self._end_by_job(study, known, "reported before: ")
-            return True
-        self._fetch(pull, study, source)
+        if study.state is PulledState.FETCHING or not self._is_reported(study):
+            self._fetch(pull, study, source)
         return True
+
+    def _search(self, pull: Pull, source: Source) -> None:
+        """Write down what is there; a source that fails at it is asked again, `attempts` times."""
+        last = self._failed_searches[pull.pull_id] + 1 >= source.attempts
+        try:
+            found = search(self.puller.client(source), pull.asked, last=last)
+        except SourceBusy:
+            self._failed_searches[pull.pull_id] += 1
+            raise
+        self.puller.store.put_found(pull.pull_id, found)
 
     def _next(self, pull: Pull, source: Source) -> PulledStudy | None:
         """The study whose turn it is: one whose fetching was cut off, else the first that waits and may be begun."""
@@ -264,7 +273,7 @@ class _SourceWorker:
         ready = [s for s in cut_off if self._not_before.get((s.pull_id, s.position), 0.0) <= time.monotonic()]
         if ready:
             return ready[0]
-        if len(in_flight) >= source.in_flight or self._too_soon(source):
+        if store.slots_taken(self.name) >= source.in_flight or self._too_soon(source):
             return None
         elsewhere = {study.study_uid for study in in_flight}
         waiting = store.studies(pull.pull_id, (PulledState.WAITING,))
@@ -275,10 +284,20 @@ class _SourceWorker:
             return False
         return now() < self.puller.store.last_started(self.name) + 3600 / source.studies_per_hour
 
-    def _known(self, study: PulledStudy) -> Row | None:
-        """An earlier job of the study that has a report, or is going to have one."""
+    def _is_reported(self, study: PulledStudy) -> bool:
+        """Settle a study of which nothing was fetched, where it has a report already or is going to have one."""
         wanted = (*REPORTED, JobState.QUEUED, JobState.RUNNING)
-        return next((job for job in self.puller.jobs_of(study.study_uid) if job.state in wanted), None)
+        job = next((job for job in self.puller.jobs_of(study.study_uid) if job.state in wanted), None)
+        if job is not None:
+            self._end_by_job(study, job, "reported before: ")
+            return True
+        result = self.puller.result_of(study.study_uid)
+        if result is None:
+            return False
+        when = datetime.datetime.fromtimestamp(result.created, datetime.UTC)
+        reason = f"reported before, on {when:%Y-%m-%d}; its job is no longer kept"
+        self.puller.store.update(study, PulledState.REPORTED, reason=reason, job_id=result.job_id)
+        return True
 
     def _fetch(self, pull: Pull, study: PulledStudy, source: Source) -> None:
         """Fetch what could be a FLAIR of one study.
@@ -286,47 +305,59 @@ class _SourceWorker:
         Raises:
             SourceAway: the source does not answer; the study waits, and that is no attempt of it.
         """
-        puller, store = self.puller, self.puller.store
-        client = puller.client(source)
-        attempts = study.attempts + 1
-        if not store.begin(study):
+        store = self.puller.store
+        begun = store.begin(study)
+        if begun is None:
             return
-        puller.hold(study.study_uid)
         try:
-            entries = client.series(study.study_uid)
-            verdicts = judged(entries, puller.settings, all_series=pull.all_series)
-            store.update(study, series=verdicts)
-            wanted = [v["series_uid"] for v in verdicts if v["taken"]]
-            if not wanted:
-                self._end(study, PulledState.REFUSED, _why_none(verdicts))
-                return
-            fetched = client.fetch(study.study_uid, wanted)
-            told = sum(v["instances"] or 0 for v in verdicts if v["taken"])
-            if fetched.instances < told:
-                raise Retryable(f"the PACS named {told} instances, and {fetched.instances} came")
+            fetched = self._bring(pull, begun, source)
+        except SourceBusy as error:
+            self._put_off(begun, source, str(error))
         except SourceAway:
-            store.update(study, attempts=study.attempts)
+            store.uncount(begun)
             raise
         except Retryable as error:
-            self._put_off(study, attempts, source, str(error))
-            return
-        log.info("pull %s: study %s fetched by %s", pull.pull_id, tag(study.study_uid), fetched.way)
-        values = {"instances": fetched.instances, "way": fetched.way, "reason": ""}
-        store.update(study, PulledState.FETCHED, **values)
-        puller.let_go(study.study_uid)
+            self._put_off(begun, source, str(error))
+        else:
+            if fetched is not None:
+                log.info("pull %s: study %s fetched by %s", pull.pull_id, tag(study.study_uid), fetched.way)
+                values = {"instances": fetched.instances, "way": fetched.way, "reason": ""}
+                store.update(begun, PulledState.FETCHED, **values)
 
-    def _put_off(self, study: PulledStudy, attempts: int, source: Source, why: str) -> None:
-        log.warning("pull %s: study %s did not come, attempt %d", study.pull_id, tag(study.study_uid), attempts)
-        if attempts >= source.attempts:
-            self._end(study, PulledState.FAILED, f"given up after {attempts} attempts: {why}")
-            return
-        pause = min(FIRST_PAUSE * 2 ** (attempts - 1), LONGEST_PAUSE)
-        self._not_before[study.pull_id, study.position] = time.monotonic() + pause
-        self.puller.store.update(study, reason=f"attempt {attempts}: {why}")
+    def _bring(self, pull: Pull, study: PulledStudy, source: Source) -> Fetched | None:
+        """All of the series that are taken; None where none is.
 
-    def _end(self, study: PulledStudy, state: PulledState, reason: str, **values: Any) -> None:
-        self.puller.store.update(study, state, reason=reason, **values)
-        self.puller.let_go(study.study_uid)
+        Raises:
+            Retryable: not all of it came.
+        """
+        puller = self.puller
+        client = puller.client(source)
+        verdicts = judged(client.series(study.study_uid), puller.settings, all_series=pull.all_series)
+        puller.store.update(study, series=verdicts)
+        wanted = [v["series_uid"] for v in verdicts if v["taken"]]
+        if not wanted:
+            puller.store.update(study, PulledState.REFUSED, reason=_why_none(verdicts))
+            return None
+        fetched = client.fetch(study.study_uid, wanted)
+        told = sum(v["instances"] or 0 for v in verdicts if v["taken"])
+        if fetched.instances is None:
+            return replace(fetched, instances=told)
+        if fetched.instances < told:
+            raise Retryable(f"the PACS named {told} instances, and {fetched.instances} came")
+        return fetched
+
+    def _put_off(self, begun: PulledStudy, source: Source, why: str) -> None:
+        """Have it tried again later; an attempt counts where our side would have taken the study."""
+        store, attempts = self.puller.store, begun.attempts
+        log.warning("pull %s: study %s did not come, attempt %d", begun.pull_id, tag(begun.study_uid), attempts)
+        if no_room := self.puller.no_room(source):
+            store.uncount(begun, reason=f"{no_room}: {why}")
+        elif attempts >= source.attempts:
+            store.update(begun, PulledState.FAILED, reason=f"given up after {attempts} attempts: {why}")
+        else:
+            pause = min(FIRST_PAUSE * 2 ** (attempts - 1), LONGEST_PAUSE)
+            self._not_before[begun.pull_id, begun.position] = time.monotonic() + pause
+            store.update(begun, reason=f"attempt {attempts}: {why}")
 
     def _settle(self, study: PulledStudy) -> None:
         """Look what became of a fetched study."""
@@ -335,13 +366,14 @@ class _SourceWorker:
         late = now() - study.updated > ARRIVAL_SECONDS + 3 * puller.settings.assembly.quiet_seconds
         if any(job.state in (JobState.QUEUED, JobState.RUNNING) for job in jobs):
             return
-        if puller.is_arriving(study.study_uid, study.instances) and not (late and jobs):
+        if puller.waits_for_a_job(study.study_uid) or (not puller.is_indexed(study) and not (late and jobs)):
             return
         if jobs:
             best = next((job for job in jobs if job.state in REPORTED), jobs[0])
             self._end_by_job(study, best, "")
         elif late:
-            self._end(study, PulledState.FAILED, "it was fetched, and made no job: see the log of the service")
+            reason = "it was fetched, and made no job: see the log of the service"
+            puller.store.update(study, PulledState.FAILED, reason=reason)
 
     def _end_by_job(self, study: PulledStudy, job: Row, before: str) -> None:
         state = JobState(job.state)
@@ -363,31 +395,44 @@ def in_window(window: str, at: datetime.time) -> bool:
     return begin <= plain < end if begin < end else plain >= begin or plain < end
 
 
-def search(client: SourceClient, asked: Sequence[Ask]) -> list[tuple[Ask, Dataset | None, str]]:
-    """Every study that was asked for, each once; None for what is not there.
+def search(client: SourceClient, asked: Sequence[Ask], *, last: bool = False) -> list[Found]:
+    """Every answer to what was asked for.
+
+    Args:
+        client: The source.
+        asked: What is asked for.
+        last: What the source fails at has failed for good.
 
     Raises:
         SourceAway: the source does not answer.
+        SourceBusy: it fails at something; not with `last`.
     """
-    found: list[tuple[Ask, Dataset | None, str]] = []
+    found: list[Found] = []
     for ask in asked:
         try:
             studies = client.studies(ask.keys)
-        except SourceAway:
-            raise
         except Retryable as error:
-            found.append((ask, None, str(error)))
+            if isinstance(error, SourceAway) and not (last and isinstance(error, SourceBusy)):
+                raise
+            found.append(Found(ask, None, PulledState.FAILED, f"the PACS cannot be searched for it: {error}"))
             continue
-        named = [study for study in studies if header.uid(study, "StudyInstanceUID")]
-        wrong = [ask.missing(study) for study in named]
-        if ask.literal:  # a PACS may take it for a pattern, or leave it out of account
-            named, wrong = [s for s, why in zip(named, wrong, strict=True) if not why], [w for w in wrong if not w]
-        if not named:
-            found.append((ask, None, f"the PACS has no study of {ask.label}"))
-        for study, why in zip(named, wrong, strict=True):
-            modalities = header.texts(study, "ModalitiesInStudy")
-            no_mr = bool(modalities) and "MR" not in modalities
-            found.append((ask, study, why or (f"no MR among its modalities: {', '.join(modalities)}" if no_mr else "")))
+        found += _answers(ask, studies)
+    return found
+
+
+def _answers(ask: Ask, studies: Sequence[Dataset]) -> list[Found]:
+    """Studies that a PACS named, and whether they are what was asked for."""
+    named = [(study, ask.missing(study)) for study in studies if header.uid(study, "StudyInstanceUID")]
+    if ask.literal:  # a PACS may take it for a pattern, or leave it out of account
+        named = [(study, why) for study, why in named if not why]
+    if not named:
+        return [Found(ask, None, PulledState.NOT_FOUND, f"the PACS has no study of {ask.label}")]
+    found = []
+    for study, missing in named:
+        modalities = header.texts(study, "ModalitiesInStudy")
+        no_mr = bool(modalities) and "MR" not in modalities
+        why = missing or (f"no MR among its modalities: {', '.join(modalities)}" if no_mr else "")
+        found.append(Found(ask, study, PulledState.REFUSED if why else PulledState.WAITING, why))
     return found
 
 

@@ -26,16 +26,23 @@ class SourceAway(Retryable):
     """The source as a whole does not answer, or lets nobody in: the pull waits, and no study is to blame."""
 
 
+class SourceBusy(SourceAway):
+    """It answers with an error of its own, or breaks off in its answer: another time it may not.
+
+    A search is then repeated a few times; what is asked about one study counts as an attempt at that.
+    """
+
+
 @dataclass(frozen=True)
 class Fetched:
     """What came of a study.
 
     Attributes:
-        instances: How many, all durable in the spool.
+        instances: How many, all durable in the spool; None: all that were to come, however many.
         way: How, in the standard's words.
     """
 
-    instances: int
+    instances: int | None
     way: str
 
 

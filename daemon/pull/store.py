@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -61,6 +61,23 @@ class PulledStudy:
     def to_json(self) -> dict[str, Any]:
         """As reports have it."""
         return {**asdict(self), "state": str(self.state), "series": list(self.series)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """One answer to what was asked for.
+
+    Attributes:
+        ask: What was asked for.
+        study: As the PACS tells it; None where there is none.
+        state: Whether it is to be fetched (`waiting`), or how it ended already.
+        reason: Why it ended.
+    """
+
+    ask: Ask
+    study: Dataset | None
+    state: PulledState
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -190,40 +207,43 @@ class PullStore:
             values = {"state": PullState.DONE.value, "waits": "", "updated": now()}
             return bool(connection.execute(sa.update(PULLS).where(*mine, running).values(**values)).rowcount)
 
-    def put_found(self, pull_id: str, found: Sequence[tuple[Ask, Dataset | None, str]]) -> None:
-        """Write down what a search found, once.
+    def put_found(self, pull_id: str, found: Sequence[Found]) -> None:
+        """Write down what a search found, once: not of a pull that was cancelled meanwhile.
 
-        Args:
-            pull_id: The pull.
-            found: What was asked for; a study, or None where there is none; and why that is not to be fetched.
+        A study that one thing asked for takes is fetched, whatever another one refuses it for.
         """
         rows: list[dict[str, Any]] = []
-        seen: set[str] = set()
-        for ask, study, reason in found:
-            uid = "" if study is None else header.uid(study, "StudyInstanceUID")
-            if uid and uid in seen:
-                continue
-            seen.add(uid)
-            state = PulledState.NOT_FOUND if study is None else PulledState.REFUSED if reason else PulledState.WAITING
-            told = Dataset() if study is None else study
-            rows.append({
-                "pull_id": pull_id, "position": len(rows), "asked": ask.label, "study_uid": uid,
-                "accession": header.text(told, "AccessionNumber"), "patient_id": header.text(told, "PatientID"),
-                "study_date": header.text(told, "StudyDate"), "state": state.value, "reason": reason, "series": "[]",
-                "instances": 0, "way": "", "attempts": 0, "job_id": "", "started": None, "updated": now(),
-            })  # fmt: skip
+        places: dict[str, int] = {}
+        for one in found:
+            row = self._row_of(pull_id, one)
+            uid = row["study_uid"]
+            place = places.setdefault(uid, len(rows)) if uid else len(rows)
+            if place == len(rows):
+                rows.append(row | {"position": place})
+            elif rows[place]["state"] != PulledState.WAITING.value:
+                rows[place] = row | {"position": place}
         with self.engine.begin() as connection:
-            unsearched = (PULLS.c.pull_id == pull_id, PULLS.c.searched.is_(False))
+            going = PULLS.c.state.in_([PullState.RUNNING.value, PullState.PAUSED.value])
+            unsearched = (PULLS.c.pull_id == pull_id, PULLS.c.searched.is_(False), going)
             values = {"searched": True, "waits": "", "updated": now()}
             if connection.execute(sa.update(PULLS).where(*unsearched).values(**values)).rowcount and rows:
                 connection.execute(sa.insert(PULLED), rows)
+
+    def _row_of(self, pull_id: str, found: Found) -> dict[str, Any]:
+        told = Dataset() if found.study is None else found.study
+        return {
+            "pull_id": pull_id, "asked": found.ask.label, "study_uid": header.uid(told, "StudyInstanceUID"),
+            "accession": header.text(told, "AccessionNumber"), "patient_id": header.text(told, "PatientID"),
+            "study_date": header.text(told, "StudyDate"), "state": found.state.value, "reason": found.reason,
+            "series": "[]", "instances": 0, "way": "", "attempts": 0, "job_id": "", "started": None, "updated": now(),
+        }  # fmt: skip
 
     def studies(self, pull_id: str, states: Iterable[PulledState] = tuple(PulledState)) -> list[PulledStudy]:
         """Studies of a pull in these states, in their order."""
         wanted = PULLED.c.state.in_([state.value for state in states])
         query = sa.select(PULLED).where(PULLED.c.pull_id == pull_id, wanted).order_by(PULLED.c.position)
         with self.engine.connect() as connection:
-            return [_study(row) for row in connection.execute(query)]
+            return [study_of_row(row) for row in connection.execute(query)]
 
     def update(self, study: PulledStudy, state: PulledState | None = None, **values: Any) -> None:
         """Change what is known of a study."""
@@ -235,26 +255,43 @@ class PullStore:
         with self.engine.begin() as connection:
             connection.execute(sa.update(PULLED).where(*mine).values(updated=now(), **values))
 
-    def begin(self, study: PulledStudy) -> bool:
-        """Count an attempt at fetching; false where a person paused or cancelled the pull since it was read."""
+    def begin(self, study: PulledStudy) -> PulledStudy | None:
+        """Count an attempt at fetching.
+
+        Returns:
+            The study with it; None where a person paused or cancelled the pull since it was read.
+        """
         running = sa.select(PULLS.c.pull_id).where(PULLS.c.state == PullState.RUNNING.value)
         mine = (PULLED.c.pull_id == study.pull_id, PULLED.c.position == study.position)
         still = (PULLED.c.state == study.state.value, PULLED.c.pull_id.in_(running))
         time = now()
-        values = {"attempts": study.attempts + 1, "started": study.started or time, "updated": time}
+        begun = replace(
+            study, state=PulledState.FETCHING, attempts=study.attempts + 1, started=study.started or time, updated=time
+        )
+        values = {"state": begun.state.value, "attempts": begun.attempts, "started": begun.started, "updated": time}
         with self.engine.begin() as connection:
-            begun = sa.update(PULLED).where(*mine, *still).values(state=PulledState.FETCHING.value, **values)
-            return bool(connection.execute(begun).rowcount)
+            changed = connection.execute(sa.update(PULLED).where(*mine, *still).values(**values)).rowcount
+        return begun if changed else None
+
+    def uncount(self, begun: PulledStudy, **values: Any) -> None:
+        """What came in between was nothing of the study's: the attempt does not count."""
+        self.update(begun, attempts=begun.attempts - 1, **values)
 
     def in_flight(self, source: str) -> list[PulledStudy]:
         """Studies of a source that are fetched or wait for their report."""
-        query = (
-            sa.select(PULLED)
-            .join(PULLS, PULLS.c.pull_id == PULLED.c.pull_id)
-            .where(PULLS.c.source == source, PULLED.c.state.in_([state.value for state in HERE]))
-        )
         with self.engine.connect() as connection:
-            return [_study(row) for row in connection.execute(query)]
+            return [study_of_row(row) for row in connection.execute(self._in_flight(source))]
+
+    def slots_taken(self, source: str) -> int:
+        """How many of them count against `in_flight`: while a pull is paused nothing of it is fetched."""
+        idle = (PULLS.c.state == PullState.PAUSED.value) & (PULLED.c.state == PulledState.FETCHING.value)
+        counted = sa.select(sa.func.count()).select_from(self._in_flight(source).where(sa.not_(idle)).subquery())
+        with self.engine.connect() as connection:
+            return int(connection.execute(counted).scalar_one())
+
+    def _in_flight(self, source: str) -> sa.Select[Any]:
+        here = (PULLS.c.source == source, PULLED.c.state.in_([state.value for state in HERE]))
+        return sa.select(PULLED).join(PULLS, PULLS.c.pull_id == PULLED.c.pull_id).where(*here)
 
     def last_started(self, source: str) -> float:
         """When a study of a source was last begun to be fetched; 0 for never."""
@@ -287,7 +324,8 @@ def _pull(row: sa.Row[Any]) -> Pull:
     return Pull(**{**values, "asked": asked, "state": PullState(values["state"])})
 
 
-def _study(row: sa.Row[Any]) -> PulledStudy:
+def study_of_row(row: sa.Row[Any]) -> PulledStudy:
+    """A row of `PULLED`."""
     values = dict(row._mapping)
     return PulledStudy(
         **{**values, "series": tuple(json.loads(values["series"])), "state": PulledState(values["state"])}

@@ -34,6 +34,7 @@ from daemon.database.tables import (
 from daemon.deliver.commitment import forget as forget_commitments
 from daemon.engine.client import forget_workflows
 from daemon.jobs.store import Job, JobStore, job_of_row, now
+from daemon.pipeline import earlier
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,8 @@ def _remove(
     if not dry_run:
         if not store.begin_removal(job):
             return None
+        if job.state not in (JobState.DONE, JobState.REMOVING):  # nobody got its report, which counts as none
+            earlier.forget(store.engine, job.job_id)
         if folder.exists():
             shutil.rmtree(folder)
         forget_files(job.job_id)

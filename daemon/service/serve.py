@@ -43,6 +43,7 @@ from daemon.observe.status import ServiceStatus
 from daemon.observe.systemd import notify
 from daemon.pipeline import actions, workflow
 from daemon.pipeline.step_process import StepProcess
+from daemon.pull.fetches import Fetches
 from daemon.pull.puller import Puller
 from daemon.pull.results import earlier_in_pacs
 from daemon.pull.store import is_pulled
@@ -196,12 +197,16 @@ class _Parts:
             prepare_for_enqueueing(settings, self.engine)
         self.clock = ClockWatch(self.engine, LONGEST_WAIT_OF_ALL)
         give_every_job_a_workflow(self.engine, alone=self.lease is None and settings.engine.work)
+        index = open_index(settings, self.engine)
+        fetches = Fetches(self.engine, index)
         self.assembler = Assembler(
             settings,
-            open_index(settings, self.engine),
+            index,
             self._submit,
             beat=lambda: self.health.beat("assembler"),
             waiting=self.store.waiting,
+            fetching=fetches.under_way,
+            left_half=fetches.left_half,
             receivers=self.others,
             shared=self.engine if settings.engine.database_url else None,
         )

@@ -74,6 +74,25 @@ def test_a_quiet_study_becomes_one_job_with_its_bytes(bench):
     assert bench.arrivals == [arrival]
 
 
+def test_what_is_fetched_waits_for_its_end_and_half_of_it_is_set_aside(bench):
+    """However long the PACS is away; sent again, the study is reported."""
+    series = make_series(6)
+    study = str(series[0].StudyInstanceUID)
+    fetched = {study}
+    bench.assembler.fetching = lambda: set(fetched)
+    bench.assembler.left_half = lambda uid: "a pull did not fetch all of it" if uid == study else ""
+    bench.receive(series[:3])
+    assert bench.assembler.step(1_000_000.0) == ()
+    fetched.clear()
+    [aside] = bench.assembler.step(1_000_001.0)
+    assert (aside.instances, aside.set_aside) == (0, "a pull did not fetch all of it; sent again, it is tried again")
+    assert states(bench) == ["set_aside"] * 3
+    bench.assembler.left_half = lambda _uid: ""
+    bench.receive(series, at=1_000_100.0, association="a2")
+    [whole] = bench.assembler.step(1_000_110.0)
+    assert (whole.instances, whole.set_aside) == (6, "")
+
+
 def test_the_job_folder_is_for_the_user_alone(bench):
     bench.receive(make_series(2))
     [arrival] = bench.assembler.step(1010.0)

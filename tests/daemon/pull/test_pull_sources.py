@@ -10,12 +10,14 @@ from typing import Any
 
 import pydicom
 import pytest
+from dicomweb_support import JSON, Server
 from ingest_support import InProcess, instances_in
 from pull_support import LOGIN, SLICES, T1, StudyInPacs, make_study
 from pydicom import Dataset
 from pydicom.uid import MRImageStorage
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (
+    StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
@@ -25,7 +27,7 @@ from daemon.errors import Retryable
 from daemon.pull.client import SourceClient
 from daemon.pull.dicomweb import WebSource
 from daemon.pull.dimse import DimseSource
-from daemon.pull.source import Inbox, SourceAway
+from daemon.pull.source import Inbox, SourceAway, SourceBusy
 from daemon.spool.writer import SpoolWriter
 from daemon.trial.pacs import DICOM_WEB, LOOPBACK, Orthanc
 from dicom_io import header
@@ -148,6 +150,41 @@ def test_auto_takes_c_get_where_the_pacs_does_not_know_where_to_send(tmp_path: P
         ]
     finally:
         server.shutdown()
+
+
+def test_what_passes_is_told_from_a_query_that_is_refused() -> None:
+    """0xA700 and HTTP 500: the same may succeed the next time."""
+    statuses = [0xA700, 0xA900, 0xC001]
+    ae = AE("STOCK")
+    ae.add_supported_context(StudyRootQueryRetrieveInformationModelFind)
+    handlers = [(evt.EVT_C_FIND, lambda _event: iter([(statuses.pop(0), None)]))]
+    server = ae.start_server((LOOPBACK, 0), block=False, evt_handlers=handlers)
+    web = Server()
+    web.qido = (500, JSON, b"")
+    try:
+        there = {"name": "a", "ae_title": "STOCK", "host": LOOPBACK, "port": server.socket.getsockname()[1]}
+        client = DimseSource(Source.model_validate(there), "US")
+        with pytest.raises(SourceBusy, match="0xA700"):
+            client.studies({"PatientID": "1"})
+        for _ in range(2):
+            with pytest.raises(Retryable) as refused:
+                client.studies({"PatientID": "1"})
+            assert not isinstance(refused.value, SourceAway)
+        with pytest.raises(SourceBusy, match="HTTP 500"):
+            WebSource(Source(name="a", url=web.url)).studies({"PatientID": "1"})
+    finally:
+        server.shutdown()
+        web.stop()
+
+
+@pytest.mark.parametrize(("final", "sent"), [({"NumberOfCompletedSuboperations": 0}, 0), ({}, None)])
+def test_a_final_answer_may_leave_its_numbers_out(final: dict[str, int], sent: int | None) -> None:
+    answer = Dataset()
+    answer.Status = 0x0000
+    for keyword, value in final.items():
+        setattr(answer, keyword, value)
+    source = DimseSource(Source(name="a", ae_title="X", host=LOOPBACK, port=104), "US")
+    assert source._follow("C-MOVE", iter([(answer, None)])) == sent
 
 
 # pynetdicom drops the socket of a refused connection without closing it.

@@ -12,15 +12,19 @@ import pytest
 import sqlalchemy as sa
 from pydicom import Dataset
 
+from daemon.cli import pull as cli
 from daemon.config.sections import Settings
-from daemon.database.engine import open_database
-from daemon.database.tables import OPEN_ASSOCIATIONS, JobState, PulledState, PullState
-from daemon.errors import Retryable
+from daemon.database.engine import open_database, upsert
+from daemon.database.tables import INSTANCES, RESULTS, InstanceState, JobState, PulledState, PullState
+from daemon.errors import DaemonError, Retryable
 from daemon.jobs.store import JobStore, now
-from daemon.pull.asks import query
+from daemon.pull import puller
+from daemon.pull.asks import Ask, query, single
+from daemon.pull.fetches import LATE_SECONDS, Fetches
 from daemon.pull.puller import Puller, _SourceWorker, in_window
-from daemon.pull.source import Fetched, SourceAway
+from daemon.pull.source import Fetched, SourceAway, SourceBusy
 from daemon.pull.store import PulledStudy
+from daemon.spool.backpressure import set_behind
 
 
 class Pacs:
@@ -29,6 +33,7 @@ class Pacs:
     def __init__(self, studies: int) -> None:
         self.uids = [f"1.{n}" for n in range(1, studies + 1)]
         self.away = False
+        self.busy = 0
         self.refuses: dict[str, str] = {}
         self.fetched: list[str] = []
         self.entry: dict[str, Any] = {"Modality": "MR", "SeriesDescription": "t2_flair_tra"}
@@ -36,10 +41,14 @@ class Pacs:
     def _ask(self) -> None:
         if self.away:
             raise SourceAway("PACS@127.0.0.1:104 cannot be reached")
+        if self.busy:
+            self.busy -= 1
+            raise SourceBusy("PACS@127.0.0.1:104: status 0xA700")
 
     def studies(self, keys: Mapping[str, str]) -> list[Dataset]:
         self._ask()
-        return [_dataset(StudyInstanceUID=uid, **keys) for uid in self.uids]
+        asked = [uid for uid in self.uids if keys.get("StudyInstanceUID", uid) == uid]
+        return [_dataset(**{**keys, "StudyInstanceUID": uid}) for uid in asked]
 
     def series(self, study_uid: str) -> list[Dataset]:
         self._ask()
@@ -68,6 +77,7 @@ class Site:
         self.puller = Puller(self.settings, self.engine, clock)
         self.puller.client = lambda _source: pacs
         self.store = self.puller.store
+        self.fetches = Fetches(self.engine, self.engine)
         self.jobs = JobStore(self.engine)
         self.pull_id = self.store.add("a", [query("StudyDate=20260101")], all_series=False)
         self.worker = _SourceWorker(self.puller, "a", threading.Event())
@@ -86,8 +96,26 @@ class Site:
         return self.store.get(self.pull_id).waits
 
     def held(self) -> set[str]:
-        with self.engine.connect() as connection:
-            return set(connection.execute(sa.select(OPEN_ASSOCIATIONS.c.study_uid)).scalars())
+        return self.fetches.under_way()
+
+    def settle(self) -> None:
+        """What was fetched is indexed from now on, and handed over."""
+        self.puller.is_indexed = lambda _study: True
+
+    def index(self, study: str, numbers: range, state: InstanceState, at: float, series: str = "") -> None:
+        """Instances of a series that came then; rows that are there take the state and time."""
+        rows = [
+            {
+                "study_uid": study, "series_uid": series or f"{study}.1", "sop_uid": f"{study}.1.{n}", "sha256": "0",
+                "sop_class_uid": "1", "transfer_syntax_uid": "1", "state": state.value, "segment": "s",
+                "data_offset": 0, "data_length": 0, "association": "a", "calling_aet": "PACS", "peer": "p",
+                "received": at, "last_received": at,
+            }
+            for n in numbers
+        ]  # fmt: skip
+        with self.engine.begin() as connection:
+            for row in rows:
+                connection.execute(upsert(self.engine, INSTANCES, row, update=("state", "last_received")))
 
 
 @pytest.fixture
@@ -128,7 +156,7 @@ def test_no_more_are_in_flight_than_allowed_and_they_leave_by_their_report(make:
     site.step(6)
     assert pacs.fetched == ["1.1", "1.2"]
     assert site.states() == ["fetched", "fetched", "waiting", "waiting"]
-    site.puller.is_arriving = lambda _uid, _number: False
+    site.settle()
     site.jobs.add("j1", study_uid="1.1", supersedes=None)
     site.step(2)
     assert pacs.fetched == ["1.1", "1.2"], "its job is queued"
@@ -196,12 +224,96 @@ def test_what_was_cut_off_is_held_back_from_the_assembler_and_fetched_again(make
     assert site.held() == set()
 
 
+@pytest.mark.parametrize("end", [PulledState.FAILED, PulledState.CANCELLED])
+def test_half_a_study_is_held_and_then_not_handed_over(make: Callable[..., Site], end: PulledState) -> None:
+    """Unless it became whole, or something of it was sent afterwards for its own sake."""
+    pacs = Pacs(1)
+    pacs.refuses["1.1"] = "C-MOVE: status 0xA702"
+    site = make(pacs, attempts=1 if end is PulledState.FAILED else 5)
+    site.step()
+    assert site.fetches.left_half("1.1") == "", "not begun yet"
+    pacs.away = True
+    site.step(2)
+    site.index("1.1", range(3), InstanceState.PENDING, now())
+    assert site.held() == {"1.1"}
+    pacs.away = False
+    site.step()
+    if end is PulledState.CANCELLED:
+        assert site.held() == {"1.1"}
+        site.store.set_state(site.pull_id, PullState.CANCELLED)
+        site.step()
+    [study] = site.studies().values()
+    assert study.state is end
+    assert site.held() == set()
+    assert f"pull {site.pull_id}, {end}, did not fetch all of it" in site.fetches.left_half("1.1")
+    site.index("1.1", range(1), InstanceState.PENDING, study.updated + LATE_SECONDS / 2)
+    assert site.fetches.left_half("1.1"), "on its way when the pull ended"
+    site.index("1.1", range(1), InstanceState.PENDING, study.updated + 2 * LATE_SECONDS)
+    assert site.fetches.left_half("1.1") == "", "sent by somebody"
+    site.index("1.1", range(1), InstanceState.PENDING, study.updated)
+    assert site.fetches.left_half("1.1")
+    site.index("1.1", range(5), InstanceState.PENDING, study.updated)
+    assert site.fetches.left_half("1.1") == "", "whole"
+    again = site.store.add("a", [single("study", "1.1")], all_series=False)
+    pacs.refuses.clear()
+    site.index("1.1", range(3, 5), InstanceState.CONFLICT, study.updated)
+    site.step(2)
+    assert site.store.studies(again)[0].state is PulledState.FETCHED
+    assert site.fetches.left_half("1.1") == "", "fetched by another pull"
+
+
+def test_a_study_that_is_sent_whole_meanwhile_does_not_wait_for_the_pacs(make: Callable[..., Site]) -> None:
+    pacs = Pacs(1)
+    site = make(pacs)
+    pacs.refuses["1.1"] = "C-MOVE: status 0xA702"
+    site.step(2)
+    assert site.held() == {"1.1"}
+    site.index("1.1", range(5), InstanceState.PENDING, now())
+    assert site.held() == set()
+
+
+def test_a_daemon_that_has_no_room_costs_no_attempt(make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+    pacs = Pacs(1)
+    site = make(pacs, attempts=2)
+    site.step()
+    spool = site.settings.data.spool
+    set_behind(spool, behind=True)
+    site.step(3)
+    assert pacs.fetched == []
+    assert "waits for the pipeline" in site.waits()
+    set_behind(spool, behind=False)
+    pacs.refuses["1.1"] = "C-MOVE: status 0xA702"
+    fetch = pacs.fetch
+
+    def behind_meanwhile(*which: Any) -> Fetched:
+        set_behind(spool, behind=True)
+        return fetch(*which)
+
+    monkeypatch.setattr(pacs, "fetch", behind_meanwhile)
+    for _ in range(5):
+        site.step()
+        set_behind(spool, behind=False)
+    assert [(s.state, s.attempts) for s in site.studies().values()] == [(PulledState.FETCHING, 0)]
+    monkeypatch.setattr(puller, "free_bytes", lambda _folder: -1)
+    site.step()
+    assert "waits for room on the disk" in site.waits()
+    monkeypatch.undo()
+    pacs.refuses.clear()
+    for number in range(196):
+        site.jobs.add(f"j{number}", study_uid="1.9", supersedes=None)
+    site.step()
+    assert "waits for the pipeline" in site.waits(), "room for what is in flight is left"
+    site.jobs.update("j0", state=JobState.DONE)
+    site.step()
+    assert site.states() == ["fetched"]
+
+
 def test_paused_nothing_is_fetched_and_what_is_here_is_settled(make: Callable[..., Site]) -> None:
     pacs = Pacs(3)
     site = make(pacs)
     site.step(2)
     site.store.set_state(site.pull_id, PullState.PAUSED)
-    site.puller.is_arriving = lambda _uid, _number: False
+    site.settle()
     site.jobs.add("j1", study_uid="1.1", supersedes=None)
     site.jobs.update("j1", state=JobState.SET_ASIDE, reason="no brain FLAIR")
     site.step(3)
@@ -243,7 +355,7 @@ def test_a_study_is_fetched_by_one_pull_and_known_to_the_next(make: Callable[...
     assert site.store.add("a", [query("StudyDate=20260101-20260102")], all_series=False) == other, "joined"
     site.step(4)
     assert pacs.fetched == ["1.1"]
-    site.puller.is_arriving = lambda _uid, _number: False
+    site.settle()
     site.jobs.add("j1", study_uid="1.1", supersedes=None)
     site.jobs.update("j1", state=JobState.DONE, result="nothing stated as present")
     site.step(4)
@@ -251,6 +363,117 @@ def test_a_study_is_fetched_by_one_pull_and_known_to_the_next(make: Callable[...
     assert (study.state, study.attempts) == (PulledState.REPORTED, 0)
     assert study.reason == "reported before: nothing stated as present"
     assert [pull.state for pull in site.store.pulls()] == [PullState.DONE, PullState.DONE]
+
+
+def test_what_a_search_fails_at_is_searched_again_and_is_not_said_to_be_missing(make: Callable[..., Site]) -> None:
+    pacs = Pacs(1)
+    site = make(pacs, attempts=3)
+    pacs.busy = 2
+    site.step(2)
+    assert site.waits() == "waits for the PACS: PACS@127.0.0.1:104: status 0xA700"
+    assert not site.store.get(site.pull_id).searched
+    site.step()
+    assert site.states() == ["waiting"]
+    site.store.set_state(site.pull_id, PullState.CANCELLED)
+    pacs.busy = 3
+    other = site.store.add("a", [single("study", "1.1"), single("study", "1.7")], all_series=False)
+    site.step(4)
+    found = [(study.asked, str(study.state)) for study in site.store.studies(other)]
+    assert found == [("StudyInstanceUID=1.1", "failed"), ("StudyInstanceUID=1.7", "not_found")]
+
+
+def test_what_one_series_query_fails_at_is_an_attempt_at_that_study(make: Callable[..., Site]) -> None:
+    pacs = Pacs(1)
+    site = make(pacs, attempts=2)
+    site.step()
+    pacs.busy = 1
+    site.step()
+    assert [(s.state, s.attempts) for s in site.studies().values()] == [(PulledState.FETCHING, 1)]
+
+
+def test_a_report_is_remembered_when_its_job_is_removed(make: Callable[..., Site]) -> None:
+    pacs = Pacs(2)
+    site = make(pacs)
+    row = {
+        "job_id": "j1", "study_uid": "1.1", "patient": "", "name": "", "birth": "", "study_date": "", "study_time": "",
+        "model_name": "", "model_version": "", "weights_sha256": "", "created": 1_780_000_000.0,
+    }  # fmt: skip
+    with site.engine.begin() as connection:
+        connection.execute(sa.insert(RESULTS), [row, row | {"job_id": "j2", "study_uid": "1.2"}])
+    site.jobs.add("j2", study_uid="1.2", supersedes=None)
+    site.jobs.update("j2", state=JobState.FAILED)
+    site.step(3)
+    assert pacs.fetched == ["1.2"], "its job failed after the report, and is still there"
+    study = site.studies()["1.1"]
+    assert (study.state, study.job_id) == (PulledState.REPORTED, "j1")
+    assert study.reason == "reported before, on 2026-05-28; its job is no longer kept"
+
+
+def test_an_older_job_of_other_images_does_not_settle_what_was_fetched(make: Callable[..., Site]) -> None:
+    pacs = Pacs(1)
+    site = make(pacs)
+    site.jobs.add("old", study_uid="1.1", supersedes=None)
+    site.jobs.update("old", state=JobState.SET_ASIDE, reason="no brain FLAIR")
+    site.index("1.1", range(50, 60), InstanceState.HANDED_OVER, now(), series="1.1.9")
+    site.index("1.1", range(5), InstanceState.SET_ASIDE, now())
+    site.step(4)
+    assert site.states() == ["fetched"], "none of the new ones is indexed yet"
+    site.index("1.1", range(5), InstanceState.PENDING, now())
+    site.store.update(site.studies()["1.1"], reason="")
+    site.step(2)
+    assert site.states() == ["fetched"]
+    site.index("1.1", range(5), InstanceState.HANDED_OVER, now())
+    site.jobs.add("new", study_uid="1.1", supersedes=None)
+    site.jobs.update("new", state=JobState.DONE, result="lesion")
+    site.step()
+    assert (site.states(), site.studies()["1.1"].job_id) == (["reported"], "new")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_study_that_one_ask_takes_is_fetched_whatever_another_refuses(make: Callable[..., Site], first: bool) -> None:
+    pacs = Pacs(1)
+    site = make(pacs)
+    described = Ask({"StudyDescription": "*brain*"})
+    answers = pacs.studies
+    pacs.studies = lambda keys: [s for s in answers({k: v for k, v in keys.items() if k == "StudyInstanceUID"})]
+    asked = [single("study", "1.1"), described][:: 1 if first else -1]
+    pull = site.store.add("a", asked, all_series=False)
+    site.store.set_state(site.pull_id, PullState.CANCELLED)
+    site.step(2)
+    [study] = site.store.studies(pull)
+    assert (study.state, study.asked, study.position) == (PulledState.FETCHED, "StudyInstanceUID=1.1", 0)
+
+
+def test_a_pull_that_is_cancelled_while_it_searches_has_no_studies_that_wait(make: Callable[..., Site]) -> None:
+    pacs = Pacs(2)
+    site = make(pacs)
+    answers = pacs.studies
+
+    def cancelled_meanwhile(keys: Mapping[str, str]) -> list[Dataset]:
+        site.store.set_state(site.pull_id, PullState.CANCELLED)
+        return answers(keys)
+
+    pacs.studies = cancelled_meanwhile
+    site.step(2)
+    assert site.states() == []
+    assert site.store.get(site.pull_id).state is PullState.CANCELLED
+    with pytest.raises(DaemonError, match="was cancelled"):
+        cli._end(site.store, site.pull_id, None, as_json_=False)
+
+
+def test_what_is_put_off_in_a_paused_pull_takes_no_place_of_another(make: Callable[..., Site]) -> None:
+    pacs = Pacs(2)
+    pacs.refuses["1.1"] = "C-MOVE: status 0xA702"
+    site = make(pacs, in_flight=1)
+    site.step(2)
+    assert site.states() == ["fetching", "waiting"]
+    other = site.store.add("a", [single("study", "1.2")], all_series=False)
+    site.step(2)
+    assert pacs.fetched == []
+    site.store.set_state(site.pull_id, PullState.PAUSED)
+    site.step(2)
+    assert pacs.fetched == ["1.2"]
+    assert [study.state for study in site.store.studies(other)] == [PulledState.FETCHED]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from results_factory import content, default_pack, make_case
 
 from daemon.config.sections import Settings
 from daemon.jobs.comparison import Patient
+from daemon.jobs.records import EarlierResult
+from daemon.pull import results
+from daemon.pull.dimse import DimseSource
 from daemon.pull.results import earlier_in_pacs
 from daemon.trial.pacs import DICOM_WEB, LOOPBACK, Orthanc, free_port
 from dicom_io.content.report import ComparisonRecord, MeasurementRecord
@@ -44,6 +48,34 @@ def test_a_document_of_ours_says_its_weights_and_the_lesion_volume(tmp_path: Pat
     foreign.Manufacturer = "ELSE"
     del foreign.ContributingEquipmentSequence
     assert read_sr(foreign) is None
+
+
+def test_a_source_that_does_not_answer_holds_up_neither_the_report_nor_another_source(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever it does meanwhile, such as to send a byte now and then."""
+    over = threading.Event()
+    there = EarlierResult(
+        job_id="1.2", study_date="20250101", model_name="m", model_version="1", weights_sha256="0", volume_ml=1.0
+    )
+
+    def ask(client: DimseSource, *_: Any) -> EarlierResult | None:
+        if client.source.name == "hangs":
+            over.wait(300)
+        return there if client.source.name == "answers" else None
+
+    monkeypatch.setattr(results, "_latest", ask)
+    monkeypatch.setattr(results, "SECONDS", 0.5)
+    entry = {"ae_title": "X", "host": LOOPBACK, "port": 104, "compare": True}
+    asked = [{"name": name, **entry} for name in ("hangs", "answers")]
+    who = Patient("4711", "", "doe jane", "19600101")
+    try:
+        settings = Settings.model_validate({"sources": asked})
+        assert earlier_in_pacs(settings, who, "1.2.3", NOW) == there
+        assert earlier_in_pacs(Settings.model_validate({"sources": asked[:1]}), who, "1.2.3", NOW) is None
+        assert not over.is_set()
+    finally:
+        over.set()
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from dbos import DBOS
 
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database
-from daemon.database.tables import JOBS, DeliveryState, JobState
+from daemon.database.tables import JOBS, RESULTS, DeliveryState, JobState
 from daemon.errors import DaemonError
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.store import JobStore, now
@@ -70,6 +70,12 @@ def test_each_state_has_its_time_and_what_was_not_delivered_stays(store: JobStor
         ("running", JobState.RUNNING, 300, True),
     ):
         add(store, folder, job_id, state, days_old=days, sent=sent)
+    row = {
+        "study_uid": "1", "patient": "", "name": "", "birth": "", "study_date": "", "study_time": "", "model_name": "",
+        "model_version": "", "weights_sha256": "", "created": now(),
+    }  # fmt: skip
+    with store.engine.begin() as connection:
+        connection.execute(sa.insert(RESULTS), [row | {"job_id": job_id} for job_id in ("done-old", "cancelled")])
     would = purge(store, settings, dry_run=True)
     assert {p.job_id for p in would} == {"done-old", "aside-old", "cancelled"}
     assert all(p.size == 5 for p in would)
@@ -77,6 +83,9 @@ def test_each_state_has_its_time_and_what_was_not_delivered_stays(store: JobStor
     assert [p.job_id for p in purge(store, settings, dry_run=False)] == [p.job_id for p in would]
     assert {p.name for p in (folder / "jobs").iterdir()} == {job.job_id for job in store.recent()}
     assert len(store.recent()) == 5
+    with store.engine.connect() as connection:
+        remembered = connection.execute(sa.select(RESULTS.c.job_id)).scalars().all()
+    assert remembered == ["done-old"], "what was cancelled nobody got"
 
 
 def test_what_was_removed_is_told_though_the_next_one_cannot_be(store: JobStore, settings: Settings) -> None:
