@@ -29,9 +29,9 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON durably; NaN is an error, since other languages cannot read it."""
+    """Write JSON durably; NaN is an error, since other languages cannot read it. What UTF-8 cannot have becomes "?"."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    write_durably(path, text.encode())
+    write_durably(path, text.encode("utf-8", "replace"))  # names of files may be of any bytes
 
 
 def read_json(path: Path) -> Any:

@@ -118,6 +118,10 @@ class Deidentifier:
         """The pseudonym of a patient."""
         return "BG" + self._digest("patient", issuer, patient_id).hex()[:14].upper()
 
+    def digest(self, kind: str, text: str) -> str:
+        """Hexadecimal, in place of a text such as a name: of each kind another one."""
+        return self._digest(kind, text).hex()
+
     def shift(self, patient_id: str, issuer: str = "") -> datetime.timedelta:
         """How far a patient's dates move; negative."""
         number = int.from_bytes(self._digest("dates", issuer, patient_id)[:8], "big")
@@ -159,7 +163,7 @@ class Deidentifier:
         )
 
     def _digest(self, *parts: str) -> bytes:
-        return hmac.digest(self.key, "\x1f".join(parts).encode(), hashlib.sha256)
+        return hmac.digest(self.key, "\x1f".join(parts).encode("utf-8", "surrogatepass"), hashlib.sha256)
 
 
 def deidentify_file(deidentifier: Deidentifier, source: Path, out: Path) -> None:
@@ -228,6 +232,15 @@ def scrub(text: str, names: Iterable[str]) -> str:
 
 _NOBODY = re.compile(r"\d{1,4}|left|right", re.IGNORECASE)
 """Names of files that name nobody, but may be words of a warning."""
+
+
+_QUOTED = re.compile(r"(?<!\w)(['\"])(?:\\.|(?!\1).)*\1", re.DOTALL)
+"""As `repr` writes a text; an apostrophe within a word begins none."""
+
+
+def without_quotes(text: str) -> str:
+    """A text with "…" in place of what it quotes: values of headers, such as a SeriesDescription, may name people."""
+    return _QUOTED.sub("'…'", text)
 
 
 _UID_IN_TEXT = re.compile(r"(?<!\d)(?:2\.25\.\d{5,}|\d+(?:\.\d+){3,})")

@@ -1,17 +1,62 @@
-"""Files and folders that are there whole or not at all, and survive a power cut."""
+"""Files and folders: all that lie below one; written whole or not at all, so that they survive a power cut."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+
+
+NOWHERE = "a link that leads nowhere"
+
+
+def files_below(
+    folder: Path, leave_out: Callable[[Path], bool] = lambda _: False
+) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Every file below a folder; links are followed, and a folder to which several lead is gone through once.
+
+    Args:
+        folder: Any nesting.
+        leave_out: Asked of each folder below it; where it says yes, nothing in that one is looked at.
+
+    Returns:
+        The files, and (path, reason) of what cannot be looked at: folders that may not be read, links that lead
+        nowhere; both in the order of their paths.
+    """
+    files: list[Path] = []
+    problems: list[tuple[Path, str]] = []
+
+    def told(error: OSError) -> None:
+        problems.append((Path(error.filename), f"cannot be read: {error.strerror}"))
+
+    seen = {str(above) for above in Path(os.path.realpath(folder)).parents}  # a link to one of them is a circle
+    waiting = [folder]
+    while waiting:  # folders before links to them, so that a link changes no path
+        for root, folders, names in os.walk(waiting.pop(0), onerror=told):
+            if (place := os.path.realpath(root)) in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            folders[:] = sorted(name for name in folders if not leave_out(Path(root, name)))
+            # os.path: a folder may be listed without the right to look at what it names
+            waiting += [path for name in folders if os.path.islink(path := Path(root, name))]  # noqa: PTH114
+            for path in (Path(root, name) for name in names):
+                try:
+                    if stat.S_ISREG(path.stat().st_mode):
+                        files.append(path)
+                except OSError as error:
+                    nowhere = error.errno in (errno.ENOENT, errno.ELOOP)
+                    problems.append((path, NOWHERE if nowhere else f"cannot be read: {error.strerror}"))
+    return sorted(files), sorted(problems)
 
 
 @contextmanager

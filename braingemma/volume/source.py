@@ -93,6 +93,8 @@ def check_source(image: Any, name: str) -> SourceVolume:
 def read_image(path: str | Path) -> tuple[nibabel.Nifti1Image, tuple[str, ...]]:
     """Read a NIfTI file as an image to keep: the file's own voxels where they are finite, axes in RAS order.
 
+    Texts and extensions of its header are left out: they may name the patient, and nothing here reads them.
+
     Returns:
         The image, and what a reader of the report should know about the file.
 
@@ -107,7 +109,16 @@ def read_image(path: str | Path) -> tuple[nibabel.Nifti1Image, tuple[str, ...]]:
         if image.get_data_dtype().kind == "f" and not np.isfinite(image.get_fdata(dtype=np.float32)).all():
             image = nibabel.Nifti1Image(source.voxels, source.affine)
             image.header.set_xyzt_units("mm")
+    _remove_texts(image.header)
     return image, (*source.warnings, *source.doubts)
+
+
+def _remove_texts(header: Any) -> None:
+    """Empty whatever text a NIfTI header has beside its magic (nifti1.h, nifti2.h), and its extensions."""
+    for name, (kind, *_) in header.structarr.dtype.fields.items():
+        if kind.kind == "S" and name not in ("magic", "eol_check"):
+            header[name] = b""
+    header.extensions.clear()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from daemon.config.load import load_settings
 from daemon.deliver.outgoing import Outgoing, StoreOutcome
 from daemon.errors import DaemonError
 from dicom_io.errors import DicomIoError
+from dicom_io.files import files_below
 
 
 def send(
@@ -34,17 +35,18 @@ def send(
     from daemon.deliver.dimse import DimseClient, parse_peer
 
     peer = parse_peer(to)
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else [folder]
+    files, unlooked = files_below(folder) if folder.is_dir() else ([folder], [])
     if not files or not folder.exists():
         raise DaemonError(f"{folder}: expected DICOM files, found none")
     with contextlib.ExitStack() as kept, working(f"sending to {peer}") as say:
         originals = {file: file for file in files}
-        unread: list[str] = []
+        unread = [f"{path}: {why}" for path, why in unlooked]
         changed = Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="braingemma-send-")))
         if deface:
             from daemon.deliver.defaced import without_faces
 
-            originals, unread = without_faces(files, folder if folder.is_dir() else folder.parent, changed, say)
+            originals, refused = without_faces(files, folder if folder.is_dir() else folder.parent, changed, say)
+            unread += refused
         if deidentify:
             key = load_settings(config).pseudonym_key
             originals, unread = _deidentified(originals, changed, key, unread, faces_removed=deface)

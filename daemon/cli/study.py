@@ -192,15 +192,15 @@ def batch(
     )
     with writing_to(out), working("looking for cases") as say:
         with loading():
-            from daemon.cohort.batch import Batch, deidentifier_of, only_one_writes
+            from daemon.cohort.batch import Batch, only_one_writes
             from daemon.cohort.bids import write_bids
             from daemon.cohort.cases import find_cases
             from daemon.cohort.page import write_page
             from daemon.cohort.sessions import compare_sessions
             from daemon.cohort.table import rows_of, write_csv, write_parquet
+            from daemon.pipeline.steps.nameless import deidentifier_of
 
-        hide = deidentifier_of(settings)
-        found = find_cases(source, str if hide is None else hide.uid)
+        found = find_cases(source, out, deidentifier_of(settings))
         os.nice(BATCH_NICENESS)
         work = Batch(found, out, settings, say)
         tally = work.run()

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from daemon.errors import Rejected
+from dicom_io.files import files_below
 
 Table = list[dict[str, str]]
 
@@ -43,9 +44,13 @@ class SubjectTimes:
     def _sessions(self) -> dict[str, str]:
         return {name: time for _, name, time in self._times("sessions", "session_id")}
 
+    @cached_property
+    def _files(self) -> list[Path]:
+        return files_below(self.folder)[0]
+
     def _times(self, kind: str, key: str) -> Iterator[tuple[Path, str, str]]:
         """(table, value of its key, time) of each row that has both."""
-        for file in sorted(self.folder.rglob(f"*_{kind}.tsv")):
+        for file in (file for file in self._files if file.name.endswith(f"_{kind}.tsv")):
             try:
                 for number, row in enumerate(_rows(file), start=2):
                     if (name := row.get(key)) and (time := row.get("acq_time")):
@@ -65,6 +70,6 @@ def _in_order(time: str, line: int) -> str:
         return ""
     try:
         moment = datetime.datetime.fromisoformat(time)
-    except ValueError:
+        return (moment if moment.tzinfo is None else moment.astimezone(datetime.UTC)).isoformat()
+    except (ValueError, OverflowError):
         raise Rejected(f"line {line}: expected acq_time as YYYY-MM-DDThh:mm:ss, got {time!r}") from None
-    return (moment if moment.tzinfo is None else moment.astimezone(datetime.UTC)).isoformat()

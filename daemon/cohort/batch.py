@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, TextIO
 
-from daemon.cohort.cases import Case, SeriesFacts, Source
+from daemon.cohort.cases import WORK, Case, SeriesFacts, Source
+from daemon.cohort.origin import origin_of
 from daemon.config.sections import Settings
 from daemon.errors import DaemonError, Rejected
 from daemon.files import make_private
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Selection
-from daemon.observe.logs import Identities
+from daemon.observe.logs import IDENTITIES, Identities, WithoutIdentities
 from daemon.pipeline.steps.runner import Steps
 from daemon.record import Record
-from dicom_io.deidentify import Deidentifier, load_key, scrub, without_uids
+from dicom_io.deidentify import scrub, without_quotes, without_uids
 from dicom_io.series.identities import identities
 
 CASE_FILE = "case.json"
-WORK = ".work"
-"""Folder of what is needed only while a case is worked on: locks, and links to its files."""
 AHEAD = 2
 """Cases that are converted while the model works on another: what they take on the disk is kept small."""
 
 Say = Callable[[str], None]
+Claimed = tuple[Case, TextIO]
+"""A case, and the lock that says that it is this process's."""
 Prepared = tuple[JobFolder, Exception | None]
 """A series that was converted, or why it could not be."""
+
+log = logging.getLogger(__name__)
+log.addFilter(WithoutIdentities())
 
 
 class CaseRecord(Record):
@@ -50,6 +56,8 @@ class CaseRecord(Record):
     manufacturer: str = ""
     model_name: str = ""
     field_strength_t: float | None = None
+    origin: str = ""
+    """What it was made from, see `origin.origin_of`; empty in records of before that was noted."""
 
 
 class BatchRecord(Record):
@@ -61,6 +69,8 @@ class BatchRecord(Record):
     deidentified: bool
     explained: bool
     defaced: bool = False
+    key: str = ""
+    """A digest of the key of the pseudonyms; empty where there are none."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ class Batch:
     """One call of `braingemma batch`.
 
     Attributes:
-        source: What is to be reported.
+        source: What is to be reported; its `hide` makes the pseudonyms of this batch.
         out: Takes `cases/<case>/` and the tables.
         settings: The sections `model`, `checks`, `explain`, `results` and `selection` count.
         say: Told what is being done.
@@ -95,11 +105,16 @@ class Batch:
         """Report every case that has no result yet; one that fails is a record that says why.
 
         Raises:
-            DaemonError: the folder has results of other weights or settings.
+            DaemonError: the folder has results of other weights or settings, or under one name another case.
+            ValueError: the source's names were made with pseudonyms, and results are to be without, or the other way.
         """
+        if (self.source.hide is not None) != self.settings.results.deidentify:
+            raise ValueError("expected a source whose names are pseudonyms where results are de-identified, only there")
         self._steps = Steps(self.settings)
         self._check_same()
-        self._deidentifier = deidentifier_of(self.settings)
+        self._origins: dict[str, str] = {}
+        for case in self.source.cases:  # before hours are spent on others
+            self._result(case, case.name)
         self.counts = dict.fromkeys(("reported", "refused", "failed", "skipped"), 0)
         started, total = time.monotonic(), len(self.source.cases)
         with ThreadPoolExecutor(1, thread_name_prefix="convert") as converting:
@@ -111,20 +126,28 @@ class Batch:
     def encode_anew(self) -> int:
         """Make the DICOM objects that `compare_sessions` took away; how many cases failed, each with its record."""
         failed = 0
-        for case in self.source.cases:
-            root = self.out / "cases" / case.name
-            done = CaseRecord.read_if_there(root / CASE_FILE)
-            if case.is_nifti or done is None or done.status != "reported" or JobFolder(root).dicom.exists():
+        for case in (case for case in self.source.cases if not case.is_nifti):
+            lock = self._locked(case)
+            if lock is None:  # another process has links to the same files; it comes here itself once it has ended
                 continue
-            folder = JobFolder(root, self._links(case))
-            try:
-                self._steps.run("encode", folder)
-            except (DaemonError, OSError) as error:
-                self._record(case, case.name, error, folder)
-                failed += 1
-            finally:
-                shutil.rmtree(self.out / WORK / case.name, ignore_errors=True)
+            with lock:
+                done = self._result(case, case.name)
+                objects = JobFolder(self._root(case.name)).dicom
+                if done is not None and done.status == "reported" and not objects.exists():
+                    failed += not self._encoded_anew(case)
         return failed
+
+    def _encoded_anew(self, case: Case) -> bool:
+        """Whether that was possible; if not, the case's record says why."""
+        folder = JobFolder(self._root(case.name), self.out / WORK / case.name)
+        try:
+            fault = self._fault(case, partial(self._links, case))
+            fault = fault or self._fault(case, partial(self._steps.run, "encode", folder))
+            if fault is not None:
+                self._record(case, case.name, fault, folder)
+        finally:
+            shutil.rmtree(folder.input, ignore_errors=True)
+        return fault is None
 
     @property
     def banner(self) -> str | None:
@@ -132,12 +155,14 @@ class Batch:
         return self._steps.context.weights.banner
 
     def _check_same(self) -> None:
-        """Cases of one folder are comparable: of the same weights, all explained or none, all de-identified or none."""
+        """Cases of one folder are comparable: of the same weights and options, and pseudonyms by the same key."""
+        hide = self.source.hide
         mine = BatchRecord(
             weights_sha256=self._steps.context.weights.sha256,
             deidentified=self.settings.results.deidentify,
             explained=self.settings.explain.enabled,
             defaced=self.settings.results.deface,
+            key="" if hide is None else hide.digest("key", "")[:16],
         )
         file = make_private(self.out) / "batch.json"
         with only_one_writes(self.out):  # processes that start at once must not each find nothing there
@@ -145,15 +170,17 @@ class Batch:
             if theirs is None:
                 mine.write(file)
         if theirs is not None and theirs != mine:
+            before, now = theirs.to_json(), mine.to_json()
+            changed = [f"{k} {before.get(k)!r}, now {now[k]!r}" for k in now if before.get(k) != now[k]]
             raise DaemonError(
-                f"{self.out}: expected cases of the same weights and options as before, got others "
-                f"(before: {theirs.to_json()}, now: {mine.to_json()}): name another folder"
+                f"{self.out}: expected cases of the same weights, options and key of pseudonyms "
+                f"({self.settings.pseudonym_key}) as before, got others ({'; '.join(changed)}): name another folder"
             )
 
-    def _claimed(self) -> Iterator[tuple[Case, Any]]:
+    def _claimed(self) -> Iterator[Claimed]:
         """Cases that lack a result and that no other process works on, each with the lock that says so."""
         for case in self.source.cases:
-            lock = _lock(make_private(self.out / WORK) / f"{case.name}.lock")
+            lock = self._locked(case)
             if lock is None or not self._pending(case):
                 self.counts["skipped"] += 1
                 if lock is not None:
@@ -163,28 +190,51 @@ class Batch:
 
     def _pending(self, case: Case) -> list[str]:
         """Names of a study's series without a result; of one that none was selected of, the study's name alone."""
-        done = self._result(case.name)
+        done = self._result(case, case.name)
         if done is None:
             return [case.name]
         if case.is_nifti or not done.series_uid:  # refused as a whole: series may be listed, but none is to be reported
             return []
         selection = Selection.read(JobFolder(self._root(case.name)).selection)
-        return [name for name in _further(case, selection) if self._result(name) is None]
+        return [name for name in _further(case, selection) if self._result(case, name) is None]
 
-    def _result(self, name: str) -> CaseRecord | None:
-        """What became of a case; None where nothing has yet, or where it is to be tried again."""
+    def _result(self, case: Case, name: str) -> CaseRecord | None:
+        """What became of a case, or of a further series; None where nothing has yet, or where it is to be tried again.
+
+        Raises:
+            DaemonError: the record is of another study or file that had the same name.
+        """
         record = CaseRecord.read_if_there(self._root(name) / CASE_FILE)
-        return None if record is None or record.status == "failed" else record
+        if record is None:
+            return None
+        origin = self._origin(case)
+        if record.origin and origin and record.origin != origin:
+            raise DaemonError(
+                f"{self._root(name)}: expected the study or file that this case was made from (digest "
+                f"{record.origin[:12]}), got another of the same name (digest {origin[:12]}): {case.files[0]}: name "
+                "another folder for another source, or remove this one where the file itself was changed"
+            )
+        came_since = record.status == "refused" and origin and not record.origin
+        return None if record.status == "failed" or came_since else record
+
+    def _origin(self, case: Case) -> str:
+        if case.name not in self._origins:
+            self._origins[case.name] = origin_of(case, self.source.hide)
+        return self._origins[case.name]
+
+    def _locked(self, case: Case) -> TextIO | None:
+        """The lock of a case and its further series; None where another process works on them."""
+        return _lock(make_private(self.out / WORK) / f"{case.name}.lock")
 
     def _root(self, name: str) -> Path:
         return self.out / "cases" / name
 
-    def _prepare(self, claimed: tuple[Case, Any]) -> list[Prepared]:
+    def _prepare(self, claimed: Claimed) -> list[Prepared]:
         """Select and convert, or import: what needs no model, for each series that lacks a result."""
         case, _ = claimed
         if case.is_nifti:
-            return [self._converted("import", JobFolder(make_private(self._root(case.name)), case.files[0]))]
-        return [self._converted("convert", folder) for folder in self._selected(case)]
+            return [self._converted(case, "import", JobFolder(make_private(self._root(case.name)), case.files[0]))]
+        return [self._converted(case, "convert", folder) for folder in self._selected(case)]
 
     def _selected(self, case: Case) -> list[JobFolder]:
         """Folders of the series that are to be reported and lack a result, each with its selection."""
@@ -193,25 +243,33 @@ class Batch:
         links = self._links(case)
         first = JobFolder(make_private(self._root(case.name)), links)
         folders = []
-        if self._result(case.name) is None:
+        if self._result(case, case.name) is None:
             self._steps.run("select", first)
             folders.append(first)
         selection = Selection.read(first.selection)
         for name, uid in _further(case, selection).items():
-            if self._result(name) is None:
+            if self._result(case, name) is None:
                 further = JobFolder(make_private(self._root(name)), links)
                 selection.model_copy(update={"chosen": uid, "further": ()}).write(further.selection)
                 folders.append(further)
         return folders
 
-    def _converted(self, step: str, folder: JobFolder) -> Prepared:
+    def _converted(self, case: Case, step: str, folder: JobFolder) -> Prepared:
         """One series that cannot be converted does not take the others with it."""
+        fault = self._fault(case, partial(self._steps.run, step, folder))
+        return folder, fault or self._fault(case, partial(self._steps.run, "look", folder))
+
+    def _fault(self, case: Case, work: Callable[[], object]) -> Exception | None:
+        """Do a part of a case; why it was not possible, whatever the reason: the next case goes on."""
         try:
-            self._steps.run(step, folder)
-            self._steps.run("look", folder)
+            work()
         except (DaemonError, OSError) as error:
-            return folder, error
-        return folder, None
+            return error
+        except Exception as error:  # the edge of a case: nobody foresaw this, so where it came from must be told
+            IDENTITIES.hide(case.name, identities(case.files))
+            log.exception("case %s", case.name)
+            return error
+        return None
 
     def _links(self, case: Case) -> Path:
         """The files of a study, wherever they lie, as one folder of links."""
@@ -222,16 +280,14 @@ class Batch:
             (folder / f"{count:06d}.dcm").symlink_to(file.resolve())
         return folder
 
-    def _finish(self, claimed: tuple[Case, Any], prepared: Future[list[Prepared]]) -> None:
+    def _finish(self, claimed: Claimed, prepared: Future[list[Prepared]]) -> None:
         """Report, explain and encode; what was not possible becomes the case's record."""
         case, lock = claimed
+        folders: list[Prepared] = []
         try:
-            try:
-                folders = prepared.result()
-            except (DaemonError, OSError) as error:
+            if (unprepared := self._fault(case, lambda: folders.extend(prepared.result()))) is not None:
                 for name in self._pending(case):
-                    self._record(case, name, error)
-                return
+                    self._record(case, name, unprepared)
             for folder, fault in folders:
                 self._record(case, folder.root.name, fault or self._reported(case, folder), folder)
         finally:
@@ -244,9 +300,8 @@ class Batch:
         encode = () if case.is_nifti else ("encode",)
         try:
             for step in ("report", *explain, *encode):
-                self._steps.run(step, folder)
-        except (DaemonError, OSError) as error:
-            return error
+                if (fault := self._fault(case, partial(self._steps.run, step, folder))) is not None:
+                    return fault
         finally:
             folder.whole_head.unlink(missing_ok=True)
         return None
@@ -257,7 +312,7 @@ class Batch:
             status = "refused" if isinstance(fault, Rejected) else "failed"
         series = chosen_uid(folder) if folder is not None else ""
         facts = case.facts.get(series) or next(iter(case.facts.values()), SeriesFacts())
-        hide = self._deidentifier
+        hide = self.source.hide
         patient = facts.patient_id
         if hide is not None and patient:
             patient = hide.patient(patient, facts.issuer)
@@ -272,29 +327,27 @@ class Batch:
             manufacturer=facts.manufacturer,
             model_name=facts.model_name,
             field_strength_t=facts.field_strength_t,
+            origin=self._origin(case),
         ).write(make_private(self.out / "cases" / name) / CASE_FILE)
         self.counts[status] += 1
 
     def _said(self, fault: Exception, case: Case) -> str:
         """Why, in one line; of a de-identified case without what its headers, file names and UIDs say."""
         text = " ".join(str(fault).split())
-        if self._deidentifier is None:
+        if not isinstance(fault, (DaemonError, OSError)):
+            text = f"unexpected {type(fault).__name__}: {text} (see the log)"
+        if self.source.hide is None:
             return text
         hidden = Identities()
         hidden.hide(case.name, identities(case.files))
         names = [name for path in case.files for name in (str(path), path.name)]
-        return without_uids(hidden.removed(scrub(text, names)), self._deidentifier)
+        return without_uids(hidden.removed(without_quotes(scrub(text, names))), self.source.hide)
 
     def _tell(self, started: float, total: int, worked: int) -> None:
         done = worked + self.counts["skipped"]
         rate = (time.monotonic() - started) / worked
         left = max(0, total - done)
         self.say(f"case {done}/{total}: {rate:.1f} s a case, {_span(rate * left)} left, {self.counts['failed']} failed")
-
-
-def deidentifier_of(settings: Settings) -> Deidentifier | None:
-    """What makes pseudonyms where results are to name nobody."""
-    return Deidentifier(load_key(settings.pseudonym_key)) if settings.results.deidentify else None
 
 
 def _further(case: Case, selection: Selection) -> dict[str, str]:
@@ -314,7 +367,7 @@ def _span(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
-def _lock(path: Path) -> Any | None:
+def _lock(path: Path) -> TextIO | None:
     """The open file that holds a case for this process; None where another holds it."""
     file = path.open("w")
     try:
@@ -326,12 +379,12 @@ def _lock(path: Path) -> Any | None:
 
 
 def _ahead(
-    claimed: Iterator[tuple[Case, Any]],
-    prepare: Callable[[tuple[Case, Any]], list[Prepared]],
+    claimed: Iterator[Claimed],
+    prepare: Callable[[Claimed], list[Prepared]],
     pool: ThreadPoolExecutor,
-) -> Iterator[tuple[tuple[Case, Any], Future[list[Prepared]]]]:
+) -> Iterator[tuple[Claimed, Future[list[Prepared]]]]:
     """Each case with its conversion, which runs while the case before it is with the model."""
-    waiting: list[tuple[tuple[Case, Any], Future[list[Prepared]]]] = []
+    waiting: list[tuple[Claimed, Future[list[Prepared]]]] = []
     for case in claimed:
         waiting.append((case, pool.submit(prepare, case)))
         if len(waiting) > AHEAD:

@@ -15,6 +15,7 @@ from pydicom.dataset import Dataset
 
 from dicom_io import header
 from dicom_io.errors import FileError, SeriesError
+from dicom_io.files import files_below
 from dicom_io.series.file import read_header
 from dicom_io.series.parts import Member, Part, apart, joined
 from dicom_io.series.repeats import Repeat, without_repeats
@@ -22,10 +23,10 @@ from dicom_io.series.repeats import Repeat, without_repeats
 
 @dataclass(frozen=True)
 class FileProblem:
-    """A file that takes no part.
+    """A file that takes no part, or a folder that cannot be read.
 
     Attributes:
-        path: The file.
+        path: The file or folder.
         reason: What was expected and what came.
     """
 
@@ -112,17 +113,21 @@ def scan_folder(folder: Path) -> FolderScan:
     """Read every file below a folder.
 
     Args:
-        folder: Any nesting; the depth and the file names mean nothing. Hidden files count too.
+        folder: Any nesting; the depth and the file names mean nothing. Hidden files count too, and links are followed.
 
     Returns:
-        Series and problems. A file that is not DICOM, is truncated or repeats an instance becomes a problem.
+        Series and problems. A file that is not DICOM, is truncated or repeats an instance becomes a problem, and so
+        does a folder that cannot be read.
 
     Raises:
         SeriesError: `folder` is not a folder.
     """
     if not folder.is_dir():
         raise SeriesError(f"expected a folder of DICOM files, got {folder}")
-    return scan_files(folder, sorted(p for p in folder.rglob("*") if p.is_file()))
+    files, unread = files_below(folder)
+    scan = scan_files(folder, files)
+    problems = (*scan.problems, *(FileProblem(path, reason) for path, reason in unread))
+    return replace(scan, problems=tuple(sorted(problems, key=lambda p: p.path)))
 
 
 def scan_files(folder: Path, files: Iterable[Path]) -> FolderScan:

@@ -12,7 +12,7 @@ from pydicom import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 from series_factory import as_enhanced, make_files, only_series
 
-from dicom_io.deidentify import Deidentifier, deidentify_file, load_key, scrub, shifted, without_uids
+from dicom_io.deidentify import Deidentifier, deidentify_file, load_key, scrub, shifted, without_quotes, without_uids
 from dicom_io.errors import DeidentificationError, FileError
 from dicom_io.volume.nifti import convert_series
 from dicom_io.volume.stack import series_geometry
@@ -227,6 +227,12 @@ def test_uids_in_texts_are_those_of_the_deidentified_objects(uid: str) -> None:
     said = without_uids(f"MR.{uid}: lies in series {uid}, as ({uid}).", deidentifier)
     new = deidentifier.uid(uid)
     assert said == f"MR.{new}: lies in series {new}, as ({new})."
+
+
+@pytest.mark.parametrize("value", ["t1 Ottilie", "O'Ottilie", '"Ottilie" isn\'t', "'Ottilie", "\\Ottilie'", "7"])
+def test_what_a_text_quotes_is_not_in_it(value: str) -> None:
+    text = "the series' files don't say: name: {} means T1; 2 patients: {}, {}: not the header's"
+    assert without_quotes(text.format(*[repr(value)] * 3)) == text.format(*["'…'"] * 3)
 
 
 def test_what_is_nobodys_uid_stays_in_texts() -> None:

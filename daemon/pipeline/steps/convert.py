@@ -30,7 +30,9 @@ def import_nifti(context: Context, folder: JobFolder) -> None:
     image, warnings = read_image(path)
     with whole(_target(context, folder)) as draft:
         nibabel.save(image, draft)
-    SourceFile(file=path.name).write(folder.source_facts)
+    folder.source_facts.unlink(missing_ok=True)
+    if not context.settings.results.deidentify:
+        SourceFile(file=path.name).write(folder.source_facts)
     Conversion(warnings=warnings).write(folder.conversion)
 
 

@@ -18,10 +18,10 @@ from daemon.jobs.records import Arrival, Comparison, Conversion, Measurement, Re
 from daemon.jobs.report import read_report, write_report
 from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
-from daemon.pipeline.steps.nameless import nameless
+from daemon.pipeline.steps.nameless import deidentifier_of, nameless
 from daemon.pipeline.steps.select import chosen_series
 from dicom_io.content.report import ComparisonRecord, FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
-from dicom_io.deidentify import Deidentifier, load_key, rewrite_file
+from dicom_io.deidentify import rewrite_file
 from dicom_io.objects.kinds import KINDS
 from dicom_io.pack.encode import MANIFEST, encode_pack, load_pack, reports_of, wanted
 from dicom_io.pack.rejection import encode_rejection, withdrawn
@@ -73,10 +73,9 @@ def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], S
     """
     files = _converted_files(folder)
     geometry = SeriesGeometry.load(folder.geometry)
-    correction, wanted = Correction.read_if_there(folder.identity), settings.results.deidentify
-    if correction is None and not wanted:
+    correction, deidentifier = Correction.read_if_there(folder.identity), deidentifier_of(settings)
+    if correction is None and deidentifier is None:
         return files, geometry
-    deidentifier = Deidentifier(load_key(settings.pseudonym_key), settings.results.deface) if wanted else None
     shutil.rmtree(folder.headers, ignore_errors=True)
     targets = [make_private(folder.headers) / f"{number:06d}.dcm" for number, _ in enumerate(files, start=1)]
     for source, target in zip(files, targets, strict=True):

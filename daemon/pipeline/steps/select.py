@@ -84,21 +84,23 @@ def _check_one_patient(chosen: Series, all_series: Sequence[Series]) -> None:
 
 
 def _why_none(ranked: Sequence[tuple[Series, Verdict]], problems: Sequence[FileProblem], folder: Path) -> str:
+    unread = ""
+    if problems:
+        unread = f"; {len(problems)} files take no part; the first: {problems[0].path.name}: {problems[0].reason}"
     if not ranked:
-        files = f"; {len(problems)} files could not be read: {problems[0].reason}" if problems else ""
-        return f"expected DICOM instances of at least one image series in {folder}, found none{files}"
+        return f"expected DICOM instances of at least one image series in {folder}, found none{unread}"
     broken = [(s, v) for s, v in ranked if {reason.rule for reason in v.refusals} == {GEOMETRY}]
     if broken:  # a FLAIR in all else: what it lacks is what a person must know
         said = [f"{_called(series)}: {verdict.refusals[0].detail}" for series, verdict in broken]
         return (
             f"a brain FLAIR came, but its images make no whole volume: {' | '.join(said)}; what comes later of the "
-            "study is reported by itself"
+            f"study is reported by itself{unread}"
         )
     refusals = []
     for series, verdict in ranked:
         failed = "; ".join(f"{reason.rule}: {reason.detail}" for reason in verdict.refusals)
         refusals.append(f"series {series.series_uid}: {failed}")
-    return f"no brain FLAIR among {len(ranked)} series: " + " | ".join(refusals)
+    return f"no brain FLAIR among {len(ranked)} series: " + " | ".join(refusals) + unread
 
 
 def _called(series: Series) -> str:

@@ -22,6 +22,7 @@ def test_images_arrive_without_identities_and_the_same_in_every_run(tmp_path: Pa
     screen = pydicom.dcmread(files[4])
     screen.BurnedInAnnotation = "YES"
     screen.save_as(files[4])
+    (tmp_path / "in" / "0").symlink_to("nowhere")
     config = tmp_path / "braingemma.toml"
     config.write_text(f'[storage]\nfolder = "{tmp_path / "data"}"\n')
     pacs = EmbeddedPacs(tmp_path / "pacs")
@@ -35,7 +36,8 @@ def test_images_arrive_without_identities_and_the_same_in_every_run(tmp_path: Pa
     said = [json.loads(run.stdout) for run in runs]
     assert [s["stored"] for s in said] == [4, 4]
     assert [run.exit_code for run in runs] == [1, 1]
-    [refused] = said[0]["failed"]
+    [lost, refused] = said[0]["failed"]
+    assert lost == f"{tmp_path / 'in' / '0'}: a link that leads nowhere"
     assert refused.startswith(f"{files[4]}: not sent: ")
     assert "burned into its pixels" in refused
     assert len({d.SOPInstanceUID for d in received}) == 4  # the second run brought the same instances

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
+import gzip
 import json
 import os
 import shutil
@@ -26,9 +28,9 @@ from typer.testing import CliRunner
 
 from braingemma.volume.brain import BrainMask
 from daemon.cli.app import app
-from daemon.cohort.batch import Batch, CaseRecord, deidentifier_of
+from daemon.cohort.batch import Batch, CaseRecord
 from daemon.cohort.bids import write_bids
-from daemon.cohort.cases import Case, Source, find_cases
+from daemon.cohort.cases import Case, SeriesFacts, Source, find_cases
 from daemon.cohort.page import write_page
 from daemon.cohort.sessions import Compared, compare_sessions
 from daemon.cohort.table import COLUMNS, rows_of, write_csv, write_parquet
@@ -36,8 +38,10 @@ from daemon.config.sections import Settings
 from daemon.errors import DaemonError, Rejected
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Report
+from daemon.pipeline.steps.nameless import deidentifier_of
 from dicom_io.deidentify import Deidentifier, load_key
 from dicom_io.objects.sr_rules import plain_text
+from dicom_io.series.group import scan_folder
 from dicom_io.series_writer import write_series
 from training.phantoms.phantom import make_phantom, write_phantom
 
@@ -67,6 +71,83 @@ def test_dicom_in_any_nesting_becomes_a_case_for_each_study(volume: Path, tmp_pa
     assert sorted(facts.patient_id for case in found.cases for facts in case.facts.values()) == ["P1", "P2"]
     assert [file.name for file, _ in found.problems] == ["notes.txt"]
     assert all("P1" not in case.name for case in found.cases)
+
+
+def test_what_is_linked_is_found_once_and_what_cannot_be_read_is_told(
+    volume: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without end: a link to a folder above; and of a BIDS data set, of which links are sessions and images."""
+    archive, source = tmp_path / "archive", tmp_path / "source"
+    write_series(volume, archive / "study")
+    for link, to in (("study", archive / "study"), ("again", archive / "study"), ("up", tmp_path), ("no", "nowhere")):
+        (source / "in").mkdir(parents=True, exist_ok=True)
+        (source / "in" / link).symlink_to(to)
+    (source / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refusing)
+    told = [
+        (source / "in" / "no", "a link that leads nowhere"),
+        (source / "locked", "cannot be read: Permission denied"),
+    ]
+    found = find_cases(source)
+    assert [len(case.files) for case in found.cases] == [len(list((archive / "study").iterdir()))]
+    assert list(found.problems) == told
+    assert [(problem.path, problem.reason) for problem in scan_folder(source).problems] == told
+
+    anat = archive / "ses-1" / "anat"
+    anat.mkdir(parents=True)
+    shutil.copyfile(volume, anat / "sub-01_ses-1_FLAIR.nii.gz")
+    (anat / "sub-01_ses-1_acq-2d_FLAIR.nii.gz").symlink_to("nowhere")
+    (tmp_path / "bids" / "sub-01" / "locked").mkdir(parents=True)
+    (tmp_path / "bids" / "sub-01" / "ses-1").symlink_to(archive / "ses-1")
+    found = find_cases(tmp_path / "bids")
+    assert [case.name for case in found.cases] == ["sub-01_ses-1_FLAIR", "sub-01_ses-1_acq-2d_FLAIR"]
+    assert [file.name for file, _ in found.problems] == ["locked"]
+
+
+@pytest.mark.parametrize("place", ["source/out", "source"])
+def test_results_are_no_cases(tmp_path: Path, place: str) -> None:
+    """Neither those of a call whose OUT lies in SOURCE, nor, with OUT above SOURCE, those beside it."""
+    out = tmp_path / place
+    for file in ("cases/a/volume_ras.nii.gz", ".work/b/000001.dcm", "bids/sub-a/anat/sub-a_desc-brain_mask.nii.gz"):
+        (out / file).parent.mkdir(parents=True)
+        (out / file).touch()
+    (tmp_path / "source" / "data").mkdir(exist_ok=True)
+    (tmp_path / "source" / "data" / "a.nii.gz").touch()
+    if place == "source/out":
+        assert [case.name for case in find_cases(tmp_path / "source", out).cases] == ["data_a"]
+    assert [case.name for case in find_cases(tmp_path / "source" / "data", out).cases] == ["a"]
+    for inside in (out, out / "cases"):
+        with pytest.raises(Rejected, match="expected cases outside of the results, got OUT"):
+            find_cases(inside, out)
+
+
+ODD_SIDECARS = (
+    "[]",
+    '{"MagneticFieldStrength": NaN, "Manufacturer": "\\ud800"}',
+    "[" * 9999,
+    '{"MagneticFieldStrength": 1e999}',
+)
+
+
+def test_a_sidecar_that_says_nothing_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
+    anat = tmp_path / "sub-x" / "in" / "sub-01" / "anat"
+    anat.mkdir(parents=True)
+    for number, text in enumerate(ODD_SIDECARS):
+        (anat / f"sub-01_run-{number}_FLAIR.nii.gz").touch()
+        (anat / f"sub-01_run-{number}_FLAIR.json").write_text(text)
+    (anat / os.fsdecode(b"sub-01_M\xfcller_FLAIR.nii.gz")).touch()
+    found = find_cases(tmp_path / "sub-x" / "in")
+    assert {(case.facts[""].field_strength_t, case.facts[""].patient_id) for case in found.cases} == {(None, "sub-01")}
+    assert Batch(found, tmp_path / "out", quick(), lambda _: None).run().reported == len(ODD_SIDECARS) + 1
+    write_csv(rows_of(tmp_path / "out"), tmp_path / "cases.csv")
 
 
 def test_a_bids_data_set_gives_its_flairs_with_subject_and_scanner(tmp_path: Path) -> None:
@@ -100,6 +181,10 @@ def test_a_list_names_its_cases(tmp_path: Path, kind: str) -> None:
     ("name", "text", "expected"),
     [
         ("l.csv", "case,file_name\na,b\n", "row 1: expected a column path"),
+        ("l.csv", "case;path\na;x,y.nii\n", r"row 1: expected 1 columns \['case;path'\], got more"),
+        ("l.csv", "case,path\na,x,y.nii\n", r"row 1: expected 2 columns \['case', 'path'\], got more"),
+        ("l.jsonl", "[" * 9999, "expected JSON lines"),
+        ("l.jsonl", '{"path": ' + "1" * 5000 + "}", "expected JSON lines"),
         ("l.jsonl", "[1]\n", "line 1: expected a JSON object"),
         ("l.jsonl", "{\n", "expected JSON lines"),
         ("l.csv", "case,path\n../x,y.nii\n", "expected a case of letters"),
@@ -203,11 +288,12 @@ def test_a_row_has_no_lesion_volume_that_the_report_does_not_state(tmp_path: Pat
 class StepsOfTwoFlairs:
     """In place of the model: a study with one further FLAIR; `fault` is raised by one step of one case."""
 
+    weights = SimpleNamespace(sha256="0", banner=None)
     fault: ClassVar[tuple[str, str, BaseException] | None] = None
     ran: ClassVar[list[tuple[str, str]]] = []
 
     def __init__(self, _: Settings) -> None:
-        self.context = SimpleNamespace(weights=SimpleNamespace(sha256="0", banner=None))
+        self.context = SimpleNamespace(weights=self.weights)
 
     def run(self, step: str, folder: JobFolder) -> None:
         self.ran.append((step, folder.root.name))
@@ -226,11 +312,14 @@ class StepsOfTwoFlairs:
         ("convert", "s-2", Rejected("no pixels"), {"s": "reported", "s-2": "refused"}, None),
         ("convert", "s", Rejected("no pixels"), {"s": "refused", "s-2": "reported"}, None),
         ("select", "s", Rejected("two patients"), {"s": "refused"}, None),
+        ("report", "s", RuntimeError("CUDA out of memory"), {"s": "failed", "s-2": "reported"}, ["select", "report"]),
+        ("convert", "s-2", MemoryError(), {"s": "reported", "s-2": "failed"}, ["report"]),
+        ("select", "s", ZeroDivisionError("MARKER"), {"s": "failed"}, ["select", "report", "report"]),
     ],
 )
 def test_further_series_of_a_study_stand_for_themselves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, case: str, fault: BaseException,
-    first: dict[str, str], second: list[str] | None,
+    first: dict[str, str], second: list[str] | None, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     """What a call that was killed, or one series, leaves undone is done by the next call, and nothing else is."""
     monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
@@ -247,6 +336,10 @@ def test_further_series_of_a_study_stand_for_themselves(
 
     monkeypatch.setattr(StepsOfTwoFlairs, "fault", (step, case, fault))
     assert call() == first
+    if first.get(case) == "failed" and not isinstance(fault, DaemonError):
+        [row] = [row for row in rows_of(tmp_path / "out") if row["case"] == case]
+        assert row["reason"] == f"unexpected {type(fault).__name__}: {fault} (see the log)"
+        assert f"{type(fault).__name__}" in caplog.text
     monkeypatch.setattr(StepsOfTwoFlairs, "fault", None)
     again = call()
     steps = [ran for ran, _ in StepsOfTwoFlairs.ran if ran not in ("convert", "look", "encode")]
@@ -279,6 +372,88 @@ def test_the_brain_is_looked_for_once_and_while_the_model_works_on_another_case(
     tally = Batch(find_cases(tmp_path / "in"), tmp_path / "out", quick(), lambda _: None).run()
     assert tally.reported == 3
     assert [name.startswith("convert") for name in by] == [True] * 3, by
+
+
+def test_a_case_of_another_source_is_not_taken_for_one_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Site B's `sub-01` is another person than site A's; A's own data set may have moved meanwhile."""
+    monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
+    for site, middle in (("a", b"A"), ("b", b"B")):  # same size and start, as of uncompressed volumes
+        anat = tmp_path / site / "sub-01" / "anat"
+        anat.mkdir(parents=True)
+        (anat / "sub-01_FLAIR.nii").write_bytes(bytes(150_000) + middle + bytes(150_000))
+    (tmp_path / "1.dcm").touch()
+    (tmp_path / "2.dcm").touch()
+    studies = [Case("s", (tmp_path / f"{n}.dcm",), {"1": SeriesFacts(study_uid=f"1.2.{n}")}) for n in (1, 2)]
+
+    def call(source: Source, out: str) -> tuple[int, int]:
+        tally = Batch(source, tmp_path / out, quick(), lambda _: None).run()
+        return tally.reported, tally.skipped
+
+    for out, name, mine, other in (
+        ("files", "sub-01_FLAIR", find_cases(tmp_path / "a"), find_cases(tmp_path / "b")),
+        ("studies", "s", Source((studies[0],)), Source((studies[1],))),
+    ):
+        assert call(mine, out)[0] > 0
+        file = tmp_path / out / "cases" / name / "case.json"
+        before = file.read_bytes()
+        with pytest.raises(DaemonError, match=r"expected the study or file .* got another of the same name"):
+            call(other, out)
+        assert file.read_bytes() == before
+        assert call(mine, out) == (0, 1)
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert call(find_cases(tmp_path / "moved"), "files") == (0, 1)
+    record = CaseRecord.read(tmp_path / "files" / "cases" / "sub-01_FLAIR" / "case.json")
+    record.model_copy(update={"origin": ""}).write(tmp_path / "files" / "cases" / "sub-01_FLAIR" / "case.json")
+    assert call(find_cases(tmp_path / "moved"), "files") == (0, 1), "a record of before origins were noted"
+
+
+def test_what_was_refused_while_nothing_was_there_is_tried_again_once_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
+    (tmp_path / "l.csv").write_text("path\nx.nii.gz\n")
+    monkeypatch.setattr(StepsOfTwoFlairs, "fault", ("import", "x", Rejected("no such file")))
+    assert Batch(find_cases(tmp_path / "l.csv"), tmp_path / "out", quick(), lambda _: None).run().refused == 1
+    assert Batch(find_cases(tmp_path / "l.csv"), tmp_path / "out", quick(), lambda _: None).run().skipped == 1
+    monkeypatch.setattr(StepsOfTwoFlairs, "fault", None)
+    (tmp_path / "x.nii.gz").touch()
+    assert Batch(find_cases(tmp_path / "l.csv"), tmp_path / "out", quick(), lambda _: None).run().reported == 1
+
+
+def test_objects_of_a_study_that_another_process_works_on_are_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its links to the files must not be taken from under it."""
+    monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
+    monkeypatch.setattr(StepsOfTwoFlairs, "ran", [])
+    (tmp_path / "1.dcm").touch()
+    work = Batch(Source((Case("s", (tmp_path / "1.dcm",)),)), tmp_path / "out", quick(), lambda _: None)
+    work.run()
+    links = tmp_path / "out" / ".work" / "s"
+    links.mkdir()
+    StepsOfTwoFlairs.ran.clear()
+    with (links.parent / "s.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert work.encode_anew() == 0
+    assert (links.exists(), StepsOfTwoFlairs.ran) == (True, [])
+    assert work.encode_anew() == 0
+    assert (links.exists(), StepsOfTwoFlairs.ran) == (False, [("encode", "s")])
+
+
+def test_pseudonyms_of_one_folder_are_of_one_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daemon.cohort.batch.Steps", StepsOfTwoFlairs)
+    (tmp_path / "x.nii.gz").touch()
+
+    def call(key: str) -> int:
+        settings = quick(results={"deidentify": True, "deidentify_key": str(tmp_path / key)})
+        found = find_cases(tmp_path, tmp_path / "out", deidentifier_of(settings))
+        return Batch(found, tmp_path / "out", settings, lambda _: None).run().reported
+
+    assert [call("one"), call("one")] == [1, 0]
+    with pytest.raises(DaemonError, match=r"key of pseudonyms .*two.* as before, got others .*name another folder$"):
+        call("two")
 
 
 def test_a_folder_takes_cases_of_the_same_options_only(done: Path) -> None:
@@ -368,26 +543,41 @@ def test_a_deidentified_batch_names_nobody(volume: Path, tmp_path: Path) -> None
     source, out = tmp_path / "MARKERSOURCE", tmp_path / "out"
     who = {"PatientID": "MARKERMRN", "PatientName": "MARKERNAME^X"}
     refused = {"StudyInstanceUID": "1.2.3.4.4711", "SeriesInstanceUID": "1.2.3.4.4712"}
-    write_series(volume, source / "MARKERFOLDER", overrides={**who, **refused, "SeriesDescription": "t1 mprage"})
+    write_series(volume, source / "MARKERFOLDER", overrides={**who, **refused, "SeriesDescription": "t1 MARKERTEXT"})
+    head = nibabel.load(volume)
+    for field, size in (("descrip", 80), ("db_name", 18), ("aux_file", 24), ("intent_name", 16), ("data_type", 10)):
+        head.header[field] = b"MARKER" + field.encode()[: size - 6]
+    head.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"MARKERNAME"))
+    (source / "MARKER_JANE").mkdir()
+    nibabel.save(head, source / "MARKER_JANE" / "MARKER_flair.nii.gz")
+    (source / "MARKER_JANE" / "MARKER_broken.nii.gz").write_text("no image")
     write_series(volume, source / "b", overrides={**who, "StudyInstanceUID": "1.2.3.4.4811"})
     images = sorted((source / "b").iterdir())
     shutil.copyfile(images[0], source / "b" / "MARKERCOPY.dcm")
     uids = [str(pydicom.dcmread(images[0])[key].value) for key in ("SeriesInstanceUID", "SOPInstanceUID")]
     settings = quick(results={"deidentify": True, "deidentify_key": str(tmp_path / "key")})
-    found = find_cases(source, deidentifier_of(settings).uid)
+    found = find_cases(source, out, deidentifier_of(settings))
     assert not {case.name for case in found.cases} & {case.name for case in find_cases(source).cases}
     work = Batch(found, out, settings, lambda _: None)
     tally = work.run()
-    assert (tally.refused, tally.reported) == (1, 1)
+    assert (tally.refused, tally.reported) == (2, 2)
     write_csv(rows_of(out), out / "cases.csv")
     write_page(rows_of(out), out, None)
-    shown = ("*.csv", "*.html", "*.json", "cases/*/report.*", "cases/*/case.json", "**/*.dcm")
+    write_bids(rows_of(out), out, out / "bids")
+    volumes = [*out.glob("cases/*/*.nii.gz"), *out.glob("bids/**/*.nii.gz")]
+    assert len(volumes) >= 6
+    assert [file for file in volumes if b"MARKER" in gzip.decompress(file.read_bytes())] == []
+    shown = (
+        "*.csv", "*.html", "*.json", "cases/*/report.*", "cases/*/case.json", "cases/case-*/*.json", "**/*.dcm",
+        "bids/**/*.[jtm]*",
+    )  # fmt: skip
     for file in (file for pattern in shown for file in out.glob(pattern)):
         content = file.read_bytes()
         assert [m for m in ("MARKER", "1.2.3.4.", *uids) if m.encode() in content] == [], file
     assert not [file for file in out.rglob("*") if "MARKER" in str(file.relative_to(out))]
 
-    [report] = map(Report.read, out.glob("cases/*/report.json"))
+    assert not list(out.glob("cases/case-*/source.json"))
+    [report] = map(Report.read, out.glob("cases/study-*/report.json"))
     [warning] = [w for w in report.warnings if "repeats SOP Instance UID" in w]
     key = Deidentifier(load_key(tmp_path / "key"))
     assert f"UID {key.uid(uids[1])} " in warning
