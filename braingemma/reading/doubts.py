@@ -6,6 +6,7 @@ text, "bilateral" against one side included.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -51,6 +52,11 @@ def printed(probability: float) -> float:
     return min(STEPS, key=lambda step: abs(step - probability))
 
 
+def _next_step(probability: float) -> float:
+    """The lowest step above a probability: what may be said to be more than it."""
+    return next((step for step in STEPS if step > probability), 1.0)
+
+
 def doubts(
     findings: Sequence[Finding],
     probabilities: Probabilities | None,
@@ -86,16 +92,17 @@ def with_verdicts(
     """The findings with the classifier's printed probability; "undetermined" where all who can tell deny the text.
 
     The lesion has two witnesses, classifier and map; compression has the classifier and, where both ventricles were
-    measured, their volumes; the other findings have the classifier. A presence that is more likely wrong than right by
-    `chance` (see `braingemma.reading.chance`) is undetermined too. Side and sites stay as the
-    text states them.
+    measured and one can be held against the other, their volumes; the other findings have the classifier. A presence
+    that is more likely wrong than right by `chance` (see `braingemma.reading.chance`) is undetermined too. Side and
+    sites stay as the text states them. What is undetermined has no probability: the classifier's would be that of the
+    text's word, which does not stand beside it any more.
     """
     doubted = doubts(findings, probabilities, look, measured)
     result = []
     for finding in findings:
         witnesses = {"classifier"} if finding.finding in (probabilities or {}) else set()
         witnesses |= {"lesion map"} if finding.finding == "lesion" and look is not None else set()
-        witnesses |= {"measurement"} if finding.finding == COMPRESSION and len(ventricles(measured)) == 2 else set()
+        witnesses |= {"measurement"} if _measurable(finding, measured) else set()
         against = {d.witness for d in doubted if d.finding == finding.finding and d.about == "presence"}
         unlikely = (chance or {}).get((finding.finding, "presence"), 0.0) > 0.5
         denied = (bool(witnesses) and witnesses <= against) or unlikely
@@ -104,7 +111,7 @@ def with_verdicts(
             replace(
                 finding,
                 presence="undetermined" if denied else finding.presence,
-                confidence=None if sure is None else printed(sure),
+                confidence=None if sure is None or denied else printed(sure),
             )
         )
     return result
@@ -134,8 +141,8 @@ def _by_classifier(finding: Finding, known: Mapping[str, Any] | None) -> list[Do
     name = finding.finding.replace("_", " ")
     if sure < 0.5:
         text = (
-            f"The text calls {name} {finding.presence}, but the image classifier gives that only {printed(sure):.0%}: "
-            "read with care."
+            f"The text calls {name} {finding.presence}, but the image classifier gives that less than "
+            f"{_next_step(sure):.0%}: read with care."
         )
         return [Doubt(finding.finding, "classifier", "presence", text)]
     seen = _classifier_side(known)
@@ -159,23 +166,15 @@ def _on(side: Laterality | None) -> str:
 def _by_map(lesion: Finding, look: LesionLook) -> list[Doubt]:
     if lesion.presence == "present":
         return _stated_lesion(lesion, look)
-    if lesion.presence == "undetermined" and look.certainty == "likely":
-        text = (
-            f"The text leaves open whether there is a lesion; the lesion map shows {_what(look.first)}: read with care."
-        )
+    denied = lesion.presence == "absent"
+    if look.certainty == "likely":
+        said = "The text denies a lesion, but" if denied else "The text leaves open whether there is a lesion;"
+        text = f"{said} the lesion map shows {_what(look.first)}: read with care."
         return [Doubt("lesion", "lesion map", "presence", text)]
-    if lesion.presence == "absent" and look.certainty == "likely":
-        return [
-            Doubt(
-                "lesion",
-                "lesion map",
-                "presence",
-                f"The text denies a lesion, but the lesion map shows {_what(look.first)}: read with care.",
-            )
-        ]
-    if lesion.presence == "absent" and look.certainty == "possible":
+    if look.certainty == "possible":
+        said = "denies a lesion" if denied else "leaves open whether there is a lesion"
         text = (
-            f"The text denies a lesion, and so does the lesion map; with brightness stretched (second look) it shows a "
+            f"The text {said}, and the lesion map shows none; with brightness stretched (second look) it shows a "
             f"possible one, {_what(look.second)}: look for a faint lesion."
         )
         return [Doubt("lesion", "second look", "presence", text)]
@@ -183,7 +182,8 @@ def _by_map(lesion: Finding, look: LesionLook) -> list[Doubt]:
 
 
 def _what(estimate: LesionEstimate) -> str:
-    return f"one of about {estimate.volume_ml:.0f} ml {_on(estimate.laterality)}"
+    size = "less than 1 ml" if estimate.volume_ml < 1 else f"about {estimate.volume_ml:.0f} ml"
+    return f"one of {size} {_on(estimate.laterality)}"
 
 
 def _stated_lesion(lesion: Finding, look: LesionLook) -> list[Doubt]:
@@ -195,8 +195,11 @@ def _stated_lesion(lesion: Finding, look: LesionLook) -> list[Doubt]:
         )
         found.append(Doubt("lesion", "second look", "presence", text))
     elif look.certainty == "none":
-        peak = f"{look.first.peak:.2f} at most, below {LIKELY}"
-        text = f"The text states a lesion, but the lesion map reaches {peak}: read with care."
+        above = (math.floor(100 * look.first.peak) + 1) / 100
+        text = (
+            f"The text states a lesion, but the lesion map stays below {above:.2f} everywhere, and shows one from "
+            f"{LIKELY:.2f} on: read with care."
+        )
         found.append(Doubt("lesion", "lesion map", "presence", text))
     estimate = look.estimate
     if look.certainty != "none" and lesion.laterality and _other_side(lesion.laterality, estimate):
@@ -216,11 +219,18 @@ def _other_side(stated: Laterality, estimate: LesionEstimate) -> bool:
     return own is None or own < OWN_SHARE
 
 
+def _measurable(finding: Finding, measured: Sequence[Measured]) -> bool:
+    """Whether the ventricles' volumes can tell for or against: of what is said of both, or of neither, they cannot."""
+    if finding.finding != COMPRESSION or len(ventricles(measured)) < 2:
+        return False
+    return finding.presence == "absent" or finding.laterality in ("left", "right")
+
+
 def _by_measurement(compression: Finding, measured: Sequence[Measured]) -> list[Doubt]:
     """Compression as stated against the ventricles' volumes, allowing for errors of both."""
-    size = ventricles(measured)
-    if len(size) < 2:
+    if not _measurable(compression, measured):
         return []
+    size = ventricles(measured)
     smaller: Laterality = "left" if size["left"] < size["right"] else "right"
     larger = OTHER_SIDE[smaller]
     share = size[smaller] / max(size[larger], 0.1)
@@ -235,11 +245,10 @@ def _by_measurement(compression: Finding, measured: Sequence[Measured]) -> list[
                 f"with a midline shift of {shift:.1f} mm: look at the {smaller} ventricle."
             )
             return [Doubt(COMPRESSION, "measurement", "presence", text)]
-    elif compression.presence == "present" and side in ("left", "right"):
-        if side == larger and share < MUCH_SMALLER[0]:
-            text = f"The text calls the {side} ventricle compressed, but the ventricles measure {seen}: check the side."
-            return [Doubt(COMPRESSION, "measurement", "side", text)]
-        if side == larger or share > NARROWED:
-            text = f"The text calls the {side} ventricle compressed, but the ventricles measure {seen}: read with care."
-            return [Doubt(COMPRESSION, "measurement", "presence", text)]
+    elif side == larger and share < MUCH_SMALLER[0]:
+        text = f"The text calls the {side} ventricle compressed, but the ventricles measure {seen}: check the side."
+        return [Doubt(COMPRESSION, "measurement", "side", text)]
+    elif side == larger or share > NARROWED:
+        text = f"The text calls the {side} ventricle compressed, but the ventricles measure {seen}: read with care."
+        return [Doubt(COMPRESSION, "measurement", "presence", text)]
     return []

@@ -23,12 +23,14 @@ class ReportFinding(Record):
 
 
 class LesionEstimate(Record):
-    """The lesion by the grounding map; `volume_ml` is that of the mask that every result shows."""
+    """The lesion by the grounding map, or by that of the second look where only this shows one ("possible")."""
 
     peak: float
     volume_ml: float = Field(ge=0)
     laterality: Side | None = None
     sites: tuple[str, ...] = ()
+    certainty: Literal["likely", "possible", "none"] | None = None
+    second_look_peak: float | None = None
 
 
 class Measurement(Record):
@@ -55,6 +57,8 @@ class Candidate(Record):
     text: str
     findings: tuple[ReportFinding, ...] = ()
     score: float | None = None
+    ended: bool | None = None
+    agrees: bool | None = None
     taken: bool = False
 
 
@@ -179,7 +183,7 @@ class Report(Record):
     explain: ReportExplanation | None = None
     warnings: tuple[str, ...] = ()
     doubts: tuple[str, ...] | None = None
-    """Those of `warnings` that hold the text against what else was seen; None where that was not noted."""
+    """Those of `warnings` that are about the text: it was cut, or else contradicted; None where that was not noted."""
     deidentified: bool = False
     """Whether UIDs in it are those of the de-identified objects, and it names no file."""
     banner: str | None = None

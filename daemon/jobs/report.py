@@ -29,7 +29,7 @@ SMALL_LESIONS = (
     "These demo weights hardly ever report lesions below 4 ml, and miss about one in six of those from 4 to 20 ml "
     "(measured on drawn heads)."
 )
-"""What results of weights that were trained on drawn heads alone say of their limits."""
+"""What results of the bundled demo weights say of their limits, as measured: it is not said of other weights."""
 
 PICTURES = (
     (
@@ -86,9 +86,20 @@ def impression(report: Report) -> list[str]:
 
 
 def measurement_lines(report: Report) -> list[str]:
-    """What was measured, and what could not be, in words."""
+    """What was measured, what is only possible, and what could not be measured, in words."""
+    possible = possible_lesion(report)
     lacking = [f"{m.name.replace('_', ' ')}: not measured, {m.reason}" for m in report.unmeasured]
-    return [*map(measurement_line, report.measurements), *lacking]
+    return [*map(measurement_line, report.measurements), *([possible] if possible else []), *lacking]
+
+
+def possible_lesion(report: Report) -> str:
+    """The lesion that only the second look shows, in words; empty where there is none."""
+    found = report.lesion_estimate
+    if found is None or found.certainty != "possible":
+        return ""
+    place = " ".join(word for word in (found.laterality or "", ", ".join(found.sites)) if word)
+    size = "less than 1 mL" if found.volume_ml < 1 else f"about {found.volume_ml:.0f} mL"
+    return f"possible lesion, {place}: {size}, seen only with brightness stretched (second look)"
 
 
 def measurement_line(measured: Measurement) -> str:

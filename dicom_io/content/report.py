@@ -153,6 +153,7 @@ class ReportContent:
         model: Who wrote it.
         explain: Method, samples, r2, faithfulness of the explanation; None where there is none.
         measurements: What image processing measured.
+        possible: What only a closer look by it shows, and is no measurement, a sentence; empty: nothing.
         comparison: With an earlier result of the patient; None where there is none.
         unmeasured: What it could not, and why, a sentence each.
         face_removed: Whether the volume, and so every picture, is without the face.
@@ -167,6 +168,7 @@ class ReportContent:
     model: ModelIdentity
     explain: dict[str, Any] | None = None
     measurements: tuple[MeasurementRecord, ...] = ()
+    possible: str = ""
     comparison: ComparisonRecord | None = None
     unmeasured: tuple[str, ...] = ()
     face_removed: bool = False
@@ -200,18 +202,19 @@ class ReportContent:
             yield record.sentence()
 
     def processed(self) -> Iterator[str]:
-        """Lines that image processing contributes: what was measured, what not, and what changed.
+        """Lines that image processing contributes: what was measured, what is possible, what not, and what changed.
 
         Beside a reader's words they are said to be none of theirs.
         """
         compared = self.comparison.lines if self.comparison else ()
         measured = [f"{record.sentence()}." for record in self.measurements]
+        possible = [self.possible] if self.possible else []
         if self.edited:
-            for line in (*measured, *self.unmeasured, *compared):
+            for line in (*measured, *possible, *self.unmeasured, *compared):
                 yield f"By image processing, not by the reader: {line}"
             return
         yield from (f"Estimated by image processing: {line}" for line in measured)
-        yield from (*self.unmeasured, *compared)
+        yield from (*possible, *self.unmeasured, *compared)
 
 
 def nothing_present(presences: Iterable[str]) -> str:

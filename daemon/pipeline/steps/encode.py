@@ -15,7 +15,7 @@ from daemon.files import make_private
 from daemon.jobs.comparison import comparison_lines
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival, Comparison, Conversion, Measurement, Report, ReportFinding, ReportModel
-from daemon.jobs.report import read_report, write_report
+from daemon.jobs.report import possible_lesion, read_report, write_report
 from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.nameless import deidentifier_of, nameless
@@ -31,7 +31,7 @@ MANUFACTURER = "BrainGemma3D for PACS (open source)"
 _CORRECTED = "The patient's identity ({}) was corrected after the images came."
 _SAYS_CORRECTED = re.compile(re.escape(_CORRECTED).replace(r"\{\}", ".*"))
 
-UNSAID = frozenset({"candidates", "deidentified", "doubts", "lesion_estimate"})
+UNSAID = frozenset({"candidates", "deidentified", "doubts"})
 """Fields of a report that add nothing to its results; whatever field a report gets affects them until it is here."""
 
 
@@ -120,6 +120,7 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
         findings=tuple(_finding(finding) for finding in report.findings),
         warnings=report.warnings,
         measurements=tuple(_measurement(measured) for measured in report.measurements),
+        possible=_sentence(possible_lesion(report)),
         unmeasured=tuple(
             f"{m.name.replace('_', ' ').capitalize()}: not measured, {m.reason}." for m in report.unmeasured
         ),
@@ -130,6 +131,10 @@ def result_content(settings: Settings, folder: JobFolder, report: Report) -> Rep
         explain=None if report.explain is None else report.explain.facts,
         comparison=None if report.comparison is None else _comparison(report.comparison),
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}." if words else ""
 
 
 def _comparison(found: Comparison) -> ComparisonRecord:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,7 @@ def known(presence: float, left: float = 0.0, right: float = 0.0) -> dict:
         ("absent", None, look(0.3, "left", second=0.4), None, None),
         ("undetermined", None, look(0.9, "left"), "lesion map", "presence"),
         ("undetermined", None, look(0.3, "left"), None, None),
+        ("undetermined", None, look(0.05, "left", second=0.7), "second look", "presence"),
     ],
 )
 def test_the_text_is_held_against_the_map(presence, side, seen, witness, about) -> None:
@@ -80,6 +83,41 @@ def test_a_finding_is_undetermined_where_all_who_can_tell_deny_the_text() -> Non
     assert [f.presence for f in by_both] == ["undetermined", "undetermined"]
     assert (by_both[0].laterality, by_both[0].sites) == ("left", ("frontal",))
     assert [f.presence for f in with_verdicts(stated, None, None)] == ["present", "present"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "seen", "mapped"), [("absent", known(0.97), look(0.9, "left")), ("present", known(0.03), look(0.05))]
+)
+def test_an_undetermined_finding_has_no_probability(stated, seen, mapped) -> None:
+    """That of the text's word would read the same whether a lesion is likely or not."""
+    [finding] = with_verdicts([Finding("lesion", stated)], seen, mapped)
+    assert (finding.presence, finding.confidence) == ("undetermined", None)
+    [unlikely] = with_verdicts([Finding("edema", stated)], known(0.5), None, (), {("edema", "presence"): 0.6})
+    assert (unlikely.presence, unlikely.confidence) == ("undetermined", None)
+
+
+@pytest.mark.parametrize(
+    ("side", "presence"),
+    [("left", "present"), ("right", "present"), ("bilateral", "undetermined"), (None, "undetermined")],
+)
+def test_ventricles_are_a_witness_where_one_can_be_held_against_the_other(side, presence) -> None:
+    sizes = (ventricle("left", 4.0, "x"), ventricle("right", 9.0, "x"))
+    stated = Finding("ventricular_compression", "present", side)
+    assert with_verdicts([stated], known(0.05), None, sizes)[0].presence == presence
+
+
+def test_a_warning_is_true_of_what_it_was_given_for() -> None:
+    def said(presence: str, seen: dict | None, mapped: LesionLook | None) -> str:
+        [doubt] = doubts([Finding("lesion", presence, None)], seen, mapped)
+        return doubt.text
+
+    for probability, limit in ((0.499, "50%"), (0.47, "50%"), (0.41, "50%"), (0.38, "40%"), (0.001, "5%")):
+        assert f"gives that less than {limit}:" in said("present", known(probability), None)
+    for peak, limit in ((0.497, "0.50"), (0.4999, "0.50"), (0.42, "0.43"), (0.003, "0.01")):
+        assert f"stays below {limit} everywhere" in said("present", None, look(peak, "left"))
+    small = look(0.9, "left")
+    small = LesionLook(small.patches, replace(small.first, volume_ml=0.4), small.second)
+    assert "one of less than 1 ml on the left" in said("absent", None, small)
 
 
 def test_no_probability_is_printed_as_certain() -> None:

@@ -15,9 +15,11 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 from record_support import a_report, a_selection
 
+from daemon.config.sections import Settings
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import CorrectedIdentity, SourceFile
 from daemon.jobs.report import findings_line, write_report
+from daemon.pipeline.steps.encode import result_content
 
 CHROMIUM = shutil.which("chromium")
 MEASURED = {"name": "lesion_volume", "value": 93.9, "unit": "mL", "method": "lesion map", "laterality": "left"}
@@ -75,6 +77,17 @@ def test_a_finding_that_everything_else_denies_is_not_said_to_be_unnamed(folder:
     assert "names no abnormal finding" not in told["denied"][0]
     assert "The text names no abnormal finding as present." in told["absent"][0]
     assert (told["denied"][1], told["absent"][1]) == ("nothing confirmed as present", "nothing stated as present")
+
+
+@pytest.mark.parametrize(("certainty", "told"), [("possible", True), ("likely", False), ("none", False)])
+def test_a_lesion_that_only_the_second_look_shows_is_possible(folder: JobFolder, certainty: str, told: bool) -> None:
+    seen = {"peak": 0.1, "second_look_peak": 0.7, "volume_ml": 12.4, "laterality": "right", "sites": ["frontal"]}
+    report = a_report("No lesion is seen.", findings=[], lesion_estimate={**seen, "certainty": certainty})
+    write_report(folder, report)
+    for path in (folder.report_text, folder.report_html):
+        assert ("possible lesion, right frontal: about 12 mL, seen only with" in path.read_text("utf-8")) is told
+    said = result_content(Settings(), folder, report).possible
+    assert said.startswith("Possible lesion, right frontal: about 12 mL, ") if told else said == ""
 
 
 def test_it_says_whose_study_and_which_series(folder: JobFolder) -> None:

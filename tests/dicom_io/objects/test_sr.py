@@ -102,6 +102,12 @@ def test_a_reader_meets_what_it_is_then_the_doubts_then_the_impression(report: D
     assert "{" not in " ".join(said)
 
 
+def test_what_is_only_possible_is_said_and_is_none_of_the_readers_words() -> None:
+    said = "Possible lesion, right frontal: about 12 mL, seen only with brightness stretched (second look)."
+    assert said in list(content(possible=said).processed())
+    assert f"By image processing, not by the reader: {said}" in list(content(possible=said, edited=True).processed())
+
+
 def test_what_was_ordered_is_named(report: Dataset, tmp_path: Path) -> None:
     """Without a request in the source the accession number names the order."""
     [request] = report.ReferencedRequestSequence
