@@ -64,6 +64,11 @@ class WeightsInfo:
     synthetic_only: bool
     banner: str | None
 
+    @property
+    def bundled(self) -> bool:
+        """Whether they are the demo weights that come with the package, wherever they lie."""
+        return DEMO_FOLDER.is_dir() and self.sha256 == weights_digest(DEMO_FOLDER)
+
 
 def describe_weights(ref: str) -> WeightsInfo:
     """Find weights and say what they are; a hub id that is not in the cache is downloaded, with progress.

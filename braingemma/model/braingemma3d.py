@@ -87,11 +87,13 @@ class GeneratedReport:
         text: The report.
         token_ids: Its tokens, without the end token.
         token_logprobs: Natural log of each token's probability given the volume and the tokens before it.
+        ended: Whether the model ended it, or a stop string did; else it was cut after `max_new_tokens`.
     """
 
     text: str
     token_ids: tuple[int, ...]
     token_logprobs: tuple[float, ...]
+    ended: bool
 
 
 class BrainGemma3D(PreTrainedModel):
@@ -329,8 +331,8 @@ class BrainGemma3D(PreTrainedModel):
         if settings.speculate:
             self.phrases.learn_all(decoded.token_ids)
         return [
-            GeneratedReport(self._report_text(ids, settings.stop, prompt), ids, logprobs)
-            for ids, logprobs in zip(decoded.token_ids, decoded.token_logprobs, strict=True)
+            GeneratedReport(self._report_text(ids, settings.stop, prompt), ids, logprobs, ended)
+            for ids, logprobs, ended in zip(decoded.token_ids, decoded.token_logprobs, decoded.ended, strict=True)
         ]
 
     def generate(

@@ -265,10 +265,17 @@ def common_start(first: Sequence[int], other: Sequence[int]) -> int:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What `decode` wrote: ids and their log-probabilities for each row, without the end token."""
+    """What `decode` wrote, for each row.
+
+    Attributes:
+        token_ids: Ids without the end token.
+        token_logprobs: Their log-probabilities.
+        ended: Whether the model ended the row, or a stop did; else it was cut at `max_new_tokens`.
+    """
 
     token_ids: tuple[tuple[int, ...], ...]
     token_logprobs: tuple[tuple[float, ...], ...]
+    ended: tuple[bool, ...]
 
 
 class _Rows:
@@ -293,6 +300,10 @@ class _Rows:
             self.logprobs[row].append(logprob)
             self.done[row] = self.stop(self.ids[row])
         return all(self.done)
+
+    def decoded(self) -> Decoded:
+        """What they hold by now."""
+        return Decoded(tuple(map(tuple, self.ids)), tuple(map(tuple, self.logprobs)), tuple(self.done))
 
 
 def _choose(scores: Tensor, settings: GenerationSettings, generator: torch.Generator | None) -> Tensor:
@@ -326,7 +337,7 @@ def decode(
         phrases: What `settings.speculate` guesses from.
 
     Returns:
-        Ids and log-probabilities under the unchanged distribution (temperature 1, no penalty).
+        Ids, log-probabilities under the unchanged distribution (temperature 1, no penalty), and which rows ended.
     """
     batch, device = inputs_embeds.shape[0] * copies, inputs_embeds.device
     if phrases is not None and settings.speculate and settings.greedy and batch == 1:
@@ -352,7 +363,7 @@ def decode(
         if finished:
             break
         step = {"input_ids": token}
-    return Decoded(tuple(map(tuple, rows.ids)), tuple(map(tuple, rows.logprobs)))
+    return rows.decoded()
 
 
 class _Speculation:
@@ -385,7 +396,7 @@ class _Speculation:
             unused = len(guesses) + 1 - (len(self.written) - before)
             if unused and not finished:
                 self.cache.crop(-unused)
-        return Decoded(tuple(map(tuple, self.rows.ids)), tuple(map(tuple, self.rows.logprobs)))
+        return self.rows.decoded()
 
     def _guess(self) -> list[int]:
         """Guesses within the report's length, and within the attention's window, back behind which no cache goes."""

@@ -1,8 +1,10 @@
 """Among several texts of the model, the one that agrees with what the model sees.
 
 The text is written by a small part of the model; classifier and map read the picture more directly. Where the greedy
-text contradicts them, further texts are drawn, and the most probable of those that agree is taken. Every word stays the
-model's own: nothing is put in, and where no text agrees the greedy one stays, with its warnings.
+text contradicts them, further texts are drawn, and the most probable of those that agree is taken. A text that leaves
+out what the greedy one states, or that was cut, is more probable than a whole one and contradicts nothing: it does not
+agree. Every word stays the model's own: nothing is put in, and where no text agrees the greedy one stays, with its
+warnings.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Candidate:
         findings: What they say.
         score: Log-probability of the whole text given the picture, nats.
         tokens: How many the model wrote.
-        agrees: Whether classifier and map deny nothing that it says.
+        ended: Whether the model ended it; else it was cut.
+        agrees: Whether it ended, states the lesion's presence and all that the first text does, and classifier, map
+            and measured ventricles deny nothing of it.
         taken: Whether it is the report.
     """
 
@@ -44,6 +48,7 @@ class Candidate:
     findings: tuple[Finding, ...]
     score: float
     tokens: int
+    ended: bool
     agrees: bool
     taken: bool = False
 
@@ -52,12 +57,21 @@ class Candidate:
         """Mean of the negative log-probabilities of its tokens, nats."""
         return -self.score / max(1, self.tokens)
 
+    @property
+    def cut(self) -> tuple[str, ...]:
+        """A warning where it was cut: what it does not say may only be missing."""
+        if self.ended:
+            return ()
+        said = f"The text was cut after {self.tokens} tokens, before the model ended it"
+        return (f"{said}: what it leaves open may only be missing.",)
+
     def to_json(self) -> dict[str, Any]:
         """As in `report.json`."""
         return {
             "text": self.text,
             "findings": [finding.to_json() for finding in self.findings],
             "score": round(self.score, 4),
+            "ended": self.ended,
             "agrees": self.agrees,
             "taken": self.taken,
         }
@@ -90,15 +104,15 @@ def write_candidates(
         One of them is taken.
     """
 
-    def judged(written: GeneratedReport) -> Candidate:
-        return _candidate(written, probabilities, look, measured)
+    def judged(written: GeneratedReport, first: Sequence[Finding] = ()) -> Candidate:
+        return _candidate(written, probabilities, look, measured, first)
 
     first = judged(model.generate_batch(volume, settings=settings, progress=progress)[0])
     if first.agrees or count == 1:
         return chosen([first])
     drawing = replace(settings, temperature=TEMPERATURE, top_k=0, top_p=TOP_P, seed=SEED)
     drawn = model.generate_batch(volume, settings=drawing, progress=progress, copies=count - 1)
-    return chosen([first, *map(judged, drawn)])
+    return chosen([first, *(judged(written, first.findings) for written in drawn)])
 
 
 def chosen(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -113,10 +127,30 @@ def _candidate(
     probabilities: Probabilities | None,
     look: LesionLook | None,
     measured: Sequence[Measured],
+    first: Sequence[Finding],
 ) -> Candidate:
     findings = tuple(findings_from_text(written.text))
     denied = [d for d in doubts(findings, probabilities, look, measured) if d.witness != "second look"]
     silent = any(f.finding == "lesion" and f.presence == "undetermined" for f in findings)
     return Candidate(
-        written.text, findings, sum(written.token_logprobs), len(written.token_ids), agrees=not denied and not silent
+        written.text,
+        findings,
+        sum(written.token_logprobs),
+        len(written.token_ids),
+        written.ended,
+        agrees=written.ended and not denied and not silent and not _leaves_out(findings, first),
+    )
+
+
+def _leaves_out(findings: Sequence[Finding], first: Sequence[Finding]) -> bool:
+    """Whether a text leaves open what the first one states: a finding's presence, or the side of a present one."""
+    stated = {f.finding: f for f in first if f.presence != "undetermined"}
+    unsided = {f.finding for f in first if f.presence == "present" and f.laterality is None}
+    return any(
+        f.finding in stated
+        and (
+            f.presence == "undetermined"
+            or (f.presence == "present" and f.laterality is None and f.finding not in unsided)
+        )
+        for f in findings
     )

@@ -73,12 +73,13 @@ def report(context: Context, folder: JobFolder) -> None:
     require_words(text)
     fitted = ChanceOfError.from_json(model.config.doubt)
     found, chance = weighed(fitted, text.findings, probabilities, look, sizes.measured, text.unsure)
-    warnings = [
+    of_the_text = (*text.cut, *(doubt.text for doubt in found))
+    warnings = (
         *_arrival_warnings(folder),
         *dict.fromkeys((*_conversion_warnings(folder), *prepared.warnings)),  # both look at a NIfTI header
         *(check.detail for check in checks if check.passed is False),
-        *(doubt.text for doubt in found),
-    ]
+        *of_the_text,
+    )
     said = with_verdicts(text.findings, probabilities, look, sizes.measured, chance)
     record = Report(
         report=text.text,
@@ -89,10 +90,10 @@ def report(context: Context, folder: JobFolder) -> None:
         unmeasured=tuple(records.Unmeasured(**vars(lacking)) for lacking in sizes.unmeasured),
         input=_input_facts(folder, prepared, checks, defaced=context.settings.results.deface),
         model=_model_facts(context),
-        warnings=tuple(warnings),
-        doubts=tuple(doubt.text for doubt in found),
+        warnings=warnings,
+        doubts=of_the_text,
         banner=context.weights.banner,
-        intended_use=f"{INTENDED_USE} {SMALL_LESIONS}" if model.config.synthetic_only else INTENDED_USE,
+        intended_use=f"{INTENDED_USE} {SMALL_LESIONS}" if context.weights.bundled else INTENDED_USE,
     )
     earlier = records.EarlierResult.read_if_there(folder.earlier)
     if earlier is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,15 @@ def test_bundled_weights_are_sound_and_small() -> None:
     assert info.banner
     assert sum(p.stat().st_size for p in weights.DEMO_FOLDER.rglob("*") if p.is_file()) < 20e6
     assert info.sha256 in {i.sha256 for i in list_weights()}
+    assert info.bundled
+
+
+def test_weights_of_the_same_recipe_are_not_the_bundled_ones(tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(weights.DEMO_FOLDER, own)
+    assert weights.describe_weights(str(own)).bundled, "a copy"
+    (own / weights.CHECKSUM_FILE).unlink()
+    config = own / weights.CONFIG_FILE
+    config.write_text(config.read_text() + " ")
+    info = weights.describe_weights(str(own))
+    assert (info.name, info.synthetic_only, info.bundled) == ("demo", True, False)

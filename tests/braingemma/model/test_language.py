@@ -131,6 +131,7 @@ def test_rows_end_on_their_own_and_progress_is_told() -> None:
     first = next(t for t in free.token_ids[0] if t not in free.token_ids[1])
     ended = decode(model, prefix, GenerationSettings(max_new_tokens=6), ends=[first])
     assert ended.token_ids == (free.token_ids[0][: free.token_ids[0].index(first)], free.token_ids[1])
+    assert (free.ended, ended.ended) == ((False, False), (True, False))
     alone = decode(model, prefix[1:], GenerationSettings(max_new_tokens=6), ends=[1])
     assert alone.token_ids[0] == free.token_ids[1]
 

@@ -124,6 +124,8 @@ def test_stop_strings_end_a_report_and_are_cut(model: BrainGemma3D, volume: torc
     stopped = model.generate(volume, max_new_tokens=12, stop=(stop,))
     assert stopped.text == text[: text.index(stop)].strip()
     assert len(stopped.token_ids) < 12
+    assert stopped.ended
+    assert not model.generate(volume, max_new_tokens=12).ended
 
 
 def test_generate_is_for_one_volume(model: BrainGemma3D, volume: torch.Tensor) -> None:

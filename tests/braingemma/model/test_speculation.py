@@ -88,12 +88,14 @@ def test_ends_and_stops_are_kept_and_the_window_is_not_left() -> None:
     table, ids = PhraseTable(), free.token_ids[0]
     table.learn(ids)
     settings = GenerationSettings(max_new_tokens=LENGTH, speculate=5)
-    assert decode(model, prefix, settings, ends=(), phrases=table).token_ids == free.token_ids
+    guessed = decode(model, prefix, settings, ends=(), phrases=table)
+    assert (guessed.token_ids, guessed.ended) == (free.token_ids, (False,))
     end = ids[11]
     ended = decode(model, prefix, settings, ends=[end], phrases=table)
     assert ended.token_ids[0] == ids[: ids.index(end)]
     stopped = decode(model, prefix, settings, ends=(), phrases=table, stop=lambda written: len(written) >= 9)
     assert stopped.token_ids[0] == ids[:9]
+    assert ended.ended == stopped.ended == (True,)
 
 
 def test_drawing_and_batches_take_no_guesses() -> None:

@@ -10,7 +10,7 @@ import pytest
 from braingemma.checkpoint.weights import describe_weights
 from daemon.config.sections import Checks, Settings
 from daemon.errors import Rejected
-from daemon.jobs.report import read_report
+from daemon.jobs.report import SMALL_LESIONS, read_report
 from daemon.pipeline.process import process
 from daemon.pipeline.steps.report import check_picture
 from training.phantoms import phantom as phantoms
@@ -36,6 +36,8 @@ def test_a_failed_check_is_a_warning_in_every_form_of_the_report(t2_picture, tmp
     assert warning in folder.report_text.read_text()
     assert "does not look like FLAIR" in folder.report_html.read_text()
     assert {c.name: c.passed for c in report.input.checks}["contrast"] is False
+    assert report.intended_use.endswith(SMALL_LESIONS), "as the bundled weights were measured"
+    assert not any("cut after" in said for said in report.warnings)
 
 
 def test_a_site_may_refuse_before_the_model_is_loaded(t2_picture, tmp_path, monkeypatch) -> None:

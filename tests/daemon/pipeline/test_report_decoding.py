@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from daemon.cli.app import app
 from daemon.config.sections import DECODING, Model, Settings
 from daemon.errors import Permanent
+from daemon.jobs.report import SMALL_LESIONS
 from daemon.pipeline.process import process
 from training.phantoms.phantom import make_phantom
 
@@ -58,6 +59,10 @@ def test_published_weights_write_as_the_public_code_and_the_same_twice(
     assert reports[0]["model"]["generation"] == PUBLISHED
     assert reports[0]["input"]["preprocessing"]["reading"] == "whole"
     assert reports[0]["report"] == reports[1]["report"] != ""
+    [cut] = [warning for warning in reports[0]["warnings"] if "cut after 12 tokens" in warning]
+    assert cut in reports[0]["doubts"]
+    assert [candidate["ended"] for candidate in reports[0]["candidates"]] == [False]
+    assert SMALL_LESIONS not in reports[0]["intended_use"]
 
 
 def test_the_command_line_and_the_configuration_say_how_in_place_of_the_weights(
