@@ -59,7 +59,7 @@ class Page:
 
     Attributes:
         files: Where the files of jobs are, brought here where they lie elsewhere.
-        synthetic_banner: What must be said about the weights; None for nothing.
+        synthetic_banner: What must be said about the weights that are at work; None for nothing.
         service_pid: Process id of the service.
         service_metrics: What the service counted, in Prometheus' text format.
     """
@@ -97,9 +97,8 @@ def render(request: Request, template: str, *, status: int = 200, **values: Any)
         user=identity.user if identity is not None else "",
         signed_in_by=identity.how if identity is not None else "",
         names=identity is not None and identity.sees_names,
-        banner=page.synthetic_banner,
         uploads=page.settings.web.upload,
-        **{"sought": "", "kept_state": "", **values},
+        **{"banner": page.synthetic_banner, "sought": "", "kept_state": "", **values},
     )
     return HTMLResponse(html, status_code=status)
 

@@ -150,6 +150,7 @@ def job(request: Request) -> Response:
     """One job: report, findings, pictures, warnings, timings, provenance, files."""
     page, found, identity = page_of(request), _job(request), identity_of(request)
     folder = page.files.fetch(found.job_id)
+    report = views.report_of(folder)
     stack = _stack(page, folder) if folder.volume.exists() else None
     plane = _plane(request, stack)
     point = _point(request, stack, plane)
@@ -157,6 +158,7 @@ def job(request: Request) -> Response:
     response = render(
         request,
         "job.html",
+        banner=page.synthetic_banner if report is None else report.banner,  # other weights may be at work by now
         job=found,
         ended=found.state in FINAL_STATES,
         can_retry=found.state in RETRIED_STATES,
@@ -167,7 +169,7 @@ def job(request: Request) -> Response:
         ),
         arrival=views.arrival_of(folder),
         arrival_notes=notes_on_study(open_index(page.settings, page.engine), found.study_uid),
-        report=views.report_of(folder),
+        report=report,
         verdicts=page.store.verdicts(job_id=found.job_id),
         replaced_by=overview.replaced_by(page.engine, found.job_id),
         verifies=verifies(page.settings, by_proxy=identity.how == "proxy", reader=identity.user),

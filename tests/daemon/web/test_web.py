@@ -22,6 +22,7 @@ from web_support import BANNER, NAME, SHOWN_NAME, Site, a_verdict, add_job, audi
 from daemon.database.tables import JobState
 from daemon.errors import ConfigurationError
 from daemon.jobs.lists.worklist import note_study
+from daemon.jobs.report import read_report, write_report
 
 TOKEN = "a-token-of-24-characters"
 BY_PROXY = {"user_header": "X-Remote-User", "trusted_proxies": ["127.0.0.1"]}
@@ -81,6 +82,17 @@ def test_a_job_shows_report_findings_warnings_and_files(site: Site) -> None:
     assert not [name for name in packed.namelist() if "input" in name]
     assert [line["event"] for line in audit_lines(site)] == ["downloaded", "downloaded"]
     assert site.ask("/refused")[2].decode().count("REFUSED: T1") == 1
+
+
+@pytest.mark.parametrize("said", [BANNER, None, "Other weights."])
+def test_a_job_says_what_its_own_weights_may_not(site: Site, said: str | None) -> None:
+    """Other weights are at work by now; those that wait will be reported by them."""
+    folder = add_job(site, "j1")
+    write_report(folder, read_report(folder).model_copy(update={"banner": said}))
+    banners = re.findall(r'<p class="banner">(.*?)</p>', site.ask("/jobs/j1")[2].decode())
+    assert banners == ([said] if said else [])
+    add_job(site, "j2", JobState.QUEUED, reported=False)
+    assert BANNER in site.ask("/jobs/j2")[2].decode()
 
 
 def test_the_list_shows_findings_beside_a_reason_and_no_long_uid(site: Site) -> None:
