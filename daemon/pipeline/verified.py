@@ -101,15 +101,15 @@ def _write(settings: Settings, folder: JobFolder, review: Review, out: Path) -> 
 def _left(report: Report, review: Review) -> Report:
     """What the reader leaves.
 
-    Findings of an edited text are read from it anew, without the model's confidence, and warnings that hold the draft's
-    text against something else are stated as of the draft: of the new text they may be false.
+    Findings are those of the confirmed or edited text: the draft's stand as the model doubts them, and its confidence
+    is none of the reader's. Warnings that hold the draft's text against something else are stated as of the draft where
+    the text was edited: of the new text they may be false.
     """
     edited = review.verdict is Verdict.EDIT
     how = "edited by the reader named as verifying observer" if edited else "confirmed by the verifying observer"
     said = f"This text was {how}; the draft is named as predecessor."
-    if not edited:
-        return report.model_copy(update={"report": review.text, "warnings": (*report.warnings, said)})
-    of_the_draft = report.warnings_of_the_text
+    of_the_draft = report.warnings_of_the_text if edited else ()
     warnings = [f"{OF_THE_DRAFT}: {w}" if w in of_the_draft else w for w in report.warnings]
-    findings = tuple(ReportFinding(**f.to_json()) for f in findings_from_text(review.text))
+    read = (replace(finding, confidence=None) for finding in findings_from_text(review.text))
+    findings = tuple(ReportFinding(**finding.to_json()) for finding in read)
     return report.model_copy(update={"report": review.text, "warnings": (*warnings, said), "findings": findings})

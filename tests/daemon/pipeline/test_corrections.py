@@ -26,7 +26,7 @@ from daemon.errors import DaemonError, Permanent, Rejected
 from daemon.files import make_private, read_json
 from daemon.jobs.files import LocalFiles
 from daemon.jobs.folder import JobFolder
-from daemon.jobs.records import Arrival, Measurement, ReportExplanation, Unmeasured
+from daemon.jobs.records import Arrival, Measurement, ReportExplanation, ReportFinding, Unmeasured
 from daemon.jobs.report import read_report, write_report
 from daemon.jobs.reviews import add_review
 from daemon.jobs.store import JobStore
@@ -322,8 +322,10 @@ def test_a_replaced_text_is_not_blamed_for_the_draft(edited: str, noted: bool, e
     lost, doubt = "2 images were lost.", "The text places lesion on the left, but the lesion map on the right."
     poor = "The additive model fits poorly."
     measured = Measurement(name="lesion_volume", value=23.0, unit="mL", method="lesion map", laterality="right")
+    denied = ReportFinding(finding="lesion", presence="undetermined", laterality="left", confidence=0.05)
     said = {
         "warnings": (lost, doubt, poor), "doubts": (doubt,) if noted else None, "measurements": (measured,),
+        "findings": (denied,),
         "explain": ReportExplanation(method="lime", warnings=(poor,)),
     }  # fmt: skip
     write_report(job, read_report(job).model_copy(update=said))
@@ -335,6 +337,9 @@ def test_a_replaced_text_is_not_blamed_for_the_draft(edited: str, noted: bool, e
         assert f"{beginning} {warning}" in lines
     by = "By image processing, not by the reader" if edited else "Estimated by image processing"
     assert f"{by}: Lesion volume, right: 23 mL" in lines
+    side = "right" if edited else "left"
+    assert f"Lesion: present, {side}, frontal" in lines, "as the reader's text says, not as the model doubted it"
+    assert "confidence" not in lines
 
 
 def test_what_changed_since_the_draft_is_not_verified(engine, job, tmp_path) -> None:
