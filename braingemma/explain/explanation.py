@@ -328,11 +328,10 @@ POOR_FIT = 0.3
 def _doubts(found: Explanation) -> tuple[str, ...]:
     """Reasons to distrust a map."""
     doubts = []
-    if found.blind and found.score is not None and found.base_score is not None:
+    if found.blind:
         doubts.append(
-            f"The words explained hardly depend on the image: replacing the whole brain changes their "
-            f"log-probability by {found.score - found.base_score:+.3f} nats per token."
+            "The words explained hardly depend on the image: with the whole brain replaced they are about as likely."
         )
     if found.r2 is not None and found.r2 < POOR_FIT:
-        doubts.append(f"The additive model fits poorly (R² {found.r2:.2f}): weights of regions say little.")
+        doubts.append("What regions do together is not the sum of what each does (poor fit): their weights say little.")
     return tuple(doubts)

@@ -217,9 +217,10 @@ def with_rounding(found: Explanation, score: float) -> Explanation:
     found = replace(found, rounding=rounding)
     if abs(rounding) <= max(ROUNDING_SHARE * abs(effect), SMALL_EFFECT):
         return found
+    share = "more than" if abs(rounding) > abs(effect) else f"{abs(rounding / effect):.0%} of what"
     reason = (
-        f"Reading volumes in eight bits changes the log-probability of the words by {rounding:+.3f} nats per token, "
-        f"replacing the whole brain by {effect:+.3f}: with [explain] cpu_minutes = 0 they are read in full precision."
+        f"Reading volumes in eight bits changes how likely the words are by {share} replacing the whole brain does: "
+        "with [explain] cpu_minutes = 0 they are read in full precision."
     )
     return replace(found, warnings=(*found.warnings, reason))
 
@@ -270,9 +271,8 @@ def _ras_image(path: Path) -> nib.Nifti1Image:
 
 
 def _nothing_to_explain(supervoxels: Supervoxels, settings: ExplainSettings) -> Explanation:
-    """The report states no present finding: weights of 0, and a word why."""
-    reason = "The report states no present finding, so there is nothing that a region could support."
-    return Explanation(supervoxels, np.zeros(len(supervoxels.regions)), settings, warnings=(reason,))
+    """The report states no present finding: weights of 0. Record and pictures say so; it is nothing to be warned of."""
+    return Explanation(supervoxels, np.zeros(len(supervoxels.regions)), settings)
 
 
 def _title(found: Explanation) -> str:

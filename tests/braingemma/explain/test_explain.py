@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from braingemma.explain.explanation import (
     ExplainSettings,
     Explanation,
     Size,
+    _doubts,
     explain_prepared,
     fitting,
 )
@@ -123,7 +125,18 @@ def test_a_rounding_that_matters_is_told(marked: nib.Nifti1Image, score: float, 
     judged = with_rounding(found, score)
     assert judged.rounding == pytest.approx(-1.0 - score)
     assert any("eight bits" in warning for warning in judged.warnings) is told
+    assert not told or "by 40% of what replacing the whole brain does" in judged.warnings[-1]
     assert judged.record(alpha=1, clip_q=1).rounding == judged.rounding
+
+
+def test_warnings_are_in_words_and_numbers_in_the_record(marked: nib.Nifti1Image) -> None:
+    found = explain_mark(marked)
+    told = [
+        *with_rounding(replace(found, score=-1.0, base_score=-1.1), -0.6).warnings,
+        *_doubts(replace(found, score=-1.0, base_score=-1.0, weights=0 * found.weights, r2=0.1)),
+    ]
+    assert len(told) == 3
+    assert not re.search(r"nats|R²|[+-]\d", " ".join(told))
 
 
 # ---- left and right
@@ -374,7 +387,8 @@ def test_a_healthy_report_costs_nothing_and_shows_nothing(
     assert record["faithfulness"] is None
     assert record["grounding"]["same_top"] is None
     assert record["grounding"]["peak"] > 0
-    assert "no present finding" in record["warnings"][0]
+    assert record["finding_present"] is False
+    assert record["warnings"] == [], "a healthy report is nothing to be warned of"
 
 
 def test_a_volume_in_another_order_is_answered_in_canonical_order(
