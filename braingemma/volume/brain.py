@@ -34,6 +34,8 @@ NEGATIVE_SHARE = 0.01
 """Share of values below a flat background from which on it lies among the others: they were scaled around it."""
 LOWEST_PERCENTILE = 1.0
 """Of the others: what is set just above such a background, so that a few outliers decide nothing."""
+NOTHING_FOUND = "found no brain of a plausible size"
+"""Why the nets' mask is not used, where they ran."""
 KEPT = 4
 """Masks kept, so that check, preprocessing and explanation of one volume share one extraction, also one that was made
 while the model worked on another volume."""
@@ -47,16 +49,21 @@ class BrainMask:
         mask: (X, Y, Z) on the volume's grid.
         method: How it was found; "came without skull": the mask is what is not background.
         volume_ml: Size of the mask.
+        failure: What the nets did instead, where the method is "peeling".
     """
 
     mask: Mask
     method: Method
     volume_ml: float
+    failure: str = NOTHING_FOUND
 
     @classmethod
-    def of(cls, mask: Mask, spacing: npt.ArrayLike, method: Method = "given") -> BrainMask:
+    def of(
+        cls, mask: Mask, spacing: npt.ArrayLike, method: Method = "given", failure: str = NOTHING_FOUND
+    ) -> BrainMask:
         """A mask (X, Y, Z) of a volume whose voxels measure `spacing` (3,), mm."""
-        return cls(mask, method, float(np.count_nonzero(mask) * np.prod(np.asarray(spacing, np.float64)) / 1000))
+        volume_ml = float(np.count_nonzero(mask) * np.prod(np.asarray(spacing, np.float64)) / 1000)
+        return cls(mask, method, volume_ml, failure)
 
     @property
     def stripped(self) -> bool:
@@ -126,11 +133,11 @@ def _extract(volume: Volume, spacing: Float) -> BrainMask | None:
     """The brain in a volume whose background is 0."""
     if (volume == 0).mean() > FLAT_SHARE and lacks_skull(volume, spacing):
         return BrainMask.of(np.asarray(volume != 0), spacing, "came without skull")
-    mask = _by_nets(volume, spacing)
-    if mask is not None:
-        return BrainMask.of(mask, spacing, "deepbet")
+    found = _by_nets(volume, spacing)
+    if not isinstance(found, str):
+        return BrainMask.of(found, spacing, "deepbet")
     peeled = peel_brain(volume, spacing)
-    return None if peeled is None else BrainMask.of(peeled, spacing, "peeling")
+    return None if peeled is None else BrainMask.of(peeled, spacing, "peeling", found)
 
 
 def agreement_of_nets(volume: Volume, brain: BrainMask, spacing: npt.ArrayLike) -> float:
@@ -142,21 +149,23 @@ def agreement_of_nets(volume: Volume, brain: BrainMask, spacing: npt.ArrayLike) 
         spacing: Voxel size (3,), mm.
     """
     found = _by_nets(above_background(volume), np.asarray(spacing, dtype=np.float64))
-    if found is None:
+    if isinstance(found, str):
         return 0.0
     return float(2 * np.count_nonzero(found & brain.mask) / (np.count_nonzero(found) + np.count_nonzero(brain.mask)))
 
 
-def _by_nets(volume: Volume, spacing: Float) -> Mask | None:
-    """The mask of `deepbet`; None where it finds nothing of a brain's size."""
+def _by_nets(volume: Volume, spacing: Float) -> Mask | str:
+    """The mask of `deepbet`; in words what it did instead, where it gives none of a brain's size."""
     working, size = coarser(volume, spacing, NET_SPACING)
     nets = _nets()
     try:
         mask = nets.postprocess(nets.run_model(working.copy()) > 0.5)
-    except (AssertionError, ValueError, RuntimeError):  # what it raises where there is nothing to find
-        return None
+    except (AssertionError, ValueError):  # what it raises where there is nothing to find
+        return NOTHING_FOUND
+    except RuntimeError as error:  # an empty box, but memory that is short, too
+        return f"failed ({' '.join(str(error).split())[:200]})"
     if not PLAUSIBLE_ML[0] <= float(mask.sum() * np.prod(size)) / 1000 <= PLAUSIBLE_ML[1]:
-        return None
+        return NOTHING_FOUND
     return np.asarray(resample_whole(mask.astype(np.float32), volume.shape) > 0.5)
 
 

@@ -28,7 +28,7 @@ Settings = BrainGemmaConfig | VolumeSettings | None
 
 NO_BRAIN = "No brain could be told from its surroundings: the whole volume was used."
 FALLBACK = (
-    "Brain extraction (deepbet) found no brain of a plausible size: a simpler method found one. Its mask may leave "
+    "Brain extraction (deepbet) {failure}: a simpler method found one. Its mask may leave "
     "parts of the brain out, or take scalp and orbits in: look at the pictures before the findings."
 )
 
@@ -215,7 +215,7 @@ def _said_of(brain: BrainMask | None) -> tuple[str, ...]:
     """What must be said of how the brain was looked for: the lesion map and the explanation stay within its mask."""
     if brain is None:
         return (NO_BRAIN,)
-    return (FALLBACK,) if brain.method == "peeling" else ()
+    return (FALLBACK.format(failure=brain.failure),) if brain.method == "peeling" else ()
 
 
 def _foreground(

@@ -18,7 +18,7 @@ from braingemma.volume import brain
 def _brains_by_peeling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The nets take seconds, and a drawn ellipsoid is no head to them: only tests marked `nets` ask them."""
     if request.node.get_closest_marker("nets") is None:
-        monkeypatch.setattr(brain, "_by_nets", lambda *_: None)
+        monkeypatch.setattr(brain, "_by_nets", lambda *_: brain.NOTHING_FOUND)
         monkeypatch.setattr(brain, "_KNOWN", OrderedDict())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import VolumeError
-from braingemma.volume.brain import BrainMask, above_background, find_brain
+from braingemma.volume.brain import NOTHING_FOUND, BrainMask, above_background, find_brain
 from braingemma.volume.peeling import peel_brain
 from braingemma.volume.preprocess import FALLBACK, prepare_image
 from training.phantoms.phantom import make_phantom
@@ -70,7 +72,18 @@ def test_the_fallback_is_named(head) -> None:
     prepared = prepare_image(head, SMALL)
     assert prepared.extraction == "peeling"
     assert prepared.facts()["brain_extraction"] == "peeling"
-    assert FALLBACK in prepared.warnings
+    assert FALLBACK.format(failure=NOTHING_FOUND) in prepared.warnings
+
+
+@pytest.mark.nets
+def test_nets_that_fail_are_not_said_to_have_found_nothing(head, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_model(_volume: np.ndarray) -> np.ndarray:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory:\n you tried 8 GB")
+
+    monkeypatch.setattr("braingemma.volume.brain._nets", lambda: SimpleNamespace(run_model=run_model, postprocess=None))
+    monkeypatch.setattr("braingemma.volume.brain._KNOWN", OrderedDict())
+    [warning] = [w for w in prepare_image(head, SMALL).warnings if "deepbet" in w]
+    assert "failed (DefaultCPUAllocator: can't allocate memory: you tried 8 GB): a simpler method" in warning
 
 
 @pytest.mark.parametrize("lowest", [-1.7, -1000.0, 300.0])

@@ -19,7 +19,7 @@ from braingemma import load_nifti_volume
 from braingemma.configuration import PUBLISHED_VOLUME, VolumeSettings
 from braingemma.errors import CheckpointError, VolumeError
 from braingemma.published import load_nifti_volume as public_name
-from braingemma.volume.brain import BrainMask
+from braingemma.volume.brain import NOTHING_FOUND, BrainMask
 from braingemma.volume.loaded import LoadedVolume
 from braingemma.volume.preprocess import FALLBACK, NO_BRAIN, prepare_image, prepare_volume
 
@@ -79,7 +79,10 @@ def test_a_volume_without_contrast_becomes_zeros_there_and_says_so(tmp_path: Pat
         prepare_image(flat)  # what the conversion of every study asks, whatever the weights
 
 
-@pytest.mark.parametrize(("method", "said"), [("deepbet", ()), ("peeling", (FALLBACK,)), (None, (NO_BRAIN,))])
+BY_PEELING = FALLBACK.format(failure=NOTHING_FOUND)
+
+
+@pytest.mark.parametrize(("method", "said"), [("deepbet", ()), ("peeling", (BY_PEELING,)), (None, (NO_BRAIN,))])
 def test_how_the_brain_was_found_is_said_with_this_reading_too(
     method: str | None, said: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +91,7 @@ def test_how_the_brain_was_found_is_said_with_this_reading_too(
     found = None if method is None else BrainMask(np.asarray(image.dataobj) > 200, method, 1000.0)
     monkeypatch.setattr("braingemma.volume.preprocess.find_brain", lambda *_: found)
     prepared = prepare_image(image, PUBLISHED_VOLUME)
-    assert {FALLBACK, NO_BRAIN} & set(prepared.warnings) == set(said)
+    assert {BY_PEELING, NO_BRAIN} & set(prepared.warnings) == set(said)
 
 
 def test_settings_that_this_reading_does_not_know_are_refused() -> None:
