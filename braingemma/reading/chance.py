@@ -125,20 +125,28 @@ def statements_of(finding: Finding) -> tuple[About, ...]:
 
 
 def _doubted(fitted: ChanceOfError, chance: Mapping[tuple[str, About], float], found: Sequence[Doubt]) -> list[Doubt]:
-    """A doubt of each statement whose chance of an error is above the limit and that nobody doubts yet."""
-    known = {doubt.finding for doubt in found}
+    """A doubt of each statement whose chance of an error is above the limit and that nobody doubts yet.
+
+    A doubt about the presence says nothing of the side.
+    """
+    known = {(doubt.finding, doubt.about) for doubt in found}
     result = []
     for (name, about), value in chance.items():
-        if value > fitted.limit and name not in known:
+        if value > fitted.limit and (name, about) not in known:
             what = name.replace("_", " ")
             said = (
                 f"what the text says of {what}" if about == "presence" else f"the side that the text gives for {what}"
             )
-            steps = max(1, round(value * 20)) * 5
-            text = f"On drawn heads {said} was wrong in about {steps} % of cases like this one: check {what}."
+            text = f"On drawn heads {said} was wrong in {_percent(value)} of cases like this one: check {what}."
             result.append(Doubt(name, "calibration", about, text))
-            known.add(name)
     return result
+
+
+def _percent(chance: float) -> str:
+    """In steps of 5 %; in whole ones below 10 %, where 5 % more would be twice as much."""
+    if chance < 0.01:
+        return "less than 1 %"
+    return f"about {round(100 * chance) if chance < 0.1 else min(95, 5 * round(20 * chance))} %"
 
 
 def _odds(probability: float) -> float:

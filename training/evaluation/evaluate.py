@@ -83,7 +83,7 @@ class CaseResult:
     mirrored: str | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
     sides: dict[str, tuple[float, float]] = field(default_factory=dict)
-    doubted: frozenset[str] = frozenset()
+    doubted: frozenset[tuple[str, str]] = frozenset()
     chances: dict[tuple[str, str], float] = field(default_factory=dict)
     grounding: Grounding | None = None
     error: str | None = None

@@ -24,7 +24,7 @@ RATIOS: Final = (1.6, 1.5, 1.4, 1.3, 1.2, 1.1)
 
 @dataclass(frozen=True)
 class FadedReading:
-    """What was said of one lesion at one brightness."""
+    """What was said of one lesion at one brightness; `warned`: of its side where it is stated, else of its presence."""
 
     ratio: float
     stated: bool
@@ -81,7 +81,8 @@ def fade_case(reporter: ModelReporter, case: EvaluationCase, ratios: Sequence[fl
         said = finding(findings_from_text(reading.report), "lesion")
         stated = said.presence == "present"
         side = said.laterality == truth.laterality if stated and truth.laterality else None
-        result.append(FadedReading(ratio, stated, side, "lesion" in reading.doubted))
+        warned = ("lesion", "side" if stated else "presence") in reading.doubted
+        result.append(FadedReading(ratio, stated, side, warned))
     return result
 
 

@@ -33,7 +33,7 @@ class Reading:
         mirrored: The report of the mirrored picture; None where it was not asked for.
         probabilities: Of the presence of each finding, where the weights tell.
         sides: Of its left and right, where the weights tell.
-        doubted: Findings on which a warning was given.
+        doubted: Statements (finding, about) on which a warning was given.
         chances: That each statement (finding, about) is wrong, where the weights tell.
         grounding: (d, h, w) lesion share of each patch of the model's grid, where the weights tell.
         prepared: The grid that `grounding` lies on.
@@ -43,7 +43,7 @@ class Reading:
     mirrored: str | None = None
     probabilities: Mapping[str, float] = field(default_factory=dict)
     sides: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    doubted: frozenset[str] = frozenset()
+    doubted: frozenset[tuple[str, str]] = frozenset()
     chances: Mapping[tuple[str, str], float] = field(default_factory=dict)
     grounding: NDArray[np.float32] | None = None
     prepared: PreparedVolume | None = None
@@ -105,7 +105,7 @@ class ModelReporter:
             report=taken.text,
             probabilities={n: float(p["presence"]) for n, p in (known or {}).items()},
             sides={n: (float(p["left"]), float(p["right"])) for n, p in (known or {}).items()},
-            doubted=frozenset(doubt.finding for doubt in found_doubts),
+            doubted=frozenset((doubt.finding, doubt.about) for doubt in found_doubts),
             chances={(name, about): value for (name, about), value in chance.items()},
             grounding=None if look is None else look.patches,
             prepared=prepared,

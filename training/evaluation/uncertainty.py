@@ -29,13 +29,13 @@ class Witnesses:
     Attributes:
         presence: Probability of each finding.
         sides: Probabilities of its left and right.
-        doubted: Findings on which a warning was given.
+        doubted: Statements (finding, about) on which a warning was given.
         chances: That each statement (finding, about) is wrong, where the weights tell.
     """
 
     presence: Mapping[str, float]
     sides: Mapping[str, tuple[float, float]]
-    doubted: frozenset[str]
+    doubted: frozenset[tuple[str, str]]
     chances: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
 
@@ -48,7 +48,7 @@ class Statement:
         about: What about.
         wrong: Whether the truth is another.
         certainty: Probability that it is right, as the head tells; None without one.
-        warned: Whether the finding carries a warning.
+        warned: Whether it carries a warning; one on the presence is none on the side.
         fitted: Whether the certainty is of the fitted chance of an error, which knows of the disagreements.
     """
 
@@ -87,7 +87,7 @@ def _statement(
 ) -> Statement:
     chance = known.chances.get((name, about))
     certainty = by_head if chance is None else 1 - chance
-    return Statement(name, about, wrong, certainty, name in known.doubted, fitted=chance is not None)
+    return Statement(name, about, wrong, certainty, (name, about) in known.doubted, fitted=chance is not None)
 
 
 def _presence_certainty(said: Finding, probability: float | None) -> float | None:
@@ -136,7 +136,7 @@ def auroc_wrong(all_of: Sequence[Statement]) -> float | None:
 def silent_errors(all_of: Sequence[Statement]) -> dict[str, Any]:
     """Wrong statements on presence or side that carried no warning, of all statements; and how many warnings were idle.
 
-    `false_alarms`: share of the right statements whose finding carries a warning.
+    `false_alarms`: share of the right statements that carry a warning.
     """
     wrong = [s for s in all_of if s.wrong]
     right = [s for s in all_of if not s.wrong]

@@ -86,7 +86,7 @@ def fit_doubt(model: BrainGemma3D, cases: Cases) -> ChanceOfError | None:
         written = write_candidates(model, volume, known, look, count=CANDIDATES, settings=settings)
         taken = next(candidate for candidate in written if candidate.taken)
         said = doubts(taken.findings, known, look)
-        doubted = {doubt.finding for doubt in said}
+        doubted = {(doubt.finding, doubt.about) for doubt in said}
         true = {finding.finding: finding for finding in truth}
         for stated in taken.findings:
             real = true.get(stated.finding)
@@ -100,7 +100,7 @@ def fit_doubt(model: BrainGemma3D, cases: Cases) -> ChanceOfError | None:
                 )
                 features.append(features_of(stated, about, known, look, taken.unsure, said))
                 wrong.append(differs)
-                warned.append(stated.finding in doubted)
+                warned.append((stated.finding, about) in doubted)
     return fit_chance(features, wrong, warned) if features else None
 
 

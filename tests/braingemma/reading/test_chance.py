@@ -43,6 +43,22 @@ def test_a_side_has_a_doubt_of_its_own() -> None:
     assert "side" in found[0].text
 
 
+def test_a_doubt_of_the_presence_excuses_no_side() -> None:
+    seen = known(0.3, left=0.6, right=0.0)
+    found, _ = weighed(fitted(), [Finding("lesion", "present", "left")], seen, None, (), 0)
+    assert [(d.witness, d.about) for d in found] == [("classifier", "presence"), ("calibration", "side")]
+
+
+@pytest.mark.parametrize(
+    ("chance", "said"),
+    [(0.004, "less than 1 %"), (0.026, "about 3 %"), (0.074, "about 7 %"), (0.12, "about 10 %"), (0.999, "about 95 %")],
+)
+def test_a_chance_is_said_about_as_it_is(chance: float, said: str) -> None:
+    constant = float(np.log(chance / (1 - chance)))
+    found, _ = weighed(fitted(0.0, constant, 0.0), [Finding("edema", "absent")], None, None, (), 0.0)
+    assert f"was wrong in {said} of cases" in found[0].text
+
+
 def test_weights_without_a_fit_give_no_chance() -> None:
     found, chance = weighed(None, [Finding("edema", "present", "left")], known(0.6, left=0.9), None, (), 0.0)
     assert (found, chance) == ((), {})

@@ -32,7 +32,11 @@ def statement(wrong: bool, certainty: float | None, warned: bool = False) -> Sta
 
 
 def test_statements_are_presence_and_side_with_the_heads_certainty() -> None:
-    known = Witnesses({"lesion": 0.9, "edema": 0.3}, {"lesion": (0.8, 0.1)}, frozenset({"edema"}))
+    known = Witnesses(
+        {"lesion": 0.9, "edema": 0.3},
+        {"lesion": (0.8, 0.1)},
+        frozenset({("edema", "presence"), ("lesion", "presence")}),
+    )
     found = {(s.finding, s.about): s for s in statements(LEFT, RIGHT, known)}
     assert set(found) == {("lesion", "presence"), ("lesion", "side"), ("edema", "presence")}
     assert not found["lesion", "presence"].wrong
@@ -41,6 +45,7 @@ def test_statements_are_presence_and_side_with_the_heads_certainty() -> None:
     assert found["lesion", "side"].certainty == pytest.approx(0.2 * 0.1), "right and not left"
     assert found["edema", "presence"].certainty == pytest.approx(0.3)
     assert found["edema", "presence"].warned
+    assert (found["lesion", "presence"].warned, found["lesion", "side"].warned) == (True, False), "no word of the side"
     right = statements(LEFT, LEFT, known)[1]
     assert (right.wrong, right.certainty) == (False, pytest.approx(0.8 * 0.9))
 
@@ -80,7 +85,7 @@ def test_a_warning_comes_before_any_probability_but_is_part_of_a_fitted_chance()
     assert auroc_wrong([statement(True, 0.99, warned=True), statement(False, 0.02)]) == 1
     presence = {"lesion": 0.9, "edema": 0.9}
     chances = {("lesion", "presence"): 0.1, ("edema", "presence"): 0.3}
-    found = statements(LEFT, RIGHT, Witnesses(presence, {}, frozenset({"lesion"}), chances))
+    found = statements(LEFT, RIGHT, Witnesses(presence, {}, frozenset({("lesion", "presence")}), chances))
     by_name = {s.finding: s for s in found if s.about == "presence"}
     assert (by_name["edema"].wrong, by_name["edema"].warned) == (True, False)
     assert by_name["lesion"].warned
