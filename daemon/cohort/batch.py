@@ -212,7 +212,7 @@ class Batch:
             raise DaemonError(
                 f"{self._root(name)}: expected the study or file that this case was made from (digest "
                 f"{record.origin[:12]}), got another of the same name (digest {origin[:12]}): {case.files[0]}: name "
-                "another folder for another source, or remove this one where the file itself was changed"
+                "another --out for another source; where the file itself was changed, remove this case's folder"
             )
         came_since = record.status == "refused" and origin and not record.origin
         return None if record.status == "failed" or came_since else record
