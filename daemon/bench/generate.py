@@ -1,7 +1,9 @@
 """The full-size model without its weights: random ones of the same shape, loaded in four bits, timed box by box.
 
 `bench_generate("full", folder)` writes a checkpoint of MedSigLIP-448 and MedGemma-4B shape in the published layout,
-one layer at a time, then loads it and writes one report in a process of its own, so that memory is its own too.
+one layer at a time, then loads it and writes one report in a process of its own, so that memory is its own too. The
+ways to decode are taken in turn: by transformers, by this project's loop, with the output head in eight bits, with
+guesses (see `guesses`), and with both.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,13 +39,17 @@ from braingemma.errors import BrainGemmaError
 from braingemma.model import language
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.quantize import few_rows, nf4
+from daemon.bench import guesses
 
 Size = Literal["tiny", "full"]
 TOKENS = {"tiny": 16, "full": 24}
 """Tokens that are written and timed."""
 
+REPORTS = {"tiny": 2, "full": 12}
+"""Reports of the demo that are written again with guesses."""
+
 TURNS = 3
-"""How often our loop and transformers' one are timed, by turns."""
+"""How often each way to decode, and the copy of the floor, is timed, by turns."""
 
 STOCK_TOKENS = 6
 """Tokens that are timed without our layers, which is slow."""
@@ -89,7 +96,7 @@ def shapes_of(size: Size) -> tuple[SiglipVisionConfig, Gemma3TextConfig]:
         vision_use_head=False,
     )
     text = Gemma3TextConfig(
-        vocab_size=512,
+        vocab_size=640,
         hidden_size=128,
         intermediate_size=256,
         num_hidden_layers=2,
@@ -180,7 +187,7 @@ def bench_generate(
     """Write random weights, load them in four bits on the CPU, make one report, and say what it took.
 
     Args:
-        size: "full" needs 9 GB of disk and 9 GB of memory, and about five minutes on two cores.
+        size: "full" needs 9 GB of disk and 9 GB of memory, and about FIXME minutes on two cores.
         folder: Where the weights are written; None: a temporary folder, removed afterwards.
         log: Told what is going on.
         explain: Explain a report instead, each step apart; full size takes about twelve minutes on two cores.
@@ -202,7 +209,8 @@ def bench_generate(
     written = time.perf_counter() - start
     total = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     log(f"loading in four bits and {'explaining' if explain else 'writing'} one report")
-    asked = ["daemon.bench.explain", str(folder)] if explain else [__name__, str(folder), str(TOKENS[size])]
+    wanted = (str(TOKENS[size]), str(REPORTS[size]))
+    asked = ["daemon.bench.explain", str(folder)] if explain else [__name__, str(folder), *wanted]
     run = subprocess.run(
         [sys.executable, "-m", *asked],
         capture_output=True,
@@ -252,16 +260,12 @@ def resident_gib(name: str) -> float:
 
 
 @torch.inference_mode()
-def measure(folder: Path, tokens: int) -> dict[str, Any]:
-    """Load in four bits on the CPU and time each box.
+def measure(folder: Path, tokens: int, reports: int) -> dict[str, Any]:
+    """Load in four bits on the CPU and time each box, then each way to decode.
 
     Returns:
         Memory in GiB, times in seconds: `load_s`, `resting_gib`, `peak_load_gib`, `peak_gib`, `boxes` (vision,
-        resampler, projector, prefill, decode), `native` (what runs of `few_rows`), `seconds_per_token`,
-        `floor_seconds_per_token` (bytes of weights that a token needs over the bandwidth of a copy, each byte counted
-        once), `over_floor`, `copy_gb_per_s`; transformers' `generate` beside it, in turn: with these layers
-        (`transformers_seconds_per_token`, `vs_transformers`) and with those of bitsandbytes and torch
-        (`stock_seconds_per_token`, `vs_stock`); above 1: ours is quicker.
+        resampler, projector, prefill, decode), `native` (what runs of `few_rows`), and what `decoding` gives.
     """
     load_s, model = _timed(lambda: BrainGemma3D.from_pretrained(folder, device="cpu", quantization="4bit"))
     resting, peak_load = resident_gib("VmRSS"), resident_gib("VmHWM")
@@ -271,11 +275,9 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
     projector_s, visual = _timed(lambda: model.projector(pooled))
     ids = torch.tensor([model._prompt_ids(None)])
     prefix = language.embed_with_image(model.language_model, ids, visual)
-    prefill_s, ours, theirs, written = _race(model.language_model, prefix, tokens)
+    (prefill_s, *_), _ = _ours(model.language_model, prefix, 2)
     peak = resident_gib("VmHWM")
-    bandwidth = copy_bandwidth()
-    floor = bytes_per_token(model) / bandwidth
-    stock = _stock(model.language_model, prefix, min(tokens, STOCK_TOKENS))
+    found = decoding(model, prefix, tokens, guesses.demo_reports(reports))
     library = few_rows.few_rows()
     return {
         "threads": torch.get_num_threads(),
@@ -289,29 +291,93 @@ def measure(folder: Path, tokens: int) -> dict[str, Any]:
             "resampler_s": round(resampler_s, 3),
             "projector_s": round(projector_s, 3),
             "prefill_s": round(prefill_s, 2),
-            "decode_s": round(ours * (tokens - 1), 2),
+            "decode_s": round(found["seconds_per_token"] * (tokens - 1), 2),
         },
         "prefix_tokens": prefix.shape[1],
         "tokens": tokens,
+        **found,
+    }
+
+
+def decoding(model: BrainGemma3D, prefix: Tensor, tokens: int, reports: Sequence[guesses.Written]) -> dict[str, Any]:
+    """Time each way to decode after a prefix (1, T, E), by turns; the model is of no more use afterwards.
+
+    Returns:
+        `seconds_per_token`; `floor_seconds_per_token` (bytes of weights that a token needs, the head in bfloat16, over
+        the bandwidth of a copy, each byte counted once), `over_floor`, `copy_gb_per_s`; with the output head in eight
+        bits `head8_seconds_per_token`, `head8_over_floor`; with guesses, `guesses.summary`: `guesses`, and `both` with
+        the head in eight bits too. All of these are over the same floor. transformers' `generate` beside it: with
+        these layers (`transformers_seconds_per_token`, `vs_transformers`) and with those of bitsandbytes and torch
+        (`stock_seconds_per_token`, `vs_stock`); above 1: ours is quicker.
+    """
+    needed = bytes_per_token(model)
+    turns = _turns(model.language_model, prefix, tokens, reports)
+    bandwidth = statistics.median(turns.bandwidths)
+    floor = needed / bandwidth
+    ours, theirs, head8 = (_per_token(runs) for runs in (turns.ours, turns.theirs, turns.head8))
+    stock = _stock(model.language_model, prefix, min(tokens, STOCK_TOKENS))
+    return {
         "seconds_per_token": round(ours, 4),
         "transformers_seconds_per_token": round(theirs, 4),
         "vs_transformers": round(theirs / ours, 3),
-        "same_tokens": len(set(written)) == 1,
+        "same_tokens": len({written for _, written in (*turns.ours, *turns.theirs)}) == 1,
         "stock_seconds_per_token": round(stock, 4),
         "vs_stock": round(stock / ours, 3),
-        "bytes_per_token": bytes_per_token(model),
+        "bytes_per_token": needed,
         "copy_gb_per_s": round(bandwidth / 1e9, 2),
         "floor_seconds_per_token": round(floor, 4),
         "over_floor": round(ours / floor, 2),
+        "head8_seconds_per_token": round(head8, 4),
+        "head8_over_floor": round(head8 / floor, 2),
+        "guesses": guesses.summary(reports, turns.guesses, floor),
+        "both": guesses.summary(reports, turns.both, floor),
     }
+
+
+Run = tuple[list[float], tuple[int, ...]]
+"""(seconds of the prefill and of each further token, tokens)."""
+
+
+@dataclass
+class _Turns:
+    """What each turn gave: bytes per second of a copy, runs of each way to decode, seconds of each report."""
+
+    bandwidths: list[float] = field(default_factory=list)
+    ours: list[Run] = field(default_factory=list)
+    theirs: list[Run] = field(default_factory=list)
+    head8: list[Run] = field(default_factory=list)
+    guesses: list[list[float]] = field(default_factory=list)
+    both: list[list[float]] = field(default_factory=list)
+
+
+def _turns(model: Any, prefix: Tensor, tokens: int, reports: Sequence[guesses.Written]) -> _Turns:
+    """Each way once in each turn; the head is rounded once, and stays in full afterwards."""
+    full = model.lm_head
+    eight = few_rows.EightBitHead.of(full.weight)
+    found = _Turns()
+    for _ in range(TURNS):
+        found.bandwidths.append(copy_bandwidth())
+        found.ours.append(_ours(model, prefix, tokens))
+        found.theirs.append(_theirs(model, prefix, tokens))
+        found.guesses.append(guesses.rewrite(model, prefix, reports))
+        model.lm_head = eight
+        found.head8.append(_ours(model, prefix, tokens))
+        found.both.append(guesses.rewrite(model, prefix, reports))
+        model.lm_head = full
+    return found
+
+
+def _per_token(runs: Sequence[Run]) -> float:
+    """Median seconds of a token after the first, of all turns."""
+    return statistics.median(step for steps, _ in runs for step in steps[1:])
 
 
 def _steps(times: list[float]) -> list[float]:
     return [b - a for a, b in itertools.pairwise(times)]
 
 
-def _ours(model: Any, prefix: Tensor, tokens: int) -> tuple[list[float], tuple[int, ...]]:
-    """(seconds of the prefill and of each further token, tokens) of this project's loop."""
+def _ours(model: Any, prefix: Tensor, tokens: int) -> Run:
+    """Of this project's loop."""
     stamps = [time.perf_counter()]
     settings = language.GenerationSettings(max_new_tokens=tokens)
     written = language.decode(model, prefix, settings, ends=(), progress=lambda _: stamps.append(time.perf_counter()))
@@ -333,8 +399,8 @@ class _Stamps:
         """Called once at the end."""
 
 
-def _theirs(model: Any, prefix: Tensor, tokens: int) -> tuple[list[float], tuple[int, ...]]:
-    """(seconds of the prefill and of each further token, tokens) of `generate`, on the same weights."""
+def _theirs(model: Any, prefix: Tensor, tokens: int) -> Run:
+    """Of transformers' `generate`, on the same weights."""
     stamps = _Stamps()
     written = model.generate(
         inputs_embeds=prefix,
@@ -347,16 +413,6 @@ def _theirs(model: Any, prefix: Tensor, tokens: int) -> tuple[list[float], tuple
     return _steps(stamps.times), tuple(written[0].tolist())
 
 
-def _race(model: Any, prefix: Tensor, tokens: int) -> tuple[float, float, float, list[tuple[int, ...]]]:
-    """(median prefill, our and their median seconds per token, what each turn wrote); turns are taken in turn."""
-    runs = [(_ours(model, prefix, tokens), _theirs(model, prefix, tokens)) for _ in range(TURNS)]
-    ours = [step for (steps, _), _ in runs for step in steps[1:]]
-    theirs = [step for _, (steps, _) in runs for step in steps[1:]]
-    written = [ids for run in runs for _, ids in run]
-    prefills = [steps[0] for (steps, _), _ in runs]
-    return statistics.median(prefills), statistics.median(ours), statistics.median(theirs), written
-
-
 def _stock(model: Any, prefix: Tensor, tokens: int) -> float:
     """Median seconds per token of transformers' `generate` with the layers of bitsandbytes and torch in place of ours.
 
@@ -365,8 +421,8 @@ def _stock(model: Any, prefix: Tensor, tokens: int) -> float:
     stock: dict[type, type] = {nf4.PackedLinear: bnb.nn.Linear4bit, few_rows.FewRowsLinear: torch.nn.Linear}
     for module in model.modules():
         module.__class__ = stock.get(type(module), type(module))
-    return statistics.median(_theirs(model, prefix, tokens)[0][1:])
+    return _per_token([_theirs(model, prefix, tokens)])
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(measure(Path(sys.argv[1]), int(sys.argv[2]))))
+    sys.stdout.write(json.dumps(measure(Path(sys.argv[1]), *map(int, sys.argv[2:]))))
