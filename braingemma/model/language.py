@@ -6,6 +6,7 @@ Source: Gemma 3, arXiv 2503.19786; LoRA, arXiv 2106.09685.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from transformers import (
 
 from braingemma.configuration import BrainGemmaConfig
 from braingemma.errors import GenerationError
-from braingemma.model.speculation import PhraseTable, is_near
+from braingemma.model.speculation import MOST_GUESSES, PhraseTable, RowsApart, rows_stay_apart
 
 IMAGE_PLACEHOLDER = -1
 """Stands in a token sequence where a visual token goes; no tokenizer gives it out, and no embedding is read for it."""
@@ -57,8 +58,8 @@ class GenerationSettings:
         no_repeat_ngram_size: No n-gram of this length is written twice; 0 allows all.
         stop: Writing ends before the first of these strings.
         seed: Of the drawing; None: torch's own generator.
-        speculate: Tokens that a table of phrases guesses at each pass where one report is written greedily; the text is
-            the same, see `speculation`. 0: none.
+        speculate: Tokens that a table of phrases guesses at each pass where one report is written greedily on a CPU;
+            the text is the same, see `speculation`. 0: none.
     """
 
     max_new_tokens: int = 256
@@ -340,7 +341,8 @@ def decode(
         Ids, log-probabilities under the unchanged distribution (temperature 1, no penalty), and which rows ended.
     """
     batch, device = inputs_embeds.shape[0] * copies, inputs_embeds.device
-    if phrases is not None and settings.speculate and settings.greedy and batch == 1:
+    guessing = phrases is not None and settings.speculate and settings.greedy and batch == 1
+    if phrases is not None and guessing and rows_stay_apart(language_model):
         return _Speculation(language_model, settings, ends, stop, phrases, progress).write(inputs_embeds)
     generator = None if settings.seed is None else torch.Generator(device).manual_seed(settings.seed)
     processors = settings.processors(ends, device)
@@ -389,7 +391,7 @@ class _Speculation:
         self.processors = self.settings.processors(self.ends, inputs_embeds.device)
         finished = self._take(self._logits({"inputs_embeds": inputs_embeds}, 1), [])
         while not finished and len(self.written) < self.settings.max_new_tokens:
-            guesses = [] if self.alone else self._guess()
+            guesses = self._guess()
             ids = torch.tensor([[self.written[-1], *guesses]], device=inputs_embeds.device)
             before = len(self.written)
             finished = self._take(self._logits({"input_ids": ids}, len(guesses) + 1), guesses)
@@ -403,22 +405,20 @@ class _Speculation:
         window = getattr(self.model.config, "sliding_window", None) or self.settings.max_new_tokens + 10**6
         room = self.settings.max_new_tokens - len(self.written) - 1
         room = min(room, window - self.cache.get_seq_length() - 2)
-        return self.phrases.propose(self.written, min(self.settings.speculate, room)) if room > 0 else []
+        count = min(self.settings.speculate, MOST_GUESSES, room)
+        return self.phrases.propose(self.written, count) if count > 0 else []
 
     def _logits(self, step: dict[str, Tensor], count: int) -> Tensor:
         """(1, count, V)."""
-        return self.model(**step, past_key_values=self.cache, use_cache=True, logits_to_keep=count).logits
+        with RowsApart() if count > 1 else contextlib.nullcontext():
+            return self.model(**step, past_key_values=self.cache, use_cache=True, logits_to_keep=count).logits
 
     def _take(self, logits: Tensor, guesses: list[int]) -> bool:
         """Add the tokens that greedy writing takes, as far as the guesses were right; true at the report's end."""
-        self.alone = False
         for place in range(len(guesses) + 1):
             here = logits[:, place].float()
             written = torch.tensor([self.written], dtype=torch.long, device=logits.device)
             scores = self.processors(written, here.clone())
-            if guesses and is_near(scores, logits.dtype):
-                self.alone = True
-                return False
             token = int(scores.argmax(dim=-1))
             self.written.append(token)
             finished = self.rows.add([token], [float(here[0, token] - here.logsumexp(dim=-1))])

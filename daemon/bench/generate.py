@@ -187,7 +187,7 @@ def bench_generate(
     """Write random weights, load them in four bits on the CPU, make one report, and say what it took.
 
     Args:
-        size: "full" needs 9 GB of disk and 9 GB of memory, and about FIXME minutes on two cores.
+        size: "full" needs 9 GB of disk and 9 GB of memory, and about a quarter of an hour on two cores.
         folder: Where the weights are written; None: a temporary folder, removed afterwards.
         log: Told what is going on.
         explain: Explain a report instead, each step apart; full size takes about twelve minutes on two cores.

@@ -5,11 +5,10 @@ guesses, in one process, so that the table fills as a daemon's does; of each pas
 the two likeliest tokens after each. The other model then writes the same reports by the same loop
 (`braingemma.model.language.decode`) from a table of the same reports: it reads all its weights at each pass, and what
 its output head says is then replaced by what the demo's said at that pass. So each pass has the demo's number of rows
-and yields the demo's number of tokens, those that take near decisions again included, after a prefix of its own and as
-many written tokens.
+and yields the demo's number of tokens, after as many tokens as there.
 
-Tokens are those of the demo's tokenizer, taken as they are: its pieces are nearly all whole words of the reports
-(`characters_per_token`), which a larger vocabulary would cut alike or into more pieces.
+Tokens are those of the demo's tokenizer, taken as they are: its pieces are whole words of the reports (five characters
+each), which a larger vocabulary would cut alike or into more pieces, of which the further ones are easily guessed.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ from training.phantoms.phantom import make_phantom
 
 SEED = 7_800_000
 """Of the first phantom whose report is written."""
-GUESSED = 3
-"""Tokens guessed at each pass: with the last one four rows, which share one unpacking of a weight."""
+GUESSED = 7
+"""Tokens guessed at each pass at most."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Pass:
 class Written:
     """A report as it was written: its tokens, those that end a report, and each pass, that over the prefix first."""
 
-    text: str
     ids: tuple[int, ...]
     ends: tuple[int, ...]
     passes: list[Pass] = field(default_factory=list)
@@ -70,7 +68,7 @@ class Written:
 def demo_reports(count: int, guessed: int = GUESSED) -> list[Written]:
     """Reports of so many phantoms, by one model whose table fills from the first to the last.
 
-    In bfloat16, by which it is judged whether two tokens are near, as a large model's language part is.
+    In bfloat16, as a large model's language part is.
     """
     model = BrainGemma3D.from_pretrained("demo", device="cpu", quantization="4bit", dtype=torch.bfloat16)
     heads = (make_phantom(SEED + number, stripped=True).volume for number in range(count))
@@ -84,7 +82,7 @@ def write(model: BrainGemma3D, volumes: Iterable[Tensor], guessed: int) -> list[
     for volume in volumes:
         with _noted(model.language_model) as passes:
             report = model.generate(volume, temperature=0, speculate=guessed)
-        found.append(Written(report.text, tuple(report.token_ids), ends, passes))
+        found.append(Written(tuple(report.token_ids), ends, passes))
     return found
 
 
@@ -130,7 +128,7 @@ def _prompted(language_model: Any, report: Written) -> Iterator[None]:
 
 
 def rewrite(language_model: Any, prefix: Tensor, reports: Sequence[Written], guessed: int = GUESSED) -> list[float]:
-    """Write reports again after another model's prefix (1, T, E), from an empty table on.
+    """Write reports again after another model's prefix (1, T, E), cut to the demo's length, from an empty table on.
 
     Returns:
         Seconds of each, from its first token, which comes with the prefix, to its end.
@@ -139,23 +137,31 @@ def rewrite(language_model: Any, prefix: Tensor, reports: Sequence[Written], gue
         BrainGemmaError: the passes, or the tokens, are not those that were noted.
     """
     table, found = PhraseTable(), []
-    settings = language.GenerationSettings(speculate=guessed)
     for report in reports:
-        stamps: list[float] = []
+        start = prefix[:, : report.passes[0].rows]
         with _prompted(language_model, report):
-            again = language.decode(
-                language_model,
-                prefix,
-                settings,
-                report.ends,
-                progress=lambda _, stamps=stamps: stamps.append(time.perf_counter()),
-                phrases=table,
-            )
-            found.append(time.perf_counter() - stamps[0])
-        if again.token_ids[0] != report.ids:
+            seconds, ids = _timed(language_model, start, report.ends, guessed, table)
+        if ids != report.ids:
             raise BrainGemmaError("the report's tokens are not those of the demo")
-        table.learn_all(again.token_ids)
+        found.append(seconds)
+        table.learn(ids)
     return found
+
+
+def _timed(
+    model: Any, prefix: Tensor, ends: Sequence[int], guessed: int, table: PhraseTable
+) -> tuple[float, tuple[int, ...]]:
+    """(seconds from the first token on, tokens)."""
+    stamps: list[float] = []
+    written = language.decode(
+        model,
+        prefix,
+        language.GenerationSettings(speculate=guessed),
+        ends,
+        progress=lambda _: stamps.append(time.perf_counter()),
+        phrases=table,
+    )
+    return time.perf_counter() - stamps[0], written.token_ids[0]
 
 
 def summary(reports: Sequence[Written], turns: Sequence[Sequence[float]], floor: float) -> dict[str, Any]:

@@ -227,7 +227,7 @@ class Model(Section):
     candidates: int = Field(8, ge=1, le=64)
     """Texts at most, where the first contradicts classifier, map or ventricles; 1: it stays, with its warnings."""
     speculate: int = Field(0, ge=0, le=11)
-    """Tokens guessed at each pass from the reports written before, where nothing is drawn: the same text, sooner."""
+    """Tokens guessed in each pass by earlier reports, on a processor, where nothing is drawn: the same text, sooner."""
     threads: int = Field(0, ge=0)
     """CPU threads of the model process; 0: all cores."""
 
