@@ -6,16 +6,21 @@ import csv
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pydicom
 import pytest
 from e2e_support import MARKERS, assert_nobody_is_named
 from pull_support import SLICES, PullSite, StudyInPacs, make_study, series_of
+from pydicom import Dataset
+from pydicom.uid import MRImageStorage
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelGet
 from steps_support import QUICK_STEPS, replace_steps
 
-from daemon.database.tables import JobState, PulledState, PullState
-from daemon.trial.pacs import DICOM_WEB
+from daemon.database.tables import FINAL_STATES, JobState, PulledState, PullState
+from daemon.trial.pacs import DICOM_WEB, LOOPBACK
 
 pytestmark = [
     pytest.mark.e2e,
@@ -144,3 +149,72 @@ def test_daemon_and_pacs_killed_in_the_middle_miss_and_double_nothing(
     assert {job.state for job in jobs} == {JobState.DONE}
     assert site.received() == {study.flair: SLICES for study in studies}
     assert "Traceback" not in site.service.log.read_text()
+
+
+class HalfPacs:
+    """A PACS of pynetdicom's that gives half of each study by C-GET and then fails, until it is mended."""
+
+    def __init__(self, studies: Sequence[StudyInPacs]) -> None:
+        self.held = {study.uid: [pydicom.dcmread(file) for file in study.files] for study in studies}
+        self.mended = False
+        ae = AE("ORTHANC")
+        ae.add_supported_context(MRImageStorage, scu_role=True, scp_role=True)
+        for model in (StudyRootQueryRetrieveInformationModelFind, StudyRootQueryRetrieveInformationModelGet):
+            ae.add_supported_context(model)
+        handlers = [(evt.EVT_C_FIND, self._find), (evt.EVT_C_GET, self._get)]
+        self.server = ae.start_server((LOOPBACK, 0), block=False, evt_handlers=handlers)
+        self.port = self.server.socket.getsockname()[1]
+
+    def _find(self, event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        held = self.held[event.identifier.StudyInstanceUID]
+        found = Dataset()
+        for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "SeriesDescription"):
+            setattr(found, keyword, held[0].get(keyword))
+        found.QueryRetrieveLevel = event.identifier.QueryRetrieveLevel
+        found.NumberOfSeriesRelatedInstances = len(held)
+        yield 0xFF00, found
+
+    def _get(self, event: evt.Event) -> Iterator[object]:
+        held = self.held[event.identifier.StudyInstanceUID]
+        yield len(held)
+        for dataset in held if self.mended else held[: len(held) // 2]:
+            yield 0xFF00, dataset
+        if not self.mended:
+            yield 0xA702, None
+
+
+@pytest.mark.slow
+def test_half_a_study_is_never_reported_and_the_whole_is(start: Callable[..., PullSite], tmp_path: Path) -> None:
+    """Where it is pulled again, and where a person sends it instead."""
+    studies = [make_study(tmp_path / f"in{n}", n, others=()) for n in range(2)]
+    asked = [word for study in studies for word in ("--study", study.uid)]
+    pacs = HalfPacs(studies)
+    site = start(by="get", attempts=1, port=pacs.port)
+    site.service.start()
+
+    def states() -> dict[str, list[JobState]]:
+        jobs = site.service.store.recent()
+        return {study.uid: sorted(job.state for job in jobs if job.study_uid == study.uid) for study in studies}
+
+    def check(wanted: list[JobState]) -> None:
+        """Wait for so many jobs of each study, and their ends."""
+        while any(len(found) < len(wanted) or set(found) - FINAL_STATES for found in states().values()):
+            time.sleep(0.05)
+        assert set(map(tuple, states().values())) == {tuple(wanted)}
+
+    try:
+        code, said, messages = site.pull(*asked)
+        assert code == 1
+        assert "given up after 1 attempts" in messages
+        assert [entry["state"] for entry in said["studies"]] == ["failed", "failed"]
+        check([JobState.SET_ASIDE])
+        assert all("did not fetch all of it" in job.reason for job in site.service.store.recent())
+        pacs.mended = True
+        code, said, messages = site.pull(*asked[:2])
+        assert code == 0, messages
+        assert [entry["state"] for entry in said["studies"]] == ["reported"]
+        site.service.send(studies[1].files)
+        check([JobState.DONE, JobState.SET_ASIDE])
+        assert "Traceback" not in site.service.log.read_text()
+    finally:
+        pacs.server.shutdown()
