@@ -237,12 +237,13 @@ def _by_measurement(compression: Finding, measured: Sequence[Measured]) -> list[
     seen = f"{size['left']:.1f} ml left and {size['right']:.1f} ml right"
     side = compression.laterality
     if compression.presence == "absent":
-        shift = abs(signed_shift(measured) or 0.0)
+        shift = signed_shift(measured)
         much, less, moved = MUCH_SMALLER
-        if share < much or (share < less and shift >= moved):
+        if share < much or (share < less and shift is not None and abs(shift) >= moved):
+            beside = "" if shift is None else f", with a midline shift of {abs(shift):.1f} mm"
             text = (
-                f"The text denies ventricular compression, but the ventricles measure {seen}, "
-                f"with a midline shift of {shift:.1f} mm: look at the {smaller} ventricle."
+                f"The text denies ventricular compression, but the ventricles measure {seen}{beside}: "
+                f"look at the {smaller} ventricle."
             )
             return [Doubt(COMPRESSION, "measurement", "presence", text)]
     elif side == larger and share < MUCH_SMALLER[0]:

@@ -118,6 +118,10 @@ def test_a_warning_is_true_of_what_it_was_given_for() -> None:
     small = look(0.9, "left")
     small = LesionLook(small.patches, replace(small.first, volume_ml=0.4), small.second)
     assert "one of less than 1 ml on the left" in said("absent", None, small)
+    unmoved = (ventricle("left", 9.0, "x"), ventricle("right", 3.0, "x"))
+    for sizes, told in ((unmoved, False), ((shift(0.0, "x"), *unmoved), True)):
+        [doubt] = doubts([Finding("ventricular_compression", "absent")], None, None, sizes)
+        assert ("a midline shift of 0.0 mm" in doubt.text) is told, "what was not measured is not said"
 
 
 def test_no_probability_is_printed_as_certain() -> None:
