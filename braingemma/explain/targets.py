@@ -6,6 +6,7 @@ only the contrast of the sides needs a second one, of the report with left and r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,8 +76,9 @@ class TargetPlan:
     @property
     def tokens_read(self) -> int:
         """Tokens of the reports that the language model reads: what both begin with, once."""
-        first, *others = self.reports
-        return len(first) + sum(len(other) - common_start(first, other) for other in others)
+        reports = self.reports
+        again = sum(common_start(before, report) for before, report in itertools.pairwise(reports))
+        return sum(map(len, reports)) - again
 
 
 def plan_targets(report: str, tokenizer: Any, target: str = ALL_FINDINGS, *, contrast: bool = False) -> TargetPlan:

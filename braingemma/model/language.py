@@ -224,8 +224,8 @@ def score_after(
 ) -> tuple[Tensor, ...]:
     """Log-probabilities of reports' tokens, each by one teacher-forced pass.
 
-    The first report's keys and values are kept for the others, as far as these begin alike; of the output head, which
-    is the widest layer, only the rows of the places that are wanted are computed.
+    Each report's keys and values are kept for the next one, as far as both begin alike; of the output head, which is
+    the widest layer, only the rows of the places that are wanted are computed.
 
     Args:
         language_model: A `Gemma3ForCausalLM`.
@@ -242,12 +242,13 @@ def score_after(
     # A layer with a window drops what lies before it, and no cache goes back there.
     shared = len(reports) > 1 and prompt[-1] != IMAGE_PLACEHOLDER and (window is None or longest < window)
     cache = DynamicCache(config=language_model.config) if shared else None
-    found = []
-    for number, (report, places) in enumerate(zip(reports, wanted, strict=True)):
+    found, before = [], None
+    for report, places in zip(reports, wanted, strict=True):
         ids = torch.tensor([prompt + report[:-1]] * visual.shape[0], device=visual.device)
         # The token at place p follows from what the model says at the position before it.
-        known = len(prompt) + min(common_start(reports[0], report), *places) - 1 if number and shared else 0
-        if cache is not None and known:
+        known = 0
+        if cache is not None and before is not None:
+            known = len(prompt) + min(common_start(before, report), *places) - 1
             cache.crop(known - cache.get_seq_length())
         embeddings = embed_with_image(language_model, ids, visual)[:, known:]
         keep = torch.tensor([len(prompt) + place - 1 - known for place in places], device=visual.device)
@@ -255,6 +256,7 @@ def score_after(
         logits = language_model(inputs_embeds=embeddings, logits_to_keep=keep, **step).logits.float()  # (B, places, V)
         target = ids.new_tensor([report[place] for place in places]).expand(visual.shape[0], -1).unsqueeze(-1)
         found.append(torch.log_softmax(logits, dim=-1).gather(-1, target).squeeze(-1))
+        before = report
     return tuple(found)
 
 
