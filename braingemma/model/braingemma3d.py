@@ -48,14 +48,30 @@ R = TypeVar("R")
 def _inference(
     method: Callable[Concatenate[BrainGemma3D, P], R],
 ) -> Callable[Concatenate[BrainGemma3D, P], R]:
-    """Without gradients, and in mixed precision where the model's device wants it."""
+    """Without gradients, in mixed precision where the model's device wants it, else in the precision of its weights."""
 
     @functools.wraps(method)
     def run(self: BrainGemma3D, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.inference_mode(), self.mixed_precision():
+        exact = self.projector.scale.dtype == torch.float32
+        with torch.inference_mode(), self.mixed_precision(), exact_convolutions(wanted=exact):
             return method(self, *args, **kwargs)
 
     return run
+
+
+@contextlib.contextmanager
+def exact_convolutions(*, wanted: bool = True) -> Iterator[None]:
+    """Within, cuDNN works on float32 in float32: left alone it rounds to ten bits (TF32), as cuBLAS does not."""
+    cudnn: Any = torch.backends.cudnn
+    parts = (cudnn.conv, cudnn.rnn) if wanted else ()  # torch wants both to agree
+    before = [part.fp32_precision for part in parts]
+    try:
+        for part in parts:
+            part.fp32_precision = "ieee"
+        yield
+    finally:
+        for part, precision in zip(parts, before, strict=True):
+            part.fp32_precision = precision
 
 
 @dataclass

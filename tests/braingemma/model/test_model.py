@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 
@@ -55,7 +56,14 @@ def test_a_gpu_gets_mixed_precision_and_exact_weights_do_not(
 ) -> None:
     """On a processor taken for a GPU: every path runs with autocast on, and says about the same."""
     exact = model.score_tokens(volume, range(10, 20))
+    cudnn, told = torch.backends.cudnn, []
+    patches = model.vision.forward
+    monkeypatch.setattr(model.vision, "forward", lambda x: told.append(cudnn.conv.fp32_precision) or patches(x))
+    model.ground(volume)
     model.to(torch.bfloat16)
+    model.ground(volume)
+    assert told == ["ieee", "tf32"], "convolutions of float32 weights are exact, too"
+    assert (cudnn.conv.fp32_precision, cudnn.allow_tf32) == ("tf32", True)
     assert not model.mixed_precision()._enabled
     monkeypatch.setattr("braingemma.model.braingemma3d.ACCELERATORS", ("cuda", "cpu"))
     assert model.mixed_precision()._enabled
@@ -116,6 +124,19 @@ def test_reports_that_begin_alike_are_scored_as_if_each_came_alone(
     read.clear()
     model.score_reports(volumes, reports, wanted=wanted)
     assert read == [prompt + 5, prompt + 5, prompt + 2, prompt + 2]
+
+
+def test_any_reports_are_scored_as_if_each_came_alone(model: BrainGemma3D) -> None:
+    """Also where a later one is like the first for longer than like the one before it."""
+    volume, draw = torch.randn(1, 1, *model.config.grid), random.Random(5)
+    several = [[[10, 11, 12, 13, 14, 15], [10, 11, 20, 13, 14, 99], [10, 11, 12, 13, 77]]]
+    several += [[[draw.choice((10, 10, 11)) for _ in range(draw.randint(1, 7))] for _ in range(4)] for _ in range(5)]
+    for reports in several:
+        wanted = [[len(ids) - 1] for ids in reports]
+        together = model.score_reports(volume, reports, wanted=wanted)
+        for ids, places, found in zip(reports, wanted, together, strict=True):
+            alone = model.score_tokens(volume, ids)[:, places]
+            torch.testing.assert_close(found, alone, atol=1e-5, rtol=1e-5)
 
 
 def test_stop_strings_end_a_report_and_are_cut(model: BrainGemma3D, volume: torch.Tensor) -> None:
