@@ -16,6 +16,7 @@
  * one side without a sign: 128 is added to it, and its share taken away from the sum).
  */
 
+#include <math.h>
 #include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -113,10 +114,11 @@ TARGET INLINE void scores(const uint16_t *const *q, const uint16_t *keys, int64_
     }
 }
 
-/* 2 to the power of x, for x <= 120; relative error below 1e-5, a hundredth of bfloat16's. */
+/* 2 to the power of x, for x <= 120; relative error below 1e-5, a hundredth of bfloat16's. What is no number stays so:
+ * of two operands the larger is the second one wherever one of them is not a number. */
 TARGET INLINE __m512 power_of_two(__m512 x)
 {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
     __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     __m512 rest = _mm512_sub_ps(x, whole), sum = _mm512_set1_ps(0.00961813f);
     sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(0.05550411f));
@@ -229,11 +231,16 @@ TARGET INLINE __m512 widen(const uint16_t *x)
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16));
 }
 
-/* A row of x to 128 + the nearest of -127..127 steps; gives the step. */
+/* A row of x to 128 + the nearest of -127..127 steps; gives the step, which is no number where one of x is none. */
 TARGET static float round_row(const uint16_t *x, int64_t k, uint8_t *out)
 {
     __m512 high = _mm512_setzero_ps();
-    for (int64_t i = 0; i < k; i += LANES) high = _mm512_max_ps(high, _mm512_abs_ps(widen(x + i)));
+    __mmask16 none = 0;
+    for (int64_t i = 0; i < k; i += LANES) {
+        __m512 v = widen(x + i);
+        none |= _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+        high = _mm512_max_ps(high, _mm512_abs_ps(v));
+    }
     float most = _mm512_reduce_max_ps(high);
     if (most < 1e-30f) most = 1e-30f;
     __m512 factor = _mm512_set1_ps(127.0f / most);
@@ -241,7 +248,7 @@ TARGET static float round_row(const uint16_t *x, int64_t k, uint8_t *out)
         __m512i step = _mm512_cvtps_epi32(_mm512_mul_ps(widen(x + i), factor));
         _mm_storeu_si128((__m128i *)(out + i), _mm512_cvtepi32_epi8(_mm512_add_epi32(step, _mm512_set1_epi32(128))));
     }
-    return most / 127.0f;
+    return none ? NAN : most / 127.0f;
 }
 
 /* GELU by its tanh: v times the sigmoid of 2 sqrt(2 / pi) (v + 0.044715 v^3) (arXiv 1606.08415). */

@@ -74,6 +74,23 @@ def test_scores_of_any_size_stay_finite(opened: ctypes.CDLL) -> None:
     assert attend(opened, query, key, value, 1.0).float().eq(7).all()
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(opened: ctypes.CDLL, wrong: float) -> None:
+    """A broken tensor must not become a map."""
+    torch.manual_seed(0)
+    for part in range(3):
+        given = [torch.randn(1, 1, 300, 72).bfloat16() for _ in range(3)]
+        given[part][0, 0, 7, 3] = wrong
+        exact = F.scaled_dot_product_attention(*(t.float() for t in given), scale=0.3)
+        assert not exact.isfinite().all()
+        assert torch.equal(attend(opened, *given, 0.3).transpose(1, 2).isfinite(), exact.isfinite())
+    x = torch.randn(40, 64).bfloat16()
+    x[5, 1] = wrong
+    for gelu in (False, True):
+        finite = EightBitLinear(opened, torch.nn.Linear(64, 32), gelu=gelu)(x).isfinite().any(dim=1)
+        assert finite.nonzero().squeeze(1).tolist() == [n for n in range(40) if n != 5]
+
+
 @pytest.mark.parametrize(("rows", "width", "out"), [(1, 16, 16), (97, 64, 80), (200, 304, 144)])
 def test_eight_bits_are_exact_where_nothing_is_rounded(opened: ctypes.CDLL, rows: int, width: int, out: int) -> None:
     torch.manual_seed(rows)
