@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import accumulate, combinations
 from types import MappingProxyType
 from typing import Literal, Protocol
 
@@ -218,6 +218,12 @@ def weighted_r2(truth: Float, predicted: Float, weights: Float | None = None) ->
 def shapley_kernel(features: int, size: int) -> float:
     """Total kernel mass of all coalitions of one size, up to a constant: (F - 1) / (s (F - s))."""
     return (features - 1) / (size * (features - size))
+
+
+def whole_levels(features: int, samples: int) -> list[int]:
+    """Rows of KernelSHAP's designs of whole levels, of at most so many; the largest first."""
+    sizes = range(1, _complete_sizes(features, samples) + 1)
+    return [2 + rows for rows in accumulate(_level_rows(features, size) for size in sizes)][::-1]
 
 
 def _complete_sizes(features: int, rows: int) -> int:

@@ -18,7 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from braingemma.errors import ExplainError
-from braingemma.explain.attribution import METHODS, method_named
+from braingemma.explain.attribution import METHODS, method_named, whole_levels
 from braingemma.explain.faithfulness import COARSE_STEPS, CURVE_STEPS, Curves, curve_steps, curves
 from braingemma.explain.grounding import grounding_on_grid
 from braingemma.explain.perturbation import (
@@ -121,11 +121,13 @@ def fitting(settings: ExplainSettings, volumes: int) -> Size:
         few = Size(most, min(settings.samples, max(left, FEWEST_SAMPLES)), COARSE_STEPS)
         return Size(most, settings.samples) if whole else few
     for regions in range(most, min(FEWEST_REGIONS, most) - 1, -1):
-        design = len(np.unique(method.masks(regions, settings.samples, settings.seed), axis=0))
-        for points in (CURVE_STEPS, COARSE_STEPS):
-            if design + _curve_volumes(regions, points) <= volumes:
-                return Size(regions, settings.samples, points)
-    return Size(min(FEWEST_REGIONS, most), settings.samples, COARSE_STEPS)
+        levels = whole_levels(regions, settings.samples) if method.name == "kernelshap" else []
+        for samples in levels or [settings.samples]:
+            design = len(np.unique(method.masks(regions, samples, settings.seed), axis=0))
+            for points in (CURVE_STEPS, COARSE_STEPS):
+                if design + _curve_volumes(regions, points) <= volumes:
+                    return Size(regions, samples, points)
+    return Size(regions, samples, COARSE_STEPS)
 
 
 def _curve_volumes(regions: int, points: int) -> int:

@@ -18,9 +18,8 @@ from tiny_models import tiny_config, tiny_tokenizer
 from braingemma.configuration import VolumeSettings
 from braingemma.errors import ExplainError, VolumeError
 from braingemma.explain import run
-from braingemma.explain.attribution import METHODS
+from braingemma.explain.attribution import METHODS, whole_levels
 from braingemma.explain.explanation import (
-    FEWEST_REGIONS,
     FEWEST_SAMPLES,
     ExplainSettings,
     Explanation,
@@ -80,6 +79,9 @@ def model() -> BrainGemma3D:
 
 # ---- as large as a processor can afford
 
+LEAST = {"lime": FEWEST_SAMPLES, "balanced": 16, "kernelshap": 2 + 2 * 7, "leave_one_out": 2 + 7}
+"""Volumes of the smallest whole design of seven regions."""
+
 
 @pytest.mark.parametrize("name", [*METHODS])
 def test_fewer_regions_where_volumes_take_long_and_no_design_is_cut_short(name: str) -> None:
@@ -91,10 +93,20 @@ def test_fewer_regions_where_volumes_take_long_and_no_design_is_cut_short(name: 
         before = size.segments
         masks = METHODS[name].masks(size.segments, size.samples, 0)
         taken = len(np.unique(masks, axis=0)) + 2 * len(curve_steps(size.segments, size.curve_points)) - 4
-        if name != "lime":
+        if name == "kernelshap":
+            assert size.samples in whole_levels(size.segments, 100)
+        elif name != "lime":
             assert len(masks) == len(METHODS[name].masks(size.segments, 100, 0)), "the whole design"
-        assert taken <= volumes or size.segments == FEWEST_REGIONS or size.samples == FEWEST_SAMPLES
-    assert size == Size(20, 100)
+        assert taken <= max(volumes, LEAST[name] + 4)
+    assert size == Size(20, 42 if name == "kernelshap" else 100)
+
+
+def test_kernelshap_leaves_out_levels_before_it_takes_longer() -> None:
+    """Seven regions have 16 volumes of one level, 58 of two and 128 of all three."""
+    settings = ExplainSettings(method="kernelshap", samples=130, segments=7)
+    assert [fitting(settings, n) for n in (5, 20, 61, 62, 131, 132)] == [
+        Size(7, 16, 2), Size(7, 16, 2), Size(7, 16, 8), Size(7, 58, 2), Size(7, 58, 8), Size(7, 128, 2),
+    ]  # fmt: skip
 
 
 def test_sizes_of_the_balanced_design() -> None:
