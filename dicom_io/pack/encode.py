@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -127,12 +128,14 @@ def _existing(out: Path, identity: str) -> Pack:
 
 
 def _write(case: Case, kinds: Collection[ResultKind], folder: Path) -> tuple[PackObject, ...]:
-    """Encode into `folder`; others write while the next object is built."""
+    """Encode into `folder`; others write while the next object is built, of which few may wait: they are in memory."""
+    room = threading.Semaphore(2 * WRITERS)
     with ThreadPoolExecutor(WRITERS) as writers:
-        pending: list[Future[PackObject]] = [
-            writers.submit(_save, case.context, kind, folder / kind.file(number), dataset)
-            for kind, number, dataset in _encoded(case, kinds)
-        ]
+        pending: list[Future[PackObject]] = []
+        for kind, number, dataset in _encoded(case, kinds):
+            room.acquire()
+            pending.append(writers.submit(_save, case.context, kind, folder / kind.file(number), dataset))
+            pending[-1].add_done_callback(lambda _: room.release())
         return tuple(future.result() for future in pending)
 
 

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,9 +15,12 @@ from pydicom import Dataset, dcmread
 from results_factory import content, default_pack, head, make_case
 from validators import pixelmed
 
+from dicom_io.content.kind import ResultKind
 from dicom_io.content.report import FindingRecord, ModelIdentity
 from dicom_io.content.uids import digest_uid
 from dicom_io.errors import FileError, PackError
+from dicom_io.objects.kinds import SR
+from dicom_io.pack import encode
 from dicom_io.pack.encode import MANIFEST, encode_pack, load_pack, reports_of, wanted
 from dicom_io.pack.rejection import withdrawn
 
@@ -42,6 +48,26 @@ def test_the_pack_holds_what_was_asked_for_in_the_order_of_sending() -> None:
         )
     assert len({item.series_uid for item in pack.objects}) == 5
     assert list(root.parent.glob(".*")) == []  # no working folder is left
+
+
+def test_few_objects_wait_to_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the disk is slow: each of them is in memory."""
+    made, written, most = 0, [], 0
+
+    def objects(*_: object) -> Iterator[tuple[ResultKind, int, Dataset]]:
+        nonlocal made, most
+        for made in range(1, 50):
+            most = max(most, made - len(written))
+            yield SR, made, Dataset()
+
+    def slowly(*given: object) -> None:
+        time.sleep(0.01)
+        written.append(given)
+
+    monkeypatch.setattr(encode, "_encoded", objects)
+    monkeypatch.setattr(encode, "_save", slowly)
+    assert len(encode._write(SimpleNamespace(context=None), (), tmp_path)) == made == len(written) == 49
+    assert most <= 2 * encode.WRITERS + 1
 
 
 def test_the_first_bytes_win(tmp_path: Path) -> None:
