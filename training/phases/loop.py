@@ -173,9 +173,9 @@ class Trainer:
             self._put(self.best_parameters)
         return Outcome(self.step, self.history, self.best, self.step < self.total)
 
-    def time_steps(self, count: int) -> float:
-        """Seconds of one of `count` steps after a first one; nothing is saved."""
-        self.source.prepare()
+    def time_steps(self, count: int, first: int = 0) -> float:
+        """Seconds of one of `count` steps after the step `first`, which is not timed; nothing is saved."""
+        self.step, self.total = first, first + count + 1
         batches = iter(self._loader())
         self.module.train()
         self._step(batches)

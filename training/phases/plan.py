@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import sys
 import tempfile
@@ -11,22 +12,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
+from braingemma.findings.vocabulary import FINDINGS, Finding
 from braingemma.model.braingemma3d import BrainGemma3D
 from training.data.batches import TokenSource, VolumeSource, moves_tokens
 from training.data.cases import Cases
-from training.data.public_data import healthy_report
-from training.data.records import read_manifest
+from training.data.records import Record, read_manifest
 from training.data.splits import chosen, with_splits
 from training.data.targets import findings_target
 from training.phantoms.lesions import PARTS
+from training.phantoms.wording import write_report
 from training.phases.loop import Trainer
 from training.phases.objectives import make_phase
 from training.phases.run import make_accelerator, start_model
 from training.phases.run_folder import RunFolder
 from training.progress import Say, silent
-from training.settings import PhaseSettings, TrainingSettings, load_settings
+from training.settings import DataSettings, PhaseSettings, TrainingSettings, load_settings
 
 _TIMED: Final = 2
 """Steps that are timed, after one that is not."""
@@ -40,8 +43,9 @@ class PhasePlan:
         name: Of the phase.
         steps: Optimiser steps.
         trainable: Numbers that learn, by part.
-        seconds: Of one step, loading and augmentation included.
-        encoding_seconds: To encode each volume once, where the phase leaves the vision alone.
+        seconds: Of one step in the mean, loading and augmentation included.
+        encoding_seconds: To encode once what no step changes: each volume where the phase leaves the vision alone, each
+            report where it is embedded beforehand.
         memory_gib: Highest use so far: of the GPU, or of this process's memory on a CPU.
     """
 
@@ -84,7 +88,10 @@ class RunPlan:
             lines.append(
                 f"{p.name:{width}} {p.steps:<8} {count:<16,} {p.seconds:<8.2f} {p.memory_gib:<12.2f} {p.hours:.2f}"
             )
-        lines.append(f"in all {sum(p.hours for p in self.phases):.2f} hours, without preparing cases and validating")
+        lines.append(
+            f"in all {sum(p.hours for p in self.phases):.2f} hours, without preparing cases, validating, and teaching "
+            "a new language model to write"
+        )
         return "\n".join(lines)
 
 
@@ -107,14 +114,14 @@ def plan_run(settings: TrainingSettings, names: Sequence[str] = (), say: Say = s
     phases = []
     for label, part, phase in planned:
         say(f"timing {label}{phase.name}")
-        timed = _timed(model, phase, _case_count(part), part.data.workers)
+        timed = _timed(model, phase, part.data)
         phases.append(replace(timed, name=f"{label}{phase.name}"))
     counts = {
         name: sum(_count(p) for p in part.parameters())
         for name, part in model.named_children()
         if part is not None and any(True for _ in part.parameters())
     }
-    return RunPlan(accelerator.device.type, counts, _case_count(settings), tuple(phases))
+    return RunPlan(accelerator.device.type, counts, _case_count(settings.data), tuple(phases))
 
 
 def _earlier(settings: TrainingSettings) -> list[tuple[str, TrainingSettings]]:
@@ -132,42 +139,50 @@ def _count(parameter: Any) -> int:
     return int(parameter.numel() if state is None else state.shape.numel())
 
 
-def _timed(model: BrainGemma3D, settings: PhaseSettings, cases: int, workers: int) -> PhasePlan:
-    noise = _noise(model, settings.batch)
+def _timed(model: BrainGemma3D, settings: PhaseSettings, data: DataSettings) -> PhasePlan:
+    noise, cases = _noise(model, data, settings.batch), _case_count(data)
+    steps = settings.total_steps(cases)
     phase = make_phase(model, settings)
     began = time.perf_counter()
-    frozen = not moves_tokens(settings)
-    source: Any = (TokenSource if frozen else VolumeSource)(noise, model, settings)
-    encoding = (time.perf_counter() - began) / len(noise) * cases if frozen else 0.0
+    source: Any = (VolumeSource if moves_tokens(settings) else TokenSource)(noise, model, settings)
+    source.prepare()
+    encoding = (time.perf_counter() - began) / len(noise) * cases
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(phase, source, RunFolder(Path(folder)), workers=workers)
-        trainer.total = _TIMED + 1
-        seconds = trainer.time_steps(_TIMED)
+        trainer = Trainer(phase, source, RunFolder(Path(folder)), workers=data.workers)
+        focused = min(settings.focus_steps, steps)  # they see a part of each volume
+        kinds = [(first, count) for first, count in ((0, focused), (focused, steps - focused)) if count]
+        seconds = sum(trainer.time_steps(_TIMED, first) * count for first, count in kinds) / steps
         described = phase.describe()
     model.requires_grad_(False)
     model.eval()
-    return PhasePlan(settings.name, settings.total_steps(cases), described, seconds, encoding, _peak_gib(model))
+    return PhasePlan(settings.name, steps, described, seconds, encoding, _peak_gib(model))
 
 
-def _noise(model: BrainGemma3D, count: int) -> Cases:
-    """Cases of noise on the model's grid: what they show does not change how long they take."""
-    grid = model.config.grid
-    reports = tuple(healthy_report(str(number)) for number in range(count))
+def _noise(model: BrainGemma3D, data: DataSettings, count: int) -> Cases:
+    """Cases of noise on the model's grid, which take as long as any others, with reports as long as the run's."""
+    grid, synthetic = model.config.grid, data.kind == "phantoms"
+    findings = tuple(Finding(name, "present", "left") for name in FINDINGS) if synthetic else ()
+    worded = [write_report(findings, np.random.default_rng(0))] if synthetic else []
+    reports = worded or [record.report for record in _records(data)]
     return Cases(
         volumes=torch.randn(count, 1, *grid).half(),
         masks=torch.zeros(count, len(PARTS), *grid, dtype=torch.bool),
-        targets=findings_target([])[None].repeat(count, 1, 1),
-        findings=((),) * count,
-        reports=reports,
-        synthetic=False,
+        targets=findings_target(findings)[None].repeat(count, 1, 1),
+        findings=(findings,) * count,
+        reports=tuple(itertools.islice(itertools.cycle(reports), count)),
+        synthetic=synthetic,
     )
 
 
-def _case_count(settings: TrainingSettings) -> int:
-    data = settings.data
+def _case_count(data: DataSettings) -> int:
     if data.kind == "phantoms":
         return data.count + data.bilateral + data.plain + data.plaques
-    return len(chosen(with_splits(read_manifest(Path(data.manifest)), data.seed), "train"))
+    return len(_records(data))
+
+
+def _records(data: DataSettings) -> list[Record]:
+    """The training cases of a manifest."""
+    return chosen(with_splits(read_manifest(Path(data.manifest)), data.seed), "train")
 
 
 def _peak_gib(model: BrainGemma3D) -> float:

@@ -95,7 +95,7 @@ def test_a_plan_counts_the_runs_that_a_run_starts_from() -> None:
     demo = load_settings("demo")
     names = [name for name, _ in plan._earlier(demo)]
     assert names == ["demo-plain", "demo-hard"]
-    assert plan._case_count(demo) == demo.data.count + demo.data.bilateral + demo.data.plain + demo.data.plaques
+    assert plan._case_count(demo.data) == demo.data.count + demo.data.bilateral + demo.data.plain + demo.data.plaques
 
 
 @pytest.fixture(scope="module")

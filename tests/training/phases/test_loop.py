@@ -16,6 +16,7 @@ from training.data.phantom_cases import prepare_case
 from training.data.targets import mirrored_target
 from training.errors import ResumeError, SettingsError
 from training.phantoms.phantom import make_phantom
+from training.phases import plan
 from training.phases.bases import new_model
 from training.phases.four_bit import round_to_nf4
 from training.phases.loop import Outcome, Trainer, indices, make_optimisers
@@ -335,6 +336,24 @@ def test_gradient_checkpointing_changes_no_gradient(settings: TrainingSettings, 
         found.append(model.vision.siglip.encoder.layers[0].mlp.fc1.weight.grad)
         assert model.vision.siglip.encoder.layers[0].gradient_checkpointing is not kept
     assert torch.equal(*found)
+
+
+def test_steps_are_timed_where_they_are_asked_for(settings, cases, tmp_path, monkeypatch) -> None:
+    timed, steps = trainer(new_model(settings), cases, tmp_path, FOCUSED), []
+    batch = timed.source.batch
+    monkeypatch.setattr(timed.source, "batch", lambda *given: steps.append(given[1]) or batch(*given))
+    assert all(timed.time_steps(1, first) > 0 for first in (0, FOCUSED.focus_steps))
+    assert steps == [0, 1, 3, 4]
+
+
+def test_a_plan_weighs_focused_steps_and_others(settings, monkeypatch) -> None:
+    """Later steps see whole volumes, and take several times as long."""
+    monkeypatch.setattr(Trainer, "time_steps", lambda _trainer, _count, first: 5.0 if first else 1.0)
+    prepared = []
+    monkeypatch.setattr(VolumeSource, "prepare", lambda source: prepared.append(source.cases.synthetic))
+    timed = plan._timed(new_model(settings), FOCUSED, settings.data)
+    assert (timed.steps, timed.seconds) == (4, (3 * 1.0 + 1 * 5.0) / 4)
+    assert prepared == [True]
 
 
 def test_each_pass_sees_each_case_once() -> None:
