@@ -29,7 +29,14 @@ from braingemma.explain.perturbation import (
     filling_for,
 )
 from braingemma.explain.plots import SMALL_EFFECT
-from braingemma.explain.record import AskedRecord, ExplanationRecord, GroundingRecord, SupervoxelRecord, TargetRecord
+from braingemma.explain.record import (
+    AskedRecord,
+    ExplanationRecord,
+    GroundingRecord,
+    ShownRecord,
+    SupervoxelRecord,
+    TargetRecord,
+)
 from braingemma.explain.supervoxels import Supervoxels
 from braingemma.explain.targets import ALL_FINDINGS, Target
 
@@ -183,12 +190,12 @@ class Explanation:
 
     @property
     def drawn(self) -> bool:
-        """Whether there is a region that supports a finding, and words that depend on the image at all.
+        """Whether there is a region that supports a finding by more than is told from noise.
 
         A model that does not look (random weights) gives weights near 0 whose order follows how much each replacement
         changes the picture: scaled up, they would point at the lesion.
         """
-        return self.finding_present and not self.blind and bool(self.weights.max(initial=0) > 0)
+        return self.finding_present and bool(self.weights.max(initial=0) >= SMALL_EFFECT)
 
     @property
     def blind(self) -> bool:
@@ -209,8 +216,8 @@ class Explanation:
         painted = self.supervoxels.paint(self.weights)
         return painted if self.change is None else (painted * (1 - FOCUS + FOCUS * self.change)).astype(np.float32)
 
-    def record(self, *, alpha: float, clip_q: float) -> ExplanationRecord:
-        """What the file beside the pictures says, which were drawn with this opacity and cut at this quantile."""
+    def record(self, *, alpha: float, clip_q: float, shown: ShownRecord) -> ExplanationRecord:
+        """What the file beside the pictures says, which show this with this opacity and cut at this quantile."""
         asked = asdict(self.settings)
         return ExplanationRecord(
             method=asked.pop("method"),
@@ -224,6 +231,7 @@ class Explanation:
             explained=None if self.target is None else TargetRecord(target=self.target.name, words=self.target.words),
             finding_present=self.finding_present,
             drawn=self.drawn,
+            shown=shown,
             unit="nats per token",
             score=self.score,
             base_score=self.base_score,
@@ -334,6 +342,8 @@ def _doubts(found: Explanation) -> tuple[str, ...]:
         doubts.append(
             "The words explained hardly depend on the image: with the whole brain replaced they are about as likely."
         )
+    elif found.weights.max(initial=0) < SMALL_EFFECT:
+        doubts.append("No region (saliency) speaks for the words by more than noise does: no map is drawn.")
     if found.r2 is not None and found.r2 < POOR_FIT:
         doubts.append("What regions do together is not the sum of what each does (poor fit): their weights say little.")
     return tuple(doubts)

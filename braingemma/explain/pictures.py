@@ -26,6 +26,8 @@ DIRECTIONS = (("L", "R"), ("P", "A"), ("I", "S"))
 """Letter of negative and positive positions along each RAS axis."""
 FOR_COLOUR = (1.0, 0.10, 0.05)
 AGAINST_COLOUR = (0.10, 0.40, 1.0)
+REGION_COLOUR = (1.0, 0.85, 0.1)
+"""Line around the strongest region: yellow."""
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,18 @@ def blend(picture: Float32, weights: Float32, limit: float, alpha: float) -> Flo
 
 def outline(picture: Float32, mask: Mask, colour: tuple[float, float, float], width: int = 2) -> Float32:
     """Draw the inner edge of a mask (rows, columns), `width` pixels wide, into a copy of a picture."""
+    drawn = picture.copy()
+    drawn[inner_edge(mask, width)] = colour
+    return drawn
+
+
+def inner_edge(mask: Mask, width: int) -> Mask:
+    """The pixels of a mask (rows, columns) that lie at most `width` from its outside."""
     inner = mask.copy()
     for _ in range(width):
         padded = np.pad(inner, 1)
         inner &= padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    drawn = picture.copy()
-    drawn[mask & ~inner] = colour
-    return drawn
+    return np.asarray(mask & ~inner)
 
 
 def montage(tiles: list[Float32], columns: int, gap: int = 2) -> tuple[Float32, list[tuple[int, int]]]:

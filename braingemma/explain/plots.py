@@ -28,6 +28,7 @@ from braingemma.explain.pictures import (
     AXIS,
     FOR_COLOUR,
     MARKS,
+    REGION_COLOUR,
     Plane,
     View,
     blend,
@@ -36,6 +37,7 @@ from braingemma.explain.pictures import (
     outline,
     position_text,
 )
+from braingemma.explain.record import LEAST_COLOUR, ShownRecord
 from braingemma.explain.supervoxels import Region, Supervoxels
 
 Float = npt.NDArray[np.float64]
@@ -52,15 +54,13 @@ SMALL_EFFECT = 0.02
 """Nats per token below which an effect is not told from noise."""
 LEAST_SHOWN = 0.05
 """Supervoxels below this share of the greatest weight are not shown among the most influential."""
-LEAST_COLOUR = 0.4
-"""Share of full colour below which nothing is coloured: faint tints over half the brain say nothing."""
 SLICE_MM, LEAST_AREA = 4.0, 0.02
 """Slices on the sheet are at least this far apart, and hold this share of the brain in the fullest slice."""
 MAP_LEVEL, FAINT_MAP = 0.5, 0.15
 """The lesion map's line is where it reaches the first, or half its peak where that is lower; maps that stay below the
 second have none."""
-REGION_COLOUR, MAP_COLOUR = (1.0, 0.85, 0.1), (0.1, 0.95, 0.95)
-"""Lines: yellow around the strongest region, cyan around what the lesion map shows."""
+MAP_COLOUR = (0.1, 0.95, 0.95)
+"""Line around what the lesion map shows: cyan."""
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 COLOURS = LinearSegmentedColormap.from_list("against_for", [AGAINST_COLOUR, (0.45, 0.45, 0.45), FOR_COLOUR])
 TEXT = "#f2f2f2"
@@ -119,6 +119,12 @@ class Scene:
         return max(float(np.quantile(inside, self.clip_q)), SMALL_EFFECT)
 
     @cached_property
+    def shown(self) -> ShownRecord:
+        """What every picture shows, these and others' of the same explanation."""
+        regions = tuple(region.label for region in self.strongest)
+        return ShownRecord(limit=self.limit, least_share=LEAST_COLOUR, regions=regions)
+
+    @cached_property
     def window(self) -> tuple[float, float]:
         """Grey window: 1st to 99.7th percentile of the brain, from black for what is darker outside."""
         inside = self.volume[self.supervoxels.labels > 0]
@@ -131,20 +137,24 @@ class Scene:
         said = [NOTHING_LINE]
         if self.drawn:
             said = [f"Red: speaks for the finding, blue: against it, from {LEAST_COLOUR:.0%} of the strongest on."]
-            said.append("Yellow line: strongest region" + (" of each side." if len(self.strongest) > 1 else "."))
+            if self.strongest:
+                said.append("Yellow line: strongest region" + (" of each side." if len(self.strongest) > 1 else "."))
         if self.map_level is not None:
             said.append(f"Cyan line: lesion map at {self.map_level:.2f}.")
         return " ".join(said)
 
     @cached_property
     def strongest(self) -> tuple[Region, ...]:
-        """The region that speaks most for the finding, of each side where both are stated; none where none does."""
+        """The region that speaks most for the finding, of each side where both are stated; none where none does.
+
+        One at the midline lies on both sides, and takes none beside it that hardly speaks for anything.
+        """
         regions = [r for r in self.supervoxels.regions if self.drawn and self.weights[r.label - 1] >= SMALL_EFFECT]
         best = sorted(regions, key=lambda r: -self.weights[r.label - 1])
-        if not self.bilateral:
+        if not self.bilateral or not best or best[0].side == "midline":
             return tuple(best[:1])
-        sides = [next((r for r in best if r.side == side), None) for side in ("left", "right")]
-        return tuple(sorted((r for r in sides if r), key=lambda r: -self.weights[r.label - 1])) or tuple(best[:1])
+        other = next((r for r in best if {r.side, best[0].side} == {"left", "right"}), None)
+        return (best[0],) if other is None else (best[0], other)
 
     @cached_property
     def map_level(self) -> float | None:
@@ -162,9 +172,8 @@ class Scene:
         picture = grey(view.cut(self.volume, plane, index), self.window)
         if not overlay:
             return picture
-        weights = view.cut(self.saliency, plane, index)
-        weights = np.where(np.abs(weights) >= LEAST_COLOUR * self.limit, weights, np.float32(0))
-        return self.lines(blend(picture, weights, self.limit, self.alpha), view, plane, index)
+        strength = self.shown.strength(view.cut(self.saliency, plane, index))
+        return self.lines(blend(picture, strength, 1.0, self.alpha), view, plane, index)
 
     def lines(self, picture: Float32, view: View, plane: Plane, index: int) -> Float32:
         """The strongest regions and the lesion map as lines in a copy of a tile."""
@@ -232,13 +241,11 @@ def draw_top_supervoxels(scene: Scene, path: Path, count: int = 4) -> None:
 def _most_influential(scene: Scene, count: int) -> list[Region]:
     """Up to `count` regions by the size of their weight, the strongest of each stated side among them."""
     strength = np.abs(scene.weights)
-    order = [scene.supervoxels.regions[n] for n in np.argsort(-strength, kind="stable")]
-    order = [r for r in order if strength[r.label - 1] >= LEAST_SHOWN * strength.max()]
-    kept = [*order[:count]]
-    for region in scene.strongest:
-        if region not in kept:
-            kept[-1] = region
-    return kept
+    least = LEAST_SHOWN * strength.max()
+    order = sorted(scene.supervoxels.regions, key=lambda region: -strength[region.label - 1])
+    others = [r for r in order if r not in scene.strongest and strength[r.label - 1] >= least]
+    kept = [*scene.strongest, *others[: count - len(scene.strongest)]]
+    return sorted(kept, key=lambda region: -strength[region.label - 1])
 
 
 def _outlined(

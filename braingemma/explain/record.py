@@ -1,4 +1,4 @@
-"""`lime_weights.json`: how an explanation was made, how well it fits, and the weight of each supervoxel."""
+"""`lime_weights.json`: how an explanation was made, how well it fits, each supervoxel's weight, what is shown."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ import json
 from pathlib import Path
 from typing import ClassVar, Self
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from braingemma.errors import ExplainError
+
+Float32 = npt.NDArray[np.float32]
+
+SUPERVOXELS = "supervoxels.nii.gz"
+"""Beside the record: the label of each voxel's supervoxel, 0 outside the brain."""
+LEAST_COLOUR = 0.4
+"""Share of full colour below which nothing is coloured: faint tints over half the brain say nothing."""
 
 
 class _Part(BaseModel):
@@ -75,9 +84,48 @@ class SupervoxelRecord(_Part):
     site: str
 
 
+class ShownRecord(_Part):
+    """What is shown of a map, by whoever draws it: pictures, overlay, segmentation and page agree.
+
+    Attributes:
+        limit: Saliency of full colour, either way; 0 where nothing is coloured.
+        least_share: Share of it below which nothing is coloured.
+        regions: Labels of the outlined supervoxels, the strongest first: the one that speaks most for the finding, of
+            each side where the report states both.
+    """
+
+    limit: float
+    least_share: float
+    regions: tuple[int, ...]
+
+    def strength(self, saliency: Float32) -> Float32:
+        """Share of full colour with the sign of the saliency, in [-1, 1]; 0 where nothing is coloured."""
+        if self.limit <= 0:
+            return np.zeros_like(saliency)
+        share = np.clip(saliency / np.float32(self.limit), -1, 1)
+        return np.where(np.abs(share) >= self.least_share, share, np.float32(0)).astype(np.float32)
+
+    @classmethod
+    def read_if_there(cls, folder: Path) -> Self | None:
+        """Read it from the folder of an explanation; None where there is none, or one of before it was kept.
+
+        Raises:
+            ExplainError: what is there is no such record.
+        """
+        path = folder / ExplanationRecord.FILE
+        try:
+            kept = json.loads(path.read_bytes()).get("shown")
+            return None if kept is None else cls.model_validate(kept)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, AttributeError) as error:  # ValidationError is a ValueError
+            raise ExplainError(f"{path}: expected the weights of an explanation: {error}") from error
+
+
 class ExplanationRecord(_Part):
     """The file as a whole; `score` and `base_score` are those of the whole and of the replaced brain.
 
+    `shown`: null in records of before it was kept.
     `rounding`: what reading volumes in eight bits changed of `score`; null where they were read as for the report.
     """
 
@@ -94,6 +142,7 @@ class ExplanationRecord(_Part):
     explained: TargetRecord | None
     finding_present: bool
     drawn: bool
+    shown: ShownRecord | None = None
     unit: str
     score: float | None
     base_score: float | None

@@ -26,8 +26,8 @@ from braingemma.explain.faithfulness import rank_agreement
 from braingemma.explain.grounding import grounding_on
 from braingemma.explain.perturbation import Progress, ScoringSettings
 from braingemma.explain.plots import SMALL_EFFECT, Scene, draw_grid, draw_overlay_slices, draw_top_supervoxels
-from braingemma.explain.record import GroundingRecord
-from braingemma.explain.supervoxels import Supervoxels, segment
+from braingemma.explain.record import SUPERVOXELS, GroundingRecord
+from braingemma.explain.supervoxels import Labels, Supervoxels, segment
 from braingemma.explain.targets import ALL_FINDINGS, ModelScorer, TargetPlan, plan_targets, present_spans
 from braingemma.findings.text import findings_from_text
 from braingemma.findings.vocabulary import FINDINGS
@@ -122,8 +122,8 @@ def run_interpretability(
     """Explain a report and write pictures, weights and maps.
 
     Writes `overlay_slices.png`, `lime_2x3_grid.png`, `lime_top_supervoxels_grid.png`, `lime_weights.json`,
-    `saliency.nii.gz` and, where the weights ground, `grounding.nii.gz`, both on the grid of the RAS volume
-    (the volume itself where it is stored R, A, S; else in nibabel's canonical order).
+    `saliency.nii.gz`, `supervoxels.nii.gz` (their labels) and, where the weights ground, `grounding.nii.gz`, all on the
+    grid of the RAS volume (the volume itself where it is stored R, A, S; else in nibabel's canonical order).
 
     Args:
         model: A `BrainGemma3D`.
@@ -287,19 +287,21 @@ def _write(folder: Path, image: nib.Nifti1Image, found: Explanation, scene: Scen
     """All files of one explanation."""
     folder.mkdir(parents=True, exist_ok=True)
     _save_map(scene.saliency, image, folder / "saliency.nii.gz", "saliency, nats per token")
+    _save_map(scene.supervoxels.labels, image, folder / SUPERVOXELS, "labels of lime_weights.json")
     (folder / "grounding.nii.gz").unlink(missing_ok=True)
     if grounding is not None:
         _save_map(grounding, image, folder / "grounding.nii.gz", "lesion share of each patch")
     draw_overlay_slices(scene, folder / "overlay_slices.png")
     draw_grid(scene, folder / "lime_2x3_grid.png")
     draw_top_supervoxels(scene, folder / "lime_top_supervoxels_grid.png")
-    found.record(alpha=scene.alpha, clip_q=scene.clip_q).write(folder)
+    found.record(alpha=scene.alpha, clip_q=scene.clip_q, shown=scene.shown).write(folder)
 
 
-def _save_map(values: Float32, image: nib.Nifti1Image, path: Path, description: str) -> None:
-    """A float map with the shape, affine and header codes of the volume."""
+def _save_map(values: Float32 | Labels, image: nib.Nifti1Image, path: Path, description: str) -> None:
+    """A map with the shape, affine and header codes of the volume."""
     saved = nib.Nifti1Image(values, image.affine, image.header)
-    saved.set_data_dtype(np.float32)
+    saved.set_data_dtype(values.dtype)
+    saved.header.set_slope_inter(1, 0)
     saved.header["descrip"] = description.encode()
     saved.header["cal_min"], saved.header["cal_max"] = 0, 0
     nib.save(saved, path)

@@ -1,4 +1,4 @@
-"""Slices of a job's volume as PNG: the FLAIR in grey, and the saliency as a transparent layer of the same size.
+"""Slices of a job's volume as PNG: the FLAIR in grey, and what is shown of the saliency as a transparent layer on it.
 
 Radiological convention, as in `braingemma.explain.pictures`; the letters of both edges are burnt into the grey picture.
 """
@@ -18,24 +18,29 @@ import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 from PIL import Image, ImageDraw, ImageFont
 
+from braingemma.errors import ExplainError
 from braingemma.explain.pictures import (
     AGAINST_COLOUR,
     AXIS,
     FOR_COLOUR,
     MARKS,
+    REGION_COLOUR,
     Plane,
     View,
     acquired_plane,
+    inner_edge,
     position_text,
 )
+from braingemma.explain.record import LEAST_COLOUR, SUPERVOXELS, ShownRecord
 from daemon.errors import Rejected
 
 Float32 = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.uint8]
 
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 CACHED_VOLUMES = 4
 SHOWN_QUANTILE = 0.99
-"""Of the saliency that is not zero: full colour."""
+"""Of the saliency that is not zero: full colour of an older explanation, which does not say what is shown."""
 PEAK_SHARE = 0.999
 """Of the largest value: voxels from there on are the peak."""
 OPACITY = 0.7
@@ -51,8 +56,9 @@ class Stack:
     saliency: Float32 | None
     view: View
     window: tuple[float, float]
-    limit: float
-    """Saliency of full colour."""
+    shown: ShownRecord
+    outlined: Labels
+    """(X, Y, Z): the number of each outlined region from 1, else 0."""
 
     def count(self, plane: Plane) -> int:
         """Slices of a plane."""
@@ -90,39 +96,62 @@ class Stack:
         return _png(image)
 
     def map_png(self, plane: Plane, index: int) -> bytes:
-        """The saliency in colour, transparent where it is nothing: red for, blue against."""
+        """The saliency in colour, red for, blue against, and outlined regions; transparent where nothing is shown."""
         if self.saliency is None:
             raise Rejected("no explanation was computed for this job")
-        cut = self.view.cut(self.saliency, plane, index)
-        strength = np.clip(np.abs(cut) / self.limit, 0, 1) if self.limit > 0 else np.zeros_like(cut)
-        colour = np.where((cut > 0)[..., None], FOR_COLOUR, AGAINST_COLOUR)
-        rgba = np.concatenate([colour, strength[..., None] * OPACITY], axis=-1)
+        strength = self.shown.strength(self.view.cut(self.saliency, plane, index))
+        colour = np.where((strength > 0)[..., None], FOR_COLOUR, AGAINST_COLOUR)
+        rgba = np.concatenate([colour, np.abs(strength)[..., None] * OPACITY], axis=-1)
+        numbers = self.view.cut(self.outlined, plane, index, smooth=False)
+        for number in range(1, len(self.shown.regions) + 1):
+            rgba[inner_edge(numbers == number, width=1)] = (*REGION_COLOUR, 1.0)
         return _png(Image.fromarray((rgba * 255).round().astype(np.uint8), "RGBA"))
 
 
 def load_stack(volume: Path, saliency: Path | None) -> Stack:
-    """Read a RAS volume, and its map on the same grid.
+    """Read a RAS volume, its map on the same grid, and what is shown of that.
 
     Raises:
-        Rejected: the map is not on the volume's grid.
+        Rejected: the map is not on the volume's grid, or what is to be shown of it cannot be read.
     """
     image = nibabel.load(volume)
     values = np.asarray(image.dataobj, dtype=np.float32)
-    weights = None
-    if saliency is not None:
-        other = nibabel.load(saliency)
-        if other.shape != image.shape or not np.allclose(other.affine, image.affine, atol=1e-3):
-            raise Rejected(f"expected a map of shape {image.shape} on the volume's grid, got {other.shape}")
-        weights = np.asarray(other.dataobj, dtype=np.float32)
+    weights = None if saliency is None else np.asarray(_on_grid(saliency, image).dataobj, dtype=np.float32)
     box = tuple((0, int(n)) for n in values.shape)
     spacing = voxel_sizes(image.affine)
     longest = max(n * s for n, s in zip(values.shape, spacing, strict=True))
     view = View(image.affine, (box[0], box[1], box[2]), min(float(spacing.min()), longest / LEAST_SIDE))
     head = values[values > values.mean() * 0.2]
     window = (0.0, float(np.quantile(head, 0.995))) if head.size else (0.0, 1.0)
+    shown, outlined = _shown(weights, None if saliency is None else saliency.parent, image)
+    return Stack(values, weights, view, window, shown, outlined)
+
+
+def _on_grid(path: Path, image: nibabel.Nifti1Image) -> nibabel.Nifti1Image:
+    try:
+        other = nibabel.load(path)
+    except FileNotFoundError as error:
+        raise Rejected(f"expected the labels of an explanation's regions: {error}") from error
+    if other.shape != image.shape or not np.allclose(other.affine, image.affine, atol=1e-3):
+        raise Rejected(f"expected a map of shape {image.shape} on the volume's grid, got {other.shape}")
+    return other
+
+
+def _shown(weights: Float32 | None, folder: Path | None, image: nibabel.Nifti1Image) -> tuple[ShownRecord, Labels]:
+    """What is shown of a map, and the numbers of the outlined regions (X, Y, Z); of an older one only its colours."""
+    try:
+        shown = None if folder is None else ShownRecord.read_if_there(folder)
+    except ExplainError as error:
+        raise Rejected(str(error)) from error
+    outlined = np.zeros(image.shape, np.uint8)
+    if folder is not None and shown is not None:
+        labels = np.asarray(_on_grid(folder / SUPERVOXELS, image).dataobj) if shown.regions else outlined
+        for number, label in enumerate(shown.regions, start=1):
+            outlined[labels == label] = number
+        return shown, outlined
     strong = np.abs(weights[weights != 0]) if weights is not None else np.zeros(0)
     limit = float(np.quantile(strong, SHOWN_QUANTILE)) if strong.size else 0.0
-    return Stack(values, weights, view, window, limit)
+    return ShownRecord(limit=limit, least_share=LEAST_COLOUR, regions=()), outlined
 
 
 def first_plane(stack: Stack) -> Plane:

@@ -190,6 +190,11 @@ class ReportContent:
         return any(record.presence == "present" for record in self.findings if record.finding == finding)
 
     @property
+    def undetermined(self) -> bool:
+        """Whether a finding may be there or not."""
+        return any(record.presence == "undetermined" for record in self.findings)
+
+    @property
     def nothing_present(self) -> str:
         """See `nothing_present`."""
         return nothing_present(record.presence for record in self.findings)

@@ -31,8 +31,6 @@ MIN_WIDTH = 512
 """Narrowest picture, pixels: the strips' text needs it."""
 ALPHA = 0.5
 """Opacity of the strongest weight."""
-FAINT = 0.1
-"""Weights below this share of the strongest are not drawn."""
 LETTER_COSINE = 0.3
 """An edge is lettered with each axis it leans to by more than this (17 degrees off the plane)."""
 
@@ -138,8 +136,7 @@ class OverlayRenderer:
         self._volumes = volumes
         self._low, self._high = brain_window(volumes.flair)
         self._middle = head_middle(volumes.flair, geometry)
-        self._limit = _limit(volumes)
-        header = _header_lines(content)
+        header = _header_lines(content, volumes)
         self.layout = _layout(geometry, len(header))
         self._canvas = self._draw_base(header)
         """Drawn over for each slice: what lies beneath the slice is put back from `_strip`."""
@@ -169,17 +166,16 @@ class OverlayRenderer:
     def _blend(self, index: int) -> Image.Image:
         """Slice with saliency, at the size of the source; grey where there is none."""
         grey = np.clip((self._volumes.flair[index] - self._low) * (255 / (self._high - self._low)), 0, 255)
-        if self._volumes.support is None or self._volumes.saliency is None:
-            return Image.fromarray(grey.astype(np.uint8))
-        weight = np.clip(self._volumes.saliency[index] / self._limit, -1, 1)
-        strength = np.abs(weight)
-        shown = strength >= FAINT
-        if not shown.any():
+        strength = self._volumes.strength(index)
+        shown = strength != 0
+        edges = [_outline(region.mask[index]) for region in self._volumes.supports]
+        if not shown.any() and not any(edge.any() for edge in edges):
             return Image.fromarray(grey.astype(np.uint8))
         picture = np.repeat(grey[..., None], 3, axis=2)
-        colour = np.where((weight[shown] > 0)[:, None], _RED, _BLUE)
-        picture[shown] += ALPHA * strength[shown][:, None] * (colour - picture[shown])
-        picture[_outline(self._volumes.support[index])] = OUTLINE
+        colour = np.where((strength[shown] > 0)[:, None], _RED, _BLUE)
+        picture[shown] += ALPHA * np.abs(strength[shown])[:, None] * (colour - picture[shown])
+        for edge in edges:
+            picture[edge] = OUTLINE
         return Image.fromarray(picture.astype(np.uint8))
 
     @property
@@ -241,20 +237,22 @@ class OverlayRenderer:
         return base
 
     def _draw_legend(self, base: Image.Image, top: int) -> None:
-        """Colour bar from the strongest weight against the draft to the strongest in support of it."""
+        """Colour bar from full colour against the draft to that in support of it, black where nothing is coloured."""
         ramp = np.linspace(-1, 1, 120, dtype=np.float32)[:, None]
-        colours = np.where(ramp > 0, _RED, _BLUE) * np.abs(ramp)
+        shown = np.where(np.abs(ramp) >= self._volumes.least_share, np.abs(ramp), np.float32(0))
+        colours = np.where(ramp > 0, _RED, _BLUE) * shown
         bar = Image.fromarray(np.repeat(colours[None].astype(np.uint8), 10, axis=0))
         draw = ImageDraw.Draw(base)
         font = _font(13)
-        before = f"against {-self._limit:.2g}"
+        before = f"against {-self._volumes.limit:.2g}"
         draw.text((8, top), before, fill=TEXT, font=font)
         left = 14 + int(draw.textlength(before, font=font))
         base.paste(bar, (left, top + 4))
-        after = f"{self._limit:.2g} supports the draft"
+        after = f"{self._volumes.limit:.2g} supports the draft"
         draw.text((left + 126, top), after, fill=TEXT, font=font)
         right = left + 126 + int(draw.textlength(after, font=font)) + 16
-        draw.text((right, top), "outline: strongest", fill=OUTLINE, font=font)
+        outlined = "outline: strongest" + (" L, R" if len(self._volumes.supports) > 1 else "")
+        _draw_fitted(draw, (right, top), outlined, self.layout.width - 8 - right, OUTLINE, size=13)
 
 
 _LINE = 18
@@ -263,8 +261,11 @@ _LINES_BELOW = 3
 """Legend or why there is none, place of the slice, its side."""
 
 
-def _header_lines(content: ReportContent) -> list[str]:
-    return [RESEARCH_USE_LINE, *(textwrap.wrap(content.banner, 76) if content.banner else [])]
+def _header_lines(content: ReportContent, volumes: SourceVolumes) -> list[str]:
+    """What the picture is worth; where a region is drawn for words that nothing confirms, that as well."""
+    doubted = volumes.supports and not volumes.confirmed
+    said = [content.banner, content.nothing_present if doubted else None]
+    return [RESEARCH_USE_LINE, *(part for line in said if line for part in textwrap.wrap(line, 76))]
 
 
 def _layout(geometry: SeriesGeometry, header_lines: int) -> Layout:
@@ -279,14 +280,6 @@ def _layout(geometry: SeriesGeometry, header_lines: int) -> Layout:
         width=width,
         height=top + geometry.rows * scale + _LINES_BELOW * _LINE + 8,
     )
-
-
-def _limit(volumes: SourceVolumes) -> float:
-    """Weight drawn with the strongest colour: the 99th percentile of their sizes, so that one voxel cannot hide all."""
-    if volumes.saliency is None or volumes.support is None:
-        return 1.0
-    sizes = np.abs(volumes.saliency[volumes.saliency != 0])
-    return float(np.percentile(sizes[:: max(1, sizes.size // 200_000)], 99))
 
 
 def _outline(mask: BoolArray) -> BoolArray:

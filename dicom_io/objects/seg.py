@@ -1,4 +1,4 @@
-"""Segmentation of the region that supports the draft most and, where the weights ground it, of the estimated lesion."""
+"""Segmentation of the regions that support the draft most and, where the weights ground it, of the estimated lesion."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dicom_io.volume.geometry import SeriesGeometry
 RED, YELLOW = (55.0, 76.0, 60.0), (87.0, -2.0, 84.0)
 """CIELab. What supports the draft is red everywhere; the outline of the lesion must differ from it."""
 
-LESION_LABEL = "Lesion as estimated by AI"
+SUPPORT_LABEL, LESION_LABEL = "Strongest support for the AI draft", "Lesion as estimated by AI"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +53,10 @@ def segments(volumes: SourceVolumes) -> tuple[Segment, ...]:
 
 
 def _segments(volumes: SourceVolumes) -> Iterator[Segment]:
-    if volumes.support is not None:
-        yield Segment(
-            volumes.support,
-            "Strongest support for the AI draft",
-            codes.SPATIAL_CONCEPT,
-            codes.SELECTED_REGION,
-            RED,
-        )
+    for region in volumes.supports:
+        label = SUPPORT_LABEL + (f", {region.side}" if region.side else "")
+        label = label if volumes.confirmed else f"{label}; nothing confirmed"
+        yield Segment(region.mask, label, codes.SPATIAL_CONCEPT, codes.SELECTED_REGION, RED)
     if volumes.lesion is not None:
         label = LESION_LABEL if volumes.lesion_in_text else f"{LESION_LABEL}; the draft states none as present"
         yield Segment(volumes.lesion, label, codes.ABNORMAL_STRUCTURE, codes.LESION, YELLOW)

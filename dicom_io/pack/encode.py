@@ -15,7 +15,7 @@ from pydicom import Dataset
 
 from dicom_io.content.context import ResultContext
 from dicom_io.content.kind import ResultKind
-from dicom_io.content.regions import load_volumes
+from dicom_io.content.regions import MapDisplay, load_volumes
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import InstanceReference, read_sources
 from dicom_io.errors import PackError
@@ -65,6 +65,7 @@ def encode_pack(
     out: Path,
     predecessors: Sequence[InstanceReference] = (),
     earlier: Path | None = None,
+    display: MapDisplay | None = None,
 ) -> Pack:
     """Encode, check and store the results of one case; idempotent.
 
@@ -82,6 +83,7 @@ def encode_pack(
         earlier: Folder of the pack that these results would replace. Where they would be the same results, under the
             same UIDs, its bytes are taken over: the first encode is what every later send sends, and nothing is
             replaced.
+        display: What is shown of the saliency; None: it does not say so.
 
     Returns:
         The pack, as far as asked for and possible; `dicom_io.objects.kinds` names the files.
@@ -93,7 +95,7 @@ def encode_pack(
     if (out / MANIFEST).is_file():
         return _existing(out, identity)
     sources = read_sources(source_files, geometry)
-    volumes = load_volumes(geometry, content, volume_path, saliency_path, lesion_path)
+    volumes = load_volumes(geometry, content, volume_path, saliency_path, lesion_path, display)
     context = ResultContext(sources, geometry, content, identity)
     if earlier is not None and _is_same(load_pack(earlier), context):
         with _appearing(out) as folder:

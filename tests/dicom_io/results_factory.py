@@ -157,7 +157,7 @@ def stating(said: ReportContent, lesion: np.ndarray, affine: np.ndarray) -> Repo
 
 def _default_weights(shape: tuple[int, ...]) -> np.ndarray:
     weights = np.zeros(shape, dtype=np.float32)
-    weights[shape[0] * 2 // 3 :] = -0.1
+    weights[shape[0] * 2 // 3 :] = -0.2
     weights[left_mark(shape)] = 0.4
     return weights
 

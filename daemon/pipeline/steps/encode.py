@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from braingemma.explain.record import SUPERVOXELS, ExplanationRecord, ShownRecord
 from daemon.config.sections import Settings
 from daemon.errors import Rejected
 from daemon.files import make_private
@@ -20,6 +21,7 @@ from daemon.pipeline.corrections import Correction
 from daemon.pipeline.steps.context import Context
 from daemon.pipeline.steps.nameless import deidentifier_of, nameless
 from daemon.pipeline.steps.select import chosen_series
+from dicom_io.content.regions import MapDisplay
 from dicom_io.content.report import ComparisonRecord, FindingRecord, MeasurementRecord, ModelIdentity, ReportContent
 from dicom_io.deidentify import rewrite_file
 from dicom_io.objects.kinds import KINDS
@@ -42,7 +44,8 @@ def encode(context: Context, folder: JobFolder) -> None:
     sources, geometry = result_sources(context.settings, folder)
     earlier = _replaced_results(folder)
     replaced = load_pack(earlier) if earlier else None
-    identity = _identity(report, context.settings, Correction.read_if_there(folder.identity))
+    display = _display(folder)
+    identity = _identity(report, context.settings, Correction.read_if_there(folder.identity), display)
     if replaced is not None and replaced.identity == identity and Arrival.read(folder.arrival).anew:
         raise Rejected("reported anew, these weights and settings give the same results: nothing is replaced")
     saliency = folder.explain / "saliency.nii.gz"
@@ -59,10 +62,21 @@ def encode(context: Context, folder: JobFolder) -> None:
         # A report under another identity is no predecessor that may be named (de-identified, or not any more).
         predecessors=reports_of(replaced) if replaced and replaced.study_uid == geometry.study_uid else (),
         earlier=earlier,
+        display=display,
     )
     rejecting = any(destination.reject_replaced for destination in context.settings.destinations)
     if rejecting and replaced is not None and withdrawn(replaced, by=pack):
         encode_rejection(replaced, folder.rejection)
+
+
+def _display(folder: JobFolder) -> MapDisplay | None:
+    """What is shown of the explanation, as it says itself; None where there is none, or one that does not say so."""
+    shown = ShownRecord.read_if_there(folder.explain)
+    if shown is None:
+        return None
+    sides = {region.label: region.side for region in ExplanationRecord.read(folder.explain).supervoxels}
+    regions = tuple((label, sides[label]) for label in shown.regions)
+    return MapDisplay(shown.limit, shown.least_share, folder.explain / SUPERVOXELS, regions)
 
 
 def result_sources(settings: Settings, folder: JobFolder) -> tuple[list[Path], SeriesGeometry]:
@@ -179,13 +193,17 @@ def _replaced_results(folder: JobFolder) -> Path | None:
     return None
 
 
-def _identity(report: Report, settings: Settings, correction: Correction | None) -> str:
+def _identity(
+    report: Report, settings: Settings, correction: Correction | None, display: MapDisplay | None = None
+) -> str:
     """sha256 over everything that affects the content of the results: other inputs, other UIDs."""
     what = {key: value for key, value in report.to_json().items() if key not in UNSAID}
     what["settings"] = [
         settings.explain.model_dump(mode="json"),
         settings.results.model_dump(mode="json", exclude={"deidentify_key"}),
     ]
+    if display is not None:
+        what["shown"] = [display.limit, display.least_share, display.regions]
     if correction is not None:
         what["patient"] = dict(correction.values)
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -32,6 +32,7 @@ from braingemma.explain.faithfulness import curve_steps
 from braingemma.explain.grounding import grounding_on_grid
 from braingemma.explain.perturbation import FILLINGS, ExplainCancelled, MaskScorer, ScoringSettings, filling_for
 from braingemma.explain.pictures import to_picture
+from braingemma.explain.record import LEAST_COLOUR, SUPERVOXELS, ExplanationRecord, ShownRecord
 from braingemma.explain.run import (
     affordable,
     default_batch_size,
@@ -41,13 +42,14 @@ from braingemma.explain.run import (
     with_rounding,
 )
 from braingemma.explain.supervoxels import segment
-from braingemma.explain.targets import Target, plan_targets
+from braingemma.explain.targets import Target, TargetPlan, plan_targets
 from braingemma.model.braingemma3d import BrainGemma3D
 from braingemma.volume.preprocess import prepare_image
 
 LESION = "The lesion area is in the left frontal lobe. Edema is present in the left frontal lobe. Necrosis is absent."
 HEALTHY = "No lesion is seen. There is no edema. Necrosis is absent. Ventricular compression is absent."
 MARK = Target("mark", (0,))
+NOTHING = ShownRecord(limit=0, least_share=LEAST_COLOUR, regions=())
 GRID = VolumeSettings(grid=(20, 28, 24))
 
 
@@ -138,7 +140,7 @@ def test_a_rounding_that_matters_is_told(marked: nib.Nifti1Image, score: float, 
     assert judged.rounding == pytest.approx(-1.0 - score)
     assert any("eight bits" in warning for warning in judged.warnings) is told
     assert not told or "by 40% of what replacing the whole brain does" in judged.warnings[-1]
-    assert judged.record(alpha=1, clip_q=1).rounding == judged.rounding
+    assert judged.record(alpha=1, clip_q=1, shown=NOTHING).rounding == judged.rounding
 
 
 def test_warnings_are_in_words_and_numbers_in_the_record(marked: nib.Nifti1Image) -> None:
@@ -351,6 +353,7 @@ def test_all_files_are_written_on_the_grid_of_the_volume(
         "lime_top_supervoxels_grid.png",
         "lime_weights.json",
         "saliency.nii.gz",
+        "supervoxels.nii.gz",
         "grounding.nii.gz",
     }
     for name in ("saliency.nii.gz", "grounding.nii.gz"):
@@ -377,8 +380,60 @@ def test_all_files_are_written_on_the_grid_of_the_volume(
     assert weights.any()
     assert not record["drawn"]
     assert not saliency.any()
+    assert ShownRecord.read_if_there(tmp_path / "out") == NOTHING
     with Image.open(tmp_path / "out/overlay_slices.png") as picture:
         assert min(picture.size) > 500
+
+
+class BothSides:
+    """Needs the contrast of all of the brain, that of the left half most."""
+
+    def __init__(self, _model: object, plan: TargetPlan, *_: object) -> None:
+        self._columns = len(plan.targets)
+
+    def score(self, volumes: torch.Tensor) -> np.ndarray:
+        half = volumes.shape[-1] // 2  # the width grows to the right
+        parts = (volumes[..., :half] ** 2).flatten(1).sum(1) + (volumes[..., half:] ** 2).flatten(1).sum(1) / 2
+        return np.repeat(parts.numpy()[:, None] / 1000, self._columns, axis=1)
+
+
+def test_the_record_says_what_all_pictures_show(
+    model: BrainGemma3D, marked: nib.Nifti1Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left and right stated: the strongest region of each, by labels that lie on the volume's grid."""
+    monkeypatch.setattr(run, "ModelScorer", BothSides)
+    report = "The lesion area is in both frontal lobes. Edema is present in both frontal lobes."
+    weights, saliency = run_interpretability(
+        model=model, mri_path=saved(marked, tmp_path), report=report, output_dir=tmp_path / "out", n_segments=10,
+        replacement="constant",
+    )  # fmt: skip
+    shown = ShownRecord.read_if_there(tmp_path / "out")
+    assert shown is not None
+    regions = ExplanationRecord.read(tmp_path / "out").supervoxels
+    assert shown.limit == pytest.approx(np.quantile(np.abs(saliency[saliency != 0]), 0.99), rel=0.02)
+    labels = nib.load(tmp_path / "out" / SUPERVOXELS)
+    assert (labels.affine == marked.affine).all()
+    voxels = np.asarray(labels.dataobj)
+    assert ((voxels > 0) == (saliency != 0)).mean() > 0.9
+    places = [apply_affine(labels.affine, np.argwhere(voxels == label)).mean(axis=0) for label in shown.regions]
+    assert [place[0] < 0 for place in places] == [True, False]
+    for label, side in zip(shown.regions, ("left", "right"), strict=True):
+        assert weights[label - 1] == max(region.weight for region in regions if region.side == side)
+    strength = shown.strength(saliency)
+    assert strength.max() == 1
+    assert not strength[np.abs(saliency) < 0.39 * shown.limit].any()
+    assert ShownRecord.read_if_there(tmp_path) is None
+
+
+def test_effects_that_are_not_told_from_noise_are_shown_nowhere(marked: nib.Nifti1Image) -> None:
+    """The brain as a whole changes the words, no region does: no map, by which nobody's picture can have a hot spot."""
+    found = seen(explain_mark(marked))
+    faint = replace(found, weights=found.weights / found.weights.max() * 0.005, score=-1.0, base_score=-1.05)
+    assert found.drawn
+    assert not faint.drawn
+    assert not faint.saliency.any()
+    assert not faint.blind
+    assert _doubts(faint) == ("No region (saliency) speaks for the words by more than noise does: no map is drawn.",)
 
 
 def test_a_healthy_report_costs_nothing_and_shows_nothing(

@@ -12,6 +12,7 @@ from PIL import Image
 
 from braingemma.errors import ExplainError
 from braingemma.explain.pictures import (
+    REGION_COLOUR,
     View,
     acquired_plane,
     blend,
@@ -21,9 +22,7 @@ from braingemma.explain.pictures import (
     to_picture,
 )
 from braingemma.explain.plots import (
-    LEAST_COLOUR,
     MAP_COLOUR,
-    REGION_COLOUR,
     Scene,
     _centres,
     _most_influential,
@@ -33,6 +32,7 @@ from braingemma.explain.plots import (
     draw_overlay_slices,
     draw_top_supervoxels,
 )
+from braingemma.explain.record import LEAST_COLOUR
 from braingemma.explain.supervoxels import segment
 
 
@@ -186,10 +186,31 @@ def test_both_sides_are_shown_where_the_report_states_both(tmp_path: Path) -> No
     assert "right" in {r.side for r in _most_influential(both, 4)}
     assert len(_most_influential(both, 4)) == 4
     assert [r.side for r in replace(both, bilateral=False).strongest] == ["left"]
+    assert both.shown.regions == tuple(r.label for r in both.strongest)
+    middle = np.where([r.side == "midline" for r in one.supervoxels.regions], 2.0, weights)
+    assert [r.side for r in replace(both, weights=middle).strongest] == ["midline"], "it lies on both sides"
     draw_grid(both, tmp_path / "both.png")
     draw_grid(replace(both, bilateral=False), tmp_path / "one.png")
     heights = [redness(tmp_path / name).shape[0] for name in ("both.png", "one.png")]
     assert heights[0] > 1.7 * heights[1]
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "shown"),
+    [([1.0], [0.03], ["left", "right"]), ([0.7], [0.2, -1.0, -0.9, -0.8], ["right", "right", "left", "right"])],
+)
+def test_the_strongest_of_both_sides_are_among_the_most_influential(
+    left: list[float], right: list[float], shown: list[str]
+) -> None:
+    """One that is faint, or weaker than all that speak against, takes no other one's place."""
+    one = scene_of(support.head((4.0, 4.0, 4.0)))
+    order = np.argsort([r.centroid_mm[0] for r in one.supervoxels.regions])
+    weights = np.zeros(len(order))
+    weights[order[: len(left)]], weights[order[::-1][: len(right)]] = left, right
+    kept = _most_influential(replace(one, weights=weights, bilateral=True), 4)
+    assert [r.side for r in kept] == shown
+    assert max(left) in [weights[r.label - 1] for r in kept]
+    assert right[0] in [weights[r.label - 1] for r in kept]
 
 
 def test_a_regions_side_is_told_against_the_brains_midline(scene: Scene) -> None:
@@ -238,6 +259,8 @@ def test_noise_stays_faint(scene: Scene) -> None:
     faint = Scene(scene.volume, scene.saliency * 1e-3, scene.supervoxels, scene.weights * 1e-3, True, "")
     tile = faint.tile(faint.view(4.0), "axial", scene.volume.shape[2] // 2)
     assert (tile[..., 0] - tile[..., 2]).max() < 0.02
+    assert faint.shown.regions == ()
+    assert "Yellow" not in faint.statement
 
 
 def test_alpha_and_clip_are_checked_and_used(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from record_support import a_report
 
-from braingemma.explain.record import AskedRecord, ExplanationRecord
+from braingemma.explain.record import AskedRecord, ExplanationRecord, ShownRecord, SupervoxelRecord
 from daemon.config.sections import Settings
 from daemon.jobs import report as forms
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.report import read_report, write_report
+from daemon.pipeline.steps import encode
 from daemon.pipeline.steps import explain as step
 from daemon.pipeline.steps.context import Context
 
@@ -52,3 +53,24 @@ def test_begun_again_it_says_nothing_twice(tmp_path: Path, monkeypatch: pytest.M
     step.explain(Context(Settings(), pytest.fail), folder)
     assert read_report(folder).warnings == ("two slices were lost", "the map is flat")
     assert folder.report_html.read_text(encoding="utf-8").count("the map is flat") == 1
+
+
+def test_what_the_explanation_shows_is_handed_to_the_encoders(tmp_path: Path) -> None:
+    folder = JobFolder(tmp_path)
+    folder.explain.mkdir()
+    assert encode._display(folder) is None
+    explanation().write(folder.explain)  # as of before it was kept
+    assert encode._display(folder) is None
+    regions = tuple(
+        SupervoxelRecord(
+            weight=1, by_target={}, label=n, size_ml=1, centroid_mm=(0, 0, 0), right_mm=0, side=side, site="frontal"
+        )
+        for n, side in ((1, "right"), (2, "left"))
+    )
+    shown = ShownRecord(limit=0.3, least_share=0.4, regions=(2, 1))
+    explanation().model_copy(update={"supervoxels": regions, "shown": shown}).write(folder.explain)
+    display = encode._display(folder)
+    assert display is not None
+    assert (display.limit, display.least_share) == (0.3, 0.4)
+    assert display.regions == ((2, "left"), (1, "right"))
+    assert display.labels_path == folder.explain / "supervoxels.nii.gz"

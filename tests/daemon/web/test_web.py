@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -130,6 +131,30 @@ def test_left_is_on_the_right_of_axial_and_coronal_slices(site: Site) -> None:
         assert coloured.mean() > columns * 0.55
         red, _, blue = (layer[..., c][layer[..., 3] > 60].mean() for c in range(3))
         assert red > 2 * blue
+
+
+def test_what_the_explanation_says_is_shown_of_the_map(site: Site) -> None:
+    """Full colour, the least that is coloured, and the outlined regions, of both sides; as in the other pictures."""
+    folder = add_job(site, "j1")
+    image = nibabel.load(folder.explain / "saliency.nii.gz")
+    ball = np.asarray(image.dataobj) > 0  # in the patient's left half
+    weights = np.where(ball, 1.0, np.where(ball[::-1], 0.2, 0)).astype(np.float32)
+    labels = (ball * 5 + ball[::-1] * 2).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(weights, image.affine), folder.explain / "saliency.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(labels, image.affine), folder.explain / "supervoxels.nii.gz")
+    shown = {"limit": 2.0, "least_share": 0.4, "regions": [5, 2]}
+    (folder.explain / "lime_weights.json").write_text(json.dumps({"shown": shown}))
+    layer = np.asarray(Image.open(io.BytesIO(site.ask("/jobs/j1/saliency/axial/23.png")[2]))).astype(int)
+    line = (layer[..., 3] == 255) & (layer[..., 0] > 200) & (layer[..., 1] > 180) & (layer[..., 2] < 60)
+    columns = np.argwhere(line)[:, 1]
+    assert (columns > layer.shape[1] / 2).sum() == pytest.approx((columns < layer.shape[1] / 2).sum(), rel=0.2)
+    assert len(columns) > 100
+    colour = (layer[..., 3] > 0) & ~line
+    assert np.argwhere(colour)[:, 1].min() > layer.shape[1] / 2  # the right has 0.1 of full colour: none
+    assert np.median(layer[..., 3][colour]) == pytest.approx(0.5 * 0.7 * 255, abs=2)
+    (folder.explain / "lime_weights.json").write_text("[")
+    os.utime(folder.explain / "saliency.nii.gz", (1, 1))  # read anew
+    assert site.ask("/jobs/j1/saliency/axial/23.png")[0] == 400
 
 
 def test_the_strongest_slice_is_shown_first(site: Site) -> None:

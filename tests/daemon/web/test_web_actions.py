@@ -208,6 +208,6 @@ def test_the_peak_of_a_region_lies_in_it() -> None:
     saliency = np.zeros((9, 9, 9), dtype=np.float32)
     saliency[0, 0, 0] = 5
     saliency[1:8, 4, 4] = saliency[4, 1:8, 4] = 6  # a cross
-    peak = Stack(saliency, saliency, None, (0, 1), 1).peak  # type: ignore[arg-type]
+    peak = Stack(saliency, saliency, None, (0, 1), None, None).peak  # type: ignore[arg-type]
     assert peak == (4, 4, 4)
-    assert Stack(saliency, None, None, (0, 1), 1).peak == (4, 4, 4)  # type: ignore[arg-type]
+    assert Stack(saliency, None, None, (0, 1), None, None).peak == (4, 4, 4)  # type: ignore[arg-type]

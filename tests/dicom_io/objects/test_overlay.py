@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 from results_factory import PLANES, Case, content, left_mark, make_case
 
-from dicom_io.content.regions import brain_window, head_middle, key_slices, load_volumes, top_region
+from dicom_io.content.regions import MapDisplay, brain_window, head_middle, key_slices, load_volumes, top_region
 from dicom_io.content.report import FindingRecord
 from dicom_io.objects.overlay import OverlayRenderer, direction_letters, edge_letters, slice_centre, slice_side
+from dicom_io.objects.seg import segments
 
 EVERY_ACQUISITION = [(plane, tilted) for plane in PLANES for tilted in (False, True)]
 
@@ -183,7 +185,6 @@ def test_axial_slices_have_no_side(tmp_path: Path) -> None:
     ("said", "with_saliency", "reason"),
     [
         ({"findings": (FindingRecord("lesion", "absent"),)}, True, "The text names no abnormal finding as present."),
-        ({"findings": (FindingRecord("lesion", "undetermined"),)}, True, "No finding could be confirmed as present"),
         ({"findings": ()}, True, "No finding could be coded"),
         ({}, False, "No explanation was computed"),
     ],
@@ -202,6 +203,55 @@ def test_without_support_no_hot_spot_is_drawn(
         area = slice_area(renderer, case, picture)
         assert np.ptp(area.astype(int), axis=2).max() == 0  # grey throughout
     assert key_slices(volumes) == (18,)
+
+
+def both_sides(case: Case) -> MapDisplay:
+    """The ball, in the patient's left half, and its mirror image are outlined, though only the ball has colour."""
+    image, ball = nib.load(case.volume_path), left_mark()
+    labels = case.volume_path.with_name("supervoxels.nii.gz")
+    nib.save(nib.Nifti1Image((ball * 7 + ball[::-1] * 3).astype(np.int16), image.affine), labels)
+    return MapDisplay(limit=0.8, least_share=0.4, labels_path=labels, regions=((7, "left"), (3, "right")))
+
+
+@pytest.mark.parametrize("plane", ["axial", "coronal"])
+def test_what_the_explanation_says_is_shown_on_both_sides(plane: str, tmp_path: Path) -> None:
+    case = make_case(tmp_path, plane)
+    display = both_sides(case)
+    load = partial(load_volumes, case.geometry, case.content, case.volume_path, case.saliency_path, None)
+    volumes = load(display)
+    assert [region.side for region in volumes.supports] == ["left", "right"]
+    index = int(np.argmax(volumes.supports[1].mask.sum(axis=(1, 2))))
+    left, right = (np.argwhere(region.mask[index])[:, 1].mean() for region in volumes.supports)
+    assert left > case.geometry.columns / 2 > right
+    renderer = OverlayRenderer(case.geometry, volumes, case.content)
+    area = slice_area(renderer, case, renderer.render(index)).astype(int)
+    lines = np.argwhere((area[..., 0] > 220) & (area[..., 1] > 180) & (area[..., 2] < 60))[:, 1] / area.shape[1]
+    for side, found in (("left", left), ("right", right)):
+        near = np.abs(lines - found / case.geometry.columns) < 0.2
+        assert near.sum() > 40, f"{side}: expected an outline"
+    # 0.4 is half of full colour; the slab that speaks against has 0.2, a quarter: below the least share.
+    strength = volumes.strength(index)
+    assert np.unique(strength).tolist() == [0, 0.5]
+    assert np.argwhere(strength)[:, 1].mean() == pytest.approx(left, abs=1)
+    assert [region.side for region in load(replace(display, regions=((7, "left"),))).supports] == [""]
+    nothing = load(replace(display, regions=()))
+    assert nothing.no_support_reason == "No region supports the draft's findings: none is drawn."
+    assert not nothing.strength(index).any()
+
+
+def test_what_the_text_states_and_nothing_confirms_is_drawn_and_said_to_be_so(tmp_path: Path) -> None:
+    """As in the other pictures of the explanation: the reader looks there, and knows what it is worth."""
+    said = content(findings=(FindingRecord("lesion", "undetermined", "left"),), measurements=())
+    case = make_case(tmp_path, said=said)
+    volumes = load_volumes(case.geometry, said, case.volume_path, case.saliency_path, None, both_sides(case))
+    assert [segment.label for segment in segments(volumes)] == [
+        "Strongest support for the AI draft, left; nothing confirmed",
+        "Strongest support for the AI draft, right; nothing confirmed",
+    ]
+    renderer = OverlayRenderer(case.geometry, volumes, said)
+    other = renderer_of(make_case(tmp_path / "b"))
+    assert renderer.layout.top > other.layout.top  # one more line above: nothing could be confirmed
+    assert red(slice_area(renderer, case, renderer.render(21))).sum() > 100
 
 
 def test_weights_that_only_speak_against_draw_nothing(tmp_path: Path) -> None:

