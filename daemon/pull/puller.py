@@ -27,6 +27,7 @@ from daemon.database.tables import (
     INSTANCES,
     JOBS,
     RESULTS,
+    STUDY_OWNERS,
     InstanceState,
     JobState,
     PulledState,
@@ -158,6 +159,14 @@ class Puller:
             query = sa.select(sa.func.count(INSTANCES.c.sop_uid.distinct())).where(*mine, known)
             return int(connection.execute(query).scalar_one()) >= study.instances
 
+    def has_owner(self, study_uid: str) -> bool:
+        """Whether one of several receivers has got something of a study: its job is that one's to make."""
+        with self.engine.connect() as connection:
+            return (
+                connection.execute(sa.select(STUDY_OWNERS).where(STUDY_OWNERS.c.study_uid == study_uid)).first()
+                is not None
+            )
+
     def result_of(self, study_uid: str) -> Row | None:
         """What is noted of the latest report of a study whose job is no longer kept."""
         gone = (RESULTS.c.study_uid == study_uid, RESULTS.c.job_id.not_in(sa.select(JOBS.c.job_id)))
@@ -178,6 +187,7 @@ class _SourceWorker:
     puller: Puller
     name: str
     stop: threading.Event
+    _since: float = field(default_factory=time.monotonic)
     _pause: float = FIRST_PAUSE
     _not_before: dict[tuple[str, int], float] = field(default_factory=dict)
     """By study: monotonic time of its next try."""
@@ -363,16 +373,21 @@ class _SourceWorker:
         """Look what became of a fetched study."""
         puller = self.puller
         jobs = puller.jobs_of(study.study_uid)
-        late = now() - study.updated > ARRIVAL_SECONDS + 3 * puller.settings.assembly.quiet_seconds
+        waited = min(now() - study.updated, time.monotonic() - self._since)  # after a start the index is read anew
+        late = waited > ARRIVAL_SECONDS + 3 * puller.settings.assembly.quiet_seconds
         if any(job.state in (JobState.QUEUED, JobState.RUNNING) for job in jobs):
             return
-        if puller.waits_for_a_job(study.study_uid) or (not puller.is_indexed(study) and not (late and jobs)):
+        indexed = puller.is_indexed(study)
+        if puller.waits_for_a_job(study.study_uid) or not (indexed or late):
             return
         if jobs:
             best = next((job for job in jobs if job.state in REPORTED), jobs[0])
             self._end_by_job(study, best, "")
-        elif late:
-            reason = "it was fetched, and made no job: see the log of the service"
+        elif late and not puller.has_owner(study.study_uid):
+            lost = (
+                f"the PACS says that it sent {study.instances} instances, which did not come: does it know our address?"
+            )
+            reason = "it was fetched, and made no job: see the log of the service" if indexed else lost
             puller.store.update(study, PulledState.FAILED, reason=reason)
 
     def _end_by_job(self, study: PulledStudy, job: Row, before: str) -> None:

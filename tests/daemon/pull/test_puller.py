@@ -15,7 +15,7 @@ from pydicom import Dataset
 from daemon.cli import pull as cli
 from daemon.config.sections import Settings
 from daemon.database.engine import open_database, upsert
-from daemon.database.tables import INSTANCES, RESULTS, InstanceState, JobState, PulledState, PullState
+from daemon.database.tables import INSTANCES, RESULTS, STUDY_OWNERS, InstanceState, JobState, PulledState, PullState
 from daemon.errors import DaemonError, Retryable
 from daemon.jobs.store import JobStore, now
 from daemon.pull import puller
@@ -427,6 +427,29 @@ def test_an_older_job_of_other_images_does_not_settle_what_was_fetched(make: Cal
     site.jobs.update("new", state=JobState.DONE, result="lesion")
     site.step()
     assert (site.states(), site.studies()["1.1"].job_id) == (["reported"], "new")
+
+
+def test_what_the_pacs_sent_elsewhere_is_not_waited_for_for_ever(
+    make: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But after a restart the index is read anew first, and where another receiver has the study it makes the job."""
+    site = make(Pacs(1))
+    site.step(2)
+    later = now() + 1000
+    monkeypatch.setattr(puller, "now", lambda: later)
+    site.step()
+    assert site.states() == ["fetched"]
+    site.worker._since -= 1000
+    owner = {"study_uid": "1.1", "receiver": "other"}
+    with site.engine.begin() as connection:
+        connection.execute(sa.insert(STUDY_OWNERS), [owner])
+    site.step()
+    assert site.states() == ["fetched"]
+    with site.engine.begin() as connection:
+        connection.execute(sa.delete(STUDY_OWNERS))
+    site.step()
+    assert site.states() == ["failed"]
+    assert "sent 5 instances, which did not come" in site.studies()["1.1"].reason
 
 
 @pytest.mark.parametrize("first", [True, False])
