@@ -84,7 +84,8 @@ def lesion_mask(grounding: Float32, prepared: PreparedVolume) -> Mask:
     count = round(float(shares.sum(dtype=np.float64))) if grounding.max() >= LEAST_SHARE else 0
     mask = np.zeros(shares.size, dtype=bool)
     if count:
-        mask[np.argpartition(shares, -count, axis=None)[-count:]] = True
+        inside = np.flatnonzero(shares)  # as many or more: no share is above 1. Equal zeros in millions cost seconds
+        mask[inside[np.argpartition(shares.ravel()[inside], -count)[-count:]]] = True
     return mask.reshape(shares.shape)
 
 
