@@ -16,8 +16,8 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from braingemma.checks.appearance import Appearance, measure_appearance
 from braingemma.checks.domain import Domain
+from braingemma.volume.appearance import Appearance, measure_appearance
 from braingemma.volume.brain import BrainMask, Mask, above_background, find_brain
 from braingemma.volume.resampling import Volume
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from braingemma.checks.appearance import measure_appearance
+from braingemma.volume.appearance import measure_appearance
 from braingemma.volume.brain import above_background
 from braingemma.volume.peeling import lacks_skull, peel_brain
 from braingemma.volume.resampling import Volume

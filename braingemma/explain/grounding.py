@@ -9,9 +9,10 @@ from typing import Any, Final
 import nibabel as nib
 import numpy as np
 import numpy.typing as npt
+from nibabel.affines import apply_affine
 from scipy import ndimage
 
-from braingemma.explain.supervoxels import BrainBox, along_axes, site_of
+from braingemma.explain.supervoxels import site_of
 from braingemma.findings.vocabulary import SITES, Laterality
 from braingemma.volume.brain import Mask
 from braingemma.volume.preprocess import PreparedVolume
@@ -98,18 +99,9 @@ def estimate_lesion(grounding: Float32, prepared: PreparedVolume) -> LesionEstim
     if not len(index):
         return LesionEstimate(peak, 0.0, None, ())
     weights = grounding[tuple(index.T)].astype(float)
-    centres = along_axes(((index + 0.5) * size - 0.5)[:, ::-1], prepared.grid_affine)
-    box = _brain_box(prepared)
-    left = float(weights[centres[:, 0] < box.midline_mm].sum() / weights.sum())
-    return LesionEstimate(peak, volume_ml, _side(left), _sites(centres, weights, box), left)
-
-
-def _brain_box(prepared: PreparedVolume) -> BrainBox:
-    """Ends of the brain along the grid's axes, which are those of the RAS volume."""
-    inside = np.argwhere(prepared.foreground)
-    ends = np.stack([inside.min(axis=0), inside.max(axis=0)])[:, ::-1]
-    low, high = along_axes(ends, prepared.grid_affine)
-    return BrainBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
+    centres = apply_affine(prepared.grid_affine, ((index + 0.5) * size - 0.5)[:, ::-1])
+    left = float(weights[prepared.frame.right_mm(centres) < 0].sum() / weights.sum())
+    return LesionEstimate(peak, volume_ml, _side(left), _sites(prepared.frame.standard(centres), weights), left)
 
 
 def _side(left: float) -> Laterality:
@@ -119,10 +111,11 @@ def _side(left: float) -> Laterality:
     return "right" if left <= 1 - ONE_SIDED else "bilateral"
 
 
-def _sites(centres: npt.NDArray[np.float64], weights: npt.NDArray[np.float64], box: BrainBox) -> tuple[str, ...]:
+def _sites(places: Float, weights: Float) -> tuple[str, ...]:
+    """Sites of patches at these places (N, 3), MNI mm, with these shares of lesion (N,)."""
     shares: dict[str, float] = defaultdict(float)
-    for centre, weight in zip(centres, weights, strict=True):
-        shares[site_of(centre, box)] += float(weight / weights.sum())
+    for place, weight in zip(places, weights, strict=True):
+        shares[site_of(place)] += float(weight / weights.sum())
     return tuple(site for site in SITES if shares[site] >= SITE_SHARE)
 
 

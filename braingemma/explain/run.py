@@ -72,7 +72,7 @@ def explain_report(
     grid = tuple(prepared.tensor.shape[2:])
     eight_bits = bool(cpu_minutes) and is_large(model, grid)
     size = affordable(model, plan, settings, cpu_minutes, grid)
-    supervoxels = segment(volume, image.affine, size.segments, prepared.brain)
+    supervoxels = segment(volume, image.affine, size.segments, prepared.brain, prepared.frame)
     if not plan.targets:
         return _nothing_to_explain(supervoxels, settings)
     tensor = prepared.tensor.to(model.compute_device)

@@ -20,6 +20,7 @@ from skimage.segmentation import slic
 from braingemma.errors import ExplainError
 from braingemma.explain.merging import merge_alike
 from braingemma.volume.brain import background_value, find_brain
+from braingemma.volume.frame import STANDARD_HIGH, STANDARD_LOW, BrainFrame, find_frame
 
 Float = npt.NDArray[np.float64]
 Float32 = npt.NDArray[np.float32]
@@ -61,27 +62,6 @@ class Region:
 
 
 @dataclass(frozen=True)
-class BrainBox:
-    """The brain's extent in mm along the volume's own axes, robust against single voxels.
-
-    Not along the scanner's: slices are turned with the head, and its midsagittal plane lies along them, but across the
-    scanner's axes.
-
-    Attributes:
-        low: Left, posterior and inferior bound, mm from the first voxel.
-        high: Right, anterior and superior bound.
-    """
-
-    low: tuple[float, float, float]
-    high: tuple[float, float, float]
-
-    @property
-    def midline_mm(self) -> float:
-        """Place of the midsagittal plane along the axis to the patient's right, mm."""
-        return (self.low[0] + self.high[0]) / 2
-
-
-@dataclass(frozen=True)
 class Supervoxels:
     """A partition of the brain.
 
@@ -89,13 +69,11 @@ class Supervoxels:
         labels: (X, Y, Z) on the volume's grid; 0 outside the brain, else `Region.label`.
         affine: (4, 4) voxel -> RAS mm.
         regions: One for each label, in order of label.
-        box: Extent of the brain.
     """
 
     labels: Labels
     affine: Float
     regions: tuple[Region, ...]
-    box: BrainBox
 
     def paint(self, weights: npt.ArrayLike) -> Float32:
         """Give every voxel the weight of its supervoxel; (X, Y, Z), 0 outside the brain."""
@@ -129,7 +107,11 @@ def sample_labels(labels: Labels, affine: Float, shape: tuple[int, int, int], gr
 
 
 def segment(
-    volume: npt.NDArray[np.floating], affine: Float, n_segments: int = 20, brain: Mask | None = None
+    volume: npt.NDArray[np.floating],
+    affine: Float,
+    n_segments: int = 20,
+    brain: Mask | None = None,
+    frame: BrainFrame | None = None,
 ) -> Supervoxels:
     """Partition the brain into supervoxels of similar intensity.
 
@@ -139,6 +121,7 @@ def segment(
         n_segments: Supervoxels wanted, at least 2; a few fewer may be found.
         brain: (X, Y, Z) mask to stay in; None: the brain, or, as preprocessing does, everything that differs from
             the background where no brain can be told.
+        frame: Where places lie in the brain; None: it is looked for.
 
     Raises:
         ExplainError: The arguments make no sense, or there is nothing to divide.
@@ -155,8 +138,9 @@ def segment(
     small, share = _block_mean(volume, factors), _block_mean(brain, factors)
     found = _partition(small, share > 0.5, voxel_sizes(affine) * factors, n_segments)
     labels = np.where(brain, _unshrink(found, factors, volume.shape), 0).astype(np.int16)
-    box = _brain_box(labels > 0, affine)
-    return Supervoxels(labels, affine, _regions(labels, affine, box), box)
+    if frame is None:
+        frame = find_frame(np.asarray(volume, np.float32), labels > 0, affine)
+    return Supervoxels(labels, affine, _regions(labels, affine, frame))
 
 
 def _brain(volume: Float32, affine: Float) -> Mask:
@@ -165,30 +149,20 @@ def _brain(volume: Float32, affine: Float) -> Mask:
     return np.asarray(volume != background_value(volume)) if found is None else found.mask
 
 
-def along_axes(voxels: npt.ArrayLike, affine: Float) -> Float:
-    """Voxels (..., 3) of a volume with axes R, A, S as mm from its first voxel along these axes, see `BrainBox`."""
-    return np.asarray(voxels, np.float64) * voxel_sizes(affine)
+def site_of(standard_mm: npt.ArrayLike) -> str:
+    """Coarse site of a place of the standard brain, (3,) MNI mm, by planes that follow the main sulci.
 
-
-def site_of(position_mm: npt.ArrayLike, box: BrainBox) -> str:
-    """Coarse site of a point, in mm along the box's axes, by its place in the brain's box.
-
-    The box is stretched onto that of the MNI152 brain (x -70..70, y -104..72, z -66..80 mm), then planes that
-    follow the main sulci decide. A site of a centimetre-wide supervoxel, not an anatomical parcellation.
+    A site of a centimetre-wide supervoxel, not an anatomical parcellation.
 
     Returns:
         One of braingemma.findings.text.SITES.
     """
-    low, high = np.array(box.low), np.array(box.high)
-    # A volume that reaches down the neck must not push the sites down: the box's height is bounded by its length.
-    low[2] = max(low[2], high[2] - 0.85 * (high[1] - low[1]))
-    share = np.clip((np.asarray(position_mm, dtype=float) - low) / (high - low), 0, 1)
-    x, y, z = share * [140, 176, 146] + [-70, -104, -66]
+    x, y, z = np.clip(np.asarray(standard_mm, dtype=float), STANDARD_LOW, STANDARD_HIGH)
     return _deep_site(abs(x), y, z) or _lobe(abs(x), y, z)
 
 
 def _deep_site(x: float, y: float, z: float) -> str | None:
-    """Infratentorial and deep sites, mm in the stretched box; None for the hemispheres' lobes."""
+    """Infratentorial and deep sites, MNI mm; None for the hemispheres' lobes."""
     if z < -12 and y < -44:
         return "cerebellum"
     if x < 14 and z < -8 and -44 <= y < -8:
@@ -264,30 +238,20 @@ def _renumber(labels: npt.NDArray[np.int_]) -> Labels:
     return (inverse.reshape(labels.shape) + offset).astype(np.int16)
 
 
-def _brain_box(mask: Mask, affine: Float) -> BrainBox:
-    """0.5th to 99.5th percentile of the brain's voxels along each axis."""
-    low, high = np.percentile(along_axes(np.argwhere(mask), affine), [0.5, 99.5], axis=0).tolist()
-    return BrainBox((low[0], low[1], low[2]), (high[0], high[1], high[2]))
-
-
-def _regions(labels: Labels, affine: Float, box: BrainBox) -> tuple[Region, ...]:
+def _regions(labels: Labels, affine: Float, frame: BrainFrame) -> tuple[Region, ...]:
     """Size, centroid, side and site of every label."""
     count = int(labels.max())
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * abs(np.linalg.det(affine[:3, :3])) / 1000
-    centres = np.array(ndimage.center_of_mass(labels > 0, labels, range(1, count + 1)))
-    placed = zip(apply_affine(affine, centres).tolist(), along_axes(centres, affine).tolist(), strict=True)
+    centres = apply_affine(affine, np.array(ndimage.center_of_mass(labels > 0, labels, range(1, count + 1))))
+    beside, places = frame.right_mm(centres), frame.standard(centres)
     return tuple(
-        Region(
-            n + 1, float(sizes[n]), (c[0], c[1], c[2]), place[0] - box.midline_mm, side_of(place[0], box),
-            site_of(place, box),
-        )
-        for n, (c, place) in enumerate(placed)
-    )  # fmt: skip
+        Region(n + 1, float(sizes[n]), (c[0], c[1], c[2]), float(beside[n]), side_of(beside[n]), site_of(places[n]))
+        for n, c in enumerate(centres.tolist())
+    )
 
 
-def side_of(right_mm: float, box: BrainBox) -> Side:
-    """Patient side of a place along the box's axis to the patient's right, against the brain's midsagittal plane."""
-    offset = right_mm - box.midline_mm
-    if abs(offset) <= MIDLINE_MM:
+def side_of(right_mm: float) -> Side:
+    """Patient side of a place so far to the right of the brain's midsagittal plane."""
+    if abs(right_mm) <= MIDLINE_MM:
         return "midline"
-    return "left" if offset < 0 else "right"
+    return "left" if right_mm < 0 else "right"

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from braingemma.checks.appearance import Laid, lay_standard
 from braingemma.findings.vocabulary import Laterality
 from braingemma.measure.sizes import MIDLINE_SHIFT, VENTRICLES, Measured, shift, ventricle
 from braingemma.measure.warp import Warp, fit_warp
+from braingemma.volume.appearance import Laid, lay_standard
 from braingemma.volume.brain import Mask, above_background
 from braingemma.volume.preprocess import PreparedVolume
 from braingemma.volume.resampling import Volume, resample_whole

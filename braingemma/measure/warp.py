@@ -1,6 +1,6 @@
 """The standard brain bent onto a picture: where its ventricles, its septum and its falx lie there.
 
-An affine map (`braingemma.checks.appearance`) brings both together within a few millimetres. What is left is a smooth
+An affine map (`braingemma.volume.appearance`) brings both together within a few millimetres. What is left is a smooth
 displacement on two meshes, the coarse one first, that makes a mixture of the standard brain's tissues look like the
 picture (brightness = gray · a + white · b + fluid · c, times a slow bias). Errors beyond `ROBUST` of the tissues'
 brightness count little, so that lesions, which no standard brain holds, do not pull (Geman and McClure, 1985).

@@ -7,6 +7,7 @@ Array order of the tensor: (D, H, W) with D growing inferior→superior, H poste
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from braingemma.configuration import BrainGemmaConfig, VolumeSettings
 from braingemma.errors import VolumeError
 from braingemma.volume.brain import BrainMask, Mask, background_value, find_brain
+from braingemma.volume.frame import BrainFrame, find_frame
 from braingemma.volume.loaded import LoadedVolume
 from braingemma.volume.resampling import Volume, resample_box
 from braingemma.volume.source import SourceVolume, check_source, read_source, require_contrast
@@ -63,6 +65,12 @@ class PreparedVolume:
     brain_volume_ml: float
     clip: tuple[float, float]
     warnings: tuple[str, ...]
+
+    @cached_property
+    def frame(self) -> BrainFrame:
+        """Where places lie in the brain, as the picture on the model's grid tells it."""
+        picture = self.tensor[0, 0].numpy().transpose(2, 1, 0)
+        return find_frame(picture, self.foreground.transpose(2, 1, 0), self.grid_affine)
 
     def facts(self) -> dict[str, Any]:
         """What was done, for a report's provenance."""
