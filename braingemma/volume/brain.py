@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from braingemma.volume.peeling import coarser, lacks_skull, peel_brain
-from braingemma.volume.resampling import Float, Volume, resample_whole
+from braingemma.volume.resampling import Float, Volume, resample_mask
 
 Mask = npt.NDArray[np.bool_]
 Method = Literal["deepbet", "peeling", "came without skull", "given"]
@@ -89,17 +89,24 @@ def above_background(volume: Volume) -> Volume:
     flat = bool((volume == background).mean() > FLAT_SHARE)
     if background > 0 and not flat:
         return volume
-    above = volume if background == 0 else np.asarray(volume - np.float32(background), dtype=np.float32)
-    return _raised(above) if flat and (above < 0).mean() > NEGATIVE_SHARE else above
+    # One copy at most: large volumes fill the memory.
+    above = volume if background == 0 else np.subtract(volume, np.float32(background), dtype=np.float32)
+    if not flat or (above < 0).mean() <= NEGATIVE_SHARE:
+        return above
+    return _raised(above.astype(np.float32) if above is volume else above)
 
 
 def _raised(volume: Volume) -> Volume:
-    """A volume whose values lie on both sides of its background of 0, with all of them above it."""
-    inside = volume != 0
-    low, high = (np.float32(v) for v in np.percentile(volume[inside], [LOWEST_PERCENTILE, 99.0]))
+    """Change a volume whose values lie on both sides of its background of 0, so that all of them lie above it."""
+    outside = volume == 0
+    ends = np.percentile(volume[~outside], [LOWEST_PERCENTILE, 99.0], overwrite_input=True)
+    low, high = (np.float32(v) for v in ends)
     # Where the lowest value fills much of the volume it is the air, and the 0 at the corners only padding.
     least = np.float32(0) if (volume == low).mean() > FLAT_SHARE else np.float32(1e-3) * (high - low)
-    return np.where(inside, np.maximum(volume - low, least), np.float32(0)).astype(np.float32)
+    volume -= low
+    np.maximum(volume, least, out=volume)
+    volume[outside] = 0
+    return volume
 
 
 def find_brain(volume: Volume, spacing: npt.ArrayLike) -> BrainMask | None:
@@ -112,8 +119,10 @@ def find_brain(volume: Volume, spacing: npt.ArrayLike) -> BrainMask | None:
         spacing: Voxel size (3,), mm.
     """
     size = np.asarray(spacing, dtype=np.float64)
-    above = np.ascontiguousarray(above_background(volume), dtype=np.float32)
-    key = hashlib.blake2b(above.data, key=size.tobytes()).digest() + repr(above.shape).encode()
+    above = np.asarray(above_background(volume), dtype=np.float32)
+    # As it lies in memory: a copy in another order would be as large as the volume.
+    flat = above.T if above.flags.f_contiguous else np.ascontiguousarray(above)
+    key = hashlib.blake2b(flat.data, key=size.tobytes()).digest() + repr((above.shape, above.strides)).encode()
     with _KNOWN_LOCK:
         known, found = key in _KNOWN, _KNOWN.pop(key, None)
     if not known:
@@ -166,7 +175,7 @@ def _by_nets(volume: Volume, spacing: Float) -> Mask | str:
         return f"failed ({' '.join(str(error).split())[:200]})"
     if not PLAUSIBLE_ML[0] <= float(mask.sum() * np.prod(size)) / 1000 <= PLAUSIBLE_ML[1]:
         return NOTHING_FOUND
-    return np.asarray(resample_whole(mask.astype(np.float32), volume.shape) > 0.5)
+    return resample_mask(mask, volume.shape)
 
 
 @lru_cache(maxsize=1)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from braingemma.volume.resampling import Float, Volume, resample_whole
+from braingemma.volume.resampling import Float, Volume, resample_mask, resample_whole
 
 Mask = npt.NDArray[np.bool_]
 
@@ -110,7 +110,7 @@ def peel_brain(volume: Volume, spacing: Float) -> Mask | None:
     brain = _brain_of(coarse, coarse_spacing)
     if not brain.any():
         return None
-    return np.asarray(resample_whole(brain.astype(np.float32), volume.shape) > 0.5)
+    return resample_mask(brain, volume.shape)
 
 
 def lacks_skull(volume: Volume, spacing: Float) -> bool:

@@ -9,6 +9,9 @@ from scipy import sparse
 Volume = npt.NDArray[np.float32]
 Float = npt.NDArray[np.float64]
 
+SLAB = 32
+"""Slices of a large volume that are computed at once."""
+
 
 def _weights(lower: float, upper: float, count: int, size: int) -> Volume:
     """(count, size): linear interpolation along one axis, widened to the step where the grid is coarser.
@@ -42,7 +45,8 @@ def resample_box(volume: Volume, lower: Float, upper: Float, sizes: tuple[int, .
         # Weights of a row sum to 1 inside the volume and to 0 outside: the rest is background.
         rest = (1 - weights.sum(axis=1)) * background
         shape = [-1 if a == axis else 1 for a in range(3)]
-        out = along_axis(weights, out, axis) + rest.reshape(shape).astype(np.float32)
+        out = along_axis(weights, out, axis)
+        out += rest.reshape(shape).astype(np.float32)  # in place: it may be as large as the source
     return np.asarray(out, dtype=np.float32)
 
 
@@ -60,3 +64,11 @@ def along_axis(matrix: Volume, values: Volume, axis: int) -> Volume:
 def resample_whole(volume: Volume, sizes: tuple[int, ...]) -> Volume:
     """The whole volume (X, Y, Z) on a grid of `sizes` with the same outer edges."""
     return resample_box(volume, np.full(3, -0.5), np.array(volume.shape) - 0.5, sizes, 0.0)
+
+
+def resample_mask(mask: npt.NDArray[np.bool_], sizes: tuple[int, int, int]) -> npt.NDArray[np.bool_]:
+    """`resample_whole` of a mask, true above a half; in slabs, as the numbers between would fill the memory."""
+    partly = resample_whole(mask.astype(np.float32), (mask.shape[0], *sizes[1:]))
+    weights = _weights(-0.5, mask.shape[0] - 0.5, sizes[0], mask.shape[0])
+    slabs = (along_axis(weights[first : first + SLAB], partly, 0) > 0.5 for first in range(0, sizes[0], SLAB))
+    return np.concatenate(list(slabs))
