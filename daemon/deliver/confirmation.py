@@ -15,7 +15,7 @@ from daemon.config.sections import Destination
 from daemon.database.tables import DeliveryState
 from daemon.deliver import commitment
 from daemon.deliver.client import DestinationClient
-from daemon.deliver.outgoing import NotOffered, Outgoing
+from daemon.deliver.outgoing import NotOffered, Outgoing, legible
 from daemon.errors import DaemonError
 from daemon.jobs.store import Delivery, JobStore, now
 
@@ -48,18 +48,21 @@ def confirm(
     if destination.confirm == "none":  # the configuration has changed since they were accepted
         store.settle_checks(open_ones, DeliveryState.SENT)
         return None
+    outgoing = legible(open_ones, files, lambda d, why: _put_off(store, [d], destination, why))
+    known = {o.sop_instance_uid for o in outgoing}
+    open_ones = [d for d in open_ones if d.sop_instance_uid in known]
     try:
         by_query = _by_commitment(store, open_ones, files, destination, client)
         if by_query:
             _by_query(store, by_query, files, destination, client)
     except DaemonError as error:
-        _put_off(store, _unconfirmed(store, job_id, destination), destination, str(error))
+        _put_off(store, _still(store, open_ones), destination, str(error))
     except sa.exc.DBAPIError:
         raise  # ours, not the destination's
     except Exception as error:
         log.exception("%s: an attempt to confirm failed unexpectedly", destination.name)
         why = f"unexpected {type(error).__name__}: {error}"
-        _put_off(store, _unconfirmed(store, job_id, destination), destination, why)
+        _put_off(store, _still(store, open_ones), destination, why)
     left = _unconfirmed(store, job_id, destination)
     if not left:
         return None
@@ -68,6 +71,13 @@ def confirm(
 
 def _unconfirmed(store: JobStore, job_id: str, destination: Destination) -> list[Delivery]:
     return [d for d in store.deliveries(job_id, destination.name) if d.state is DeliveryState.UNCONFIRMED]
+
+
+def _still(store: JobStore, open_ones: Sequence[Delivery]) -> list[Delivery]:
+    """Those of these that are unconfirmed now, as they are on record."""
+    uids = {d.sop_instance_uid for d in open_ones}
+    found = [] if not open_ones else store.deliveries(open_ones[0].job_id, open_ones[0].destination)
+    return [d for d in found if d.sop_instance_uid in uids and d.state is DeliveryState.UNCONFIRMED]
 
 
 def _pause(store: JobStore, delivery: Delivery) -> float:
@@ -97,7 +107,7 @@ def _by_commitment(
             uid = NOT_OFFERED
         store.note_checks(new, transaction_uid=uid)
     asked: dict[str, list[Delivery]] = {}
-    for d in _unconfirmed(store, open_ones[0].job_id, destination):
+    for d in _still(store, open_ones):
         asked.setdefault(d.transaction_uid, []).append(d)
     return [d for uid, together in asked.items() for d in _take_answer(store, uid, together, destination)]
 

@@ -18,7 +18,7 @@ from daemon.database.patience import patient
 from daemon.database.tables import OPEN_DELIVERIES, DeliveryState
 from daemon.deliver.client import DestinationClient, client_for
 from daemon.deliver.confirmation import NOT_POSSIBLE, confirm
-from daemon.deliver.outgoing import Outgoing, StoreOutcome
+from daemon.deliver.outgoing import Outgoing, StoreOutcome, legible
 from daemon.errors import DaemonError, Permanent, Retryable
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.records import Arrival
@@ -218,8 +218,9 @@ def _send(
 
     give_up = False
     try:
-        outgoing = [files(d.file) for d in waiting]
-        client.store(outgoing, on_outcome=on_outcome)
+        outgoing = legible(waiting, files, lambda d, why: note(d.sop_instance_uid, DeliveryState.WAITING, "", why))
+        if outgoing:
+            client.store(outgoing, on_outcome=on_outcome)
     except DaemonError as error:  # what was answered before it counts
         for uid in list(left):
             note(uid, DeliveryState.WAITING, "", str(error))

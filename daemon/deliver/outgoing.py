@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from daemon.errors import DaemonError, Permanent, Retryable
+from daemon.errors import DaemonError, Retryable
+from daemon.jobs.store import Delivery
 from dicom_io import header
 from dicom_io.errors import FileError
 from dicom_io.pack.manifest import sha256_of
@@ -65,17 +66,13 @@ class Outgoing:
             raise DaemonError(f"{path} cannot be read: {error.strerror}") from error
 
     def changed(self) -> str:
-        """What is wrong with the file's bytes; empty where they are those that were encoded, or that is not known.
-
-        Raises:
-            Permanent: the file cannot be read.
-        """
+        """What is wrong with the file's bytes; empty where they are those that were encoded, or that is not known."""
         if not self.sha256:
             return ""
         try:
             found = sha256_of(self.path)
         except OSError as error:
-            raise Permanent(f"{self.path} cannot be read: {error}") from error
+            return f"{self.path} cannot be read: {error.strerror}"
         right = found == self.sha256
         return "" if right else f"expected the bytes that were encoded (SHA-256 {self.sha256}), got {found}"
 
@@ -106,6 +103,22 @@ class StoreOutcome:
         from an earlier attempt whose answer was lost.
         """
         return self.status in (0x0000, DUPLICATE) or (self.status is not None and self.status >> 12 == 0xB)
+
+
+def legible(
+    wanted: Sequence[Delivery], files: Callable[[str], Outgoing], on_illegible: Callable[[Delivery, str], None]
+) -> list[Outgoing]:
+    """The files of deliveries, less those that cannot be read, of which `on_illegible` is told why.
+
+    One damaged file must not keep the others from their destination.
+    """
+    found = []
+    for delivery in wanted:
+        try:
+            found.append(files(delivery.file))
+        except DaemonError as error:
+            on_illegible(delivery, str(error))
+    return found
 
 
 OnOutcome = Callable[[StoreOutcome], None]

@@ -14,7 +14,7 @@ from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, 
 
 from daemon.config.sections import Destination
 from daemon.database.tables import DeliveryState, JobState
-from daemon.deliver import commitment, confirmation
+from daemon.deliver import commitment, confirmation, delivery
 from daemon.deliver.delivery import plan_deliveries
 from daemon.jobs.folder import JobFolder
 from daemon.jobs.store import JobStore
@@ -133,6 +133,34 @@ def test_refuses_the_seg_but_takes_the_report(start: Any, store: JobStore, folde
     assert len(pacs.received) == 1, "the stored report is not sent again with the refused SEG"
     [dead] = [d for d in store.deliveries("j1") if d.kind == "seg"]
     assert "presentation context" in dead.reason.lower()
+
+
+@pytest.mark.parametrize("asked", [{"find": True}, {"commitment": "new"}], ids=["query", "commitment"])
+def test_a_file_lost_after_it_was_accepted_keeps_no_other_from_being_confirmed(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+) -> None:
+    pacs = start(**asked)
+    there = pacs.destination(max_attempts=3)
+    plan_deliveries(store, "j1", folder, [there])
+    with monkeypatch.context() as ends_there:
+        ends_there.setattr(delivery, "confirm", lambda *_given: 1.0)  # the service is killed before it can ask
+        assert deliver(store, folder, there) == 1.0
+    (folder.dicom / "seg.dcm").unlink()
+    monkeypatch.setattr(FaultyPacs, "_report_on_new_association", lambda _self, report, *_more: answered.append(report))
+    answered: list[Any] = []
+    for _ in range(10):
+        wait = deliver(store, folder, there)
+        for thread in pacs._threads:
+            thread.join(10)
+        while answered:
+            commitment.record_answer(store.engine, commitment.read_report(answered.pop()))
+        if wait is None:
+            break
+        clock.time += wait
+    assert outcomes(store)["sr"] == (SENT, "0000", "C-FIND" if "find" in asked else "storage commitment")
+    assert outcomes(store)["seg"][0] == DEAD
+    [lost] = [d for d in store.deliveries("j1") if d.kind == "seg"]
+    assert "seg.dcm cannot be read" in lost.reason
 
 
 def test_aborts_midway_once(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
