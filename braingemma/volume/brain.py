@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from braingemma.errors import VolumeError
 from braingemma.volume.peeling import coarser, lacks_skull, peel_brain
 from braingemma.volume.resampling import Float, Volume, resample_mask
 
@@ -156,9 +157,14 @@ def agreement_of_nets(volume: Volume, brain: BrainMask, spacing: npt.ArrayLike) 
         volume: (X, Y, Z), axes in RAS order, finite.
         brain: On its grid.
         spacing: Voxel size (3,), mm.
+
+    Raises:
+        VolumeError: the nets failed, so that nobody can tell.
     """
     found = _by_nets(above_background(volume), np.asarray(spacing, dtype=np.float64))
     if isinstance(found, str):
+        if found != NOTHING_FOUND:
+            raise VolumeError(f"expected the nets of the brain extraction to look at the picture, but they {found}")
         return 0.0
     return float(2 * np.count_nonzero(found & brain.mask) / (np.count_nonzero(found) + np.count_nonzero(brain.mask)))
 

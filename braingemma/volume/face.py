@@ -122,7 +122,10 @@ def _check_mask(brain: BrainMask) -> None:
 
 def _check_stripped(values: npt.NDArray[np.float32], affine: Float, brain: BrainMask) -> None:
     """That a picture had no skull was judged by its values: the nets, which look for a brain, must say the same."""
-    agreement = agreement_of_nets(values, brain, np.linalg.norm(affine[:3, :3], axis=0))
+    try:
+        agreement = agreement_of_nets(values, brain, np.linalg.norm(affine[:3, :3], axis=0))
+    except VolumeError as error:
+        raise VolumeError(f"the face cannot be removed: {error}") from error
     if agreement < SAME_BRAIN:
         raise VolumeError(
             "the face cannot be removed: the picture seems to have come without skull and face, but the nets that look "

@@ -146,6 +146,15 @@ def test_what_came_without_skull_stays_as_it_is_where_the_nets_see_the_same(monk
         outside_face(drawn.voxels, drawn.affine, BrainMask.of(drawn.voxels > 0, spacing, "came without skull"))
 
 
+def test_nets_that_failed_are_not_taken_for_nets_that_saw_another_brain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("braingemma.volume.brain._by_nets", lambda *_: "failed (can't allocate memory)")
+    drawn = head((3.0, 3.0, 4.0))
+    stripped = np.where(drawn.brain, drawn.voxels, 0)
+    came = BrainMask.of(stripped > 0, (3.0, 3.0, 4.0), "came without skull")
+    with pytest.raises(VolumeError, match=r"cannot be removed: .* failed \(can't allocate memory"):
+        outside_face(stripped, drawn.affine, came)
+
+
 def test_a_head_scaled_around_zero_loses_its_face_and_no_side() -> None:
     drawn = head((3.0, 3.0, 4.0))
     shown = drawn.voxels > 0
