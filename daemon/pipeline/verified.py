@@ -75,18 +75,23 @@ def send_verified(
 def _write(settings: Settings, folder: JobFolder, review: Review, out: Path) -> str:
     """The SR's UID; made from the same headers as the draft, so that it is of the same patient."""
     # Late: the encoders take a second to load, and few start a service to send one.
-    from daemon.pipeline.steps.encode import result_content, result_sources
+    from daemon.pipeline.steps.encode import display_of, result_content, result_sources
     from dicom_io.pack.verified import Verification, encode_verified
 
     sources, geometry = result_sources(settings, folder)
-    saliency, edited = folder.explain / "saliency.nii.gz", review.verdict is Verdict.EDIT
+    edited = review.verdict is Verdict.EDIT
+    # The maps say why the model wrote its draft, and illustrate no other text.
+    saliency, lesion = (
+        path if path.exists() and not edited else None for path in (folder.explain / "saliency.nii.gz", folder.lesion)
+    )
     content = result_content(settings, folder, _left(read_report(folder), review))
     return encode_verified(
         source_files=sources,
         geometry=geometry,
         volume_path=folder.volume,
-        # The map says why the model wrote its draft, and illustrates no other text.
-        saliency_path=saliency if saliency.exists() and not edited else None,
+        saliency_path=saliency,
+        lesion_path=lesion,
+        display=None if saliency is None else display_of(folder),
         content=replace(content, edited=edited),
         verification=Verification(
             review.reader,

@@ -15,7 +15,7 @@ from pydicom.valuerep import DT, PersonName
 
 from dicom_io.content.context import ResultContext
 from dicom_io.content.received_text import stated, text_in
-from dicom_io.content.regions import key_slices, load_volumes
+from dicom_io.content.regions import MapDisplay, key_slices, load_volumes
 from dicom_io.content.report import ReportContent
 from dicom_io.content.sources import Sources, read_sources
 from dicom_io.errors import PackError
@@ -47,6 +47,8 @@ def encode_verified(
     geometry: SeriesGeometry,
     volume_path: Path,
     saliency_path: Path | None,
+    lesion_path: Path | None,
+    display: MapDisplay | None,
     content: ReportContent,
     verification: Verification,
     draft: Path,
@@ -59,6 +61,8 @@ def encode_verified(
         geometry: Geometry of the series.
         volume_path: RAS NIfTI of the series.
         saliency_path: RAS NIfTI of the saliency; None without explanation.
+        lesion_path: RAS NIfTI of the lesion's mask; None where none was measured.
+        display: What is shown of the saliency, as for the draft; None: it does not say so.
         content: What the reader confirms or says instead.
         verification: Who verifies.
         draft: Folder of the pack whose SR is confirmed or replaced.
@@ -78,7 +82,7 @@ def encode_verified(
     _check_same_patient(pack, sources)
     identity = "\n".join([pack.identity, "verified", content.report_text, *map(str, vars(verification).values())])
     context = ResultContext(sources, geometry, content, identity)
-    shown = key_slices(load_volumes(geometry, content, volume_path, saliency_path, None))
+    shown = key_slices(load_volumes(geometry, content, volume_path, saliency_path, lesion_path, display))
     document: Dataset = encode_sr(context, shown, predecessors)
     faults = list(report_faults(document, sources.instances))
     if faults:

@@ -16,6 +16,7 @@ from braingemma.reading.candidates import write_candidates
 from braingemma.reading.chance import ChanceOfError, features_of, fit_chance, statements_of
 from braingemma.reading.doubts import doubts
 from braingemma.reading.second_look import look_twice
+from braingemma.volume.frame import STANDARD_HIGH, STANDARD_LOW
 from braingemma.volume.preprocess import PreparedVolume
 from training.data.cases import Cases, Stack
 from training.data.targets import findings_weight
@@ -105,20 +106,25 @@ def fit_doubt(model: BrainGemma3D, cases: Cases) -> ChanceOfError | None:
 
 
 def _prepared(model: BrainGemma3D, volume: Tensor) -> PreparedVolume:
-    """A prepared case (1, D, H, W) as serving has it, on a grid of 1 mm: what is background lies outside the brain."""
+    """A prepared case (1, D, H, W) as serving has it: what is background lies outside the brain.
+
+    Its size in mm is not kept; it gets that of the standard brain, so that its sides can be told as serving does.
+    """
     settings = model.config.volume_settings
     foreground = volume[0].numpy() > settings.background + 0.01  # as half floats hold it
     shape = foreground.shape[::-1]
+    spacing = (np.array(STANDARD_HIGH) - STANDARD_LOW + 2 * settings.crop_margin_mm) / shape
+    affine = np.diag([*spacing, 1.0])
     return PreparedVolume(
         tensor=volume[None],
         foreground=foreground,
         brain=np.ascontiguousarray(foreground.transpose(2, 1, 0)),
-        grid_affine=np.eye(4),
-        source_affine=np.eye(4),
+        grid_affine=affine,
+        source_affine=affine,
         source_shape=(shape[0], shape[1], shape[2]),
         settings=settings,
         extraction="given",
-        brain_volume_ml=float(foreground.sum()) / 1000,
+        brain_volume_ml=float(foreground.sum() * np.prod(spacing)) / 1000,
         clip=(0.0, 1.0),
         warnings=(),
     )

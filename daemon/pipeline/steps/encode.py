@@ -44,7 +44,7 @@ def encode(context: Context, folder: JobFolder) -> None:
     sources, geometry = result_sources(context.settings, folder)
     earlier = _replaced_results(folder)
     replaced = load_pack(earlier) if earlier else None
-    display = _display(folder)
+    display = display_of(folder)
     identity = _identity(report, context.settings, Correction.read_if_there(folder.identity), display)
     if replaced is not None and replaced.identity == identity and Arrival.read(folder.arrival).anew:
         raise Rejected("reported anew, these weights and settings give the same results: nothing is replaced")
@@ -69,7 +69,7 @@ def encode(context: Context, folder: JobFolder) -> None:
         encode_rejection(replaced, folder.rejection)
 
 
-def _display(folder: JobFolder) -> MapDisplay | None:
+def display_of(folder: JobFolder) -> MapDisplay | None:
     """What is shown of the explanation, as it says itself; None where there is none, or one that does not say so."""
     shown = ShownRecord.read_if_there(folder.explain)
     if shown is None:

@@ -58,9 +58,9 @@ def test_begun_again_it_says_nothing_twice(tmp_path: Path, monkeypatch: pytest.M
 def test_what_the_explanation_shows_is_handed_to_the_encoders(tmp_path: Path) -> None:
     folder = JobFolder(tmp_path)
     folder.explain.mkdir()
-    assert encode._display(folder) is None
+    assert encode.display_of(folder) is None
     explanation().write(folder.explain)  # as of before it was kept
-    assert encode._display(folder) is None
+    assert encode.display_of(folder) is None
     regions = tuple(
         SupervoxelRecord(
             weight=1, by_target={}, label=n, size_ml=1, centroid_mm=(0, 0, 0), right_mm=0, side=side, site="frontal"
@@ -69,7 +69,7 @@ def test_what_the_explanation_shows_is_handed_to_the_encoders(tmp_path: Path) ->
     )
     shown = ShownRecord(limit=0.3, least_share=0.4, regions=(2, 1))
     explanation().model_copy(update={"supervoxels": regions, "shown": shown}).write(folder.explain)
-    display = encode._display(folder)
+    display = encode.display_of(folder)
     assert display is not None
     assert (display.limit, display.least_share) == (0.3, 0.4)
     assert display.regions == ((2, "left"), (1, "right"))

@@ -124,7 +124,8 @@ def verified(case: Case, folder: Path) -> Path:
     out = folder / "verified.dcm"
     encode_verified(
         source_files=case.files, geometry=case.geometry, volume_path=case.volume_path,
-        saliency_path=case.saliency_path, content=case.content, verification=said, draft=folder / "dicom", out=out,
+        saliency_path=case.saliency_path, lesion_path=case.lesion_path, display=None, content=case.content,
+        verification=said, draft=folder / "dicom", out=out,
     )  # fmt: skip
     return out
 

@@ -3,13 +3,17 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from results_factory import content, default_pack
+from results_factory import content, default_pack, left_mark, make_case
 
 from dicom_io.content.equipment import is_own_result
+from dicom_io.content.regions import MapDisplay
 from dicom_io.content.report import RESEARCH_USE_LINE, FindingRecord
 from dicom_io.objects.sr_rules import plain_text
+from dicom_io.pack.encode import encode_pack, wanted
 from dicom_io.pack.validate import dciodvfy_errors, dciodvfy_path
 from dicom_io.pack.verified import Verification, encode_verified
 
@@ -32,6 +36,8 @@ def write(out: Path, text: str = EDITED, observer: str = "Reader^Rita", *, edite
         geometry=case.geometry,
         volume_path=case.volume_path,
         saliency_path=case.saliency_path,
+        lesion_path=None,
+        display=None,
         content=content(report_text=text, findings=findings, edited=edited),
         verification=Verification(observer, "Research Institute", WHEN),
         draft=pack.objects[0].path.parent,
@@ -56,6 +62,36 @@ def test_it_is_verified_by_a_named_reader_and_replaces_the_draft(verified: Path)
     assert document.SOPInstanceUID != draft.SOPInstanceUID
     assert document.SeriesInstanceUID != draft.SeriesInstanceUID
     assert evidence(document) == evidence(draft)
+
+
+@pytest.mark.parametrize("with_lesion", [True, False])
+def test_what_a_reader_confirms_names_the_images_that_its_draft_names(with_lesion: bool, tmp_path: Path) -> None:
+    """The slices of what is shown, also where the map has its peak elsewhere."""
+    case = make_case(tmp_path)
+    affine, ball = nib.load(case.volume_path).affine, left_mark()
+    shown = np.roll(ball, 9, axis=2)
+    nib.save(nib.Nifti1Image((shown * 7).astype(np.int16), affine), tmp_path / "labels.nii.gz")
+    weights = ball * np.float32(1) + shown * np.float32(0.6)
+    nib.save(nib.Nifti1Image(weights, affine), tmp_path / "saliency.nii.gz")
+    maps = {
+        "saliency_path": tmp_path / "saliency.nii.gz",
+        "lesion_path": case.lesion_path if with_lesion else None,
+        "display": MapDisplay(0.8, 0.4, tmp_path / "labels.nii.gz", ((7, "left"),)),
+    }
+    pack = encode_pack(**case.arguments(**maps, kinds=wanted(sc=False, pm=False, seg=False), out=tmp_path / "dicom"))
+    [draft] = pack.of_kind("sr")
+    encode_verified(
+        source_files=case.files, geometry=case.geometry, volume_path=case.volume_path, content=case.content,
+        verification=Verification("R", "Institute", WHEN), draft=tmp_path / "dicom", out=tmp_path / "sr.dcm", **maps,
+    )  # fmt: skip
+    assert images(dcmread(tmp_path / "sr.dcm")) == images(dcmread(draft.path)) != []
+
+
+def images(item: Dataset) -> list[str]:
+    """SOP Instance UIDs of all images that a content item and those below it name, in order."""
+    named = item.ReferencedSOPSequence if item.get("ValueType") == "IMAGE" else ()
+    here = [str(reference.ReferencedSOPInstanceUID) for reference in named]
+    return here + [uid for child in item.get("ContentSequence", ()) for uid in images(child)]
 
 
 def evidence(document: Dataset) -> set[str]:
