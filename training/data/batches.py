@@ -122,22 +122,34 @@ class VolumeSource:
 
 
 class TokenSource:
-    """Resampler tokens of each case, as it is and mirrored, made once: for phases that leave the vision alone."""
+    """Resampler tokens of each case, as it is and mirrored, made once: for phases that leave the vision alone.
+
+    They are made by `prepare`, which takes minutes, so that a phase that is finished already goes without.
+    """
 
     def __init__(self, cases: Cases, model: BrainGemma3D, settings: PhaseSettings, copies: int = 2) -> None:
         self.cases = cases
         self.model = model
         self.settings = settings
-        self.tokens = torch.stack([self._encode(copy) for copy in range(2 * copies)])
+        self.copies = copies
+        self._made: list[Tensor] = []  # one list for all that `of` gives
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def prepare(self) -> None:
-        """Nothing: the tokens are there."""
+        """Make the tokens, where they are not there yet."""
+        if not self._made:
+            self._made.append(torch.stack([self._encode(copy) for copy in range(2 * self.copies)]))
+
+    @property
+    def tokens(self) -> Tensor:
+        """(copies, N, tokens, R) float16; odd copies are mirrored."""
+        self.prepare()
+        return self._made[0]
 
     def of(self, settings: PhaseSettings) -> TokenSource:
-        """The same tokens for another phase that leaves the vision alone too: making them takes minutes."""
+        """The same tokens for another phase that leaves the vision alone too."""
         other = copy.copy(self)
         other.settings = settings
         return other

@@ -141,6 +141,24 @@ def test_kept_tokens_come_with_the_targets_of_their_side(model: BrainGemma3D, ca
     assert {(True, False), (False, True)} <= {(same, mirrored) for _, same, mirrored in sides}
 
 
+def test_tokens_are_made_once_for_all_phases_and_not_for_one_that_is_finished(
+    model: BrainGemma3D, cases: Cases, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+    encode = TokenSource._encode
+    monkeypatch.setattr(TokenSource, "_encode", lambda self, copy: made.append(copy) or encode(self, copy))
+    settings = dataclasses.replace(PHASE1, name="phase2a", trainable=("projector",))
+    kept = TokenSource(cases, model, settings)
+    Trainer(make_phase(model, settings), kept, RunFolder(tmp_path)).train()
+    assert made == [0, 1, 2, 3]
+    other = kept.of(dataclasses.replace(settings, name="phase2b"))
+    other.prepare()
+    assert made == [0, 1, 2, 3]
+    again = Trainer(make_phase(model, settings), TokenSource(cases, model, settings), RunFolder(tmp_path))
+    assert again.train().steps == settings.steps
+    assert made == [0, 1, 2, 3], "what is finished needs none"
+
+
 class Killed(Exception):
     """Stands for SIGKILL between two steps."""
 
