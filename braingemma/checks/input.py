@@ -36,6 +36,8 @@ NOISE_VOXELS = 8_000_000
 EXPLAINED, INSIDE = 0.08, 0.85
 """Least share of the picture that three tissues explain, and of the brain that lies in the standard brain, where the
 standard brain fits at all."""
+FITS = 0.25
+"""Share that is explained of all but what is far too bright, where a large lesion is most of the picture's variance."""
 DARK_FLUID = 0.8
 """Fluid over white matter; FLAIR below 0.7, proton density about 1, T2 above 1.5."""
 T1_LIKE = (0.4, 0.785)
@@ -174,7 +176,7 @@ def _brain_check(picture: _Picture | None) -> Check:
     if not low <= picture.volume_ml <= high:
         return Check("brain", False, f"What looks most like a brain has {size}; expected {low:.0f} to {high:.0f} ml.")
     fit = picture.appearance
-    if fit is None or fit.explained < EXPLAINED or fit.inside < INSIDE:
+    if fit is None or fit.inside < INSIDE or (fit.explained < EXPLAINED and fit.fits < FITS):
         seen = "" if fit is None else f" ({fit.explained:.0%} of the picture explained, {fit.inside:.0%} inside)"
         return Check("brain", False, f"What looks most like a brain does not fit the standard brain{seen}.")
     return Check("brain", True, f"{size}, {fit.explained:.0%} of the picture explained by the standard brain")

@@ -10,8 +10,11 @@ c then say which contrast it is. Nothing here tells left from right: the maps ar
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -47,12 +50,15 @@ class Appearance:
         gray: Brightness of gray matter over that of white matter.
         fluid: Brightness of cerebrospinal fluid over that of white matter.
         explained: Share of the picture's variance that three tissues explain, in [0, 1].
+        fits: The same under an even coil and without what is far too bright: a large lesion is most of the variance,
+            and says nothing about where the standard brain lies.
         inside: Share of the picture's brain that lies within the standard brain, in [0, 1].
     """
 
     gray: float
     fluid: float
     explained: float
+    fits: float
     inside: float
 
 
@@ -93,8 +99,10 @@ class Laid:
     to_standard: Float
 
 
-_KNOWN: dict[bytes, Laid | None] = {}
-"""The last picture's, so that input check and measurement lay the standard brain once."""
+_KNOWN: OrderedDict[bytes, Laid | None] = OrderedDict()
+_KNOWN_LOCK = threading.Lock()
+KEPT: Final = 3
+"""The last pictures', so that the standard brain is laid once for check and measurement, once on the model's grid."""
 
 
 def measure_appearance(volume: Volume, mask: Mask, axes: Float) -> Appearance | None:
@@ -114,13 +122,18 @@ def lay_standard(volume: Volume, mask: Mask, axes: Float) -> Laid | None:
     Returns:
         None where the brain is too small to say, or has one brightness only.
     """
-    key = hashlib.blake2b(np.packbits(mask).data, key=axes.tobytes()[:64])
+    key = hashlib.blake2b(np.packbits(mask).data)
+    key.update(np.ascontiguousarray(axes, np.float64).tobytes() + repr(mask.shape).encode())
     key.update(np.ascontiguousarray(volume[::2, ::2, ::2]).data)
-    if key.digest() not in _KNOWN:
+    with _KNOWN_LOCK:
+        known, found = key.digest() in _KNOWN, _KNOWN.pop(key.digest(), None)
+    if not known:
         found = _lay(volume, mask, axes)
-        _KNOWN.clear()
-        _KNOWN[key.digest()] = found
-    return _KNOWN[key.digest()]
+    with _KNOWN_LOCK:
+        _KNOWN[key.digest()] = found  # the newest
+        while len(_KNOWN) > KEPT:
+            _KNOWN.popitem(last=False)
+    return found
 
 
 def _lay(volume: Volume, mask: Mask, axes: Float) -> Laid | None:
@@ -148,12 +161,13 @@ def _lay(volume: Volume, mask: Mask, axes: Float) -> Laid | None:
     gray, white, brain = shares(pose)
     tissues = gray, white, np.clip(1 - gray - white, 0, 1)
     _, explained = _mixture(values, *tissues)
-    levels = _levels(values, points, *tissues)
+    levels, fits = _levels(values, points, *tissues)
     bright = max(float(levels[1]), 1e-3)
     appearance = Appearance(
         gray=float(levels[0]) / bright,
         fluid=float(levels[2]) / bright,
         explained=max(0.0, explained),
+        fits=max(0.0, fits),
         inside=float(brain.mean()),
     )
     linear = _turn(pose[:3]) @ np.diag(np.exp(pose[3:6]) * size)
@@ -197,8 +211,8 @@ def _turn(angles: Float) -> Float:
     return np.asarray(about_x @ about_y @ about_z)
 
 
-def _levels(values: Float, points: Float, *shares: Float) -> Float:
-    """The levels of most of the brain, as they would be under an even coil.
+def _levels(values: Float, points: Float, *shares: Float) -> tuple[Float, float]:
+    """The levels of most of the brain as they would be under an even coil, and what they explain of it.
 
     A lesion in white matter, or a coil that shows the middle of the head brighter, would make white matter look as
     bright as on T1. So what is far too bright counts little, down to nothing (the weights of Beaton and Tukey 1974,
@@ -224,7 +238,10 @@ def _levels(values: Float, points: Float, *shares: Float) -> Float:
         root = _root_weights(values - coil * even)
         effect = field * (even * root)[:, None]
         coil = np.clip(1 + field @ _least_squares(effect, (values - even) * root), 0.5, 2.0)
-    return levels
+    seen, even = values / coil, matrix @ levels
+    weights = _root_weights(seen - even) ** 2
+    apart = float(np.average((seen - np.average(seen, weights=weights)) ** 2, weights=weights))
+    return levels, 1 - float(np.average((seen - even) ** 2, weights=weights)) / max(apart, 1e-12)
 
 
 def _root_weights(off: Float) -> Float:

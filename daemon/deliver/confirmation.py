@@ -48,9 +48,6 @@ def confirm(
     if destination.confirm == "none":  # the configuration has changed since they were accepted
         store.settle_checks(open_ones, DeliveryState.SENT)
         return None
-    outgoing = legible(open_ones, files, lambda d, why: _put_off(store, [d], destination, why))
-    known = {o.sop_instance_uid for o in outgoing}
-    open_ones = [d for d in open_ones if d.sop_instance_uid in known]
     try:
         by_query = _by_commitment(store, open_ones, files, destination, client)
         if by_query:
@@ -99,17 +96,31 @@ def _by_commitment(
         return list(open_ones)
     new = [d for d in open_ones if not d.transaction_uid]
     if new:
-        outgoing = [files(d.file) for d in new]
-        try:
-            uid = commitment.request(store.engine, new[0].job_id, destination.name, outgoing, client)
-        except NotOffered as error:
-            log.info("%s: a query must do: %s", destination.name, error)
-            uid = NOT_OFFERED
-        store.note_checks(new, transaction_uid=uid)
+        _request(store, new, files, destination, client)
     asked: dict[str, list[Delivery]] = {}
     for d in _still(store, open_ones):
         asked.setdefault(d.transaction_uid, []).append(d)
     return [d for uid, together in asked.items() for d in _take_answer(store, uid, together, destination)]
+
+
+def _request(
+    store: JobStore,
+    new: Sequence[Delivery],
+    files: Callable[[str], Outgoing],
+    destination: Destination,
+    client: DestinationClient,
+) -> None:
+    """Ask for storage commitment of what can be read; on the rest, or where it is not offered, a query decides."""
+    illegible: list[Delivery] = []
+    outgoing = legible(new, files, lambda d, _why: illegible.append(d))
+    uid = NOT_OFFERED
+    if outgoing:
+        try:
+            uid = commitment.request(store.engine, new[0].job_id, destination.name, outgoing, client)
+        except NotOffered as error:
+            log.info("%s: a query must do: %s", destination.name, error)
+    store.note_checks([d for d in new if d not in illegible], transaction_uid=uid)
+    store.note_checks(illegible, transaction_uid=NOT_OFFERED)
 
 
 def _take_answer(
@@ -140,14 +151,19 @@ def _by_query(
     destination: Destination,
     client: DestinationClient,
 ) -> None:
-    """Settle objects by what the destination says that it holds."""
-    outgoing = {d.sop_instance_uid: files(d.file) for d in asked}
+    """Settle objects by what the destination says that it holds; what cannot be read cannot be asked for."""
+    illegible: dict[str, str] = {}
+    outgoing = legible(asked, files, lambda d, why: illegible.update({d.sop_instance_uid: why}))
     try:
-        held = _held(outgoing.values(), client)
+        held = _held(outgoing, client)
     except NotOffered as error:
         store.settle_checks(asked, DeliveryState.SENT, confirmed=NOT_POSSIBLE)
         log.info("%s: what it accepted cannot be confirmed: %s", destination.name, error)
         return
+    for d in asked:
+        if d.sop_instance_uid in illegible:
+            _put_off(store, [d], destination, illegible[d.sop_instance_uid])
+    asked = [d for d in asked if d.sop_instance_uid not in illegible]
     found = [d for d in asked if d.sop_instance_uid in held]
     store.settle_checks(found, DeliveryState.SENT, confirmed=client.query)
     missing = [d for d in asked if d.sop_instance_uid not in held]

@@ -123,13 +123,15 @@ def deliver_to(
     files = _files_of(folder)
     reason, give_up = _send_all(store, job_id, files, destination, client)
     pause = confirm(store, job_id, files, destination, client)
+    if not give_up:
+        _end_spent(store, job_id, destination)
     deliveries = store.deliveries(job_id, destination.name)
     waiting = [d for d in deliveries if d.state is DeliveryState.WAITING]
     if not waiting:
         return pause
     reason = reason or next((d.reason for d in waiting if d.reason), HELD_BACK)
     attempts = max(d.attempts for d in waiting)
-    if give_up or attempts >= destination.max_attempts or not _reports_may_come(deliveries):
+    if give_up or not _reports_may_come(deliveries):
         store.note_checks([d for d in waiting if not d.reason], reason=HELD_BACK)
         store.give_up_delivery(job_id, destination.name)
         log.error("job %s: dead letter for %s after %d attempts: %s", job_id, destination.name, attempts, reason)
@@ -137,6 +139,15 @@ def deliver_to(
     wait = backoff(max(attempts, 1), random.random())
     log.warning("job %s: %s: %s; next attempt in %.0f s", job_id, destination.name, reason, wait)
     return wait if pause is None else min(wait, pause)
+
+
+def _end_spent(store: JobStore, job_id: str, destination: Destination) -> None:
+    """Each object has all its attempts: one that has had them is dead, and takes none with it that came later."""
+    waiting = [d for d in store.deliveries(job_id, destination.name) if d.state is DeliveryState.WAITING]
+    spent = [d for d in waiting if d.attempts >= destination.max_attempts]
+    store.settle_checks(spent, DeliveryState.DEAD)
+    for d in spent:
+        log.error("job %s: dead letter for %s after %d attempts: %s", job_id, destination.name, d.attempts, d.reason)
 
 
 def _files_of(folder: JobFolder) -> Callable[[str], Outgoing]:

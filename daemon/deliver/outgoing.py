@@ -108,16 +108,22 @@ class StoreOutcome:
 def legible(
     wanted: Sequence[Delivery], files: Callable[[str], Outgoing], on_illegible: Callable[[Delivery, str], None]
 ) -> list[Outgoing]:
-    """The files of deliveries, less those that cannot be read, of which `on_illegible` is told why.
+    """The files of deliveries, less those that cannot be read or hold another object; `on_illegible` is told why.
 
     One damaged file must not keep the others from their destination.
     """
     found = []
     for delivery in wanted:
         try:
-            found.append(files(delivery.file))
+            outgoing = files(delivery.file)
         except DaemonError as error:
             on_illegible(delivery, str(error))
+            continue
+        if outgoing.sop_instance_uid == delivery.sop_instance_uid:
+            found.append(outgoing)
+        else:
+            expected = f"SOP Instance UID {delivery.sop_instance_uid}, got {outgoing.sop_instance_uid}"
+            on_illegible(delivery, f"{outgoing.path}: expected {expected}")
     return found
 
 

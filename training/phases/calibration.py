@@ -108,12 +108,14 @@ def fit_doubt(model: BrainGemma3D, cases: Cases) -> ChanceOfError | None:
 def _prepared(model: BrainGemma3D, volume: Tensor) -> PreparedVolume:
     """A prepared case (1, D, H, W) as serving has it: what is background lies outside the brain.
 
-    Its size in mm is not kept; it gets that of the standard brain, so that its sides can be told as serving does.
+    Its size in mm is not kept where the grid is cut to the brain: it gets that of the standard brain, so that its sides
+    can be told as serving does.
     """
     settings = model.config.volume_settings
     foreground = volume[0].numpy() > settings.background + 0.01  # as half floats hold it
     shape = foreground.shape[::-1]
-    spacing = (np.array(STANDARD_HIGH) - STANDARD_LOW + 2 * settings.crop_margin_mm) / shape
+    size = np.array(STANDARD_HIGH) - STANDARD_LOW + 2 * settings.crop_margin_mm
+    spacing = (np.array(settings.field_of_view_mm[::-1]) if settings.crop == "field" else size) / shape
     affine = np.diag([*spacing, 1.0])
     return PreparedVolume(
         tensor=volume[None],

@@ -6,43 +6,19 @@ import nibabel as nib
 import numpy as np
 import pytest
 from nibabel.affines import apply_affine
-from scipy import ndimage
-from scipy.spatial.transform import Rotation
+from standard_head import AFFINE, lying
 
 from braingemma.configuration import VolumeSettings
 from braingemma.explain.grounding import estimate_lesion
 from braingemma.explain.supervoxels import site_of
-from braingemma.volume.brain import BrainMask, Mask
+from braingemma.volume.brain import BrainMask
 from braingemma.volume.frame import BrainFrame, find_frame
 from braingemma.volume.preprocess import prepare_image
-from braingemma.volume.resampling import Volume
-from braingemma.volume.standard import standard_brain
 
-SPACING = 3.0
-SHAPE = (64, 76, 66)
-AFFINE = np.array([[3.0, 0, 0, -94.5], [0, 3, 0, -128], [0, 0, 3, -92], [0, 0, 0, 1]])
-GRAY, WHITE, FLUID = 1.0, 0.8, 0.3
 PLACES = np.array([[x, y, z] for x in (-8, 8) for y in (-70, -30, 10, 45) for z in (0, 30, 60)], float)
 """MNI mm, 8 mm beside the midsagittal plane."""
 POSES = [(0, 0, 0), (0, 10, 0), (0, -10, 0), (0, 0, 8), (0, 0, -8), (12, 6, -6)]
 """Degrees of pitch, roll and yaw."""
-
-
-def lying(degrees: tuple[float, float, float]) -> tuple[Volume, Mask, np.ndarray]:
-    """(picture, brain, (4, 4) MNI mm to RAS mm) of a standard brain that is turned, moved, and 5 % smaller."""
-    place = np.eye(4)
-    place[:3, :3] = 0.95 * Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
-    place[:3, 3] = 6, -4, 3
-    brain = standard_brain()
-    to_voxel = np.linalg.inv(np.diag([brain.spacing] * 3 + [1]) + np.pad(np.array([brain.origin]).T, ((0, 1), (3, 0))))
-    index = to_voxel @ np.linalg.inv(place) @ AFFINE
-    gray, white, inside = (
-        ndimage.affine_transform(m, index[:3, :3], index[:3, 3], output_shape=SHAPE, order=1)
-        for m in (brain.gray, brain.white, brain.brain)
-    )
-    picture = GRAY * gray + WHITE * white + FLUID * np.clip(inside - gray - white, 0, 1)
-    picture += np.random.default_rng(0).normal(0, 0.03, SHAPE)
-    return picture.astype(np.float32), inside > 0.5, place
 
 
 @pytest.mark.parametrize("degrees", POSES)
@@ -77,6 +53,30 @@ def test_a_lesion_on_the_map_beside_the_midline_is_on_its_side(degrees: tuple[fl
         shares = np.zeros(settings.grid, np.float32)
         shares[slice_, row, column] = 0.9
         assert estimate_lesion(shares, prepared).laterality == ("left" if x < 0 else "right")
+
+
+@pytest.mark.parametrize("degrees", [(0, 12, 0), (0, 8, 5)])
+@pytest.mark.parametrize(("size_ml", "brightness"), [(56, 1.6), (150, 1.8), (220, 2.0)])
+def test_a_large_lesion_does_not_keep_the_standard_brain_from_being_laid(
+    degrees: tuple[float, float, float], size_ml: float, brightness: float
+) -> None:
+    """It is most of the picture's variance, and the box alone has every sixth of the places on the wrong side."""
+    picture, brain, place = lying(degrees)
+    places = apply_affine(np.linalg.inv(place) @ AFFINE, np.argwhere(brain))
+    radius = (size_ml * 1000 * 0.75 / np.pi) ** (1 / 3)
+    lesion = np.linalg.norm(places - [38, -20, 25], axis=1) < radius
+    picture[tuple(np.argwhere(brain)[lesion].T)] = brightness
+    frame = find_frame(picture, brain, AFFINE)
+    assert frame.laid
+    beside = frame.right_mm(apply_affine(place, PLACES))
+    np.testing.assert_allclose(beside, 0.95 * PLACES[:, 0], atol=3)
+
+
+def test_the_standard_brain_is_laid_anew_for_other_axes() -> None:
+    picture, brain, _ = lying((0, 0, 0))
+    thick = AFFINE @ np.diag([1, 1, 5 / 3, 1])
+    one, other = (find_frame(picture, brain, affine).to_standard for affine in (AFFINE, thick))
+    assert not np.allclose(one, other, atol=0.05)
 
 
 @pytest.mark.parametrize("side", [-1, 1])

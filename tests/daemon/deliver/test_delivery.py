@@ -110,15 +110,20 @@ def test_a_file_goes_only_if_it_is_what_was_encoded_and_as_it_lies_where_that_is
         assert as_it_lies is (syntax == ExplicitVRLittleEndian)
 
 
-@pytest.mark.parametrize("content", [b"", b"no DICOM at all", None], ids=["empty", "other bytes", "gone"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no DICOM at all", None, "sr.dcm"], ids=["empty", "other bytes", "gone", "another object"]
+)
 def test_a_file_that_cannot_be_read_keeps_no_other_from_its_destination(
-    store: JobStore, folder: JobFolder, content: bytes | None
+    store: JobStore, folder: JobFolder, content: bytes | str | None
 ) -> None:
     server, port = serve(lambda _event: 0x0000)
     there = destination(port, attempts=2)
     plan(store, folder, there)
     damaged = folder.dicom / "seg.dcm"
-    damaged.unlink() if content is None else damaged.write_bytes(content)
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes((folder.dicom / content).read_bytes() if isinstance(content, str) else content)
     try:
         assert deliver_to(store, "j1", folder, there, "US", allow_demo=False) is not None
         assert states(store) == {"sr": ("sent", "0000"), "seg": ("waiting", "")}

@@ -3,6 +3,7 @@ letter with the true reason; nothing arrives under other UIDs, and nothing is ca
 
 from __future__ import annotations
 
+import shutil
 import ssl
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, make_store, outcomes
+from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, make_store, outcomes, small_object
 
 from daemon.config.sections import Destination
 from daemon.database.tables import DeliveryState, JobState
@@ -135,9 +136,16 @@ def test_refuses_the_seg_but_takes_the_report(start: Any, store: JobStore, folde
     assert "presentation context" in dead.reason.lower()
 
 
+@pytest.mark.parametrize("other", [None, "sr"], ids=["gone", "another object"])
 @pytest.mark.parametrize("asked", [{"find": True}, {"commitment": "new"}], ids=["query", "commitment"])
-def test_a_file_lost_after_it_was_accepted_keeps_no_other_from_being_confirmed(
-    start: Any, store: JobStore, folder: JobFolder, clock: Clock, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+def test_a_file_damaged_after_it_was_accepted_keeps_no_other_from_being_confirmed(
+    start: Any,
+    store: JobStore,
+    folder: JobFolder,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: dict[str, Any],
+    other: str | None,
 ) -> None:
     pacs = start(**asked)
     there = pacs.destination(max_attempts=3)
@@ -145,22 +153,84 @@ def test_a_file_lost_after_it_was_accepted_keeps_no_other_from_being_confirmed(
     with monkeypatch.context() as ends_there:
         ends_there.setattr(delivery, "confirm", lambda *_given: 1.0)  # the service is killed before it can ask
         assert deliver(store, folder, there) == 1.0
-    (folder.dicom / "seg.dcm").unlink()
-    monkeypatch.setattr(FaultyPacs, "_report_on_new_association", lambda _self, report, *_more: answered.append(report))
+    damage(folder, other)
+    confirm_all(pacs, store, folder, there, clock, monkeypatch)
+    assert outcomes(store)["sr"] == (SENT, "0000", "C-FIND" if "find" in asked else "storage commitment")
+    assert outcomes(store)["seg"][0] == DEAD
+    [lost] = [d for d in store.deliveries("j1") if d.kind == "seg"]
+    assert "seg.dcm" in lost.reason
+
+
+def damage(folder: JobFolder, other: str | None) -> None:
+    if other is None:
+        (folder.dicom / "seg.dcm").unlink()
+    else:
+        shutil.copyfile(folder.dicom / f"{other}.dcm", folder.dicom / "seg.dcm")
+
+
+def confirm_all(
+    pacs: FaultyPacs,
+    store: JobStore,
+    folder: JobFolder,
+    there: Destination,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Turns until all is settled; answers to storage commitment are taken as they come."""
     answered: list[Any] = []
-    for _ in range(10):
+    monkeypatch.setattr(pacs, "_report_on_new_association", lambda report, *_more: answered.append(report))
+    for _ in range(20):
         wait = deliver(store, folder, there)
         for thread in pacs._threads:
             thread.join(10)
         while answered:
             commitment.record_answer(store.engine, commitment.read_report(answered.pop()))
         if wait is None:
-            break
+            return
         clock.time += wait
-    assert outcomes(store)["sr"] == (SENT, "0000", "C-FIND" if "find" in asked else "storage commitment")
-    assert outcomes(store)["seg"][0] == DEAD
-    [lost] = [d for d in store.deliveries("j1") if d.kind == "seg"]
-    assert "seg.dcm cannot be read" in lost.reason
+    raise AssertionError(f"never settled: {store.deliveries('j1')}")
+
+
+def test_a_promise_of_storage_counts_whatever_became_of_the_file(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pacs = start(commitment="new")
+    later: list[Callable[[], object]] = []
+    monkeypatch.setattr(pacs, "_run", later.append)
+    there = pacs.destination(max_attempts=3)
+    plan_deliveries(store, "j1", folder, [there])
+    assert deliver(store, folder, there) is not None
+    damage(folder, None)
+    monkeypatch.setattr(pacs, "_run", lambda work: work())
+    answers: list[Any] = []
+    monkeypatch.setattr(pacs, "_report_on_new_association", lambda report, *_more: answers.append(report))
+    [answer] = later
+    answer()
+    [report] = answers
+    commitment.record_answer(store.engine, commitment.read_report(report))
+    assert deliver(store, folder, there) is None
+    assert outcomes(store) == {k: (SENT, "0000", "storage commitment") for k in ("sr", "seg")}
+
+
+def test_a_damaged_file_does_not_take_what_came_later_with_it(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock
+) -> None:
+    """A verified report that the archive refuses once, while the SEG has had all its attempts."""
+    busy = iter([0xA700])
+    pacs = start(
+        answer=lambda event: next(busy, 0) if event.dataset.SOPClassUID == KINDS["rejection"] else 0, find=True
+    )
+    there = pacs.destination(max_attempts=3)
+    plan_deliveries(store, "j1", folder, [there])
+    damage(folder, "sr")
+    for _ in range(2):
+        deliver(store, folder, there)
+    verified = small_object("rejection")
+    verified.save_as(folder.dicom / "later.dcm", enforce_file_format=True)
+    store.put_deliveries("j1", "pacs", [(str(verified.SOPInstanceUID), "pm", "later.dcm")])
+    until_settled(store, folder, there, clock)
+    states = {d.file: str(d.state) for d in store.deliveries("j1")}
+    assert states == {"sr.dcm": SENT, "seg.dcm": DEAD, "later.dcm": SENT}
 
 
 def test_aborts_midway_once(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
