@@ -62,8 +62,19 @@ FREE: Final = 0.85
 NARROW: Final = 0.5
 """A ventricle smaller than this share of the atlas's is narrow by nature: no reader could say that a mass narrowed
 it."""
+NARROWING: Final = (2.6, 4.6)
+"""By how much a mass narrows a ventricle, see `_narrow`."""
+SHIFT_MM: Final = (0.0, 7.0)
+"""How far such a mass pushes the septum away from itself."""
+WALL_MM: Final = 14.0
+"""How far beside the septum the outer wall is pushed most."""
+CORTEX_MM: Final = 70.0
+"""How far beside the midline nothing is pushed any more."""
 _DRAWS: Final = 8
 """What two readers would name alike: a case with a share between such bounds is drawn anew, this often at most."""
+_LATERAL: Final = np.array([13.0, -12.0, 16.0])
+"""MNI mm of the middle of the right lateral ventricle, and how far around it what changes its size reaches."""
+_REACH: Final = np.array([16.0, 42.0, 22.0])
 _VENTRICLES: Final = {"left": -1.0, "right": 1.0}
 
 
@@ -389,13 +400,48 @@ def _size_ventricles(standard: Floats, rng: np.random.Generator, sizes: tuple[fl
 
 def _swell(points: Floats, side: float, amount: float) -> Floats:
     """Magnify (`amount` > 0) or narrow (< 0) one lateral ventricle within about 25 mm of it."""
-    middle = np.array([13.0 * side, -12.0, 16.0], np.float32).reshape(3, 1, 1, 1)
-    reach = np.array([16.0, 42.0, 22.0], np.float32).reshape(3, 1, 1, 1)
-    offset = points - middle
-    weight = np.exp(-((offset / reach) ** 2).sum(axis=0))
+    offset = points - (_LATERAL * [side, 1, 1]).astype(np.float32).reshape(3, 1, 1, 1)
+    weight = _near_middle(points, _LATERAL * [side, 1, 1], _REACH)
     # Across the ventricle's width most of all, a little along its height.
     share = np.array([1.0, 0.15, 0.6], np.float32).reshape(3, 1, 1, 1)
     return points - offset * share * (np.float32(amount) * weight)
+
+
+def _shift_midline(points: Floats, millimetres: float) -> Floats:
+    """Move what lies about the septum, the falx at the skull's edge left where it is; above 0 towards the right."""
+    weight = _near_middle(points, _LATERAL, [np.inf, 70.0, 45.0]) * _inside_cortex(points[0])
+    return np.stack([points[0] - np.float32(millimetres) * weight, points[1], points[2]])
+
+
+def _narrow(points: Floats, side: float, amount: float) -> Floats:
+    """Push the outer wall of one lateral ventricle towards the septum, which stays, and its roof and floor together.
+
+    Tissue at x mm beside the midline is looked up farther out, by `amount` x / (1 + (x / WALL_MM)²): that falls by no
+    more than `amount` / 8 from one mm to the next, so below 8 nothing is looked up twice.
+    """
+    beside = np.maximum(points[0] * np.float32(side), 0.0)
+    weight = _near_middle(points, _LATERAL, [np.inf, *_REACH[1:]])
+    step = np.float32(amount) * weight * beside / (1 + (beside / np.float32(WALL_MM)) ** 2)
+    step *= _inside_cortex(beside)
+    flatter = np.float32(0.25 * amount) * _near_middle(points, _LATERAL * [side, 1, 1], _REACH)
+    height = points[2] + (points[2] - np.float32(_LATERAL[2])) * flatter * np.minimum(
+        beside / np.float32(_LATERAL[0]), 1
+    )
+    return np.stack([points[0] + np.float32(side) * step, points[1], height])
+
+
+def _inside_cortex(beside: Floats) -> Floats:
+    """1 at the midline, 0 from `CORTEX_MM` beside it on."""
+    return np.maximum(1 - (beside / np.float32(CORTEX_MM)) ** 2, 0)
+
+
+def _near_middle(
+    points: Floats, middle: Sequence[float] | NDArray[np.float64], reach: Sequence[float] | NDArray[np.float64]
+) -> Floats:
+    """1 at a place, falling off as a Gaussian."""
+    middle, reach = (np.array(given, np.float32).reshape(3, 1, 1, 1) for given in (middle, reach))
+    weight: Floats = np.exp(-(((points - middle) / reach) ** 2).sum(axis=0))
+    return weight
 
 
 def _mass_effect(
@@ -413,7 +459,7 @@ def _mass_effect(
     pushed = resting + sum(push_away(lesion, standard) for lesion in lesions)
     for side, sign in _VENTRICLES.items():
         if any(_squeezes(lesion, sign) for lesion in lesions) and side in wide and rng.random() < 0.8:
-            pushed = _swell(pushed, sign, -rng.uniform(0.9, 1.6))
+            pushed = _narrow(_shift_midline(pushed, -sign * rng.uniform(*SHIFT_MM)), sign, rng.uniform(*NARROWING))
     after = _ventricle_size(atlas, pushed)
     shares = {side: after[side] / max(before[side], 1e-6) for side in _VENTRICLES}
     if any(share < FREE and (share >= COMPRESSED or side not in wide) for side, share in shares.items()):

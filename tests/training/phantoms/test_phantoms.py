@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from braingemma.findings.text import findings_from_text
 from braingemma.findings.vocabulary import Finding
+from braingemma.measure.sizes import Measured, signed_shift
 from training.phantoms.fields import Grid
 from training.phantoms.lesions import CORE, EDEMA, LEAST_ML, NECROSIS
 from training.phantoms.phantom import Phantom, make_phantom, mirror, write_phantom
@@ -203,3 +204,24 @@ def test_the_narrowed_ventricle_is_the_smaller_one(phantoms: list[Phantom]) -> N
             assert size[compressed.laterality] < 0.8 * size[other]
             judged += 1
     assert judged
+
+
+def test_a_mass_pushes_the_septum_away_from_the_ventricle_that_it_narrows() -> None:
+    """Held against the same head without the mass, whose septum lies where it does by nature."""
+    moved = []
+    for seed in range(40, 70):
+        case = make_phantom(seed, spacing=COARSE, with_lesion=True)
+        side = {"left": -1, "right": 1}.get(case.findings[3].laterality or "")
+        if side is not None:
+            healthy = make_phantom(seed, spacing=COARSE, with_lesion=False)
+            moved.append(side * (septum_mm(case) - septum_mm(healthy)))
+    assert len(moved) >= 6
+    assert max(moved) <= 0.1, "never towards it"
+    assert np.median(moved) < -2
+
+
+def septum_mm(phantom: Phantom) -> float:
+    """How far the septum lies beside the midline, above 0 towards the right."""
+    shift = signed_shift([Measured.from_json(entry) for entry in phantom.truth["measurements"]])
+    assert shift is not None
+    return shift
