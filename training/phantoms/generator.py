@@ -15,6 +15,7 @@ class Generator:
 
     Attributes:
         ventricles: Range of the lateral ventricles' size: 0 is the atlas's, 0.5 is larger, -1 about half as wide.
+        asymmetry: Standard deviation of what one of them is larger or smaller than that by nature.
         least_ml: The smallest lesion that is drawn, ml, infarcts apart.
         faint: Whether edema and core begin at `FAINTEST` times the brain; otherwise at 1.4 times gray matter.
         fat: Whether orbits and skull base hold fat up to 2.5 times as bright as the brain.
@@ -25,6 +26,7 @@ class Generator:
 
     ventricles: tuple[float, float]
     least_ml: float
+    asymmetry: float = 0.03
     faint: bool = False
     fat: bool = False
     measured_plaques: bool = False
@@ -35,7 +37,14 @@ class Generator:
 GENERATORS: Final[dict[Difficulty, Generator]] = {
     "plain": Generator(ventricles=(0.0, 0.5), least_ml=10.0),
     "hard": Generator(
-        ventricles=(-1.0, 0.5), least_ml=4.0, faint=True, fat=True, measured_plaques=True, infarcts=0.16, deep=True
+        ventricles=(-1.0, 0.5),
+        asymmetry=0.1,
+        least_ml=4.0,
+        faint=True,
+        fat=True,
+        measured_plaques=True,
+        infarcts=0.16,
+        deep=True,
     ),
 }
 """"plain": what demo weights 5 were trained and judged on. "hard": as hard as scanners were found to be."""

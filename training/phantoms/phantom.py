@@ -318,7 +318,7 @@ def _draw_case(
 ) -> _Case:
     head = pose.rigid(grid.points())
     standard = head + smooth_displacement(rng, grid, 45.0, 2.2) + smooth_displacement(rng, grid, 20.0, 0.9)
-    resting = _size_ventricles(standard, rng, generator.ventricles)
+    resting = _size_ventricles(standard, rng, generator)
     regions = atlas.region_at(standard)
     lesions: tuple[Lesion, ...] = ()
     for _ in range(_DRAWS):
@@ -389,12 +389,12 @@ def _label_parts(
     return labels
 
 
-def _size_ventricles(standard: Floats, rng: np.random.Generator, sizes: tuple[float, float]) -> Floats:
+def _size_ventricles(standard: Floats, rng: np.random.Generator, generator: Generator) -> Floats:
     """Look tissue up nearer to or farther from each lateral ventricle's middle: larger or smaller ventricles."""
-    both = rng.uniform(*sizes)
+    both = rng.uniform(*generator.ventricles)
     points = standard
     for side in _VENTRICLES.values():
-        points = _swell(points, side, both + rng.normal(0, 0.03))
+        points = _swell(points, side, both + rng.normal(0, generator.asymmetry))
     return points
 
 
