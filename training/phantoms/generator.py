@@ -1,4 +1,4 @@
-"""Which phantoms are drawn: one named set of choices, kept as it is once weights were judged by it."""
+"""Which phantoms are drawn: one named set of choices, kept once weights were judged by it, faults of the drawing apart."""
 
 from __future__ import annotations
 
@@ -47,4 +47,6 @@ GENERATORS: Final[dict[Difficulty, Generator]] = {
         deep=True,
     ),
 }
-""""plain": what demo weights 5 were trained and judged on. "hard": as hard as scanners were found to be."""
+""""plain": the choices that demo weights 5 were trained and judged on. "hard": as hard as scanners were found to be.
+What a mass does to the ventricles was drawn wrongly until weights 7, see `training.phantoms.phantom`; figures on phantoms
+of before are not comparable where they are about it."""
