@@ -36,7 +36,7 @@ NOISE_VOXELS = 8_000_000
 EXPLAINED, INSIDE = 0.08, 0.85
 """Least share of the picture that three tissues explain, and of the brain that lies in the standard brain, where the
 standard brain fits at all."""
-FITS = 0.25
+FITS = 0.1
 """Share that is explained of all but what is far too bright, where a large lesion is most of the picture's variance."""
 DARK_FLUID = 0.8
 """Fluid over white matter; FLAIR below 0.7, proton density about 1, T2 above 1.5."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from nibabel.affines import voxel_sizes
 
-from braingemma.volume.appearance import Appearance, lay_standard
+from braingemma.volume.appearance import lay_standard
 from braingemma.volume.brain import Mask
 from braingemma.volume.resampling import Volume
 
@@ -25,10 +25,9 @@ STANDARD_LOW: Final = (-70.0, -104.0, -66.0)
 """Left, posterior and inferior end of the MNI152 brain, MNI mm."""
 STANDARD_HIGH: Final = (70.0, 72.0, 80.0)
 """Its right, anterior and superior end."""
-EXPLAINED: Final = 0.1
-"""The laid standard brain is believed where it explains this share of the picture,"""
-FITS: Final = 0.25
-"""or this share of it without what is far too bright (a large lesion is most of the variance),"""
+FITS: Final = 0.05
+"""The laid standard brain is believed where it explains this share of all but what is far too bright (a large lesion is
+most of the variance; 0.11 where one of 250 ml has pushed the rest away, 0 where nothing has a shape),"""
 INSIDE: Final = 0.8
 """and this share of the brain lies within it."""
 TALLEST: Final = 0.85
@@ -68,13 +67,9 @@ def find_frame(volume: Volume, mask: Mask, affine: Float) -> BrainFrame:
         affine: (4, 4) voxel to RAS mm.
     """
     laid = lay_standard(volume, mask, affine[:3, :3])
-    if laid is None or not _fits(laid.appearance):
+    if laid is None or laid.appearance.fits < FITS or laid.appearance.inside < INSIDE:
         return BrainFrame(_stretched(mask, affine), laid=False)
     return BrainFrame(_after(laid.to_standard, affine), laid=True)
-
-
-def _fits(look: Appearance) -> bool:
-    return look.inside >= INSIDE and (look.explained >= EXPLAINED or look.fits >= FITS)
 
 
 def _stretched(mask: Mask, affine: Float) -> Float:

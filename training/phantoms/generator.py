@@ -1,4 +1,4 @@
-"""Which phantoms are drawn: one named set of choices, kept once weights were judged by it, faults of the drawing apart."""
+"""Which phantoms are drawn: sets of choices, each kept once weights were judged by it, faults of the drawing apart."""
 
 from __future__ import annotations
 
@@ -48,5 +48,5 @@ GENERATORS: Final[dict[Difficulty, Generator]] = {
     ),
 }
 """"plain": the choices that demo weights 5 were trained and judged on. "hard": as hard as scanners were found to be.
-What a mass does to the ventricles was drawn wrongly until weights 7, see `training.phantoms.phantom`; figures on phantoms
-of before are not comparable where they are about it."""
+A mass drew the septum towards itself for weights 5 to 7; their figures on such phantoms are comparable with each other
+only."""

@@ -416,8 +416,9 @@ def _shift_midline(points: Floats, millimetres: float) -> Floats:
 def _narrow(points: Floats, side: float, amount: float) -> Floats:
     """Push the outer wall of one lateral ventricle towards the septum, which stays, and its roof and floor together.
 
-    Tissue at x mm beside the midline is looked up farther out, by `amount` x / (1 + (x / WALL_MM)²): that falls by no
-    more than `amount` / 8 from one mm to the next, so below 8 nothing is looked up twice.
+    Tissue at x mm beside the midline is looked up farther out, by `amount` x / (1 + (x / WALL_MM)²), less towards the
+    cortex. Up to the largest of `NARROWING` that falls by less than 1 from one mm to the next: nothing is looked up
+    twice.
     """
     beside = np.maximum(points[0] * np.float32(side), 0.0)
     weight = _near_middle(points, _LATERAL, [np.inf, *_REACH[1:]])
@@ -439,8 +440,8 @@ def _near_middle(
     points: Floats, middle: Sequence[float] | NDArray[np.float64], reach: Sequence[float] | NDArray[np.float64]
 ) -> Floats:
     """1 at a place, falling off as a Gaussian."""
-    middle, reach = (np.array(given, np.float32).reshape(3, 1, 1, 1) for given in (middle, reach))
-    weight: Floats = np.exp(-(((points - middle) / reach) ** 2).sum(axis=0))
+    centre, size = (np.array(given, np.float32).reshape(3, 1, 1, 1) for given in (middle, reach))
+    weight: Floats = np.exp(-(((points - centre) / size) ** 2).sum(axis=0))
     return weight
 
 

@@ -82,7 +82,7 @@ def _located(name: str, mask: NDArray[np.bool_], regions: NDArray[np.uint8], sta
 SEPTUM: Final = (0.0, 10.0, 14.0)
 """MNI mm of the septum between the frontal horns, and of the falx in front of it and behind it at the same height."""
 FALX: Final = ((0.0, 60.0, 14.0), (0.0, -92.0, 14.0))
-_NEAR: Final = 9.0
+_NEAR: Final = 6.0
 """Tissue within this distance of such a point says where it lies in the head, mm."""
 
 
@@ -112,12 +112,17 @@ def measured_truth(
 
 
 def _place_of(point: tuple[float, float, float], head: Floats, pushed: Floats) -> NDArray[np.float64]:
-    """(3,) where in the head (mm) the tissue of an MNI place lies: the map is straight within `_NEAR`."""
+    """(3,) where in the head (mm) the tissue of an MNI place lies.
+
+    The map is straight within `_NEAR` on either side of the midsagittal plane, and bends at it where a mass narrows one
+    ventricle: a straight line over both sides would say that the septum had moved.
+    """
     box = np.ones(pushed.shape[1:], bool)
     for axis, middle in enumerate(point):
         box &= np.abs(pushed[axis] - np.float32(middle)) < _NEAR
     tissue, places = pushed[:, box].astype(np.float64), head[:, box].astype(np.float64)
-    offset = np.stack([np.ones(tissue.shape[1]), *(tissue - np.reshape(point, (3, 1)))], axis=1)
+    bend = np.maximum(tissue[0], 0.0) - max(point[0], 0.0)
+    offset = np.stack([np.ones(tissue.shape[1]), *(tissue - np.reshape(point, (3, 1))), bend], axis=1)
     found: NDArray[np.float64] = np.linalg.lstsq(offset, places.T, rcond=None)[0][0]
     return found
 

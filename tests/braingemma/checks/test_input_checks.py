@@ -129,7 +129,7 @@ def test_an_uneven_coil_makes_neither_flair_of_t1_nor_t1_of_flair(rim, monkeypat
     assert failed(checks(lit(t1, rim), tmp_path)) == ["contrast"]
 
 
-@pytest.mark.parametrize("seed", [9_000_006, 9_000_007])
+@pytest.mark.parametrize("seed", [9_000_010, 9_000_012])
 def test_a_large_lesion_in_white_matter_does_not_make_t1_of_flair(seed, tmp_path) -> None:
     assert "contrast" not in failed(checks(phantoms.make_phantom(seed, stripped=bool(seed % 2)).volume, tmp_path))
 

@@ -13,7 +13,7 @@ from training.phantoms.phantom import Phantom, make_phantom, mirror
 
 CASES = (
     (7300205, "hard", (2.2, 2.2, 5.0)),
-    (7300209, "plain", (2.0, 2.0, 5.0)),
+    (7300241, "plain", (2.0, 2.0, 5.0)),
     (7300206, "hard", (2.5, 2.5, 2.5)),
 )
 """Lesion, mass effect and slices differ: (seed, difficulty, voxels)."""
