@@ -26,7 +26,7 @@ INTENDED_USE = (
 """What the report may be used for, and the limits of the model."""
 
 SMALL_LESIONS = (
-    "These demo weights hardly ever report lesions below 4 ml, and miss about one in six of those from 4 to 20 ml "
+    "These demo weights miss most lesions below 4 ml, and about one in nine of those from 4 to 20 ml "
     "(measured on drawn heads)."
 )
 """What results of the bundled demo weights say of their limits, as measured: it is not said of other weights."""

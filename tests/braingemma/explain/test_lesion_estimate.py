@@ -8,9 +8,16 @@ import explain_support as support
 import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.affines import apply_affine
 
 from braingemma.configuration import VolumeSettings
-from braingemma.explain.grounding import LesionEstimate, estimate_lesion, lesion_mask, within_brain
+from braingemma.explain.grounding import (
+    LesionEstimate,
+    estimate_lesion,
+    grounding_on_grid,
+    lesion_mask,
+    within_brain,
+)
 from braingemma.volume.preprocess import PreparedVolume, prepare_image
 
 GRID = (16, 24, 20)
@@ -93,3 +100,20 @@ def test_patches_outside_the_brain_never_count(prepared: PreparedVolume) -> None
     inside = within_brain(patches((2, 3, 0), share=0.6) + patches((2, 3, 4), share=0.9), left_only)
     assert inside[2, 3, 4] == 0
     assert estimate_lesion(inside, left_only).peak == pytest.approx(0.62)
+
+
+def test_the_map_ends_with_its_field_and_the_lesion_with_the_brain(prepared: PreparedVolume) -> None:
+    """Between the last patches' centres and the border the map stays as it is; beyond it there is none."""
+    edge = patches((2, 3, 0), share=0.9)
+    image = nib.Nifti1Image(np.zeros(prepared.source_shape, np.float32), prepared.source_affine)
+    values = grounding_on_grid(edge, prepared.foreground.shape, prepared.grid_affine, image)
+    to_grid = np.linalg.inv(prepared.grid_affine) @ prepared.source_affine
+    shown = apply_affine(to_grid, np.argwhere(values > 0))
+    assert shown.min(axis=0) == pytest.approx([-0.5, -0.5, -0.5], abs=0.4)
+    assert (shown.max(axis=0) <= np.array(GRID[::-1]) - 0.5).all()
+    half = prepared.brain.copy()
+    half[:12] = False  # the brain begins within the patch
+    mask = lesion_mask(edge, replace(prepared, brain=half))
+    assert mask.any()
+    assert not (mask & ~half).any()
+    assert mask.sum() == pytest.approx(lesion_mask(edge, prepared).sum(), rel=0.01), "its volume is the map's"
