@@ -34,8 +34,8 @@ NOISE = 0.12
 NOISE_VOXELS = 8_000_000
 """About as many voxels are looked at for the noise: a large volume must not be copied three times for it."""
 EXPLAINED, INSIDE = 0.08, 0.85
-"""Least share of the picture that three tissues explain, and of the brain that lies in the standard brain, where the
-standard brain fits at all."""
+"""Least share of the picture that three tissues explain (or `FITS`), and of the brain that lies in the standard brain,
+where the standard brain fits at all."""
 FITS = 0.1
 """Share that is explained of all but what is far too bright, where a large lesion is most of the picture's variance."""
 DARK_FLUID = 0.8
@@ -177,9 +177,13 @@ def _brain_check(picture: _Picture | None) -> Check:
         return Check("brain", False, f"What looks most like a brain has {size}; expected {low:.0f} to {high:.0f} ml.")
     fit = picture.appearance
     if fit is None or fit.inside < INSIDE or (fit.explained < EXPLAINED and fit.fits < FITS):
-        seen = "" if fit is None else f" ({fit.explained:.0%} of the picture explained, {fit.inside:.0%} inside)"
+        seen = "" if fit is None else f" ({_explained(fit)}, {fit.inside:.0%} inside)"
         return Check("brain", False, f"What looks most like a brain does not fit the standard brain{seen}.")
-    return Check("brain", True, f"{size}, {fit.explained:.0%} of the picture explained by the standard brain")
+    return Check("brain", True, f"{size}, {_explained(fit)} by the standard brain")
+
+
+def _explained(fit: Appearance) -> str:
+    return f"{fit.explained:.0%} of the picture, {fit.fits:.0%} without what is far too bright, explained"
 
 
 def _coverage_check(picture: _Picture) -> Check:

@@ -33,7 +33,9 @@ from braingemma.volume.resampling import Volume
 BRAIN_ML = (700.0, 2300.0)
 """Size of what is taken for the brain."""
 EXPLAINED, INSIDE = 0.12, 0.85
-"""Least share of the picture that three tissues explain, and of the brain inside the standard brain."""
+"""Least share of the picture that three tissues explain (or `FITS`), and of the brain inside the standard brain."""
+FITS = 0.4
+"""Share that is explained of all but what is far too bright, where a large lesion is most of the picture's variance."""
 FLUID = 0.65
 """Fluid over white matter at most."""
 GRAY = (0.92, 2.0)
@@ -68,7 +70,7 @@ def looks_like_flair(volume: Volume, axes: npt.NDArray[np.float64]) -> Seen:
     if mask is None or not BRAIN_ML[0] <= size <= BRAIN_ML[1]:
         return Seen(False, f"no brain can be told from its surroundings ({size:.0f} ml)")
     look = measure_appearance(above, mask, axes)
-    if look is None or look.explained < EXPLAINED or look.inside < INSIDE:
+    if look is None or look.inside < INSIDE or (look.explained < EXPLAINED and look.fits < FITS):
         return Seen(False, "no brain in it fits the standard brain")
     seen = f"fluid {look.fluid:.2f} and gray matter {look.gray:.2f} of white matter"
     if look.fluid > FLUID:

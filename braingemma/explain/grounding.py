@@ -84,7 +84,7 @@ def lesion_mask(grounding: Float32, prepared: PreparedVolume) -> Mask:
     shares = grounding_on_grid(grounding, prepared.foreground.shape, prepared.grid_affine, image)
     count = round(float(shares.sum(dtype=np.float64))) if grounding.max() >= LEAST_SHARE else 0
     if prepared.brain.any():
-        shares = np.where(prepared.brain, shares, 0)  # a coarse map reaches over the brain's border; a lesion does not
+        shares[~prepared.brain] = 0  # a coarse map reaches over the brain's border; a lesion does not
     mask = np.zeros(shares.size, dtype=bool)
     if count:
         inside = np.flatnonzero(
@@ -142,25 +142,22 @@ def grounding_on_grid(grounding: Float32, grid: tuple[int, ...], grid_affine: Fl
     to_patch = np.linalg.inv(grid_affine @ to_grid) @ image.affine
     patches = np.ascontiguousarray(grounding.transpose(2, 1, 0))
     # Half a patch lies between the outermost centres and the border of the field.
-    values = ndimage.affine_transform(
-        np.pad(patches, 1, mode="edge"),
-        to_patch[:3, :3],
-        to_patch[:3, 3] + 1,
-        output_shape=image.shape,
-        order=1,
-        mode="constant",
-        cval=0.0,
-    ).astype(np.float32)
-    _clear_outside(values, to_patch, patches.shape)
+    values = np.asarray(
+        ndimage.affine_transform(
+            np.pad(patches, 1, mode="edge"),
+            to_patch[:3, :3],
+            to_patch[:3, 3] + 1,
+            output_shape=image.shape,
+            order=1,
+            mode="constant",
+            cval=0.0,
+        ),
+        dtype=np.float32,
+    )
+    for axis, count in enumerate(patches.shape):  # the grid lies along the volume's axes
+        place = to_patch[axis, axis] * np.arange(values.shape[axis]) + to_patch[axis, 3]
+        np.moveaxis(values, axis, 0)[(place < -0.5) | (place > count - 0.5)] = 0
     return values
-
-
-def _clear_outside(values: Float32, to_patch: Float, shape: tuple[int, ...]) -> None:
-    """0, in place, where a voxel's centre lies beyond the field of patches of this shape."""
-    index = np.ix_(*(np.arange(n) for n in values.shape))
-    for axis, count in enumerate(shape):
-        place = sum((to_patch[axis, k] * index[k] for k in range(3)), to_patch[axis, 3])
-        values[np.broadcast_to((place < -0.5) | (place > count - 0.5), values.shape)] = 0
 
 
 def lesion_map(model: Any, prepared: PreparedVolume) -> Float32 | None:

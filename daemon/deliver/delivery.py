@@ -123,29 +123,30 @@ def deliver_to(
     files = _files_of(folder)
     reason, give_up = _send_all(store, job_id, files, destination, client)
     pause = confirm(store, job_id, files, destination, client)
-    if not give_up:
-        _end_spent(store, job_id, destination)
-    deliveries = store.deliveries(job_id, destination.name)
-    waiting = [d for d in deliveries if d.state is DeliveryState.WAITING]
+    _end_spent(store, job_id, destination, everything=give_up)
+    waiting = [d for d in store.deliveries(job_id, destination.name) if d.state is DeliveryState.WAITING]
     if not waiting:
         return pause
     reason = reason or next((d.reason for d in waiting if d.reason), HELD_BACK)
     attempts = max(d.attempts for d in waiting)
-    if give_up or not _reports_may_come(deliveries):
-        store.note_checks([d for d in waiting if not d.reason], reason=HELD_BACK)
-        store.give_up_delivery(job_id, destination.name)
-        log.error("job %s: dead letter for %s after %d attempts: %s", job_id, destination.name, attempts, reason)
-        return pause
     wait = backoff(max(attempts, 1), random.random())
     log.warning("job %s: %s: %s; next attempt in %.0f s", job_id, destination.name, reason, wait)
     return wait if pause is None else min(wait, pause)
 
 
-def _end_spent(store: JobStore, job_id: str, destination: Destination) -> None:
-    """Each object has all its attempts: one that has had them is dead, and takes none with it that came later."""
+def _end_spent(store: JobStore, job_id: str, destination: Destination, *, everything: bool) -> None:
+    """Each object has all its attempts, and takes none with it that has some left; a withdrawal ends with its report.
+
+    With `everything` the destination will never take any: all that waits is dead.
+    """
     waiting = [d for d in store.deliveries(job_id, destination.name) if d.state is DeliveryState.WAITING]
-    spent = [d for d in waiting if d.attempts >= destination.max_attempts]
+    spent = [d for d in waiting if everything or d.attempts >= destination.max_attempts]
     store.settle_checks(spent, DeliveryState.DEAD)
+    deliveries = store.deliveries(job_id, destination.name)
+    held = [d for d in deliveries if d.state is DeliveryState.WAITING and d.kind == REJECTION.name]
+    if held and not _reports_may_come(deliveries):
+        store.settle_checks(held, DeliveryState.DEAD, reason=HELD_BACK)
+        spent += held
     for d in spent:
         log.error("job %s: dead letter for %s after %d attempts: %s", job_id, destination.name, d.attempts, d.reason)
 
@@ -188,8 +189,9 @@ def _ready(deliveries: Sequence[Delivery]) -> list[Delivery]:
 
 
 def _reports_may_come(deliveries: Sequence[Delivery]) -> bool:
-    """Whether the new report is there, or still on its way."""
-    return any(d.state in OPEN_DELIVERIES or d.state is DeliveryState.SENT for d in _reports(deliveries))
+    """Whether the new report is there, or what is missing of it still on its way."""
+    reports = _reports(deliveries)
+    return any(d.state in OPEN_DELIVERIES for d in reports) or all(d.state is DeliveryState.SENT for d in reports)
 
 
 def _reports(deliveries: Sequence[Delivery]) -> list[Delivery]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from postgres_support import Postgres, needs_postgres
 from steps_support import replace_steps
 
 from daemon.database.tables import JobState
+from daemon.deliver.dimse import DimseClient
+from daemon.deliver.outgoing import Outgoing, StoreOutcome
 from daemon.trial.daemon import TrialService
 from daemon.trial.pacs import EmbeddedPacs
 
@@ -40,14 +42,26 @@ def services(tmp_path: Path, pacs: EmbeddedPacs, monkeypatch: pytest.MonkeyPatch
     server.stop()
 
 
+def send_in_two_parts(first: TrialService, second: TrialService, files: Sequence[Path]) -> None:
+    """The second part while the first one's association is open: however slow the machine, the study is not quiet."""
+    part, answered = files[:5], []
+
+    def one_more(outcome: StoreOutcome) -> None:
+        answered.append(outcome.stored)
+        if len(answered) == len(part):
+            second.send(files[5:])
+
+    DimseClient(first.peer, "SENDER").store([Outgoing.read(file) for file in part], on_outcome=one_more)
+    assert answered == [True] * len(part)
+
+
 def test_a_split_study_is_one_job_and_a_lost_disk_loses_nothing(
     services: list[TrialService], pacs: EmbeddedPacs, tmp_path: Path
 ) -> None:
     works, receives = services
     series = make_series(8)
     files = [save(dataset, tmp_path / f"{n}.dcm") for n, dataset in enumerate(series)]
-    works.send(files[:5])
-    receives.send(files[5:])
+    send_in_two_parts(works, receives, files)
     [job] = works.wait_for_jobs(1, seconds=400)
     assert (job.state, job.reason) == (JobState.DONE, "")
     assert [int(d.InstanceNumber) for d in pacs.instances()] == [8]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pydicom
 import pytest
 from delivery_support import KINDS, FaultyPacs, add_job, certificates, deliver, make_store, outcomes, small_object
 
@@ -231,6 +232,48 @@ def test_a_damaged_file_does_not_take_what_came_later_with_it(
     until_settled(store, folder, there, clock)
     states = {d.file: str(d.state) for d in store.deliveries("j1")}
     assert states == {"sr.dcm": SENT, "seg.dcm": DEAD, "later.dcm": SENT}
+
+
+@pytest.mark.parametrize("kinds", [("sc", "seg"), ("sr", "seg")], ids=["without SR", "SR"])
+def test_a_withdrawal_ends_with_the_report_that_it_waits_for(
+    start: Any, store: JobStore, tmp_path: Path, clock: Clock, kinds: tuple[str, ...]
+) -> None:
+    """Whatever else is accepted: the earlier images stay where what replaces them is refused."""
+    refused = KINDS["sr" if "sr" in kinds else "seg"]
+    pacs = start(answer=lambda event: 0xA900 if event.dataset.SOPClassUID == refused else 0, find=True)
+    folder = add_job(store, tmp_path, "j2", kinds=(*kinds, "rejection"))
+    there = pacs.destination(max_attempts=3)
+    plan_deliveries(store, "j2", folder, [there])
+    rejection = pydicom.dcmread(folder.dicom / "rejection.dcm")
+    store.put_deliveries("j2", "pacs", [(str(rejection.SOPInstanceUID), "rejection", "rejection.dcm")])
+    for _ in range(2):
+        deliver(store, folder, there)
+    verified = small_object("sr")
+    verified.SOPClassUID = KINDS["sc"]  # which is not refused
+    verified.save_as(folder.dicom / "later.dcm", enforce_file_format=True)
+    if "sr" in kinds:
+        store.put_deliveries("j2", "pacs", [(str(verified.SOPInstanceUID), "sr", "later.dcm")])
+    until_settled(store, folder, there, clock)
+    states = {d.file: str(d.state) for d in store.deliveries("j2")}
+    assert states["rejection.dcm"] == DEAD
+    assert states[f"{'sr' if 'sr' in kinds else 'seg'}.dcm"] == DEAD
+    assert {states.get("later.dcm", SENT), states[f"{'seg' if 'sr' in kinds else 'sc'}.dcm"]} == {SENT}
+
+
+def test_what_has_attempts_left_outlives_the_report(
+    start: Any, store: JobStore, folder: JobFolder, clock: Clock
+) -> None:
+    answers = iter([0, 0xA700, 0])  # of the SEG: accepted and lost, busy, accepted
+    pacs = start(answer=lambda _event: next(answers), forgets=True, find=True)
+    there = pacs.destination(max_attempts=3)
+    plan_deliveries(store, "j1", folder, [there])
+    (folder.dicom / "sr.dcm").unlink()
+
+    def keeps_the_second() -> None:
+        pacs.forgets = len(pacs.received) < 2
+
+    until_settled(store, folder, there, clock, keeps_the_second)
+    assert {kind: state for kind, (state, *_) in outcomes(store).items()} == {"sr": DEAD, "seg": SENT}
 
 
 def test_aborts_midway_once(start: Any, store: JobStore, folder: JobFolder, clock: Clock) -> None:
