@@ -87,9 +87,8 @@ def lesion_mask(grounding: Float32, prepared: PreparedVolume) -> Mask:
         shares[~prepared.brain] = 0  # a coarse map reaches over the brain's border; a lesion does not
     mask = np.zeros(shares.size, dtype=bool)
     if count:
-        inside = np.flatnonzero(
-            shares
-        )  # hardly fewer than wanted. Choosing among equal zeros in millions costs seconds
+        # Hardly fewer than wanted; choosing among millions of equal zeros costs seconds.
+        inside = np.flatnonzero(shares)
         wanted = min(count, inside.size)
         mask[inside[np.argpartition(shares.ravel()[inside], -wanted)[-wanted:]]] = True
     return mask.reshape(shares.shape)
